@@ -1,0 +1,38 @@
+"""The one place that maps a backend's name to its framework, which is imported on demand."""
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+from triptych.core.errors import UserError
+
+BACKENDS = ("torch", "oneflow", "paddle")
+
+
+def installed() -> tuple[str, ...]:
+    """Backends whose framework can be found, without importing it."""
+    return tuple(name for name in BACKENDS if importlib.util.find_spec(name) is not None)
+
+
+def load(name: str) -> ModuleType:
+    """The backend package, its framework imported.
+
+    Returns:
+        A module with ``build(spec, state) -> Engine`` and ``versions() -> dict``.
+
+    Raises:
+        UserError: no such backend, or its framework is missing or does not import.
+    """
+    if name not in BACKENDS:
+        raise UserError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
+    if name not in installed():
+        raise UserError(
+            f"backend {name!r}: its framework is not installed; run: pip install 'triptych[{name}]'"
+        )
+    try:
+        return importlib.import_module(f"triptych.backends.{name}")
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"backend {name!r}: its framework does not import ({error}); "
+            f"run: pip install --force-reinstall 'triptych[{name}]'"
+        ) from error

@@ -1,0 +1,11 @@
+"""The methods: one module each, found by ``method.name`` of the spec.
+
+Each has ``chance(spec)``, ``draws(spec, step)``, ``forward(ops, model, views, draws, hyper,
+method spec)`` and ``finish(ops, model, outcome, hyper)``.
+"""
+
+from types import ModuleType
+
+from triptych.core.algorithms import moco_v3
+
+METHODS: dict[str, ModuleType] = {"moco_v3": moco_v3}

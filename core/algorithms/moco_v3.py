@@ -1,0 +1,46 @@
+"""MoCo v3: the order of one step over ``ops`` (arXiv 2104.02057, algorithm 1)."""
+
+import math
+from collections.abc import Mapping
+
+from triptych.core.config.spec import MocoV3Spec, RunSpec
+from triptych.core.engine import Array, Hyper, Model, Ops, Outcome, Tensor
+from triptych.core.losses import symmetric_info_nce
+
+
+def chance(spec: RunSpec) -> float:
+    """Loss when every key is as likely as the positive one: two terms of 2 T ln N each."""
+    return 4.0 * spec.method.temperature * math.log(spec.train.batch_size)
+
+
+def draws(spec: RunSpec, step: int) -> dict[str, Array]:
+    """MoCo v3 draws nothing beyond the augmented views."""
+    return {}
+
+
+def forward(
+    ops: Ops,
+    model: Model,
+    views: tuple[Tensor, ...],
+    draws: Mapping[str, Array],
+    hyper: Hyper,
+    spec: MocoV3Spec,
+) -> Outcome:
+    """Queries of both views, then the EMA, then keys of both views, then the loss.
+
+    Args:
+        views: two of (N, C, H, W). Each goes through on its own: batch norm sees one view at a
+            time, view 1 first.
+    """
+    query1, query2 = model.query(views[0]), model.query(views[1])
+    with ops.no_grad():
+        # The teacher takes the student's weights from before this step's update (section 3).
+        model.update_teacher(hyper.ema)
+        key1, key2 = model.key(views[0]), model.key(views[1])
+    loss, terms = symmetric_info_nce(ops, query1, query2, key1, key2, temperature=spec.temperature)
+    features = {"q1": query1, "q2": query2, "k1": key1, "k2": key2}
+    return Outcome(loss, {"loss_q1k2": terms[0], "loss_q2k1": terms[1]}, features)
+
+
+def finish(ops: Ops, model: Model, outcome: Outcome, hyper: Hyper) -> None:
+    """Nothing is left to do after the update."""

@@ -1,0 +1,81 @@
+"""The command line behind ``triptych`` and the scripts in ``tools/``: parse, one call, exit code."""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from triptych.core.errors import NonFiniteError, UserError
+
+COMMANDS = ("train", "eval", "parity", "info", "bench", "report")
+BAD_INPUT, NON_FINITE = 2, 3
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a bad command line is an error like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status.
+
+    0 done; 2 bad input (one ``error:`` line each on stderr); 3 training went non-finite; 128 + n
+    after signal n with the state saved; anything else that escapes is a bug, with its traceback.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+        return int(arguments.run(arguments) or 0)
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return BAD_INPUT
+    except NonFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return NON_FINITE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has gone: not an error, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="triptych", description="Self-supervised pretraining on three frameworks")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        command = importlib.import_module(f"triptych.core.commands.{name}")
+        sub = subparsers.add_parser(name, help=command.HELP, description=command.HELP)
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
+    """``-c`` and ``-o``, the same for every command that reads a spec."""
+    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="the run's YAML spec")
+    parser.add_argument(
+        "-o",
+        "--override",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="set keys of the spec, e.g. -o train.steps=100 seed=1; may be repeated",
+    )
+
+
+def add_backend_argument(parser: argparse.ArgumentParser, *extra: str) -> None:
+    """``--backend``: default the spec's, else the first installed."""
+    parser.add_argument(
+        "--backend",
+        metavar="NAME",
+        help=" | ".join(("torch", "oneflow", "paddle", *extra))
+        + "; default: the spec's, else the first installed",
+    )

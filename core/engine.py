@@ -1,0 +1,322 @@
+"""What the shared parts and a backend owe each other.
+
+A backend is a deterministic function: (state, batch, draws, hyper) -> (new state, metrics).
+``Engine`` holds the order of one step, which is the same on every framework; a backend adds the
+tensor parts: a model, an optimizer and the conversions at its border.
+
+Shape letters: N images per batch, C channels, H height, W width, D feature width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.core.config.spec import RunSpec
+from triptych.core.errors import NonFiniteError
+
+Tensor: TypeAlias = Any
+"""A framework's own tensor."""
+Array = NDArray[Any]
+State = dict[str, Array]
+"""Canonical name -> array in the canonical (PyTorch) layout."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of one step. views: two of (N, C, H, W) float32, normalised; index: (N,) int64."""
+
+    views: tuple[Array, ...]
+    index: Array
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Scalars of one step. step: 0-based; lr: peak and schedule applied; ema: teacher momentum."""
+
+    step: int
+    lr: float
+    weight_decay: float
+    ema: float
+
+
+@dataclass
+class Outcome:
+    """What a method's forward pass gives: the loss, scalars to log, features by name."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a process stands. device: "cpu" or "cuda:N"; precision as in the spec."""
+
+    rank: int
+    world: int
+    device: str
+    precision: str
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
+        return self.rank == 0
+
+
+class Ops(Protocol):
+    """Fused tensor operations that the shared mathematics needs; a backend's ``ops`` module."""
+
+    def l2_normalize(self, x: Tensor, /) -> Tensor:
+        """x / max(|x|, 1e-12) over the last axis. x: (N, D)."""
+
+    def matmul(self, a: Tensor, b: Tensor, /, *, transpose_b: bool = False) -> Tensor:
+        """a: (N, D); b: (D, M), or (M, D) with ``transpose_b``. Returns (N, M)."""
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor, /) -> Tensor:
+        """Mean over rows of -log softmax(logits)[label]. logits: (N, M); labels: (N,) int64."""
+
+    def labels(self, values: Array, like: Tensor, /) -> Tensor:
+        """values: (N,) int64, each 0 <= value < M, as a tensor beside ``like``."""
+
+    def no_grad(self) -> AbstractContextManager[Any]:
+        """No gradient is recorded inside."""
+
+
+class Model(Protocol):
+    """Student and teacher as a method's shared step sees them; a native module of the backend."""
+
+    def query(self, view: Tensor, /) -> Tensor:
+        """Student encoder, projector and predictor in training mode. (N, C, H, W) -> (N, D)."""
+
+    def key(self, view: Tensor, /) -> Tensor:
+        """Teacher encoder and projector in training mode. (N, C, H, W) -> (N, D)."""
+
+    def update_teacher(self, momentum: float, /) -> None:
+        """teacher <- momentum * teacher + (1 - momentum) * student, parameters only, in place."""
+
+
+class Optimizer(Protocol):
+    """Applies one update to the tensors that it was given; state is exported by name."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+
+    def step(self, hyper: Hyper, /) -> None:
+        """One update with this step's learning rate and weight decay."""
+
+
+class Slot(NamedTuple):
+    """One native tensor of the state and how it becomes its canonical array."""
+
+    read: Callable[[], Array]
+    """The canonical array: a copy, never an alias of the live tensor."""
+    write: Callable[[Array], None]
+    """Sets the live tensor from a canonical array of the same shape."""
+
+
+class Engine(ABC):
+    """One run on one backend. Subclasses build ``model``, ``optimizer`` and ``context``."""
+
+    ops: Any
+    model: Any
+    optimizer: Any
+    context: Context
+    spec: RunSpec
+    method: Any
+    """The module of ``core.algorithms`` that holds the order of the method's step."""
+
+    # ------------------------------------------------------------------ the tensor parts: native
+
+    @abstractmethod
+    def tensor(self, array: Array) -> Tensor:
+        """An array as a tensor on the run's device; floating arrays take the run's precision."""
+
+    @abstractmethod
+    def array(self, tensor: Tensor) -> Array:
+        """A tensor as an array of its own (waits for the device)."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of ``loss`` into the trainable parameters."""
+
+    @abstractmethod
+    def gradients(self) -> Iterable[tuple[str, Callable[[], Array]]]:
+        """Canonical name and reader of the gradient of each trainable parameter, forward order."""
+
+    @abstractmethod
+    def gradient_norm(self) -> Tensor:
+        """Global L2 norm of all gradients, before clipping; stays on the device."""
+
+    @abstractmethod
+    def slots(self) -> Mapping[str, Slot]:
+        """Every tensor of the state by canonical name: student, teacher, buffers, optimizer."""
+
+    @abstractmethod
+    def embed(
+        self,
+        images: Array,
+        *,
+        branch: str = "student",
+        layers: Sequence[int] = (),
+        tokens: str = "cls",
+    ) -> dict[str, Array]:
+        """Frozen features in evaluation mode (running statistics, no gradient).
+
+        Args:
+            images: (N, C, H, W), normalised.
+            branch: "student" or "teacher".
+            layers: block indices (0-based) whose raw output is wanted besides the final one.
+            tokens: "cls" (N, D), "mean" of the patch tokens (N, D), or "all" (N, 1+L, D).
+
+        Returns:
+            "final": after the last norm; "layer<i>": output of block i; arrays in the run's
+            precision.
+        """
+
+    def any(self, flag: bool) -> bool:
+        """Logical or over ranks."""
+        return flag
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+    def close(self) -> None:
+        """Release what the framework holds."""
+
+    # ------------------------------------------------------------- the order of one step: shared
+
+    def train_step(
+        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper, *, monitor: bool = False
+    ) -> dict[str, Tensor]:
+        """One optimizer step; returns scalars that stay on the device until ``read``.
+
+        Args:
+            monitor: also measure the gradient norm and return the features, for the health line.
+
+        Raises:
+            NonFiniteError: the loss is not finite (told at once where the device runs in step with
+                the host; elsewhere ``read`` gives the value and the caller decides). The update
+                has not been applied.
+        """
+        outcome = self._differentiate(batch, draws, hyper)
+        metrics = {"loss": outcome.loss, **outcome.metrics}
+        if monitor:
+            metrics["gradient_norm"] = self.gradient_norm()
+            metrics.update({f"feature/{k}": v for k, v in outcome.features.items()})
+        if self.context.device == "cpu" and not np.isfinite(self.array(outcome.loss)):
+            raise NonFiniteError(self._first_bad(batch, outcome, hyper))
+        self.optimizer.step(hyper)
+        self.method.finish(self.ops, self.model, outcome, hyper)
+        return metrics
+
+    def loss_and_grads(
+        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper
+    ) -> tuple[dict[str, Array], State]:
+        """For parity: metrics and features, and gradients by canonical name, without an update.
+
+        The teacher's EMA and the running statistics do move: they belong to the forward pass.
+        """
+        outcome = self._differentiate(batch, draws, hyper)
+        values = {"loss": outcome.loss, **outcome.metrics}
+        values.update({f"feature/{k}": v for k, v in outcome.features.items()})
+        return (
+            {name: self.array(value) for name, value in values.items()},
+            {name: read() for name, read in self.gradients()},
+        )
+
+    def trace_step(
+        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper
+    ) -> tuple[dict[str, Array], State]:
+        """``loss_and_grads`` followed by the update: what ``tools/parity.py trace`` records."""
+        outcome = self._differentiate(batch, draws, hyper)
+        values = {"loss": outcome.loss, **outcome.metrics}
+        values.update({f"feature/{k}": v for k, v in outcome.features.items()})
+        recorded = {name: self.array(value) for name, value in values.items()}
+        gradients = {name: read() for name, read in self.gradients()}
+        self.optimizer.step(hyper)
+        self.method.finish(self.ops, self.model, outcome, hyper)
+        return recorded, gradients
+
+    def read(self, metrics: Mapping[str, Tensor]) -> dict[str, float]:
+        """Metrics as Python floats: the only wait for the device. Features become their spread."""
+        values: dict[str, float] = {}
+        spreads = []
+        for name, value in metrics.items():
+            if name.startswith("feature/"):
+                spreads.append(feature_std(self.array(value)))
+            else:
+                values[name] = float(self.array(value))
+        if spreads:
+            values["feature_std"] = min(spreads)
+        return values
+
+    def export_state(self) -> State:
+        """The whole state, canonical and complete (collective)."""
+        return {name: slot.read() for name, slot in self.slots().items()}
+
+    def import_state(self, state: Mapping[str, Array]) -> None:
+        """Sets the whole state.
+
+        Raises:
+            ValueError: names or shapes differ from those of ``export_state``; nothing was changed.
+        """
+        slots = self.slots()
+        own = {name: slot.read().shape for name, slot in slots.items()}
+        problems = [f"missing {n} {own[n]}" for n in own if n not in state]
+        problems += [f"unused {n} {state[n].shape}" for n in state if n not in own]
+        problems += [
+            f"{n}: expected {own[n]}, got {state[n].shape}"
+            for n in own
+            if n in state and tuple(state[n].shape) != tuple(own[n])
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+        for name, slot in slots.items():
+            slot.write(state[name])
+
+    def _differentiate(
+        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper
+    ) -> Outcome:
+        self.optimizer.zero_grad()
+        views = tuple(self.tensor(view) for view in batch.views)
+        outcome: Outcome = self.method.forward(
+            self.ops, self.model, views, draws, hyper, self.spec.method
+        )
+        self.backward(outcome.loss)
+        return outcome
+
+    def _first_bad(self, batch: Batch, outcome: Outcome, hyper: Hyper) -> str:
+        """Names the first non-finite tensor in the order of the computation."""
+
+        def candidates() -> Iterable[tuple[str, Array]]:
+            yield from ((f"batch view{i + 1}", v) for i, v in enumerate(batch.views))
+            yield from ((name, slot.read()) for name, slot in self.slots().items())
+            yield from ((f"feature {n}", self.array(v)) for n, v in outcome.features.items())
+            yield "loss", self.array(outcome.loss)
+
+        for name, value in candidates():
+            bad = value.size - int(np.isfinite(value).sum())
+            if bad:
+                return (
+                    f"step {hyper.step + 1}: the loss is not finite; first bad tensor: {name} "
+                    f"({bad} of {value.size} values)"
+                )
+        return f"step {hyper.step + 1}: the loss is not finite"
+
+
+def feature_std(features: Array) -> float:
+    """Spread of unit features: 1 when they fill the sphere, 0 when all rows are equal.
+
+    Root mean square over dimensions of the standard deviation over rows, times sqrt(D).
+
+    Args:
+        features: (N, D), not yet normalised.
+    """
+    rows = features.astype(np.float64)
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return float(np.sqrt(rows.var(axis=0).sum()))

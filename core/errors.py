@@ -1,0 +1,12 @@
+"""Errors a user can cause and mend: each is one line, without a traceback, and exit status 2."""
+
+
+class UserError(Exception):
+    """Bad input. The message names the file, the key, the value and the remedy.
+
+    Several lines are several errors; the command line prints each after ``error:``.
+    """
+
+
+class NonFiniteError(FloatingPointError):
+    """Training went non-finite (exit status 3). The message names the step and the first bad tensor."""

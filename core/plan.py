@@ -1,0 +1,92 @@
+"""The hyper-parameters of every step of a run, derived from its spec once."""
+
+from dataclasses import dataclass
+
+from triptych.core import schedules
+from triptych.core.config.spec import RunSpec
+from triptych.core.engine import Hyper
+from triptych.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Schedules of one run. steps_per_epoch: whole batches per pass over the data."""
+
+    spec: RunSpec
+    steps_per_epoch: int
+
+    def __post_init__(self) -> None:
+        """Raises UserError where the warm-up does not fit into the run."""
+        if self.warmup > self.total:
+            raise UserError(
+                f"optim: a warm-up of {self.warmup:g} {self.unit} is longer than the run of "
+                f"{self.total:g} {self.unit}; shorten it or train longer"
+            )
+
+    @property
+    def total_steps(self) -> int:
+        """Length of the schedules, in steps (``train.stop_at`` does not change it)."""
+        train = self.spec.train
+        return train.steps if train.steps else (train.epochs or 0) * self.steps_per_epoch
+
+    @property
+    def last_step(self) -> int:
+        """Step at which this run ends."""
+        return min(self.total_steps, self.spec.train.stop_at or self.total_steps)
+
+    @property
+    def unit(self) -> str:
+        """Unit in which the schedules advance."""
+        return "epochs" if self.spec.train.epochs else "steps"
+
+    @property
+    def total(self) -> float:
+        """Length of the schedules in ``unit``."""
+        return float(self.spec.train.epochs or self.total_steps)
+
+    @property
+    def warmup(self) -> float:
+        """Length of the warm-up in ``unit``."""
+        optim = self.spec.optim
+        if optim.warmup_epochs is not None:
+            steps = self.steps_per_epoch if self.unit == "steps" else 1
+            return float(optim.warmup_epochs * steps)
+        steps = optim.warmup_steps or 0
+        return steps / self.steps_per_epoch if self.unit == "epochs" else float(steps)
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate at the end of the warm-up."""
+        optim = self.spec.optim
+        return schedules.scaled_lr(optim.lr, self.spec.train.batch_size, optim.scale_lr_by)
+
+    def position(self, step: int) -> float:
+        """Progress before ``step`` (0-based) in ``unit``: fractional epochs, or steps."""
+        if self.unit == "steps":
+            return float(step)
+        epoch, iteration = divmod(step, self.steps_per_epoch)
+        # The reference's own expression: epoch + i / iterations, not step / iterations.
+        return epoch + iteration / self.steps_per_epoch
+
+    def hyper(self, step: int) -> Hyper:
+        """The scalars of ``step`` (0-based)."""
+        optim, method = self.spec.optim, self.spec.method
+        position = self.position(step)
+        coarse = position
+        if optim.per == "epoch":
+            epoch = step // self.steps_per_epoch
+            coarse = float(epoch if self.unit == "epochs" else epoch * self.steps_per_epoch)
+        lr = self.peak_lr
+        if optim.schedule == "cosine":
+            lr = schedules.warmup_cosine(lr, optim.end_lr, self.warmup, self.total, coarse)
+        elif coarse < self.warmup:
+            lr = lr * coarse / self.warmup
+        weight_decay = optim.weight_decay
+        if optim.weight_decay_end is not None:
+            weight_decay = schedules.cosine(
+                weight_decay, optim.weight_decay_end, coarse / self.total
+            )
+        ema = method.momentum
+        if method.momentum_schedule == "cosine":
+            ema = schedules.ema_momentum(ema, self.total, position)
+        return Hyper(step=step, lr=lr, weight_decay=weight_decay, ema=ema)
