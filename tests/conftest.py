@@ -1,31 +1,95 @@
-"""Fixtures: a backend is a parameter; a missing one is skipped unless it was asked for."""
+"""Fixtures: a backend is a parameter; one that was asked for and is missing fails.
+
+``TRIPTYCH_BACKENDS`` names the backends under test, e.g. ``torch,paddle``, or ``none``. Without it
+those that are installed run, and the head of the report says which are left out.
+"""
 
 import os
 
-# Before any framework is imported: an oversubscribed test is a slow, flaky test.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Before any framework is imported: threads of several frameworks on few cores make slow tests.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "2")
 
+from types import ModuleType
+from typing import Any
+
+import numpy as np
 import pytest
 
 from triptych import backends
 
+# Relative errors, max|a-b| / max|b| per tensor, that must hold in a single process.
+TOLERANCE = {
+    "float64": {
+        "op": 1e-12,  # each operation and module, forward and gradient, against NumPy
+        "features": 1e-10,  # whole-model features and loss
+        "gradient": 1e-8,  # every tensor that is not rounding noise
+        "state": 1e-8,  # after three optimizer steps against the golden numbers
+        "curve": 1e-10,  # 100 steps of a digits recipe, any two backends
+        "parallel": 1e-8,  # data, tensor or pipeline parallel against one process
+    },
+    "float32": {"op": 1e-5, "features": 1e-5, "parallel": 1e-4},
+}
 
-def requested() -> tuple[str, ...]:
-    """Backends that must be there: TRIPTYCH_BACKENDS="torch,paddle"; default: those installed."""
-    names = os.environ.get("TRIPTYCH_BACKENDS", "")
-    return tuple(n for n in names.split(",") if n)
+
+def relative_error(actual: Any, expected: Any) -> float:
+    """max|a-b| / max|b|; 0 for equal arrays, zeros included; inf where either is not finite."""
+    a, b = np.asarray(actual), np.asarray(expected)
+    if a.shape != b.shape:
+        raise AssertionError(f"shapes differ: {a.shape} and {b.shape}")
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if np.array_equal(a, b):
+        return 0.0
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf")
+    scale = np.abs(b).max()
+    return float(np.abs(a - b).max() / scale) if scale else float("inf")
+
+
+def assert_close(actual: Any, expected: Any, relative: float, name: str = "value") -> None:
+    """Fails unless the relative error is at most ``relative``."""
+    error = relative_error(actual, expected)
+    if not error <= relative:
+        raise AssertionError(f"{name}: relative error {error:.3e} > {relative:.0e}")
+
+
+def requested() -> tuple[str, ...] | None:
+    """Backends named by TRIPTYCH_BACKENDS, which must then be there; None: those installed."""
+    names = [n for n in os.environ.get("TRIPTYCH_BACKENDS", "").replace(",", " ").split()]
+    if not names:
+        return None
+    return tuple(name for name in names if name != "none")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Raises UsageError for a name that is no backend, which would otherwise test nothing."""
+    unknown = set(requested() or ()) - set(backends.BACKENDS)
+    if unknown:
+        raise pytest.UsageError(
+            f"TRIPTYCH_BACKENDS: unknown {', '.join(sorted(unknown))}; "
+            f"expected some of {', '.join(backends.BACKENDS)}, or none"
+        )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Says which backends are tested and which are left out: nothing is skipped in silence."""
+    under_test = backends.installed() if requested() is None else requested()
+    left_out = [name for name in backends.BACKENDS if name not in under_test]
+    return f"backends: {', '.join(under_test) or 'none'}; left out: {', '.join(left_out) or 'none'}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes ``backend_name`` or ``backend`` runs once per backend."""
     if "backend_name" in metafunc.fixturenames:
-        metafunc.parametrize("backend_name", backends.BACKENDS)
+        metafunc.parametrize("backend_name", backends.BACKENDS, scope="session")
 
 
-@pytest.fixture
-def backend(backend_name: str):
-    """The backend package: installed ones run; one that was requested and is missing fails."""
-    if requested() and backend_name not in requested():
+@pytest.fixture(scope="session")
+def backend(backend_name: str) -> ModuleType:
+    """The backend package; one that was requested and is missing fails with UserError."""
+    names = requested()
+    if names is not None and backend_name not in names:
         pytest.skip(f"{backend_name} not requested by TRIPTYCH_BACKENDS")
-    if not requested() and backend_name not in backends.installed():
+    if names is None and backend_name not in backends.installed():
         pytest.skip(f"{backend_name} is not installed")
     return backends.load(backend_name)
