@@ -103,9 +103,6 @@ class Model(Protocol):
 class Optimizer(Protocol):
     """Applies one update to the tensors that it was given; state is exported by name."""
 
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-
     def step(self, hyper: Hyper, /) -> None:
         """One update with this step's learning rate and weight decay."""
 
@@ -113,6 +110,8 @@ class Optimizer(Protocol):
 class Slot(NamedTuple):
     """One native tensor of the state and how it becomes its canonical array."""
 
+    shape: tuple[int, ...]
+    """Canonical shape."""
     read: Callable[[], Array]
     """The canonical array: a copy, never an alias of the live tensor."""
     write: Callable[[Array], None]
@@ -142,7 +141,7 @@ class Engine(ABC):
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Gradients of ``loss`` into the trainable parameters."""
+        """Gradients of ``loss`` into the trainable parameters, in place of the former ones."""
 
     @abstractmethod
     def gradients(self) -> Iterable[tuple[str, Callable[[], Array]]]:
@@ -266,7 +265,7 @@ class Engine(ABC):
             ValueError: names or shapes differ from those of ``export_state``; nothing was changed.
         """
         slots = self.slots()
-        own = {name: slot.read().shape for name, slot in slots.items()}
+        own = {name: slot.shape for name, slot in slots.items()}
         problems = [f"missing {n} {own[n]}" for n in own if n not in state]
         problems += [f"unused {n} {state[n].shape}" for n in state if n not in own]
         problems += [
@@ -282,7 +281,6 @@ class Engine(ABC):
     def _differentiate(
         self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper
     ) -> Outcome:
-        self.optimizer.zero_grad()
         views = tuple(self.tensor(view) for view in batch.views)
         outcome: Outcome = self.method.forward(
             self.ops, self.model, views, draws, hyper, self.spec.method
