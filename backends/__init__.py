@@ -4,9 +4,10 @@ import importlib
 import importlib.util
 from types import ModuleType
 
+from triptych.core.environment import NAMES, install_command, why_not
 from triptych.core.errors import UserError
 
-BACKENDS = ("torch", "oneflow", "paddle")
+BACKENDS = NAMES
 
 
 def installed() -> tuple[str, ...]:
@@ -18,7 +19,8 @@ def load(name: str) -> ModuleType:
     """The backend package, its framework imported.
 
     Returns:
-        A module with ``build(spec, state) -> Engine`` and ``versions() -> dict``.
+        A module with ``build(spec, state) -> Engine``, ``versions() -> dict`` and
+        ``cuda_devices() -> int``.
 
     Raises:
         UserError: no such backend, or its framework is missing or does not import.
@@ -27,12 +29,13 @@ def load(name: str) -> ModuleType:
         raise UserError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
     if name not in installed():
         raise UserError(
-            f"backend {name!r}: its framework is not installed; run: pip install 'triptych[{name}]'"
+            f"backend {name!r}: its framework is not installed; "
+            f"{why_not(name) or 'run: ' + install_command(name)}"
         )
     try:
         return importlib.import_module(f"triptych.backends.{name}")
     except (ImportError, OSError) as error:
         raise UserError(
             f"backend {name!r}: its framework does not import ({error}); "
-            f"run: pip install --force-reinstall 'triptych[{name}]'"
+            f"run: {install_command(name)} --force-reinstall"
         ) from error

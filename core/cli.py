@@ -1,4 +1,4 @@
-"""The command line behind ``triptych`` and the scripts in ``tools/``: parse, one call, exit code."""
+"""The command line behind ``triptych`` and ``tools/``: parse, one call, exit code."""
 
 import argparse
 import importlib

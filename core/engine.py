@@ -163,6 +163,7 @@ class Engine(ABC):
         branch: str = "student",
         layers: Sequence[int] = (),
         tokens: str = "cls",
+        projection: bool = False,
     ) -> dict[str, Array]:
         """Frozen features in evaluation mode (running statistics, no gradient).
 
@@ -171,20 +172,21 @@ class Engine(ABC):
             branch: "student" or "teacher".
             layers: block indices (0-based) whose raw output is wanted besides the final one.
             tokens: "cls" (N, D), "mean" of the patch tokens (N, D), or "all" (N, 1+L, D).
+            projection: the projector's output (N, output_dim) is wanted too.
 
         Returns:
-            "final": after the last norm; "layer<i>": output of block i; arrays in the run's
-            precision.
+            "final": after the last norm; "layer<i>": output of block i; "projection"; arrays in
+            the run's precision.
         """
 
     def any(self, flag: bool) -> bool:
         """Logical or over ranks."""
         return flag
 
-    def barrier(self) -> None:
+    def barrier(self) -> None:  # noqa: B027 - one process has nobody to wait for
         """Wait for all ranks."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most frameworks hold nothing
         """Release what the framework holds."""
 
     # ------------------------------------------------------------- the order of one step: shared
@@ -278,9 +280,7 @@ class Engine(ABC):
         for name, slot in slots.items():
             slot.write(state[name])
 
-    def _differentiate(
-        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper
-    ) -> Outcome:
+    def _differentiate(self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper) -> Outcome:
         views = tuple(self.tensor(view) for view in batch.views)
         outcome: Outcome = self.method.forward(
             self.ops, self.model, views, draws, hyper, self.spec.method

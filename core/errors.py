@@ -9,4 +9,4 @@ class UserError(Exception):
 
 
 class NonFiniteError(FloatingPointError):
-    """Training went non-finite (exit status 3). The message names the step and the first bad tensor."""
+    """Training went non-finite (exit status 3); names the step and the first bad tensor."""

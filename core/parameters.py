@@ -5,6 +5,7 @@ module (linear 0, norm 1, relu 2, linear 3, ...). Layouts are PyTorch's: linear 
 convolution (out, in, kh, kw). The teacher repeats encoder and projector under ``teacher.``.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from triptych.core.random import stream
 
 @dataclass(frozen=True)
 class Init:
-    """How a tensor starts: constant ``value``, U(-value, value), N(0, value), or the sin-cos table."""
+    """How a tensor starts: ``value``, U(-value, value), N(0, value), or the sin-cos table."""
 
     kind: Literal["constant", "uniform", "normal", "sincos"]
     value: float = 0.0
@@ -97,7 +98,8 @@ def sincos_2d(rows: int, columns: int, width: int) -> Array:
     r, c = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     row, column = r.reshape(-1, 1) * omega, c.reshape(-1, 1) * omega
     patches = np.concatenate([np.sin(row), np.cos(row), np.sin(column), np.cos(column)], axis=1)
-    return np.concatenate([np.zeros((1, width)), patches])[None].astype(np.float32)
+    table: Array = np.concatenate([np.zeros((1, width)), patches])[None].astype(np.float32)
+    return table
 
 
 def vit(spec: VitSpec) -> list[Param]:
@@ -136,23 +138,28 @@ def vit(spec: VitSpec) -> list[Param]:
 
 
 def projector(width: int, spec: MocoV3Spec) -> list[Param]:
-    """Linear layers without bias, each followed by batch norm; the last norm has no gain or shift."""
-    return list(_mlp(_widths(width, spec, spec.projector_layers), last_norm=True))
+    """Linear layers without bias, each followed by batch norm; the last has no gain or shift."""
+    return list(_mlp(projector_widths(width, spec), last_norm=True))
 
 
 def predictor(spec: MocoV3Spec) -> list[Param]:
     """As the projector, from the output width; the last norm only where the spec says so."""
-    widths = _widths(spec.output_dim, spec, spec.predictor_layers)
-    return list(_mlp(widths, last_norm=spec.predictor_last_norm))
+    return list(_mlp(predictor_widths(spec), last_norm=spec.predictor_last_norm))
 
 
-def _widths(width: int, spec: MocoV3Spec, layers: int) -> list[int]:
-    return [width, *[spec.hidden_dim] * (layers - 1), spec.output_dim]
+def projector_widths(width: int, spec: MocoV3Spec) -> list[int]:
+    """Widths of input, hidden layers and output."""
+    return [width, *[spec.hidden_dim] * (spec.projector_layers - 1), spec.output_dim]
+
+
+def predictor_widths(spec: MocoV3Spec) -> list[int]:
+    """Widths of input, hidden layers and output."""
+    return [spec.output_dim, *[spec.hidden_dim] * (spec.predictor_layers - 1), spec.output_dim]
 
 
 def _mlp(widths: list[int], *, last_norm: bool) -> Iterator[Param]:
     last = len(widths) - 2
-    for i, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
         bound = 1.0 / math.sqrt(fan_in)  # PyTorch's default for a linear layer
         yield Param(f"{3 * i}.weight", (fan_out, fan_in), Init("uniform", bound))
         if i < last or last_norm:
@@ -175,7 +182,10 @@ def _norm(name: str, width: int) -> list[Param]:
 
 
 def _linear(name: str, fan_in: int, fan_out: int, init: Init) -> list[Param]:
-    return [Param(f"{name}.weight", (fan_out, fan_in), init), Param(f"{name}.bias", (fan_out,), ZEROS)]
+    return [
+        Param(f"{name}.weight", (fan_out, fan_in), init),
+        Param(f"{name}.bias", (fan_out,), ZEROS),
+    ]
 
 
 def _xavier(fan_in: int, fan_out: int) -> Init:

@@ -28,7 +28,7 @@ def warmup_cosine(peak: float, end: float, warmup: float, total: float, position
 
 
 def multistep(peak: float, milestones: tuple[float, ...], factor: float, position: float) -> float:
-    """``peak`` multiplied by ``factor`` at each milestone that has been reached (MoCo v1, sec. 4)."""
+    """``peak`` multiplied by ``factor`` at each milestone reached (MoCo v1, section 4)."""
     value = peak
     for milestone in milestones:
         value *= factor if position >= milestone else 1.0
@@ -43,5 +43,3 @@ def ema_momentum(base: float, total: float, position: float) -> float:
 def scaled_lr(lr: float, batch_size: int, reference: int | None) -> float:
     """Peak learning rate by the linear rule: ``lr * batch_size / reference``; ``lr`` if None."""
     return lr if reference is None else lr * batch_size / reference
-
-

@@ -12,7 +12,7 @@ from triptych.backends.torch.optim import OPTIMIZERS
 from triptych.core import algorithms
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import Array, Batch, Hyper, Outcome, Slot, State
+from triptych.core.engine import Array, Batch, Hyper, Outcome, Slot
 
 
 class Engine(core.Engine):
@@ -65,15 +65,17 @@ class Engine(core.Engine):
         branch: str = "student",
         layers: Sequence[int] = (),
         tokens: str = "cls",
+        projection: bool = False,
     ) -> dict[str, Array]:
         """See ``core.engine.Engine``."""
-        encoder = getattr(self.model, branch).encoder.eval()
-        try:
-            found = encoder.tokens(self.tensor(images), layers)
-        finally:
-            encoder.train()
+        module = getattr(self.model, branch).eval()
+        found = module.encoder.tokens(self.tensor(images), layers)
         pick = {"cls": lambda x: x[:, 0], "mean": lambda x: x[:, 1:].mean(1), "all": lambda x: x}
-        return {name: self.array(pick[tokens](x)) for name, x in found.items()}
+        features = {name: pick[tokens](x) for name, x in found.items()}
+        if projection:
+            features["projection"] = module.projector(found["final"][:, 0])
+        module.train()
+        return {name: self.array(x) for name, x in features.items()}
 
     def _differentiate(self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper) -> Outcome:
         with self._autocast():

@@ -1,8 +1,21 @@
 """Projector and predictor: linear layers without bias and batch norm."""
 
+import itertools
+
 from torch import nn
 
+from triptych.core import parameters
 from triptych.core.config.spec import MocoV3Spec
+
+
+def projector(width: int, spec: MocoV3Spec) -> nn.Sequential:
+    """(N, width) -> (N, output_dim)."""
+    return mlp(parameters.projector_widths(width, spec), last_norm=True)
+
+
+def predictor(spec: MocoV3Spec) -> nn.Sequential:
+    """(N, output_dim) -> (N, output_dim)."""
+    return mlp(parameters.predictor_widths(spec), last_norm=spec.predictor_last_norm)
 
 
 def mlp(widths: list[int], *, last_norm: bool) -> nn.Sequential:
@@ -12,22 +25,9 @@ def mlp(widths: list[int], *, last_norm: bool) -> nn.Sequential:
         widths: of the input, the hidden layers and the output.
     """
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths[:-2], widths[1:-1], strict=True):
+    for fan_in, fan_out in itertools.pairwise(widths[:-1]):
         layers += [nn.Linear(fan_in, fan_out, bias=False), nn.BatchNorm1d(fan_out), nn.ReLU(True)]
     layers.append(nn.Linear(widths[-2], widths[-1], bias=False))
     if last_norm:
         layers.append(nn.BatchNorm1d(widths[-1], affine=False))
     return nn.Sequential(*layers)
-
-
-def projector(width: int, spec: MocoV3Spec) -> nn.Sequential:
-    """(N, width) -> (N, output_dim)."""
-    hidden = [spec.hidden_dim] * (spec.projector_layers - 1)
-    return mlp([width, *hidden, spec.output_dim], last_norm=True)
-
-
-def predictor(spec: MocoV3Spec) -> nn.Sequential:
-    """(N, output_dim) -> (N, output_dim)."""
-    hidden = [spec.hidden_dim] * (spec.predictor_layers - 1)
-    widths = [spec.output_dim, *hidden, spec.output_dim]
-    return mlp(widths, last_norm=spec.predictor_last_norm)

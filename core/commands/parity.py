@@ -1,0 +1,114 @@
+"""``parity trace | compare | run``: the same numbers on every framework, shown."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from triptych.core import cli, config
+from triptych.core.errors import UserError
+
+HELP = "record a run's numbers, compare two records, or train on every backend"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the three subcommands."""
+    modes = parser.add_subparsers(dest="mode", required=True, metavar="trace|compare|run")
+    trace = modes.add_parser("trace", help="record losses, gradients and states of a few steps")
+    cli.add_spec_arguments(trace)
+    cli.add_backend_argument(trace, "numpy (the float64 reference)")
+    trace.add_argument("--weights", type=Path, metavar="PATH", help="default: the spec's seed")
+    trace.add_argument("--inputs", type=Path, metavar="NPZ", help="view1, view2, draws")
+    trace.add_argument("--hyper", type=Path, metavar="JSON", help="fixed lr, weight_decay, ema")
+    trace.add_argument("--steps", type=int, default=3, metavar="N")
+    trace.add_argument("--dtype", choices=("float64", "float32"), default="float64")
+    trace.add_argument("--output", metavar="NPZ", help="same as -o FILE.npz")
+    compare = modes.add_parser("compare", help="compare two records")
+    compare.add_argument("a", type=Path)
+    compare.add_argument("b", type=Path, help="the reference of relative errors")
+    compare.add_argument(
+        "--tolerance", nargs="+", default=[], metavar="KIND=VALUE", help="e.g. loss=1e-10 grad=1e-8"
+    )
+    compare.add_argument("--most", type=int, default=10, metavar="N", help="rows to print")
+    run = modes.add_parser("run", help="train one spec on every installed backend, then report")
+    cli.add_spec_arguments(run)
+    run.add_argument("--backends", metavar="A,B", help="default: all installed")
+    run.add_argument("--output", type=Path, default=Path("runs/parity"), metavar="DIR")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Dispatches; compare returns 1 where a difference is larger than allowed."""
+    return {"trace": _trace, "compare": _compare, "run": _run}[arguments.mode](arguments)
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    from triptych.core import parity
+    from triptych.core.run import choose_backend
+
+    overrides, output = _split_o(arguments)
+    overrides.append(f"precision={arguments.dtype}")
+    spec = config.load(arguments.config, overrides)
+    if arguments.steps < 1:
+        raise UserError(f"--steps {arguments.steps}: expected at least 1")
+    backend = arguments.backend
+    if backend != "numpy":
+        backend = choose_backend(backend, spec)
+    record = parity.run_trace(
+        spec,
+        backend,
+        arguments.steps,
+        weights=arguments.weights,
+        inputs=arguments.inputs,
+        hyper=arguments.hyper,
+    )
+    parity.save(record, output)
+    losses = np.load(output)["loss"]
+    print(f"{backend}, {arguments.dtype}: loss {' '.join(f'{x:.12g}' for x in losses)}")
+    print(f"wrote {output}")
+    return 0
+
+
+def _split_o(arguments: argparse.Namespace) -> tuple[list[str], Path]:
+    """``-o`` takes the output file here and, as everywhere, KEY=VALUE pairs."""
+    pairs = [item for item in arguments.overrides if "=" in item]
+    files = [item for item in arguments.overrides if "=" not in item]
+    files += [arguments.output] if arguments.output else []
+    if len(files) != 1:
+        raise UserError(f"-o: expected one output file, FILE.npz; got {files or 'none'}")
+    return pairs, Path(files[0])
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from triptych.core import checkpoint, parity
+
+    tolerances = dict(_tolerance(item) for item in arguments.tolerance)
+    a, b = (checkpoint.read_arrays(path) for path in (arguments.a, arguments.b))
+    differences, noise = parity.compare(a, b, tolerances)
+    wrong = [d for d in differences if not d.ok]
+    for d in differences[: max(arguments.most, 0)]:
+        print(f"{'ok ' if d.ok else 'BAD'} {d.error:9.2e} (allowed {d.allowed:.0e})  {d.name}")
+    print(
+        f"{len(differences)} arrays compared, {len(wrong)} differ by more than allowed; "
+        f"{len(noise)} left out, since their true gradient is zero"
+    )
+    return 1 if wrong else 0
+
+
+def _tolerance(item: str) -> tuple[str, float]:
+    kind, _, value = item.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if kind not in ("loss", "metric", "feature", "grad", "state") or not number >= 0:
+        raise UserError(
+            f"--tolerance {item}: expected loss|metric|feature|grad|state=NUMBER, e.g. loss=1e-10"
+        )
+    return kind, number
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from triptych.core import comparison
+
+    names = arguments.backends.split(",") if arguments.backends else None
+    return comparison.run(arguments.config, arguments.overrides, names, arguments.output)

@@ -1,0 +1,174 @@
+"""``core.engine.Engine`` in NumPy: a whole training run, readable in one sitting."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from autograd import value_and_grad
+from autograd.tracer import getval
+
+from triptych.core import algorithms, parameters
+from triptych.core import engine as core
+from triptych.core.config.spec import RunSpec
+from triptych.core.engine import Array, Batch, Context, Hyper, Outcome, Slot, State, Tensor
+from triptych.core.reference import modules, ops
+from triptych.core.reference.optim import adamw, clip_coefficient
+
+
+class Model:
+    """``core.engine.Model``; ``values`` holds every tensor by its canonical name."""
+
+    def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
+        self.spec, self.values = spec, values
+        self._teacher = [
+            p.name for p in parameters.table(spec) if p.name.startswith("teacher.") and not p.buffer
+        ]
+
+    def branch(self, name: str, view: Tensor, *, training: bool = True) -> Tensor:
+        """Encoder and projector. (N, C, H, W) -> (N, D)."""
+        tokens = modules.vit(self.values, f"{name}.encoder", view, self.spec.model)["final"]
+        layers = self.spec.method.projector_layers
+        return modules.mlp(
+            self.values, f"{name}.projector", tokens[:, 0], layers, training=training
+        )
+
+    def query(self, view: Tensor) -> Tensor:
+        """See ``core.engine.Model``."""
+        layers = self.spec.method.predictor_layers
+        x = self.branch("student", view)
+        return modules.mlp(self.values, "student.predictor", x, layers, training=True)
+
+    def key(self, view: Tensor) -> Tensor:
+        """See ``core.engine.Model``."""
+        return self.branch("teacher", view)
+
+    def update_teacher(self, momentum: float) -> None:
+        """See ``core.engine.Model``."""
+        for name in self._teacher:
+            source = getval(self.values[name.replace("teacher.", "student.", 1)])
+            self.values[name] = momentum * self.values[name] + (1.0 - momentum) * source
+
+
+class Optimizer:
+    """AdamW over the trainable values."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self.count = 0
+        self.moments = {
+            f"optimizer.{kind}.{name}": np.zeros_like(engine.model.values[name])
+            for kind in ("exp_avg", "exp_avg_sq")
+            for name in engine.trainable
+        }
+
+    def step(self, hyper: Hyper) -> None:
+        """See ``core.engine.Optimizer``."""
+        spec, grads = self._engine.spec.optim, self._engine.grads
+        factor = 1.0
+        if spec.clip_norm is not None:
+            factor = clip_coefficient(list(grads.values()), spec.clip_norm)
+        self.count += 1
+        for name, gradient in grads.items():
+            adamw(
+                self._engine.model.values[name],
+                gradient * factor,
+                self.moments[f"optimizer.exp_avg.{name}"],
+                self.moments[f"optimizer.exp_avg_sq.{name}"],
+                count=self.count,
+                lr=hyper.lr,
+                betas=spec.betas,
+                eps=spec.eps,
+                weight_decay=hyper.weight_decay,
+            )
+
+
+class Engine(core.Engine):
+    """One run in float64 on the host."""
+
+    def __init__(self, spec: RunSpec, state: Mapping[str, Array]) -> None:
+        self.spec, self.ops = spec, ops
+        self.method = algorithms.METHODS[spec.method.name]
+        self.context = Context(rank=0, world=1, device="cpu", precision="float64")
+        table = parameters.table(spec)
+        self.model = Model(spec, {p.name: self.tensor(state[p.name]) for p in table})
+        self.trainable = [p.name for p in table if p.trainable]
+        self.grads: State = {}
+        self.optimizer = Optimizer(self)
+
+    def tensor(self, array: Array) -> Tensor:
+        """See ``core.engine.Engine``."""
+        return np.array(array, np.float64 if np.issubdtype(array.dtype, np.floating) else None)
+
+    def array(self, tensor: Tensor) -> Array:
+        """See ``core.engine.Engine``."""
+        return np.array(getval(tensor))
+
+    def backward(self, loss: Tensor) -> None:
+        """Done with the forward pass, in ``_differentiate``."""
+
+    def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
+        """See ``core.engine.Engine``."""
+        for name, gradient in self.grads.items():
+            yield name, gradient.copy
+
+    def gradient_norm(self) -> Tensor:
+        """See ``core.engine.Engine``."""
+        return np.sqrt(sum(np.sum(g * g) for g in self.grads.values()))
+
+    def slots(self) -> Mapping[str, Slot]:
+        """See ``core.engine.Engine``."""
+        found = {name: self._slot(self.model.values, name) for name in self.model.values}
+        moments = self.optimizer.moments
+        found.update({name: self._slot(moments, name) for name in moments})
+        found["optimizer.step"] = Slot(
+            (),
+            lambda: np.array(self.optimizer.count),
+            lambda a: setattr(self.optimizer, "count", int(a)),
+        )
+        return found
+
+    def _slot(self, values: dict[str, Tensor], name: str) -> Slot:
+        return Slot(
+            values[name].shape,
+            lambda: np.array(values[name]),
+            lambda a: values.__setitem__(name, self.tensor(a)),
+        )
+
+    def embed(
+        self,
+        images: Array,
+        *,
+        branch: str = "student",
+        layers: Sequence[int] = (),
+        tokens: str = "cls",
+        projection: bool = False,
+    ) -> dict[str, Array]:
+        """See ``core.engine.Engine``."""
+        x = self.tensor(images)
+        found = modules.vit(self.model.values, f"{branch}.encoder", x, self.spec.model)
+        wanted = {name: found[name] for name in ("final", *(f"layer{i}" for i in layers))}
+        pick = {"cls": lambda t: t[:, 0], "mean": lambda t: t[:, 1:].mean(1), "all": lambda t: t}
+        features = {name: pick[tokens](value) for name, value in wanted.items()}
+        if projection:
+            features["projection"] = self.model.branch(branch, x, training=False)
+        return features
+
+    def _differentiate(self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper) -> Outcome:
+        values = self.model.values
+        views = tuple(self.tensor(view) for view in batch.views)
+        outcomes: list[Outcome] = []
+
+        def loss(trainable: dict[str, Tensor]) -> Tensor:
+            values.update(trainable)
+            method = self.spec.method
+            outcomes.append(self.method.forward(self.ops, self.model, views, draws, hyper, method))
+            return outcomes[-1].loss
+
+        start = {name: values[name] for name in self.trainable}
+        _, self.grads = value_and_grad(loss)(start)
+        values.update(start)
+        done = outcomes[-1]
+        return Outcome(
+            getval(done.loss),
+            {name: getval(value) for name, value in done.metrics.items()},
+            {name: getval(value) for name, value in done.features.items()},
+        )
