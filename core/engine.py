@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -255,6 +256,13 @@ class Engine(ABC):
         if spreads:
             values["feature_std"] = min(spreads)
         return values
+
+    def fetch(self, metrics: Mapping[str, Tensor]) -> Callable[[], dict[str, float]]:
+        """Starts bringing metrics to the host; the answer waits and is what ``read`` gives.
+
+        For a backend whose device runs ahead of the host to copy in the background.
+        """
+        return partial(self.read, metrics)
 
     def export_state(self) -> State:
         """The whole state, canonical and complete (collective)."""
