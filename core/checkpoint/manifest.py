@@ -1,0 +1,212 @@
+"""The manifest of a checkpoint: what was saved, by which run, and how to tell that it is whole."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import numpy as np
+import PIL
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from triptych.core import __version__
+from triptych.core.config.spec import RunSpec
+from triptych.core.errors import UserError
+
+FREE_KEYS = (
+    "augment.eval_resize",
+    "backend",
+    "checkpoint",
+    "data.on_error",
+    "data.prefetch",
+    "data.workers",
+    "device",
+    "evaluate",
+    "log",
+    "parallel",
+    "threads",
+    "train.stop_at",
+)
+"""Keys, or whole sections, that may differ on resume: none changes the numbers of a step."""
+
+MOVABLE_KEYS = ("data.eval_root", "data.list", "data.root")
+"""Where the same data lie: may differ on resume, but not unnoticed."""
+
+SHOWN, WIDTH = 8, 40
+"""Differences listed in one message, and characters of a value."""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileEntry(_Entry):
+    """One file of the checkpoint. size: bytes."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    size: Annotated[int, Field(ge=0)]
+
+
+class TensorEntry(_Entry):
+    """Where one tensor lies and what it looks like."""
+
+    file: str
+    dtype: str
+    shape: list[int]
+
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+"""A plain name: a manifest can point at nothing outside its own folder."""
+
+
+class Manifest(_Entry):
+    """Everything about a checkpoint but the arrays."""
+
+    step: Annotated[int, Field(ge=0)]
+    spec: dict[str, Any]
+    """The resolved run spec."""
+    versions: dict[str, str]
+    """Of triptych, NumPy, Pillow and the framework."""
+    extra: dict[str, Any]
+    """What else the run wanted to keep, e.g. the backend's name."""
+    files: dict[FileName, FileEntry]
+    tensors: dict[str, TensorEntry]
+
+    def to_json(self) -> str:
+        """The text of ``manifest.json``, with a digest of its own content."""
+        content = self.model_dump(mode="json")
+        return json.dumps({"digest": _digest(content), **content}, indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "Manifest":
+        """Parses and checks ``manifest.json``.
+
+        Raises:
+            ValueError: not JSON, not a manifest, or changed since it was written (one line).
+        """
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError("not JSON") from error
+        if not isinstance(content, dict) or "digest" not in content:
+            raise ValueError("not the manifest of a checkpoint")
+        if content.pop("digest") != _digest(content):
+            raise ValueError("changed since it was written")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{where}: {first['msg']}") from error
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that take part in the numbers on every backend."""
+    return {"triptych": __version__, "numpy": np.__version__, "pillow": PIL.__version__}
+
+
+def stamp_warnings(manifest: Manifest, versions: Mapping[str, str]) -> list[str]:
+    """One line for each package whose version is not the one that wrote the checkpoint.
+
+    Args:
+        versions: of the packages at hand; those that the manifest does not know are left out.
+    """
+    effects = {
+        "pillow": "resized pixels may differ from those of the run so far",
+        "triptych": "see CHANGELOG.md for changed numbers",
+    }
+    return [
+        f"{name} {old} wrote this checkpoint, {versions[name]} goes on: "
+        + effects.get(name, "results may differ in the last digits")
+        for name, old in manifest.versions.items()
+        if versions.get(name, old) != old
+    ]
+
+
+def check_spec(manifest: Manifest, spec: RunSpec) -> list[str]:
+    """Compares the spec that a checkpoint was written under with the one that is to go on.
+
+    Returns:
+        A line for each folder or list of data that is another one now.
+
+    Raises:
+        UserError: a key differs that changes the run; one line names them all, old -> new.
+    """
+    changes = {
+        key: change
+        for key, change in differences(manifest, spec).items()
+        if not _within(key, FREE_KEYS)
+    }
+    moved = {key: changes.pop(key) for key in MOVABLE_KEYS if key in changes}
+    if changes:
+        raise UserError(
+            f"checkpoint of step {manifest.step}: the spec has changed since ({_listed(changes)}); "
+            "set these keys back, or start a new run in another --output"
+        )
+    return [
+        f"{key}: {change}: the run goes on exactly only if the files are the same"
+        for key, change in moved.items()
+    ]
+
+
+def other_architecture(manifest: Manifest, spec: RunSpec) -> str | None:
+    """The differing keys of model and method in one line; None where there are none."""
+    changes = {
+        key: change
+        for key, change in differences(manifest, spec).items()
+        if _within(key, ("model", "method"))
+    }
+    return _listed(changes) if changes else None
+
+
+def differences(manifest: Manifest, spec: RunSpec) -> dict[str, str]:
+    """Dotted key -> "old -> new" for each key that differs.
+
+    Raises:
+        UserError: the manifest's spec is none that this version understands.
+    """
+    try:
+        # Validated again, so that keys which are younger than the checkpoint have their defaults.
+        stored = RunSpec.model_validate(manifest.spec)
+    except ValidationError as error:
+        raise UserError(
+            f"checkpoint of step {manifest.step}: its spec was written by triptych "
+            f"{manifest.versions.get('triptych', '?')} and does not fit {__version__} "
+            f"({error.error_count()} keys differ); resume it with that version"
+        ) from error
+    old = dict(_flatten(stored.model_dump(mode="json")))
+    new = dict(_flatten(spec.model_dump(mode="json")))
+    keys = list(dict.fromkeys([*old, *new]))
+    return {
+        key: f"{_shown(old.get(key))} -> {_shown(new.get(key))}"
+        for key in keys
+        if old.get(key) != new.get(key)
+    }
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _shown(value: Any) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
+
+
+def _within(key: str, sections: tuple[str, ...]) -> bool:
+    return any(key == section or key.startswith(section + ".") for section in sections)
+
+
+def _listed(changes: Mapping[str, str]) -> str:
+    shown = [f"{key} {change}" for key, change in list(changes.items())[:SHOWN]]
+    more = len(changes) - len(shown)
+    return ", ".join([*shown, f"and {more} more"] if more else shown)

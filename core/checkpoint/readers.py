@@ -1,0 +1,173 @@
+"""Files of named arrays that anybody may have made: npz and safetensors.
+
+Nothing in a file is executed, and nothing is believed before it is checked: every damaged or
+hostile file is one clear UserError.
+"""
+
+import lzma
+import math
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from safetensors import SafetensorError, deserialize, safe_open
+
+from triptych.core.engine import Array, State
+from triptych.core.errors import UserError
+
+MALFORMED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,
+    SafetensorError,
+    SyntaxError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    RuntimeError,  # zipfile: encrypted, or packed in a way that it does not know
+    MemoryError,
+)
+"""What the parsers raise on bytes that are not what they expect."""
+
+_npy: Any = np.lib.format
+_deserialize: Any = deserialize
+# Both are public, but their annotations come and go between versions.
+
+NUMBERS = "biufc"
+"""NumPy's kinds that hold numbers and nothing else."""
+
+MAX_RATIO = 1032
+"""Deflate cannot pack tighter: a member that claims more lies about its size."""
+
+TYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "BF16": "bfloat16",
+}
+"""safetensors' types -> NumPy's."""
+
+SIGNATURES = {
+    b"PK": "zip",
+    b"\x80": "a pickle, which could run code and is never loaded",
+    b"\x93NUMPY": "a single NumPy array without a name",
+    b"\x89HDF": "an HDF5 file",
+}
+
+
+def read_file(path: Path) -> State:
+    """All arrays of an npz or safetensors file, which is known by its content, not its suffix.
+
+    Raises:
+        UserError: not such a file, damaged, or holding anything but numbers.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    with _parsing(path), open(path, "rb") as stream:
+        head = stream.read(9)
+    kind = next((k for signature, k in SIGNATURES.items() if head.startswith(signature)), None)
+    if kind == "zip":
+        return read_npz(path)
+    if head[8:] == b"{":
+        return read_safetensors(path)
+    found = kind or (f"it begins with {head!r}" if head else "an empty file")
+    raise UserError(f"{path}: neither npz nor safetensors, but {found}")
+
+
+def read_npz(path: Path) -> State:
+    """The arrays of a NumPy archive. Pickled objects are refused by name, as is all but numbers."""
+    arrays: State = {}
+    with _parsing(path), zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if name == member.filename or name in arrays:
+                what = "twice" if name in arrays else "which is no array (a PyTorch file?)"
+                raise UserError(f"{path}: not an npz file: it holds {member.filename!r}, {what}")
+            _check_member(path, archive, member)
+            with archive.open(member) as stream:
+                arrays[name] = _npy.read_array(stream, allow_pickle=False)
+    return arrays
+
+
+def _check_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Raises UserError unless a member is numbers, and as many as its size allows."""
+    with archive.open(member) as stream:
+        shape, dtype = _npy_header(stream)
+        size = stream.tell() + math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise UserError(
+            f"{path}: {member.filename!r} holds pickled Python objects, which are never loaded"
+        )
+    if dtype.kind not in NUMBERS:
+        raise UserError(f"{path}: {member.filename!r} holds {dtype}, expected numbers")
+    if size != member.file_size or size > MAX_RATIO * (member.compress_size + 1):
+        raise UserError(
+            f"{path}: {member.filename!r} is damaged: {member.file_size} bytes (packed: "
+            f"{member.compress_size}) cannot hold {dtype} of shape {shape}"
+        )
+
+
+def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    # Version 3 differs only in the names of fields, which are refused anyway.
+    read = {(1, 0): _npy.read_array_header_1_0, (2, 0): _npy.read_array_header_2_0}
+    shape, _, dtype = read[_npy.read_magic(stream)](stream)
+    return shape, dtype
+
+
+def read_safetensors(path: Path) -> State:
+    """The arrays of a safetensors file; bfloat16, which NumPy lacks, widened to float32."""
+    with _parsing(path), safe_open(path, framework="np") as file:
+        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}
+        for name, kind in types.items():
+            if kind not in TYPES:
+                raise UserError(f"{path}: {name!r} holds {kind}, which is not supported")
+        if "BF16" not in types.values():
+            return {name: file.get_tensor(name) for name in types}
+        entries = dict(_deserialize(path.read_bytes()))
+        return {name: _array(entry) for name, entry in entries.items()}
+
+
+def _array(entry: dict[str, Any]) -> Array:
+    values: Array
+    if entry["dtype"] == "BF16":
+        # bfloat16 is the upper half of a float32: the widening is exact.
+        upper = np.frombuffer(entry["data"], "<u2").astype(np.uint32)
+        values = (upper << 16).view(np.float32)
+    else:
+        values = np.frombuffer(entry["data"], TYPES[entry["dtype"]])
+    return values.reshape(entry["shape"])
+
+
+def widened(dtype: str) -> str:
+    """The NumPy type that a tensor stored as ``dtype`` is read as."""
+    return "float32" if dtype == "bfloat16" else dtype
+
+
+@contextmanager
+def _parsing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except MALFORMED as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: damaged: {reason}") from error

@@ -1,0 +1,181 @@
+"""Finding and reading checkpoints; what is not as ``store`` wrote it is damaged, never used."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from triptych.core.checkpoint import readers
+from triptych.core.checkpoint.manifest import FileEntry, Manifest
+from triptych.core.engine import State
+from triptych.core.errors import UserError
+
+FOLDER, MANIFEST = "checkpoints", "manifest.json"
+DISPLACED = ".old"
+"""Suffix of a checkpoint while another one of the same step takes its place."""
+NAME = re.compile(rf"step-(\d{{8,}})({re.escape(DISPLACED)})?")
+CHUNK = 1 << 20
+"""Bytes hashed at a time."""
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that is not what was written. reason: the file, and what is wrong with it."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} is damaged ({reason}); name another one, or use --resume auto")
+        self.path, self.reason = path, reason
+
+
+def verify(path: Path) -> Manifest:
+    """The manifest of a checkpoint whose files all are what was written.
+
+    Raises:
+        UserError: there is no such folder.
+        DamagedCheckpoint: a file is missing or not what was written.
+    """
+    manifest = _manifest(path)
+    for name, entry in manifest.files.items():
+        _check_size(path, name, entry)
+        with _damage(path, name):
+            intact = sha256(path / name) == entry.sha256
+        if not intact:
+            raise DamagedCheckpoint(path, f"{name}: its content has changed since it was written")
+    return manifest
+
+
+def read(path: Path) -> tuple[Manifest, State]:
+    """A checkpoint, verified.
+
+    Raises:
+        UserError: there is no such folder.
+        DamagedCheckpoint: a file is missing or not what was written, or does not hold the tensors
+            that the manifest lists.
+    """
+    manifest = verify(path)
+    found: State = {}
+    for name in manifest.files:
+        with _damage(path, name):
+            arrays = readers.read_safetensors(path / name)
+        for tensor, array in arrays.items():
+            entry = manifest.tensors.get(tensor)
+            listing = entry and (entry.file, readers.widened(entry.dtype), tuple(entry.shape))
+            if listing != (name, array.dtype.name, array.shape):
+                raise DamagedCheckpoint(path, f"{name}: {tensor} is not as the manifest lists it")
+            found[tensor] = array
+    missing = [tensor for tensor in manifest.tensors if tensor not in found]
+    if missing:
+        raise DamagedCheckpoint(path, f"no file holds {missing[0]} ({len(missing)} missing)")
+    return manifest, {tensor: found[tensor] for tensor in manifest.tensors}
+
+
+def latest(run_dir: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint of a run; ``report`` is told of each damaged one passed over."""
+    passed: list[DamagedCheckpoint] = []
+    found, then = None, "no other one is left"
+    for path in listed(run_dir / FOLDER):
+        try:
+            then = f"using step {verify(path).step}"
+        except DamagedCheckpoint as error:
+            passed.append(error)
+        else:
+            found = path
+            break
+    for damage in passed:
+        report(f"{damage.path} is damaged ({damage.reason}): {then}")
+    return found
+
+
+def resolve(resume: str, run_dir: Path, report: Callable[[str], None]) -> Path | None:
+    """The checkpoint that ``--resume`` means.
+
+    Args:
+        resume: "auto" (the newest whole one of ``run_dir``), or the path of a checkpoint or a run.
+
+    Returns:
+        None where "auto" finds that nothing was saved yet.
+
+    Raises:
+        UserError: the path holds no checkpoint, or only damaged ones.
+    """
+    if resume == "auto":
+        return _newest(run_dir, report)
+    path = Path(resume)
+    choices = "give a checkpoint, a run folder or auto"
+    if not path.is_dir():
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise UserError(f"--resume {path}: {what}; {choices}")
+    if (path / MANIFEST).exists() or NAME.fullmatch(path.name):
+        return path
+    found = _newest(path.parent if path.name == FOLDER else path, report)
+    if found is None:
+        raise UserError(f"--resume {path}: no checkpoint there; {choices}")
+    return found
+
+
+def _newest(run_dir: Path, report: Callable[[str], None]) -> Path | None:
+    found = latest(run_dir, report)
+    if found is None and listed(run_dir / FOLDER):
+        raise UserError(
+            f"{run_dir / FOLDER}: every checkpoint is damaged; remove the folder to begin anew"
+        )
+    return found
+
+
+def listed(folder: Path) -> list[Path]:
+    """Checkpoints in place, newest first; a displaced one comes after its successor."""
+    paths = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(paths, key=lambda path: (step_of(path), path.suffix != DISPLACED), reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
+    return int(path.name.removesuffix(DISPLACED).removeprefix("step-"))
+
+
+def seems_whole(path: Path) -> bool:
+    """Whether all files are there in full; their content is not read."""
+    try:
+        for name, entry in _manifest(path).files.items():
+            _check_size(path, name, entry)
+    except DamagedCheckpoint:
+        return False
+    return True
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _manifest(path: Path) -> Manifest:
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint folder")
+    with _damage(path, MANIFEST):
+        text = (path / MANIFEST).read_bytes()
+    try:
+        return Manifest.from_json(text)
+    except ValueError as error:
+        raise DamagedCheckpoint(path, f"{MANIFEST}: {error}") from error
+
+
+def _check_size(path: Path, name: str, entry: FileEntry) -> None:
+    with _damage(path, name):
+        size = (path / name).stat().st_size
+    if size != entry.size:
+        raise DamagedCheckpoint(path, f"{name}: {size} bytes, {entry.size} were written")
+
+
+@contextmanager
+def _damage(path: Path, name: str) -> Iterator[None]:
+    """What keeps a file from being read, as damage."""
+    try:
+        yield
+    except OSError as error:
+        raise DamagedCheckpoint(path, f"{name}: {error.strerror or error}") from error
+    except UserError as error:
+        raise DamagedCheckpoint(path, str(error)) from error

@@ -1,0 +1,171 @@
+"""Writing checkpoints, so that each appears whole or not at all.
+
+    run/checkpoints/step-00000100/{manifest.json, student.safetensors, teacher.safetensors, ...}
+
+A checkpoint is written aside, synced, and renamed into place last: a process that dies at any
+moment leaves the checkpoints that it found. One process writes to a run at a time.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from triptych.core.checkpoint.manifest import FileEntry, Manifest, TensorEntry, versions
+from triptych.core.checkpoint.retrieval import (
+    DISPLACED,
+    FOLDER,
+    MANIFEST,
+    listed,
+    seems_whole,
+    sha256,
+    step_of,
+)
+from triptych.core.config.spec import RunSpec
+from triptych.core.engine import Array, State
+from triptych.core.errors import NonFiniteError, UserError
+
+
+def write(
+    run_dir: Path, step: int, state: State, spec: RunSpec, extra: Mapping[str, Any], *, keep: int
+) -> Path:
+    """Saves the state after ``step`` updates and drops checkpoints that are no longer wanted.
+
+    Args:
+        extra: stored in the manifest; its "versions" (name -> version) join those of NumPy, Pillow
+            and triptych.
+        keep: newest whole checkpoints to keep, this one included.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        NonFiniteError: a tensor holds infinities or NaNs; nothing was written.
+        UserError: the file system refused, e.g. because it is full; what had been saved is intact.
+    """
+    refuse_non_finite(state, f"checkpoint of step {step}")
+    folder = run_dir / FOLDER
+    final = folder / f"step-{step:08d}"
+    aside = _aside(final)
+    with _refusals(f"save {final}"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _clear(folder)
+            aside.mkdir()
+            _fill(aside, step, state, spec, extra)
+            _put_in_place(aside, final)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    with _refusals(f"remove old checkpoints in {folder}"):
+        _prune(folder, keep, final)
+    return final
+
+
+def refuse_non_finite(state: Mapping[str, Array], what: str) -> None:
+    """Raises NonFiniteError naming the first tensor with infinities or NaNs."""
+    for name, array in state.items():
+        bad = array.size - int(np.isfinite(array).sum())
+        if bad:
+            raise NonFiniteError(f"{what}: {name} is not finite ({bad} of {array.size} values)")
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _fill(aside: Path, step: int, state: State, spec: RunSpec, extra: Mapping[str, Any]) -> None:
+    """The files of a checkpoint, one per branch of the names, each synced; the manifest last."""
+    shards: dict[str, State] = {}
+    for name, array in state.items():
+        shards.setdefault(name.partition(".")[0] + ".safetensors", {})[name] = array
+    manifest = Manifest(
+        step=step,
+        spec=spec.model_dump(mode="json"),
+        versions={**versions(), **extra.get("versions", {})},
+        extra={key: value for key, value in extra.items() if key != "versions"},
+        files={file: _save(aside / file, shard) for file, shard in shards.items()},
+        tensors={
+            name: TensorEntry(file=file, dtype=array.dtype.name, shape=list(array.shape))
+            for file, shard in shards.items()
+            for name, array in shard.items()
+        },
+    )
+    with open(aside / MANIFEST, "x", encoding="utf-8") as stream:
+        stream.write(manifest.to_json())
+    _sync(aside / MANIFEST)
+    _sync(aside)
+
+
+def _save(path: Path, shard: State) -> FileEntry:
+    # safetensors takes the bytes of an array as they lie: out of C order the values get mixed up.
+    save_file({name: np.asarray(array, order="C") for name, array in shard.items()}, path)
+    path.chmod(path.parent.stat().st_mode & 0o666)  # it makes its files private
+    _sync(path)
+    return FileEntry(sha256=sha256(path), size=path.stat().st_size)
+
+
+def _put_in_place(aside: Path, final: Path) -> None:
+    displaced = final.with_name(final.name + DISPLACED)
+    if final.exists():
+        # A folder cannot be replaced in one stroke. Between the two renames the displaced one
+        # still counts as a checkpoint.
+        final.rename(displaced)
+    aside.rename(final)
+    _sync(final.parent)
+    if displaced.exists():
+        _remove(displaced)
+
+
+def _prune(folder: Path, keep: int, new: Path) -> None:
+    """Removes what is older than the ``keep`` newest whole checkpoints, ``new`` among them."""
+    others = [path for path in listed(folder) if path != new and seems_whole(path)]
+    oldest = min(step_of(path) for path in [new, *others[: keep - 1]])
+    for path in listed(folder):
+        if step_of(path) < oldest:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    # Out of sight first: a half-removed folder must not pass for a damaged checkpoint.
+    shutil.rmtree(path.rename(_aside(path)))
+
+
+def _clear(folder: Path) -> None:
+    """Removes what writers that died have left behind."""
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path)
+    for path in listed(folder):
+        successor = path.with_name(path.name.removesuffix(DISPLACED))
+        if path != successor and successor.exists():
+            _remove(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _refusals(doing: str) -> Iterator[None]:
+    """What the file system refuses, as an error that says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        full = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+        remedy = "make the folder writable or set --output to another one"
+        if any(text in reason for text in full):
+            remedy = "free some space, lower checkpoint.keep or set --output to another disk"
+        raise UserError(
+            f"cannot {doing}: {reason}; {remedy} (what was saved before is intact)"
+        ) from error
