@@ -1,0 +1,52 @@
+# On a fresh machine:  make demo   make test
+# Each sets up .venv first (Python 3.10 where there is one). What may be set:
+#   BACKENDS="torch paddle"   frameworks to install and use; empty for none     (default: all three)
+#   PYTHON=/usr/bin/python3   interpreter to build the environment with         (default: searched)
+#   VENV=.venv                where the environment is
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test soak bench lint test-paddle26
+
+VENV ?= .venv
+BACKENDS ?= torch oneflow paddle
+comma := ,
+space := $(subst ,, )
+backends := $(sort $(filter-out none,$(subst $(comma),$(space),$(BACKENDS))))
+stamp = $(VENV)/stamp-$(subst $(space),-,$(or $(strip $(backends)),core))
+python = $(VENV)/bin/python
+inputs := setup.cfg pyproject.toml $(wildcard constraints/*.txt scripts/*.sh)
+# A stamp holds the backends that could be installed. Naming them to the tests makes one that is
+# missing or broken fail, where it would be left out otherwise.
+under_test = TRIPTYCH_BACKENDS="$$(cat $(stamp))"
+# The frameworks' own defaults oversubscribe a machine that runs three of them.
+export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(stamp): $(inputs)
+	scripts/setup.sh $@ constraints/pins.txt dev $(backends)
+
+demo: $(stamp)  ## the same spec on every backend, then the curves side by side in runs/demo
+	$(python) -m triptych.core.demo $$(cat $(stamp))
+
+test: $(stamp)  ## the test suite
+	$(under_test) $(python) -m pytest
+
+soak: $(stamp)  ## long campaigns: kill and resume at random moments
+	$(under_test) $(python) -m pytest -m soak
+
+bench: $(stamp)  ## speed and memory, side by side with plain loops
+	$(python) tools/bench.py step
+	$(python) tools/bench.py loader
+
+lint: $(stamp)  ## style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy core --config-file setup.cfg
+
+test-paddle26: .venv-paddle26/stamp  ## the Paddle backend's tests on PaddlePaddle 2.6.2
+	TRIPTYCH_BACKENDS=paddle .venv-paddle26/bin/python -m pytest -k paddle
+
+.venv-paddle26/stamp: $(inputs)
+	scripts/setup.sh $@ constraints/paddle26.txt dev paddle

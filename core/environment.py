@@ -1,0 +1,186 @@
+"""What this machine offers: Python, cores, memory, and which backends really run.
+
+Only the standard library is imported here, so that the set-up can ask ``possible()`` of an
+interpreter that has nothing installed yet.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+REQUIREMENTS = {
+    "torch": "torch torchvision timm",
+    "oneflow": "oneflow==0.9.0 nvidia-cudnn-cu11==8.6.0.163 nvidia-cublas-cu11==11.11.3.6 "
+    "'numpy<2' 'protobuf<3.21'",
+    "paddle": "paddlepaddle",
+}
+NAMES = tuple(REQUIREMENTS)
+PROBE_SECONDS = 180.0
+"""Limit on importing one framework, which may read gigabytes from a cold disk."""
+PROBE = """
+import json, sys
+from triptych import backends
+from triptych.core.errors import UserError
+try:
+    module = backends.load(sys.argv[1])
+    found = {"versions": module.versions(), "cuda": module.cuda_devices()}
+except UserError as error:
+    found = {"problem": str(error.__cause__ or error)}
+print()
+print(json.dumps(found))
+"""
+"""Run in a process of its own. Frameworks print at import, so the answer is the last line."""
+PILLOW = "12.3.0"
+"""The pinned version, whose resize defines the pixels; a test compares it with setup.cfg."""
+
+
+def why_not(name: str) -> str:
+    """Why this interpreter cannot have a backend; empty where it can."""
+    if name == "oneflow" and sys.version_info[:2] != (3, 10):
+        return (
+            "OneFlow 0.9.0 has wheels up to Python 3.10 only, "
+            f"this is {platform.python_version()}; set up with a Python 3.10"
+        )
+    if name == "oneflow" and (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return f"OneFlow has wheels for Linux on x86_64 only, this is {platform.platform()}"
+    return ""
+
+
+def possible() -> tuple[str, ...]:
+    """Backends that this interpreter and platform can have, installed or not."""
+    return tuple(name for name in NAMES if not why_not(name))
+
+
+def install_command(name: str) -> str:
+    """The one command that adds a backend to this environment, or mends it.
+
+    From a checkout it installs the pinned versions. (Elsewhere it names the frameworks themselves:
+    an index could hold somebody else's package called triptych.)
+    """
+    root = Path(__file__).resolve().parent.parent
+    pip = f"{shlex.quote(sys.executable)} -m pip install"
+    if not (root / "constraints").is_dir():
+        return f"{pip} {REQUIREMENTS[name]}"
+    pins = shlex.quote(str(root / "constraints" / "pins.txt"))
+    return f"{pip} -c {pins} -e {shlex.quote(f'{root}[{name}]')}"
+
+
+def report(names: Sequence[str] = NAMES, timeout: float = PROBE_SECONDS) -> dict[str, Any]:
+    """Everything ``tools/info.py env`` says, as plain data.
+
+    Each framework is imported in a process of its own: one that crashes or hangs is reported
+    like one that is missing.
+
+    Args:
+        names: backends to try.
+        timeout: seconds given to each.
+    """
+    with ThreadPoolExecutor() as pool:
+        probes = list(pool.map(lambda name: _probe(name, timeout), names))
+    return {
+        "triptych": _version("triptych"),
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "platform": platform.platform(),
+        "cores": cores(),
+        "memory_gib": round(memory_bytes() / 2**30, 1),
+        "numpy": _version("numpy"),
+        "pillow": _version("pillow"),
+        "pillow_pinned": PILLOW,
+        "backends": dict(zip(names, probes, strict=True)),
+    }
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Physical memory, bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def render(found: dict[str, Any]) -> str:
+    """The report as lines for a terminal."""
+    pillow = found["pillow"] or "missing"
+    if pillow != found["pillow_pinned"]:
+        pillow += f" (not {found['pillow_pinned']}, which defines the pixels: runs will not repeat)"
+    lines = [
+        f"triptych  {found['triptych'] or 'not installed (running from a checkout)'}",
+        f"python    {found['python']['version']}  {found['python']['executable']}",
+        f"platform  {found['platform']}",
+        f"machine   {found['cores']} cores, {found['memory_gib']} GiB of memory",
+        f"numpy     {found['numpy'] or 'missing'}",
+        f"pillow    {pillow}",
+    ]
+    for name, backend in found["backends"].items():
+        lines += _render_backend(name, backend)
+    return "\n".join(lines)
+
+
+def _render_backend(name: str, backend: dict[str, Any]) -> list[str]:
+    if backend["usable"]:
+        versions = ", ".join(f"{n} {v}" for n, v in backend["versions"].items())
+        return [f"{name:<9} usable: {versions}; on {', '.join(backend['devices'])}"]
+    lines = [f"{name:<9} not usable: {backend['problem']}"]
+    if backend["remedy"]:
+        lines.append(f"{'':<9} to add it: {backend['remedy']}")
+    return lines
+
+
+def _probe(name: str, timeout: float) -> dict[str, Any]:
+    """Whether one backend runs here, with what, and else what would change that."""
+    if why_not(name):
+        return _unusable(why_not(name), "")
+    if not importlib.util.find_spec(name):
+        return _unusable("not installed", install_command(name))
+    found = _import_elsewhere(name, timeout)
+    if "problem" in found:
+        return _unusable(found["problem"], f"{install_command(name)} --force-reinstall")
+    devices = ["cpu", *(f"cuda:{i}" for i in range(found["cuda"]))]
+    return {"usable": True, "versions": found["versions"], "devices": devices}
+
+
+def _unusable(problem: str, remedy: str) -> dict[str, Any]:
+    return {"usable": False, "problem": problem, "remedy": remedy}
+
+
+def _import_elsewhere(name: str, timeout: float) -> dict[str, Any]:
+    """What ``PROBE`` found in a process of its own."""
+    try:
+        run = subprocess.run(
+            [sys.executable, "-c", PROBE, name],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        return {"problem": f"importing it did not finish within {timeout:g} s"}
+    if run.returncode < 0:
+        return {"problem": f"importing it ended with {signal.Signals(-run.returncode).name}"}
+    if run.returncode:
+        lines = run.stderr.strip().splitlines()
+        return {"problem": lines[-1] if lines else f"exit status {run.returncode}"}
+    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,111 @@
+"""The environment report must survive whatever a framework does when it is imported."""
+
+import configparser
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from triptych import backends
+from triptych.core import environment
+from triptych.core.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Puts a framework of the given name and source in front of the real one, if any."""
+
+    def make(name: str, source: str) -> None:
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        inherited = environment.os.environ.get("PYTHONPATH", str(ROOT / "typings"))
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{inherited}")
+
+    monkeypatch.setattr(environment, "why_not", lambda name: "")
+    return make
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("raise ImportError('libcudnn.so.8: cannot open shared object file')", "libcudnn"),
+        ("raise OSError('no such library')", "no such library"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("raise RuntimeError('half installed')", "RuntimeError: half installed"),
+        ("import os; os._exit(3)", "exit status 3"),
+        ("import time; time.sleep(60)", "did not finish within 2 s"),
+    ],
+)
+def test_a_broken_framework_is_reported_in_one_line(fake, source, problem):
+    fake("torch", source)
+    found = environment.report(["torch"], timeout=2 if "sleep" in source else 60)
+    backend = found["backends"]["torch"]
+    assert not backend["usable"]
+    assert problem in backend["problem"] and "\n" not in backend["problem"]
+    assert "pip install" in backend["remedy"]
+    text = environment.render(found)
+    assert problem in text and backend["remedy"] in text
+
+
+def test_a_missing_framework_is_named_with_its_command(monkeypatch):
+    monkeypatch.setattr(environment, "why_not", lambda name: "")
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    missing = environment.report(["torch"])["backends"]["torch"]
+    assert missing["problem"] == "not installed"
+    assert missing["remedy"] == environment.install_command("torch")
+    with pytest.raises(UserError, match="not installed") as error:
+        backends.load("torch")
+    assert environment.install_command("torch") in str(error.value)
+
+
+def test_an_interpreter_without_wheels_says_so_and_offers_no_command(monkeypatch):
+    monkeypatch.setattr(environment.sys, "version_info", (3, 12, 1))
+    assert environment.possible() == ("torch", "paddle")
+    oneflow = environment.report(["oneflow"])["backends"]["oneflow"]
+    assert "3.10" in oneflow["problem"] and not oneflow["remedy"]
+
+
+def test_installed_backend_is_usable(backend, backend_name):
+    found = environment.report([backend_name])
+    row = found["backends"][backend_name]
+    assert row["usable"] and row["devices"][0] == "cpu"
+    assert row["versions"] == backend.versions()
+    assert f"{backend_name:<9} usable" in environment.render(found)
+
+
+def test_report_is_plain_data_about_this_process():
+    found = environment.report([])
+    assert json.loads(json.dumps(found)) == found
+    assert found["cores"] >= 1 and found["memory_gib"] > 0
+    assert found["python"]["version"].startswith("3.")
+
+
+def test_another_pillow_is_pointed_out():
+    found = environment.report([])
+    assert "will not repeat" not in environment.render({**found, "pillow": environment.PILLOW})
+    assert "will not repeat" in environment.render({**found, "pillow": "11.0.0"})
+
+
+def test_pins_agree_with_the_package():
+    assert f"pillow=={environment.PILLOW}" in SETUP["options"]["install_requires"]
+    pins = "".join((ROOT / "constraints" / f).read_text() for f in ("common.txt", "pins.txt"))
+    assert f"pillow=={environment.PILLOW}" in pins
+    extras = SETUP["options.extras_require"]
+    for name, requirement in environment.REQUIREMENTS.items():
+        for package in re.findall(r"[\w-]+", requirement.replace("'", " "))[:1]:
+            assert package in extras[name] and f"{package}==" in pins
+
+
+def test_set_up_can_ask_before_anything_is_installed():
+    """The set-up script runs the file by path with an interpreter that has no packages."""
+    source = (ROOT / "core" / "environment.py").read_text()
+    assert "from triptych" not in source.split("PROBE =")[0]
+    assert "numpy" not in re.findall(r"^(?:from|import) (\w+)", source, re.M)
+    module = runpy.run_path(str(ROOT / "core" / "environment.py"))
+    assert module["possible"]() == environment.possible()
