@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _trace(arguments: argparse.Namespace) -> int:
-    from triptych.core import parity
+    from triptych.core.parity import trace
     from triptych.core.run import choose_backend
 
     overrides, output = _split_o(arguments)
@@ -53,7 +53,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     backend = arguments.backend
     if backend != "numpy":
         backend = choose_backend(backend, spec)
-    record = parity.run_trace(
+    record = trace.run_trace(
         spec,
         backend,
         arguments.steps,
@@ -61,7 +61,7 @@ def _trace(arguments: argparse.Namespace) -> int:
         inputs=arguments.inputs,
         hyper=arguments.hyper,
     )
-    parity.save(record, output)
+    trace.save(record, output)
     losses = np.load(output)["loss"]
     print(f"{backend}, {arguments.dtype}: loss {' '.join(f'{x:.12g}' for x in losses)}")
     print(f"wrote {output}")
@@ -79,11 +79,12 @@ def _split_o(arguments: argparse.Namespace) -> tuple[list[str], Path]:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from triptych.core import checkpoint, parity
+    from triptych.core import checkpoint
+    from triptych.core.parity.compare import compare
 
     tolerances = dict(_tolerance(item) for item in arguments.tolerance)
     a, b = (checkpoint.read_arrays(path) for path in (arguments.a, arguments.b))
-    differences, noise = parity.compare(a, b, tolerances)
+    differences, noise = compare(a, b, tolerances)
     wrong = [d for d in differences if not d.ok]
     for d in differences[: max(arguments.most, 0)]:
         print(f"{'ok ' if d.ok else 'BAD'} {d.error:9.2e} (allowed {d.allowed:.0e})  {d.name}")

@@ -1,0 +1,1 @@
+"""Proof that two realisations compute the same: ``trace`` records, ``compare`` judges."""

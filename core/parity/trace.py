@@ -1,0 +1,162 @@
+"""Records every number of a few training steps on one backend."""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from triptych import backends
+from triptych.core import algorithms, checkpoint, parameters, reference
+from triptych.core.config.spec import RunSpec
+from triptych.core.data import Pipeline, open_train
+from triptych.core.engine import Array, Batch, Engine, Hyper, State
+from triptych.core.errors import UserError
+from triptych.core.plan import Plan
+
+Record = Iterator[tuple[str, Array]]
+
+
+def trace(
+    spec: RunSpec,
+    backend: str,
+    state: State,
+    batches: Iterator[Batch],
+    draws: Callable[[int], Mapping[str, Array]],
+    hyper: Callable[[int], Hyper],
+    steps: int,
+) -> Record:
+    """Trains ``steps`` steps and yields every number on the way, in the order they arise.
+
+    Yields:
+        ``feature/backbone|tokens_ln|proj`` (view 1 of step 0, evaluation mode, initial
+        weights); ``state/<canonical>/step<k>`` for k = 0 (before the first step) ... steps; for
+        each step k ``feature/<name>/step<k>`` and ``grad/<canonical>/step<k>``; at the end
+        ``loss`` (steps,) and ``metric/<name>`` (steps,).
+    """
+    engine = _build(spec, backend, state)
+    scalars: dict[str, list[Array]] = {}
+    for step, batch in zip(range(steps), batches, strict=False):
+        if step == 0:
+            yield from _evaluation_features(engine, batch.views[0])
+            yield from _labelled("state", engine.export_state(), 0)
+        values, gradients = engine.trace_step(batch, draws(step), hyper(step))
+        for name, value in values.items():
+            if name.startswith("feature/"):
+                yield f"{name}/step{step}", value
+            else:
+                key = name if name == "loss" else f"metric/{name}"
+                scalars.setdefault(key, []).append(value)
+        yield from _labelled("grad", gradients, step)
+        yield from _labelled("state", engine.export_state(), step + 1)
+    engine.close()
+    yield from ((name, np.array(values)) for name, values in scalars.items())
+
+
+def _build(spec: RunSpec, backend: str, state: State) -> Engine:
+    package = reference if backend == "numpy" else backends.load(backend)
+    model = {p.name: state[p.name] for p in parameters.table(spec)}
+    engine: Engine = package.build(spec, model)
+    if set(state) != set(model):
+        engine.import_state(state)
+    return engine
+
+
+def _evaluation_features(engine: Engine, view: Array) -> Record:
+    features = engine.embed(view, tokens="all", projection=True)
+    yield "feature/backbone", features["final"][:, 0]
+    yield "feature/tokens_ln", features["final"]
+    yield "feature/proj", features["projection"]
+
+
+def _labelled(kind: str, arrays: Mapping[str, Array], step: int) -> Record:
+    yield from ((f"{kind}/{name}/step{step}", array) for name, array in arrays.items())
+
+
+def starting_state(spec: RunSpec, weights: Path | None) -> State:
+    """The state of a weights file in any format that converts, or the spec's initial one."""
+    return checkpoint.load_weights(weights, spec) if weights else parameters.initial_state(spec)
+
+
+def recorded_inputs(path: Path, steps: int) -> tuple[Iterator[Batch], dict[str, Array]]:
+    """Batches and draws from a file: ``view1``, ``view2`` (steps, N, C, H, W) and draws by name.
+
+    Raises:
+        UserError: no such file, not an npz of plain arrays, or fewer steps than asked for.
+    """
+    arrays = checkpoint.read_arrays(path)
+    missing = [name for name in ("view1", "view2") if name not in arrays]
+    if missing:
+        raise UserError(f"{path}: {', '.join(missing)} missing; found {', '.join(arrays)}")
+    for name, array in arrays.items():
+        if len(array) < steps:
+            raise UserError(f"{path}: {name} holds {len(array)} steps, --steps is {steps}")
+    views = [arrays.pop("view1"), arrays.pop("view2")]
+    index = np.arange(views[0].shape[1], dtype=np.int64)
+    batches = (Batch((one, two), index) for one, two in zip(*views, strict=True))
+    return batches, arrays
+
+
+def fixed_hyper(path: Path) -> Callable[[int], Hyper]:
+    """The same learning rate, weight decay and EMA momentum for every step, from a JSON file."""
+    try:
+        given = json.loads(path.read_text())
+        lr, decay, ema = (float(given[key]) for key in ("lr", "weight_decay", "ema"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{path}: expected {{"lr": ..., "weight_decay": ..., "ema": ...}}, got {error!r}'
+        ) from error
+    return lambda step: Hyper(step=step, lr=lr, weight_decay=decay, ema=ema)
+
+
+def run_trace(
+    spec: RunSpec,
+    backend: str,
+    steps: int,
+    *,
+    weights: Path | None = None,
+    inputs: Path | None = None,
+    hyper: Path | None = None,
+) -> Record:
+    """``trace`` with weights, images, draws and hyper-parameters from files or from the spec.
+
+    Raises:
+        UserError: a file that cannot be used, or schedules that need data that is not there.
+    """
+    state = starting_state(spec, weights)
+    method = algorithms.METHODS[spec.method.name]
+    if inputs is None:
+        with Pipeline(spec, open_train(spec)) as pipeline:
+            plan = Plan(spec, pipeline.steps_per_epoch)
+            step_hyper = fixed_hyper(hyper) if hyper else plan.hyper
+            batches = pipeline.batches(0, steps)
+            yield from trace(
+                spec, backend, state, batches, lambda k: method.draws(spec, k), step_hyper, steps
+            )
+        return
+    if hyper is None and spec.train.steps is None:
+        raise UserError(
+            "train.epochs: schedules in epochs need the data; give --hyper or train.steps"
+        )
+    batches, given = recorded_inputs(inputs, steps)
+
+    def drawn(step: int) -> Mapping[str, Array]:
+        return {**method.draws(spec, step), **{name: a[step] for name, a in given.items()}}
+
+    step_hyper = fixed_hyper(hyper) if hyper else Plan(spec, 1).hyper
+    yield from trace(spec, backend, state, batches, drawn, step_hyper, steps)
+
+
+def save(record: Record, path: Path) -> None:
+    """Writes a record as npz, one array at a time: a trace may be larger than memory."""
+    aside = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with zipfile.ZipFile(aside, "w") as archive:
+            for name, array in record:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
