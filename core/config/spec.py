@@ -5,37 +5,65 @@ derived from it (peak learning rate, steps per epoch, parameter table) lives bes
 """
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
+from pydantic import Field, field_validator
 
-Int = Annotated[int, Strict()]
-Bool = Annotated[bool, Strict()]
-Str = Annotated[str, Strict()]
-Float = Annotated[float, Strict(), Field(allow_inf_nan=False)]
-PositiveInt = Annotated[Int, Field(gt=0)]
-NonNegativeInt = Annotated[Int, Field(ge=0)]
-PositiveFloat = Annotated[Float, Field(gt=0)]
-NonNegativeFloat = Annotated[Float, Field(ge=0)]
-Probability = Annotated[Float, Field(ge=0, le=1)]
-Interval = tuple[Float, Float]
+from triptych.core.config.augment import (
+    AugmentOp,
+    AugmentSpec,
+    ColorJitter,
+    GaussianBlur,
+    Grayscale,
+    HorizontalFlip,
+    Op,
+    RandomAffine,
+    RandomResizedCrop,
+    Solarize,
+)
+from triptych.core.config.fields import (
+    Bool,
+    Channels,
+    Decay,
+    Int,
+    KeyedError,
+    NonNegativeFloat,
+    NonNegativeInt,
+    One,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Str,
+)
+from triptych.core.config.method import MocoV3Spec
+from triptych.core.config.model import VIT_PRESETS, VitSpec
 
-
-class KeyedError(ValueError):
-    """A contradiction between keys, reported at the key that should change."""
-
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(message)
-        self.key = key
-
-
-class Section(BaseModel):
-    """A mapping of the spec; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-# ------------------------------------------------------------------------------------------- data
+__all__ = [
+    "VIT_PRESETS",
+    "AugmentOp",
+    "AugmentSpec",
+    "CheckpointSpec",
+    "ColorJitter",
+    "DataSpec",
+    "EvaluateSpec",
+    "GaussianBlur",
+    "Grayscale",
+    "HorizontalFlip",
+    "KeyedError",
+    "LogSpec",
+    "MocoV3Spec",
+    "Op",
+    "OptimSpec",
+    "ParallelSpec",
+    "RandomAffine",
+    "RandomResizedCrop",
+    "RunSpec",
+    "Section",
+    "Solarize",
+    "TrainSpec",
+    "VitSpec",
+]
 
 
 class DataSpec(Section):
@@ -51,7 +79,7 @@ class DataSpec(Section):
     """image_list only: the CSV or text file."""
     eval_root: Str | None = None
     """image_folder: folder of the held-out images for k-NN; default: no evaluation split."""
-    channels: Literal[1, 2, 3, 4] = 3
+    channels: Channels = 3
     """Channels given to the model: 1 grey, 2 grey+alpha, 3 RGB, 4 RGBA."""
     workers: NonNegativeInt = 0
     """Worker processes; 0 loads in the training process. Never changes a pixel."""
@@ -61,184 +89,14 @@ class DataSpec(Section):
     """A damaged file: stop names it and ends the run; skip names it, counts it and takes the next
     sample of the epoch's order in its place."""
 
-    @model_validator(mode="after")
-    def _complete(self) -> "DataSpec":
+    def contradictions(self) -> Iterator[KeyedError]:
+        """A dataset without its place."""
         if self.name in ("image_folder", "cifar10") and self.root is None:
-            raise KeyedError("root", f"data.name {self.name} needs data.root, the folder of the data")
+            yield KeyedError(
+                "root", f"data.name {self.name} needs data.root, the folder of the data"
+            )
         if self.name == "image_list" and self.list is None:
-            raise KeyedError("list", "data.name image_list needs data.list, the CSV or text file")
-        return self
-
-
-# ---------------------------------------------------------------------------------------- augment
-
-
-class AugmentOp(Section):
-    """One operation of a view; drawn and applied in the order listed."""
-
-    p: Probability = 1.0
-    """Probability that the operation is applied."""
-
-
-class RandomResizedCrop(AugmentOp):
-    op: Literal["random_resized_crop"]
-    scale: Interval = (0.08, 1.0)
-    """Area of the crop as a fraction of the image."""
-    ratio: Interval = (3 / 4, 4 / 3)
-    """Aspect ratio of the crop, width / height."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-
-
-class RandomAffine(AugmentOp):
-    op: Literal["random_affine"]
-    degrees: NonNegativeFloat = 0.0
-    """Rotation drawn from (-degrees, degrees)."""
-    translate: Probability = 0.0
-    """Shift drawn from (-translate, translate) times the image size, in each direction."""
-    scale: Interval = (1.0, 1.0)
-    shear: NonNegativeFloat = 0.0
-    """Horizontal shear drawn from (-shear, shear), degrees."""
-
-
-class ColorJitter(AugmentOp):
-    op: Literal["color_jitter"]
-    brightness: NonNegativeFloat = 0.0
-    contrast: NonNegativeFloat = 0.0
-    saturation: NonNegativeFloat = 0.0
-    hue: Annotated[Float, Field(ge=0, le=0.5)] = 0.0
-    """Shift drawn from (-hue, hue), turns of the colour circle."""
-
-
-class Grayscale(AugmentOp):
-    op: Literal["grayscale"]
-
-
-class GaussianBlur(AugmentOp):
-    op: Literal["gaussian_blur"]
-    sigma: Interval = (0.1, 2.0)
-    """Pillow blur radius, pixels."""
-
-
-class Solarize(AugmentOp):
-    op: Literal["solarize"]
-    threshold: Annotated[Int, Field(ge=0, le=256)] = 128
-    """Values from the threshold upwards are inverted."""
-
-
-class HorizontalFlip(AugmentOp):
-    op: Literal["horizontal_flip"]
-
-
-Op = Annotated[
-    RandomResizedCrop
-    | RandomAffine
-    | ColorJitter
-    | Grayscale
-    | GaussianBlur
-    | Solarize
-    | HorizontalFlip,
-    Field(discriminator="op"),
-]
-
-
-class AugmentSpec(Section):
-    """Two views of each image, then normalisation."""
-
-    view1: tuple[Op, ...] = ()
-    view2: tuple[Op, ...] = ()
-    mean: tuple[Float, ...] = (0.485, 0.456, 0.406)
-    """Per channel, of values in 0..1; one value serves all channels."""
-    std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
-    eval_resize: PositiveFloat = 256 / 224
-    """Evaluation: the shorter side is resized to this multiple of the image size, then the centre
-    is cropped."""
-
-
-# ------------------------------------------------------------------------------------------ model
-
-VIT_PRESETS: dict[str, dict[str, int]] = {
-    "vit_tiny": {"width": 192, "depth": 12, "heads": 3},
-    "vit_small": {"width": 384, "depth": 12, "heads": 12},  # MoCo v3 gives ViT-S 12 heads, not 6
-    "vit_base": {"width": 768, "depth": 12, "heads": 12},
-    "vit_large": {"width": 1024, "depth": 24, "heads": 16},
-    "vit": {},
-}
-
-
-class VitSpec(Section):
-    """A vision transformer with timm's names and shapes."""
-
-    name: Literal["vit", "vit_tiny", "vit_small", "vit_base", "vit_large"]
-    """A named size fills width, depth and heads; "vit" wants them given."""
-    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224
-    """Pixels: one number for a square, or [height, width]."""
-    channels: Literal[1, 2, 3, 4] = 3
-    patch_size: PositiveInt = 16
-    width: PositiveInt
-    """Width of the residual stream; divisible by heads and by 4 (position table)."""
-    depth: PositiveInt
-    heads: PositiveInt
-    mlp_ratio: PositiveInt = 4
-    stem: Literal["patch"] = "patch"
-    freeze_patch_embed: Bool = True
-    """Keep the random patch projection fixed (MoCo v3, section 4.1)."""
-    layer_norm_eps: PositiveFloat = 1e-6
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("name") in VIT_PRESETS:
-            return {**VIT_PRESETS[given["name"]], **given}
-        return given
-
-    @model_validator(mode="after")
-    def _divisible(self) -> "VitSpec":
-        if self.width % self.heads:
-            raise KeyedError("heads", f"width {self.width} is not divisible by heads {self.heads}")
-        if self.width % 4:
-            raise KeyedError("width", f"width {self.width} is not divisible by 4 (position table)")
-        for size in self.size:
-            if size % self.patch_size:
-                raise KeyedError(
-                    "image_size",
-                    f"image size {size} is not divisible by patch_size {self.patch_size}",
-                )
-        return self
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of an image, pixels."""
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of the patch grid."""
-        return self.size[0] // self.patch_size, self.size[1] // self.patch_size
-
-
-# ----------------------------------------------------------------------------------------- method
-
-
-class MocoV3Spec(Section):
-    """MoCo v3 (arXiv 2104.02057)."""
-
-    name: Literal["moco_v3"]
-    temperature: PositiveFloat = 0.2
-    hidden_dim: PositiveInt = 4096
-    """Width of the hidden layers of projector and predictor."""
-    output_dim: PositiveInt = 256
-    projector_layers: Annotated[Int, Field(ge=2)] = 3
-    predictor_layers: Annotated[Int, Field(ge=2)] = 2
-    predictor_last_norm: Bool = True
-    """Batch norm without gain and shift after the predictor (ViT: yes, ResNet: no)."""
-    momentum: Probability = 0.99
-    """EMA momentum of the teacher at the start."""
-    momentum_schedule: Literal["cosine", "constant"] = "cosine"
-    """cosine: rises to 1 over the run."""
-
-
-# ------------------------------------------------------------------------------------------ optim
+            yield KeyedError("list", "data.name image_list needs data.list, the CSV or text file")
 
 
 class OptimSpec(Section):
@@ -253,7 +111,7 @@ class OptimSpec(Section):
     """Decoupled; on every tensor that has a gradient, biases and norms included (MoCo v3)."""
     weight_decay_end: NonNegativeFloat | None = None
     """Half-cosine from weight_decay to this value; null: constant."""
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     clip_norm: PositiveFloat | None = None
     """Clip the global L2 norm of the gradients; null: no clipping."""
@@ -265,14 +123,14 @@ class OptimSpec(Section):
     per: Literal["step", "epoch"] = "step"
     """Whether schedules advance with every step or once per epoch."""
 
-    @model_validator(mode="after")
-    def _one_unit(self) -> "OptimSpec":
+    def contradictions(self) -> Iterator[KeyedError]:
+        """One warm-up in two units."""
         if self.warmup_epochs is not None and self.warmup_steps is not None:
-            raise KeyedError("warmup_steps", "give warmup_epochs or warmup_steps, not both")
-        return self
-
-
-# ------------------------------------------------------------------------------------ the run itself
+            yield KeyedError(
+                "warmup_steps",
+                f"warmup_epochs is {self.warmup_epochs:g} and warmup_steps {self.warmup_steps}: "
+                "set one of them to null",
+            )
 
 
 class TrainSpec(Section):
@@ -283,16 +141,23 @@ class TrainSpec(Section):
     """Exactly one of epochs and steps."""
     batch_size: PositiveInt = 256
     """Global batch: images per optimizer step over all ranks."""
-    accumulate: Literal[1] = 1
+    accumulate: One = 1
     """Micro-batches per step; this version supports 1."""
     stop_at: PositiveInt | None = None
     """End the run after this step, with a checkpoint; changes no schedule."""
 
-    @model_validator(mode="after")
-    def _one_length(self) -> "TrainSpec":
-        if (self.epochs is None) == (self.steps is None):
-            raise KeyedError("steps", "give exactly one of train.epochs and train.steps")
-        return self
+    def contradictions(self) -> Iterator[KeyedError]:
+        """No length, or two; a batch that batch norm cannot use."""
+        if self.epochs is None and self.steps is None:
+            yield KeyedError("steps", "give exactly one of train.epochs and train.steps")
+        if self.epochs is not None and self.steps is not None:
+            yield KeyedError(
+                "steps",
+                f"train.epochs is {self.epochs} and train.steps {self.steps}: "
+                "set one of them to null",
+            )
+        if self.batch_size < 2:
+            yield KeyedError("batch_size", "batch norm needs at least 2 images per batch")
 
 
 class LogSpec(Section):
@@ -328,10 +193,10 @@ class EvaluateSpec(Section):
 class ParallelSpec(Section):
     """Degrees of parallelism; this version runs one process."""
 
-    data: Literal[1] = 1
-    tensor: Literal[1] = 1
-    pipeline: Literal[1] = 1
-    micro_batches: Literal[1] = 1
+    data: One = 1
+    tensor: One = 1
+    pipeline: One = 1
+    micro_batches: One = 1
     shard_optimizer: Literal[False] = False
 
 
@@ -360,25 +225,35 @@ class RunSpec(Section):
     @field_validator("device")
     @classmethod
     def _device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", value):
             raise ValueError("expected auto, cpu, cuda or cuda:N")
         return value
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "RunSpec":
-        if self.data.channels != self.model.channels:
-            raise KeyedError(
+    def contradictions(self) -> Iterator[KeyedError]:
+        """What one section says against another."""
+        channels = self.model.channels
+        if self.data.channels != channels:
+            yield KeyedError(
                 "model.channels",
-                f"data.channels is {self.data.channels}, model.channels {self.model.channels}: "
+                f"data.channels is {self.data.channels}, model.channels {channels}: "
                 "they must be equal",
             )
         for name in ("mean", "std"):
             count = len(getattr(self.augment, name))
-            if count not in (1, self.model.channels):
-                raise KeyedError(
+            if count not in (1, channels):
+                yield KeyedError(
                     f"augment.{name}",
-                    f"{count} values for {self.model.channels} channels: give one, or one each",
+                    f"{count} values for {channels} channels: give one, or one each",
                 )
-        if self.train.batch_size < 2:
-            raise KeyedError("train.batch_size", "batch norm needs at least 2 images per batch")
-        return self
+        for unit in ("epochs", "steps"):
+            warmup, length = getattr(self.optim, f"warmup_{unit}"), getattr(self.train, unit)
+            if warmup is not None and length is not None and warmup > length:
+                yield KeyedError(
+                    f"optim.warmup_{unit}",
+                    f"a warm-up of {warmup:g} {unit} is longer than the run of {length} {unit}",
+                )
+        if self.evaluate.every and self.data.name == "image_folder" and not self.data.eval_root:
+            yield KeyedError(
+                "evaluate.every",
+                "k-NN needs data.eval_root, a folder of held-out images; or set 0: never",
+            )

@@ -1,0 +1,114 @@
+"""The ``augment`` section: the operations of each view."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from triptych.core.config.fields import (
+    Float,
+    FractionInterval,
+    Int,
+    NonNegativeFloat,
+    NonNegativeInterval,
+    PositiveFloat,
+    PositiveInterval,
+    Probability,
+    Section,
+    Str,
+)
+
+
+class AugmentOp(Section):
+    """One operation of a view; drawn and applied in the order listed."""
+
+    op: Str
+    p: Probability = 1.0
+    """Probability that the operation is applied."""
+
+
+class RandomResizedCrop(AugmentOp):
+    """A random part of the image, resized to the model's image size."""
+
+    op: Literal["random_resized_crop"]
+    scale: FractionInterval = (0.08, 1.0)
+    """Area of the crop as a fraction of the image."""
+    ratio: PositiveInterval = (3 / 4, 4 / 3)
+    """Aspect ratio of the crop, width / height."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+class RandomAffine(AugmentOp):
+    """A small rotation, shift, scaling and shear about the centre."""
+
+    op: Literal["random_affine"]
+    degrees: NonNegativeFloat = 0.0
+    """Rotation drawn from (-degrees, degrees)."""
+    translate: Probability = 0.0
+    """Shift drawn from (-translate, translate) times the image size, in each direction."""
+    scale: PositiveInterval = (1.0, 1.0)
+    shear: Annotated[Float, Field(ge=0, lt=90)] = 0.0
+    """Horizontal shear drawn from (-shear, shear), degrees."""
+
+
+class ColorJitter(AugmentOp):
+    """Brightness, contrast, saturation and hue changed in a random order."""
+
+    op: Literal["color_jitter"]
+    brightness: NonNegativeFloat = 0.0
+    contrast: NonNegativeFloat = 0.0
+    saturation: NonNegativeFloat = 0.0
+    hue: Annotated[Float, Field(ge=0, le=0.5)] = 0.0
+    """Shift drawn from (-hue, hue), turns of the colour circle."""
+
+
+class Grayscale(AugmentOp):
+    """Luminance in all colour channels."""
+
+    op: Literal["grayscale"]
+
+
+class GaussianBlur(AugmentOp):
+    """Pillow's Gaussian blur."""
+
+    op: Literal["gaussian_blur"]
+    sigma: NonNegativeInterval = (0.1, 2.0)
+    """Pillow blur radius, pixels."""
+
+
+class Solarize(AugmentOp):
+    """Bright values inverted."""
+
+    op: Literal["solarize"]
+    threshold: Annotated[Int, Field(ge=0, le=256)] = 128
+    """Values from the threshold upwards are inverted."""
+
+
+class HorizontalFlip(AugmentOp):
+    """Left and right exchanged."""
+
+    op: Literal["horizontal_flip"]
+
+
+Op = Annotated[
+    RandomResizedCrop
+    | RandomAffine
+    | ColorJitter
+    | Grayscale
+    | GaussianBlur
+    | Solarize
+    | HorizontalFlip,
+    Field(discriminator="op"),
+]
+
+
+class AugmentSpec(Section):
+    """Two views of each image, then normalisation."""
+
+    view1: tuple[Op, ...] = ()
+    view2: tuple[Op, ...] = ()
+    mean: tuple[Float, ...] = (0.485, 0.456, 0.406)
+    """Per channel, of values in 0..1; one value serves all channels."""
+    std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
+    eval_resize: PositiveFloat = 256 / 224
+    """Evaluation: the shorter side is resized to this multiple of the image size, then the centre
+    is cropped."""

@@ -1,0 +1,143 @@
+"""One YAML document as values that remember where each was set; nothing in it is executed."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from triptych.core.config.yaml12 import MAX_DEPTH, SCALARS, TAG, Loader
+from triptych.core.errors import UserError
+
+MAX_VALUES = 100_000
+"""Links between parts of a document (``*name``) can repeat one value without end."""
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One value. content: scalar, dict or list of nodes; mark: "file:line" or "-o key=value"."""
+
+    content: Any
+    mark: str
+    bad: bool = False
+    """Already reported; what validation says about it is noise."""
+
+    def plain(self) -> Any:
+        """The value without marks."""
+        if isinstance(self.content, dict):
+            return {key: node.plain() for key, node in self.content.items()}
+        if isinstance(self.content, list):
+            return [node.plain() for node in self.content]
+        return self.content
+
+    def trail(self, path: KeyPath) -> "list[Node]":
+        """This node and those along ``path``, as far as they exist."""
+        nodes = [self]
+        for part in path:
+            content = nodes[-1].content
+            if isinstance(content, dict) and part in content:
+                nodes.append(content[part])
+            elif isinstance(content, list) and isinstance(part, int) and part < len(content):
+                nodes.append(content[part])
+            else:
+                break
+        return nodes
+
+
+def parse(text: str, name: str, problems: list[str], *, lines: bool = True) -> Node | None:
+    """One YAML document; None if there is nothing in it.
+
+    Args:
+        name: where the text is from, for marks and messages.
+        problems: receives a line for each duplicate key and each tag.
+        lines: the text has lines worth naming.
+
+    Raises:
+        UserError: not YAML.
+    """
+
+    def at(mark: yaml.Mark | None) -> str:
+        return f"{name}:{mark.line + 1}" if lines and mark else name
+
+    try:
+        node = Loader(text).get_single_node()
+    except yaml.MarkedYAMLError as error:
+        what = ", ".join(part for part in (error.context, error.problem) if part)
+        raise UserError(f"{at(error.problem_mark)}: not YAML: {what}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        where = f"{name}:{line}" if lines else name
+        raise UserError(f"{where}: not YAML: character {error.character:#06x}") from None
+    except (ValueError, OverflowError):
+        # The scanner hands escapes like "\UFFFFFFFF" straight to chr().
+        raise UserError(f"{name}: not YAML: an escape names no character") from None
+    return None if node is None else _Builder(at, problems).build(node, ())
+
+
+class _Builder:
+    """Makes values from nodes by ``SCALARS``, mappings and lists alone: no tag runs code."""
+
+    def __init__(self, at: Callable[[yaml.Mark | None], str], problems: list[str]) -> None:
+        self.at, self.problems, self.count = at, problems, 0
+
+    def build(self, node: yaml.Node, path: KeyPath) -> Node:
+        self.count += 1
+        mark = self.at(node.start_mark)
+        if len(path) > MAX_DEPTH or self.count > MAX_VALUES:
+            raise UserError(f"{mark}: {dotted(path[:3])}: links (*name) make it endless")
+        kind = node.tag.removeprefix(TAG)
+        if isinstance(node, yaml.MappingNode) and kind == "map":
+            return Node(self._mapping(node, path), mark)
+        if isinstance(node, yaml.SequenceNode) and kind == "seq":
+            items = [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
+            return Node(items, mark)
+        if isinstance(node, yaml.ScalarNode) and kind in SCALARS:
+            try:
+                return Node(SCALARS[kind](node.value), mark)
+            except (ValueError, KeyError):
+                return self._bad(mark, path, f"{show(node.value)} is not of the kind {kind}")
+        tag = node.tag.replace(TAG, "!!")
+        return self._bad(mark, path, f"tag {tag} is refused: a spec holds plain values only")
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Node]:
+        children: dict[str, Node] = {}
+        for key_node, value_node in node.value:
+            mark = self.at(key_node.start_mark)
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != f"{TAG}str":
+                self._bad(mark, path, "a key is not text")
+                continue
+            key = key_node.value
+            inner = (*path, key)
+            if key in children:
+                self._bad(mark, inner, f"duplicate key, first set at {children[key].mark}")
+                continue
+            children[key] = replace(self.build(value_node, inner), mark=mark)
+        return children
+
+    def _bad(self, mark: str, path: KeyPath, message: str) -> Node:
+        where = f"{mark}: {dotted(path)}" if path else mark
+        self.problems.append(f"{where}: {message}")
+        return Node(None, mark, bad=True)
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """``("augment", "view1", 0)`` as ``augment.view1.0``, on one line whatever the keys."""
+    return ".".join(part if str(part).isprintable() else repr(part) for part in map(str, path))
+
+
+def show(value: Any, limit: int = 60) -> str:
+    """A value as YAML would have it, on one line, shortened."""
+    words = {None: "null", True: "true", False: "false"}
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        text = f"[{', '.join(show(item) for item in value[:10])}{', ...' * (len(value) > 10)}]"
+    elif value is None or isinstance(value, bool):
+        text = words[value]
+    elif isinstance(value, float):
+        text = {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}.get(repr(value), repr(value))
+    else:
+        text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

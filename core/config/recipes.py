@@ -1,0 +1,44 @@
+"""Where spec files are found: a path, or the name of a recipe that is shipped."""
+
+import difflib
+import os
+from pathlib import Path
+
+from triptych.core.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+"""The shipped recipes: in a checkout, and in an installed package."""
+
+
+def recipes() -> dict[str, Path]:
+    """Name, like ``moco_v3/vit_small``, and file of every recipe, sorted; shared parts left out."""
+    files = {
+        path.relative_to(CONFIGS).with_suffix("").as_posix(): path
+        for path in sorted(CONFIGS.rglob("*.yaml"))
+    }
+    return {name: path for name, path in files.items() if not name.startswith("_base_/")}
+
+
+def find(name_or_path: str | Path, folder: str | Path = "") -> Path:
+    """The file that is meant: a path relative to ``folder``, or else a recipe's name.
+
+    Raises:
+        UserError: neither exists; the nearest name is given.
+    """
+    path = Path(os.path.normpath(Path(folder) / name_or_path))
+    known = recipes()
+    if os.path.exists(path) and not (os.path.isdir(path) and str(name_or_path) in known):
+        return path
+    if str(name_or_path) in known:
+        return _from_here(known[str(name_or_path)])
+    beside = [str(p) for p in path.parent.glob("*.yaml")] if os.path.isdir(path.parent) else []
+    near = difflib.get_close_matches(str(path), beside, 1) or difflib.get_close_matches(
+        str(name_or_path), known, 1
+    )
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise UserError(f"{path}: no such file, and no recipe has this name{hint}")
+
+
+def _from_here(path: Path) -> Path:
+    """Relative where that is shorter: it stands in messages."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

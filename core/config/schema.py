@@ -1,0 +1,149 @@
+"""The JSON Schema of a spec file: for editors, and for saying what a key allows."""
+
+from functools import cache
+from typing import Any
+
+from triptych.core.config.document import KeyPath
+from triptych.core.config.spec import RunSpec
+
+Schema = dict[str, Any]
+
+
+@cache
+def schema() -> Schema:
+    """The schema, generated from the models.
+
+    A file may inherit, so no key is required in it, and ``_base_`` is allowed at the top.
+    """
+    whole: Schema = _relaxed(RunSpec.model_json_schema())
+    text = {"type": "string"}
+    base = {
+        "description": "Files (relative to this one) or recipes to start from; later ones win.",
+        "anyOf": [text, {"type": "array", "items": text}],
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **whole,
+        "title": "Triptych run spec",
+        "properties": {"_base_": base, **whole["properties"]},
+    }
+
+
+def _relaxed(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_relaxed(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    kept = {}
+    for key, value in node.items():
+        if key in ("properties", "$defs"):
+            kept[key] = {name: _relaxed(inner) for name, inner in value.items()}
+        elif key == "oneOf":
+            # Without required keys, half a section matches several members of a union.
+            kept["anyOf"] = _relaxed(value)
+        elif key == "default":
+            kept[key] = value
+        elif key not in ("required", "title"):
+            kept[key] = _relaxed(value)
+    return kept
+
+
+def locate(location: KeyPath) -> tuple[KeyPath, list[Schema]]:
+    """The keys in a validation error's location, without the names of union members between them.
+
+    Returns:
+        The path of the key that a user wrote, and the schema of the root and of each key on the
+        way ({} for an unknown one). Inside a union without discriminator the path ends.
+    """
+    path: list[str | int] = []
+    nodes = [schema()]
+    for part in location:
+        node = nodes[-1]
+        if "discriminator" in node:
+            nodes[-1] = resolve({"$ref": node["discriminator"]["mapping"].get(part)})
+        elif len(_members(node)) > 1:
+            break
+        else:
+            path.append(part)
+            nodes.append(child(node, part))
+    return tuple(path), nodes
+
+
+def child(node: Schema, part: str | int) -> Schema:
+    """The schema of one key or item inside ``node``; {} if there is none."""
+    node = _members(node)[0]
+    if isinstance(part, int):
+        fixed: list[Schema] = node.get("prefixItems", [])
+        found = fixed[part] if part < len(fixed) else node.get("items", {})
+    else:
+        found = properties(node).get(part, {})
+    return resolve(found)
+
+
+def properties(node: Schema) -> dict[str, Schema]:
+    """The keys that a mapping allows; of a union: those of all its members."""
+    if "discriminator" not in node:
+        return dict(node.get("properties", {}))
+    members = [resolve(member) for member in node["anyOf"]]
+    return {key: value for member in members for key, value in properties(member).items()}
+
+
+def tags(node: Schema) -> list[str]:
+    """The values of a union's discriminator."""
+    return list(node["discriminator"]["mapping"])
+
+
+def resolve(node: Schema) -> Schema:
+    """Follows a reference, if the node is one."""
+    if not node.get("$ref"):
+        return node
+    found: Schema = schema()["$defs"][node["$ref"].rpartition("/")[2]]
+    return found
+
+
+def _members(node: Schema) -> list[Schema]:
+    if "discriminator" in node or "anyOf" not in node:
+        return [node]
+    return [resolve(member) for member in node["anyOf"] if member.get("type") != "null"]
+
+
+def choices(node: Schema) -> list[str]:
+    """The texts that a key is chosen from; none if it is free."""
+    listed = [str(value) for value in node.get("enum", [])]
+    listed += [str(node["const"])] if isinstance(node.get("const"), str) else []
+    return listed + [c for member in node.get("anyOf", []) for c in choices(member)]
+
+
+def describe(node: Schema) -> str:
+    """What a key allows, in words."""
+    node = resolve(node)
+    if "discriminator" in node:
+        return "a mapping"
+    if "anyOf" in node:
+        return " or ".join(describe(member) for member in node["anyOf"])
+    if "enum" in node:
+        return f"one of {', '.join(map(str, node['enum']))}"
+    if "const" in node:
+        return str(node["const"]).lower() if node["const"] is False else str(node["const"])
+    kind = node.get("type", "")
+    if kind in ("integer", "number"):
+        return _number("an integer" if kind == "integer" else "a number", node)
+    if kind == "array":
+        return _list(node)
+    words = {"boolean": "true or false", "string": "text", "null": "null", "object": "a mapping"}
+    return words.get(kind, "something else")
+
+
+def _number(noun: str, node: Schema) -> str:
+    low, high = node.get("minimum"), node.get("maximum")
+    if low is not None and low == high:
+        return str(low)
+    signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    bounds = [f"{sign} {node[key]}" for key, sign in signs.items() if key in node]
+    return " ".join([noun, " and ".join(bounds)]).strip()
+
+
+def _list(node: Schema) -> str:
+    fixed = node.get("prefixItems", [])
+    item = describe(fixed[0] if fixed else node.get("items", {}))
+    return f"a list of {len(fixed)}, each {item}" if fixed else f"a list, each {item}"
