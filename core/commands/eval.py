@@ -1,0 +1,53 @@
+"""``eval``: what the features of some weights are worth."""
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+from triptych import backends
+from triptych.core import checkpoint, config
+from triptych.core.cli import add_backend_argument, add_spec_arguments
+from triptych.core.evaluation.protocol import KnnProtocol
+from triptych.core.run import choose_backend
+from triptych.core.terminal import evaluation_line
+
+HELP = "evaluate frozen features"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("evaluation", choices=("knn",), help="knn: weighted nearest neighbours")
+    add_spec_arguments(parser)
+    add_backend_argument(parser)
+    parser.add_argument(
+        "--weights",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="a run or checkpoint folder, or an npz or safetensors file of a known format",
+    )
+    parser.add_argument("--branch", choices=("student", "teacher"), default="student")
+    parser.add_argument("--tokens", choices=("cls", "mean"), default="cls")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints one line, or one JSON object, for each number of labels."""
+    spec = config.load(arguments.config, arguments.overrides)
+    protocol = KnnProtocol(spec)
+    weights = checkpoint.load_weights(arguments.weights, spec)
+    step = int(weights.get("optimizer.step", 0))
+    # With --json, standard output is for a program.
+    say = partial(print, file=sys.stderr) if arguments.json else print
+    name = choose_backend(arguments.backend, spec, say)
+    model = {n: array for n, array in weights.items() if not n.startswith("optimizer.")}
+    engine = backends.load(name).build(spec, model)
+    rows = protocol.engine(engine, step, branch=arguments.branch, tokens=arguments.tokens)
+    engine.close()
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print("\n".join(evaluation_line(row) for row in rows))
+    return 0

@@ -1,0 +1,53 @@
+"""Throughput of a run: time spent training, images per second, share of time waiting for data."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Meter:
+    """Counts steps against time; evaluations and saves are left out.
+
+    seconds: of training so far, in the processes before a resume too.
+    """
+
+    batch_size: int
+    seconds: float = 0.0
+    _steps: int = 0
+    _waited: float = 0.0
+    _since: float = field(default_factory=time.perf_counter)
+    _lap: float = 0.0
+    """Seconds of training in the present lap, up to the last pause."""
+
+    def count(self) -> None:
+        """One more step is done."""
+        self._steps += 1
+
+    def lap(self, waited: float) -> tuple[float, float]:
+        """Images per second and the share of time spent waiting for data since the last call.
+
+        Args:
+            waited: seconds spent waiting in this process so far.
+        """
+        self._advance()
+        elapsed = max(self._lap, 1e-9)
+        rates = self._steps * self.batch_size / elapsed, min((waited - self._waited) / elapsed, 1.0)
+        self._steps, self._waited, self._lap = 0, waited, 0.0
+        return rates
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time inside is no training."""
+        self._advance()
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter()
+
+    def _advance(self) -> None:
+        now = time.perf_counter()
+        self._lap += now - self._since
+        self.seconds += now - self._since
+        self._since = now

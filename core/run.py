@@ -1,0 +1,178 @@
+"""From a spec to a finished run: everything is checked and built before the first file is written.
+
+A run directory holds spec.yaml, metrics.jsonl, TensorBoard events, checkpoints/ and, once the run
+has reached its last step, result.json.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from triptych import backends
+from triptych.core import start
+from triptych.core.config import dump
+from triptych.core.config.recipes import CONFIGS
+from triptych.core.config.spec import RunSpec
+from triptych.core.data import Pipeline, open_train, split_digest
+from triptych.core.engine import Engine
+from triptych.core.errors import UserError
+from triptych.core.evaluation.protocol import KnnProtocol
+from triptych.core.files import occupied, write_atomically
+from triptych.core.logs import Logs, read_rows
+from triptych.core.plan import Plan
+from triptych.core.resources import cpu_threads
+from triptych.core.terminal import Terminal
+from triptych.core.trainer import Trainer
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+WORLD_VARIABLES = ("WORLD_SIZE", "PADDLE_TRAINERS_NUM")
+
+Say = Callable[[str], None]
+
+
+def choose_backend(asked: str | None, spec: RunSpec, say: Say = print) -> str:
+    """The backend of a run; its threads are set for when its framework is imported.
+
+    Args:
+        asked: as on the command line; None: the spec's, else the first installed.
+
+    Raises:
+        UserError: none is installed, or a launcher has started several processes.
+    """
+    for variable in WORLD_VARIABLES:
+        if os.environ.get(variable, "") not in ("", "0", "1"):
+            raise UserError(
+                f"{variable}={os.environ[variable]}: this version runs one process; start it "
+                "without a launcher"
+            )
+    for variable in THREAD_VARIABLES:
+        os.environ[variable] = str(cpu_threads(spec))
+    name = asked or spec.backend
+    if name is None:
+        installed = backends.installed()
+        if not installed:
+            raise UserError("backend: none is installed; run: pip install 'triptych[torch]'")
+        name = installed[0]
+        say(f"backend: {name}, the first installed")
+    return name
+
+
+def default_output(config: Path, backend: str) -> Path:
+    """``runs/<recipe>-<backend>``; the name of a shipped recipe begins with its method."""
+    path = config.resolve().with_suffix("")
+    inside = path.is_relative_to(CONFIGS)
+    name = "-".join(path.relative_to(CONFIGS).parts) if inside else path.name
+    return Path("runs") / f"{name}-{backend}"
+
+
+def train(
+    spec: RunSpec,
+    backend: str,
+    run_dir: Path,
+    *,
+    resume: str | None = None,
+    say: Say = print,
+) -> int | None:
+    """One run, from the checks to ``result.json``.
+
+    Args:
+        backend: as ``choose_backend`` gives it; takes the place of the spec's.
+        resume: "auto", the path of a checkpoint or a run, or None for a fresh run.
+
+    Returns:
+        None when the run has reached its last step, else the signal that ended it, state saved.
+
+    Raises:
+        UserError: what cannot work, before a file is written; a full disk or damaged file, later.
+        NonFiniteError: training went non-finite.
+    """
+    module = backends.load(backend)
+    spec = spec.model_copy(update={"backend": backend})
+    source = open_train(spec)
+    stamp = {
+        "backend": backend,
+        "versions": module.versions(),
+        "threads": cpu_threads(spec),
+        "data": split_digest(source),
+    }
+    with ExitStack() as stack:
+        pipeline = stack.enter_context(closing(Pipeline(spec, source)))
+        plan = Plan(spec, pipeline.steps_per_epoch)
+        knn = KnnProtocol(spec) if spec.evaluate.every else None
+        begin = start.find(spec, run_dir, resume, stamp, say)
+        engine = stack.enter_context(closing(_build(spec, module, begin)))
+        stack.enter_context(occupied(run_dir))
+        logs = stack.enter_context(closing(_open_logs(spec, run_dir, begin, say)))
+        terminal = stack.enter_context(closing(Terminal(plan.last_step, begin.step)))
+        trainer = Trainer(
+            spec,
+            engine,
+            pipeline,
+            plan,
+            run_dir,
+            logs,
+            terminal,
+            evaluate=lambda step: knn.engine(engine, step) if knn else [],
+            stamp=stamp,
+            step=begin.step,
+            saved=begin.path,
+            seconds=begin.seconds,
+        )
+        signal = trainer.fit()
+        if signal is None:
+            _write_result(run_dir, trainer)
+    return signal
+
+
+def _build(spec: RunSpec, module: ModuleType, begin: start.Start) -> Engine:
+    model = {n: array for n, array in begin.state.items() if not n.startswith("optimizer.")}
+    engine: Engine = module.build(spec, model)
+    if begin.path:
+        try:
+            engine.import_state(begin.state)
+        except ValueError as error:
+            engine.close()
+            lines = [f"{begin.path}: {line}" for line in str(error).splitlines()]
+            raise UserError("\n".join(lines)) from error
+    return engine
+
+
+def _open_logs(spec: RunSpec, run_dir: Path, begin: start.Start, say: Say) -> Logs:
+    (run_dir / "result.json").unlink(missing_ok=True)  # it speaks of a run that is over
+    text = dump(spec)
+    write_atomically(run_dir / "spec.yaml", text)
+    say(text.rstrip())
+    return Logs(run_dir, begin.step, before=begin.before, tensorboard=spec.log.tensorboard)
+
+
+def _write_result(run_dir: Path, trainer: Trainer) -> None:
+    rows = read_rows(trainer.logs.path)
+    steps = [row for row in rows if "eval" not in row]
+    spec, seconds = trainer.spec, trainer.meter.seconds
+    result = {
+        **trainer.stamp,
+        "device": trainer.engine.context.device,
+        "precision": spec.precision,
+        "seed": spec.seed,
+        "spec_hash": spec_hash(spec),
+        "steps": trainer.step,
+        "first_loss": steps[0]["loss"],
+        "last_loss": steps[-1]["loss"],
+        "chance": trainer.health.chance,
+        "state": trainer.health.state,
+        "evaluations": [row for row in rows if "eval" in row],
+        "seconds": seconds,
+        "images_per_second": trainer.step * spec.train.batch_size / seconds,
+    }
+    write_atomically(run_dir / "result.json", json.dumps(result, indent=1) + "\n")
+
+
+def spec_hash(spec: RunSpec) -> str:
+    """Equal for runs that differ in nothing but the backend; sixteen hexadecimal digits."""
+    content: dict[str, Any] = spec.model_dump(mode="json", exclude={"backend"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

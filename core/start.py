@@ -1,0 +1,86 @@
+"""Where a run begins: the initial weights, or a checkpoint that fits it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from triptych.core import checkpoint
+from triptych.core.checkpoint import Manifest
+from triptych.core.checkpoint.retrieval import FOLDER, listed, step_of
+from triptych.core.config.spec import RunSpec
+from triptych.core.engine import State
+from triptych.core.errors import UserError
+from triptych.core.parameters import initial_state
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A state to begin with, after ``step`` updates.
+
+    path: the checkpoint that it is from. before: its run's folder, where that is another one.
+    seconds: spent training so far.
+    """
+
+    state: State
+    step: int = 0
+    path: Path | None = None
+    before: Path | None = None
+    seconds: float = 0.0
+
+
+def find(
+    spec: RunSpec, run_dir: Path, resume: str | None, stamp: Mapping[str, Any], say: Say
+) -> Start:
+    """The state that a run in ``run_dir`` begins with; writes nothing.
+
+    Args:
+        resume: "auto", the path of a checkpoint or a run, or None for a fresh run.
+        stamp: of the run at hand, as stored with checkpoints; differences are said.
+
+    Raises:
+        UserError: the folder already holds a run, or the checkpoint is damaged or of another spec.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"--output {run_dir}: is a file; give a folder")
+    own = listed(run_dir / FOLDER)
+    if resume is None:
+        if own:
+            raise UserError(
+                f"{run_dir}: holds a run, saved up to {own[0].name}; go on with --resume auto, or "
+                "give another --output"
+            )
+        return Start(initial_state(spec))
+    path = checkpoint.resolve(resume, run_dir, say)
+    if path is None:
+        say(f"--resume auto: nothing saved in {run_dir}, starting from the beginning")
+        return Start(initial_state(spec))
+    before = path.resolve().parent.parent
+    elsewhere = before != run_dir.resolve()
+    if own and resume != "auto" and (elsewhere or step_of(own[0]) > step_of(path)):
+        raise UserError(
+            f"--resume {resume}: {run_dir} holds {own[0].name}, which is not to be overwritten; "
+            "give another --output"
+        )
+    manifest, state = checkpoint.read(path)
+    for warning in [*checkpoint.check_spec(manifest, spec), *_differences(manifest, stamp)]:
+        say(f"warning: {warning}")
+    say(f"resuming from {path} ({manifest.extra.get('backend')}, step {manifest.step})")
+    seconds = float(manifest.extra.get("seconds", 0.0))
+    return Start(state, manifest.step, path, before if elsewhere else None, seconds)
+
+
+def _differences(manifest: Manifest, stamp: Mapping[str, Any]) -> list[str]:
+    """What differs from the process that wrote the checkpoint and may change numbers."""
+    found = checkpoint.stamp_warnings(manifest, {**checkpoint.versions(), **stamp["versions"]})
+    then = {name: manifest.extra.get(name, stamp[name]) for name in ("backend", "threads", "data")}
+    if then["threads"] != stamp["threads"] and then["backend"] == stamp["backend"]:
+        found.append(
+            f"{then['threads']} threads wrote this checkpoint, {stamp['threads']} go on: results "
+            "may differ in the last digits"
+        )
+    if then["data"] != stamp["data"]:
+        found.append("the training images are not those that the run began with")
+    return found

@@ -1,0 +1,70 @@
+"""What a run says: plain lines, and a progress bar below them where there is a terminal."""
+
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from triptych.core.logs import Row
+
+
+class Terminal:
+    """Lines and a bar. total: last step of the run; step: where it starts."""
+
+    def __init__(self, total: int, step: int = 0) -> None:
+        self._progress: Progress | None = None
+        if sys.stdout.isatty():
+            columns = (TextColumn("training"), BarColumn(None), MofNCompleteColumn())
+            self._progress = Progress(*columns, TimeRemainingColumn(), console=Console())
+            self._task = self._progress.add_task("training", total=total, completed=step)
+            self._progress.start()
+
+    def line(self, text: str) -> None:
+        """Prints one line, above the bar."""
+        if self._progress:
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        if self._progress:
+            self._progress.update(self._task, completed=step)
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        if self._progress:
+            self._progress.stop()
+
+
+def health_line(row: Row, total: int) -> str:
+    """A logged step in one line. total: steps of the schedules."""
+    parts = [
+        f"step {row['step']}/{total} loss {row['loss']:.3f} (chance {row['chance']:.3f}) "
+        f"{row['state']}",
+        f"feature std {row['feature_std']:.2f}",
+        f"grad {row['gradient_norm']:.3g}",
+        f"lr {_scientific(row['lr'])}",
+        f"ema {row['ema']:.4g}",
+        f"{row['images_per_second']:.0f} img/s",
+        f"data wait {100 * row['data_wait']:.0f} %",
+    ]
+    if row.get("skipped"):
+        parts.append(f"{row['skipped']} damaged files skipped")
+    return " | ".join(parts)
+
+
+def evaluation_line(row: Row) -> str:
+    """A k-NN result in one line."""
+    labels = "all labels" if row["labels"] == "all" else f"{row['labels']} labels per class"
+    return (
+        f"step {row['step']} k-NN top-1 {100 * row['top1']:.2f} % ({labels}, k {row['k']}, "
+        f"T {row['temperature']:g}, {row['branch']} {row['tokens']}, {row['bank']} labelled, "
+        f"{row['queries']} queries)"
+    )
+
+
+def _scientific(value: float) -> str:
+    """1.0e-3, not 1.0e-03."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"

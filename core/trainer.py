@@ -1,0 +1,192 @@
+"""The training loop: one engine, one plan, four cadences.
+
+The step is the whole resume state outside the engine: batches, draws and hyper-parameters are
+functions of it.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cache, partial
+from math import isfinite
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any
+
+import numpy as np
+
+from triptych.core import checkpoint
+from triptych.core.algorithms import METHODS
+from triptych.core.config.spec import RunSpec
+from triptych.core.data import Pipeline
+from triptych.core.engine import Batch, Engine
+from triptych.core.errors import NonFiniteError
+from triptych.core.health import Health
+from triptych.core.logs import Logs, Row
+from triptych.core.meter import Meter
+from triptych.core.plan import Plan
+from triptych.core.signals import StopRequest, stop_request
+from triptych.core.terminal import Terminal, evaluation_line, health_line
+
+Reading = Callable[[], dict[str, float]]
+
+
+@dataclass
+class Trainer:
+    """Trains from ``step`` to the plan's last step.
+
+    evaluate: step -> result rows. stamp: what checkpoints note beside the state. saved: the
+    checkpoint that the engine's state came from, if any.
+    """
+
+    spec: RunSpec
+    engine: Engine
+    pipeline: Pipeline
+    plan: Plan
+    run_dir: Path
+    logs: Logs
+    terminal: Terminal
+    evaluate: Callable[[int], list[Row]]
+    stamp: Mapping[str, Any] = field(default_factory=dict)
+    step: int = 0
+    saved: Path | None = None
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Health goes on from the rows of the steps before ``step``."""
+        self.method = METHODS[self.spec.method.name]
+        self.meter = Meter(self.spec.train.batch_size, self.seconds)
+        self.health = Health(self.method.chance(self.spec))
+        for row in self.logs.kept:
+            if "eval" not in row:
+                self.health.observe(row["loss"], row["feature_std"])
+                self.health.advice(row["step"] / self.plan.total_steps)
+
+    def fit(self) -> int | None:
+        """Trains; returns the signal that ended the run early, its state saved, or None.
+
+        Raises:
+            NonFiniteError: the loss or the state is not finite; names the last good checkpoint.
+        """
+        try:
+            with stop_request() as stop:
+                return self._fit(stop)
+        except NonFiniteError as error:
+            last = f"last good checkpoint: {self.saved}" if self.saved else "no checkpoint yet"
+            raise NonFiniteError(f"{error}; {last}") from error
+
+    def _fit(self, stop: StopRequest) -> int | None:
+        if self._evaluates() and not self._evaluated():
+            # A signal came between this step and its evaluation.
+            self._evaluate()
+        previous: Reading = dict
+        with closing(self.pipeline.batches(self.step, self.plan.last_step)) as batches:
+            for batch in batches:
+                reading = self._advance(batch)
+                # One step late, so that a device that runs ahead of the host is not waited for.
+                previous()
+                previous = reading
+                stopping = self._agreed(stop)
+                if self._logs(self.step):
+                    self._report(reading())
+                # Evaluated before it is saved: a kill in between then repeats both.
+                if self._evaluates() and not stopping:
+                    reading()
+                    self._evaluate()
+                if self._saves() or stopping:
+                    reading()
+                    self._save()
+                if stopping:
+                    return stop.number or SIGTERM
+        return None
+
+    # ----------------------------------------------------------------------------- one step
+
+    def _advance(self, batch: Batch) -> Reading:
+        """One update; returns what reads and checks its metrics, once."""
+        hyper = self.plan.hyper(self.step)
+        draws = self.method.draws(self.spec, self.step)
+        monitor = self._logs(self.step + 1)
+        metrics = self.engine.train_step(batch, draws, hyper, monitor=monitor)
+        self.step += 1
+        self.meter.count()
+        self.terminal.advance(self.step)
+        return cache(partial(self._read, self.step, self.engine.fetch(metrics)))
+
+    def _read(self, step: int, fetched: Reading) -> dict[str, float]:
+        values = fetched()
+        bad = next((name for name, value in values.items() if not isfinite(value)), None)
+        if bad:
+            raise NonFiniteError(f"step {step}: {bad} is {values[bad]}{self._first_bad()}")
+        return values
+
+    def _first_bad(self) -> str:
+        for name, array in self.engine.export_state().items():
+            count = array.size - int(np.isfinite(array).sum())
+            if count:
+                return f"; first bad tensor by now: {name} ({count} of {array.size} values)"
+        return ""
+
+    def _agreed(self, stop: StopRequest) -> bool:
+        """Whether all ranks are to stop here; many of them ask each other only where they log."""
+        if self.engine.context.world > 1 and not self._logs(self.step):
+            return False
+        return self.engine.any(stop.number is not None)
+
+    # ------------------------------------------------------------------------- the four cadences
+
+    def _logs(self, step: int) -> bool:
+        return step == 1 or self._due(step, self.spec.log.every)
+
+    def _saves(self) -> bool:
+        return self._due(self.step, self.spec.checkpoint.every)
+
+    def _evaluates(self) -> bool:
+        every = self.spec.evaluate.every
+        return self.step > 0 and every > 0 and self._due(self.step, every)
+
+    def _due(self, step: int, every: int) -> bool:
+        return step == self.plan.last_step or (every > 0 and step % every == 0)
+
+    def _report(self, values: dict[str, float]) -> None:
+        hyper = self.plan.hyper(self.step - 1)
+        speed, wait = self.meter.lap(self.pipeline.waited)
+        row: Row = {
+            "step": self.step,
+            "epoch": self.step / self.plan.steps_per_epoch,
+            "loss": values["loss"],
+            "chance": self.health.chance,
+            "state": self.health.observe(values["loss"], values["feature_std"]),
+            "lr": hyper.lr,
+            "weight_decay": hyper.weight_decay,
+            "ema": hyper.ema,
+            **values,
+            "images_per_second": speed,
+            "data_wait": wait,
+        }
+        if self.pipeline.skipped:
+            row["skipped"] = self.pipeline.skipped
+        self.logs.write(row)
+        self.terminal.line(health_line(row, self.plan.total_steps))
+        if advice := self.health.advice(self.step / self.plan.total_steps):
+            self.terminal.line(advice)
+
+    def _evaluate(self) -> None:
+        with self.meter.pause():
+            for row in self.evaluate(self.step):
+                self.logs.write(row)
+                self.terminal.line(evaluation_line(row))
+
+    def _evaluated(self) -> bool:
+        return any("eval" in row and row["step"] == self.step for row in self.logs.kept)
+
+    def _save(self) -> None:
+        with self.meter.pause():
+            state = self.engine.export_state()
+            if self.engine.context.is_main:
+                stamp = {**self.stamp, "seconds": self.meter.seconds}
+                keep = self.spec.checkpoint.keep
+                self.saved = checkpoint.write(
+                    self.run_dir, self.step, state, self.spec, stamp, keep=keep
+                )
+            self.engine.barrier()

@@ -1,0 +1,115 @@
+"""The state of a run in a word: synthetic histories with a known end, and real chance levels."""
+
+import math
+import random
+
+import pytest
+
+from triptych.core.health import LEARNED, PATIENCE, STATES, WINDOW, Health, judge
+
+CHANCE = 4 * 0.2 * math.log(256)
+
+
+def play(losses, spreads=None, chance=CHANCE):
+    """The states along a history."""
+    health = Health(chance)
+    spreads = spreads or [0.9] * len(losses)
+    return [health.observe(loss, spread) for loss, spread in zip(losses, spreads, strict=True)]
+
+
+def noise(scale, count, seed=0):
+    rng = random.Random(seed)
+    return [rng.gauss(0.0, scale) for _ in range(count)]
+
+
+START = [CHANCE * (1.01 + x) for x in noise(0.003, 40)]
+DESCENT = [CHANCE * (1.01 - 0.02 * i) for i in range(30)]
+LOW = [CHANCE * (0.4 + x) for x in noise(0.01, 40)]
+
+
+def test_a_start_above_chance_is_at_chance():
+    assert set(play(START)) == {"at chance"}
+
+
+def test_a_descent_is_learning():
+    states = play(START + DESCENT + LOW)
+    assert states[-1] == "learning"
+    assert "collapsed" not in states
+    assert states.index("learning") < len(START) + 5
+
+
+@pytest.mark.parametrize("end", [1.0, 1.012, 1.3])
+def test_a_return_to_chance_or_above_is_a_collapse(end):
+    states = play(START + DESCENT + LOW + [CHANCE * (end + x) for x in noise(0.002, WINDOW)])
+    assert states[-1] == "collapsed"
+    assert states[-WINDOW] != "collapsed", "one bad batch is not a collapse"
+
+
+def test_a_recovery_is_learning_again():
+    states = play(START + DESCENT + LOW + [CHANCE] * 10 + LOW)
+    assert "collapsed" in states
+    assert states[-1] == "learning"
+
+
+def test_a_rise_that_stays_below_chance_is_learning():
+    """A MoCo loss often rises after some epochs; users ask whether that is normal. It is."""
+    states = play(DESCENT + LOW + [CHANCE * (0.4 + 0.01 * i) for i in range(40)])
+    assert states[-1] == "learning"
+
+
+@pytest.mark.parametrize("before", [START, [CHANCE * 1.05] * 3, []])
+def test_a_loss_that_sits_on_the_chance_level_is_a_collapse(before):
+    """A run that fell to the constant and stayed there, though it never beat it."""
+    constant = [CHANCE * (1 + x) for x in noise(1e-4, PATIENCE)]
+    states = play(before + constant)
+    assert states[-1] == "collapsed"
+    assert states[-2] == "at chance"
+
+
+def test_equal_features_are_a_collapse_whatever_the_loss_says():
+    assert play(LOW, [0.001] * 40)[WINDOW - 1 :] == ["collapsed"] * (41 - WINDOW)
+
+
+def test_nearly_parallel_features_are_a_collapse_only_at_chance():
+    assert play(LOW, [0.05] * 40)[-1] == "learning"
+    assert play(START, [0.05] * 40)[-1] == "collapsed"
+    assert play(START, [0.2] * 40)[-1] == "at chance"
+
+
+def test_weak_learning_at_a_high_temperature_counts():
+    """With T = 1 and 4096 keys the best loss is only 12 % below chance; 33 to 29.5 is a good run."""
+    chance = 4 * 1.0 * math.log(4096)
+    assert play([33.4] * 10 + [32.0] * 10 + [29.5] * 30, chance=chance)[-1] == "learning"
+
+
+@pytest.mark.parametrize("best", [0.0, 2 * LEARNED])
+def test_judge_is_a_function_of_its_arguments(best):
+    losses = [CHANCE * 1.01] * WINDOW
+    found = judge(losses, [0.9] * WINDOW, CHANCE, best=best)
+    assert found == ("collapsed" if best else "at chance")
+    assert found in STATES
+
+
+def test_advice_is_given_once_and_late():
+    health = Health(CHANCE)
+    for i in range(PATIENCE):
+        health.observe(START[i], 0.9)
+        assert health.advice(0.5) is None or i == PATIENCE - 1
+    assert health.advice(0.5) is None, "already given"
+
+
+def test_no_advice_in_the_first_tenth_of_a_run():
+    health = Health(CHANCE)
+    for loss in START:
+        health.observe(loss, 0.9)
+        assert health.advice(0.05) is None
+
+
+def test_advice_names_what_to_change():
+    stuck, collapsed = Health(CHANCE), Health(CHANCE)
+    for loss in START:
+        stuck.observe(loss, 0.9)
+        collapsed.observe(loss, 0.001)
+    assert "optim.lr" in stuck.advice(0.5)
+    assert "checkpoint before" in collapsed.advice(0.0)
+    assert collapsed.advice(0.5) is None
