@@ -65,7 +65,7 @@ def read(path: Path) -> tuple[Manifest, State]:
             found[tensor] = array
     missing = [tensor for tensor in manifest.tensors if tensor not in found]
     if missing:
-        raise DamagedCheckpoint(path, f"no file holds {missing[0]} ({len(missing)} missing)")
+        raise DamagedCheckpoint(path, f"{MANIFEST}: no file holds {missing[0]}")
     return manifest, {tensor: found[tensor] for tensor in manifest.tensors}
 
 

@@ -138,13 +138,15 @@ def _remove(path: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what writers that died have left behind."""
+    """Removes what writers that died have left behind; what they displaced goes back."""
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path)
-    for path in listed(folder):
-        successor = path.with_name(path.name.removesuffix(DISPLACED))
-        if path != successor and successor.exists():
+    for path in folder.glob("step-*" + DISPLACED):
+        place = path.with_name(path.name.removesuffix(DISPLACED))
+        if place.exists():
             _remove(path)
+        else:
+            path.rename(place)
 
 
 def _sync(path: Path) -> None:
