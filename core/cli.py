@@ -56,9 +56,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
+def add_spec_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """``-c`` and ``-o``, the same for every command that reads a spec."""
-    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="the run's YAML spec")
+    parser.add_argument(
+        "-c",
+        "--config",
+        required=required,
+        metavar="FILE",
+        help="the run's YAML spec, or a recipe by its name, e.g. moco_v3/vit_small",
+    )
     parser.add_argument(
         "-o",
         "--override",
@@ -79,3 +85,7 @@ def add_backend_argument(parser: argparse.ArgumentParser, *extra: str) -> None:
         help=" | ".join(("torch", "oneflow", "paddle", *extra))
         + "; default: the spec's, else the first installed",
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

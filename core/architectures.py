@@ -1,0 +1,61 @@
+"""What a run's networks weigh and cost, counted as the published tables count."""
+
+import math
+from dataclasses import dataclass
+
+from triptych.core.config.spec import RunSpec, VitSpec
+from triptych.core.parameters import Param, table
+
+PARAMETERS_COUNTED = (
+    "student and teacher (encoder and projector each) and predictor, "
+    "frozen tensors included, running statistics not"
+)
+FLOPS_COUNTED = (
+    "multiply-adds of one image through one encoder, no head; "
+    "layer norm 5 per value, softmax and GELU none"
+)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of values in parameters; running statistics are none."""
+
+    total: int
+    """Student, teacher and predictor, frozen tensors included."""
+    encoder: int
+    """One encoder without a head."""
+    trainable: int
+    """Tensors with a gradient."""
+
+
+def parameter_counts(spec: RunSpec) -> Counts:
+    """Counted from the canonical table, so it is true for every backend."""
+    params = [p for p in table(spec) if not p.buffer]
+    return Counts(
+        total=_size(params),
+        encoder=_size([p for p in params if p.name.startswith("student.encoder.")]),
+        trainable=_size([p for p in params if p.trainable]),
+    )
+
+
+def flops(spec: RunSpec) -> int:
+    """Multiply-adds of one image through the encoder, as mmpretrain's table counts them.
+
+    Convolutions, linear layers and both attention products count one per multiply-add, a layer
+    norm five per value; bias, softmax, GELU and residual sums count nothing.
+    """
+    return _vit_flops(spec.model)
+
+
+def _vit_flops(model: VitSpec) -> int:
+    width, patches = model.width, math.prod(model.grid)
+    tokens = patches + 1
+    embed = patches * model.channels * model.patch_size**2 * width
+    linear = (4 + 2 * model.mlp_ratio) * tokens * width**2
+    attention = 2 * tokens**2 * width
+    norms = (2 * model.depth + 1) * tokens * width * 5
+    return embed + model.depth * (linear + attention) + norms
+
+
+def _size(params: list[Param]) -> int:
+    return sum(p.size for p in params)

@@ -1,0 +1,48 @@
+"""``info``: what a spec means before anything runs, or what this machine offers."""
+
+import argparse
+import json
+
+from triptych.core import environment
+from triptych.core.cli import add_spec_arguments
+from triptych.core.config import load, recipes
+from triptych.core.errors import UserError
+from triptych.core.summary import render, summarize
+
+HELP = "show parameters, FLOPs, schedule and resolved spec of a run; or the environment"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``info env`` or ``info -c FILE``."""
+    parser.add_argument(
+        "subject", nargs="?", choices=("env",), help="env: versions, and the usable backends"
+    )
+    add_spec_arguments(parser, required=False)
+    parser.add_argument(
+        "--dataset-size", type=_size, metavar="N", help="training images, if the data is not here"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints the report on stdout.
+
+    Raises:
+        UserError: neither ``env`` nor a spec is given, or the spec is wrong.
+    """
+    if (arguments.subject is None) == (arguments.config is None):
+        raise UserError(f"info: give env, or -c with a file or one of: {', '.join(recipes())}")
+    if arguments.subject == "env":
+        found = environment.report()
+        text = environment.render
+    else:
+        spec = load(arguments.config, arguments.overrides)
+        found = summarize(spec, arguments.dataset_size)
+        text = render
+    print(json.dumps(found, indent=2) if arguments.json else text(found))
+
+
+def _size(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of images > 0")
+    return int(text)

@@ -1,0 +1,159 @@
+"""What a spec means before anything runs: size, cost, schedule, chance level, every key."""
+
+from typing import Any
+
+from triptych.core.algorithms import METHODS
+from triptych.core.architectures import (
+    FLOPS_COUNTED,
+    PARAMETERS_COUNTED,
+    flops,
+    parameter_counts,
+)
+from triptych.core.config import dump
+from triptych.core.config.spec import AugmentOp, RunSpec
+from triptych.core.data import open_train
+from triptych.core.errors import UserError
+from triptych.core.plan import Plan
+
+ROWS = 9
+"""Evenly spaced rows of the schedule table; the end of the warm-up is one more."""
+
+
+def summarize(spec: RunSpec, dataset_size: int | None = None) -> dict[str, Any]:
+    """Everything that ``info -c`` shows, as plain data.
+
+    Args:
+        dataset_size: training images; None: counted in the data, if it is here. What depends on it
+            is None where it is not known.
+
+    Raises:
+        UserError: the batch is larger than the dataset, or the warm-up longer than the run.
+    """
+    problem = None
+    if dataset_size is None:
+        try:
+            dataset_size = len(open_train(spec))
+        except UserError as error:
+            problem = str(error)
+    batch = spec.train.batch_size
+    if dataset_size is not None and dataset_size < batch:
+        raise UserError(f"train.batch_size: {batch}: larger than the dataset of {dataset_size}")
+    steps_per_epoch = dataset_size // batch if dataset_size else None
+    counts = parameter_counts(spec)
+    return {
+        "method": spec.method.name,
+        "model": spec.model.name,
+        "parameters": {**vars(counts), "counted": PARAMETERS_COUNTED},
+        "flops": {"per_image": flops(spec), "counted": FLOPS_COUNTED},
+        "batch_size": batch,
+        "dataset_size": dataset_size,
+        "dataset_problem": problem,
+        "steps_per_epoch": steps_per_epoch,
+        "total_steps": Plan(spec, steps_per_epoch).total_steps
+        if steps_per_epoch
+        else spec.train.steps,
+        "stop_at": spec.train.stop_at,
+        "chance": METHODS[spec.method.name].chance(spec),
+        "schedule": schedule(spec, steps_per_epoch),
+        "spec": spec.model_dump(mode="json"),
+    }
+
+
+def schedule(spec: RunSpec, steps_per_epoch: int | None) -> list[dict[str, Any]]:
+    """About ten rows of the schedules, first and last step among them.
+
+    Without ``steps_per_epoch`` the rows are whole epochs, or have no epoch; if the spec mixes
+    epochs with steps there are none.
+    """
+    optim, by_epoch = spec.optim, spec.train.epochs is not None
+    needs_size = optim.warmup_steps if by_epoch else optim.warmup_epochs or optim.per == "epoch"
+    if steps_per_epoch is None and needs_size:
+        return []
+    # As if an epoch were one step: exact at the start of each epoch.
+    plan = Plan(spec, steps_per_epoch or 1)
+    warmup = plan.warmup * (plan.steps_per_epoch if by_epoch else 1)
+    last = plan.total_steps - 1
+    steps = {round(i * last / (ROWS - 1)) for i in range(ROWS)} | {min(round(warmup), last)}
+    rows = []
+    for step in sorted(steps):
+        hyper = plan.hyper(step)
+        rows.append(
+            {
+                "step": None if by_epoch and steps_per_epoch is None else step,
+                "epoch": step / plan.steps_per_epoch if by_epoch or steps_per_epoch else None,
+                "lr": hyper.lr,
+                "weight_decay": hyper.weight_decay,
+                "ema": hyper.ema,
+            }
+        )
+    return rows
+
+
+def render(found: dict[str, Any]) -> str:
+    """The summary as text for a terminal."""
+    spec = RunSpec.model_validate(found["spec"])
+    return "\n".join(
+        [
+            *_sizes(found),
+            *_lengths(found),
+            "",
+            *_table(found["schedule"]),
+            "",
+            *(line for view in ("view1", "view2") for line in _view(spec, view)),
+            "",
+            "resolved spec",
+            *(f"  {line}" for line in dump(spec).splitlines()),
+        ]
+    )
+
+
+def _sizes(found: dict[str, Any]) -> list[str]:
+    counts, cost = found["parameters"], found["flops"]
+    return [
+        f"{found['method']} on {found['model']}",
+        f"parameters  {_millions(counts['total'])}: {counts['counted']}",
+        f"            encoder {_millions(counts['encoder'])}, "
+        f"with a gradient {_millions(counts['trainable'])}",
+        f"cost        {cost['per_image'] / 1e9:.2f} GFLOPs ({cost['per_image']:,}): "
+        f"{cost['counted']}",
+        f"chance      loss {found['chance']:.4f} at the chance level",
+    ]
+
+
+def _lengths(found: dict[str, Any]) -> list[str]:
+    size, per_epoch, total = (found[k] for k in ("dataset_size", "steps_per_epoch", "total_steps"))
+    data = f"{size:,} images" if size else f"of unknown size ({found['dataset_problem']})"
+    stop = f"; ends at step {found['stop_at']:,}" if found["stop_at"] else ""
+    return [
+        f"batch       {found['batch_size']:,}",
+        f"dataset     {data}",
+        f"epoch       {f'{per_epoch:,} steps' if per_epoch else 'unknown: give --dataset-size N'}",
+        f"run         {f'{total:,} steps' if total else 'unknown number of steps'}{stop}",
+    ]
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return ["schedule    unknown: it mixes epochs and steps; give --dataset-size N"]
+    lines = [f"{'step':>9} {'epoch':>9} {'lr':>12} {'weight decay':>13} {'EMA':>10}"]
+    for row in rows:
+        step = "" if row["step"] is None else f"{row['step']:,}"
+        epoch = "" if row["epoch"] is None else f"{row['epoch']:.2f}"
+        lines.append(
+            f"{step:>9} {epoch:>9} {row['lr']:>12.6g} {row['weight_decay']:>13.6g} "
+            f"{row['ema']:>10.7f}"
+        )
+    return lines
+
+
+def _view(spec: RunSpec, name: str) -> list[str]:
+    operations: tuple[AugmentOp, ...] = getattr(spec.augment, name)
+    return [f"{name:<11} {'as the image is' if not operations else ''}".rstrip()] + [
+        f"  p {op.p:<5g} {op.op}  "
+        + ", ".join(f"{k} {v}" for k, v in op.model_dump(exclude={"op", "p"}).items())
+        for op in operations
+    ]
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M ({count:,})"
