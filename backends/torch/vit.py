@@ -6,6 +6,8 @@ Shape letters: N images, L patches, D width.
 from collections.abc import Sequence
 from functools import partial
 
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
@@ -55,7 +57,25 @@ class VisionTransformer(TimmVisionTransformer):
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
         x = self._pos_embed(self.patch_embed(images))
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
-        # The norm works row by row: only the row that is used.
-        return self.norm(x[:, 0])
+        return self.norm(class_token(self.blocks[-1], x))
+
+
+def class_token(block: Block, x: Tensor) -> Tensor:
+    """The class token's row of a block's output, (N, 1+L, D) -> (N, D).
+
+    Of the last block's rows only this one reaches the loss, so only this one is computed; all
+    tokens still give keys and values.
+    """
+    n, length, width = x.shape
+    attention = block.attn
+    normal = block.norm1(x)
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    query = F.linear(normal[:, 0], weight[:width], bias[:width])
+    key_value = F.linear(normal, weight[width:], bias[width:])
+    key, value = key_value.reshape(n, length, 2, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+    query = query.reshape(n, attention.num_heads, 1, -1)
+    mixed = F.scaled_dot_product_attention(query, key, value).reshape(n, width)
+    x = x[:, 0] + attention.proj(mixed)
+    return x + block.mlp(block.norm2(x))

@@ -37,6 +37,13 @@ def forward(
         # The teacher takes the student's weights from before this step's update (section 3).
         model.update_teacher(hyper.ema)
         key1, key2 = model.key(views[0]), model.key(views[1])
+    return outcome(ops, query1, query2, key1, key2, spec)
+
+
+def outcome(
+    ops: Ops, query1: Tensor, query2: Tensor, key1: Tensor, key2: Tensor, spec: MocoV3Spec
+) -> Outcome:
+    """The loss of both views, its two terms and the features. All of (N, D)."""
     loss, terms = symmetric_info_nce(ops, query1, query2, key1, key2, temperature=spec.temperature)
     features = {"q1": query1, "q2": query2, "k1": key1, "k2": key2}
     return Outcome(loss, {"loss_q1k2": terms[0], "loss_q2k1": terms[1]}, features)

@@ -1,0 +1,86 @@
+"""The plain loop that the step benchmark measures against: MoCo v3 as a careful user writes it.
+
+It uses the framework's own layers and optimizer and nothing of the engine.
+"""
+
+import itertools
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from triptych.core.config.spec import RunSpec
+from triptych.core.engine import Batch, Hyper
+
+
+class PlainLoop:
+    """One run in float32 on the CPU, from the framework's own initial weights."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.temperature = spec.method.temperature
+        self.query, self.key = _encoder(spec), _encoder(spec)
+        self.key.load_state_dict(self.query.state_dict())
+        self.key.requires_grad_(False)
+        width, hidden = spec.method.output_dim, spec.method.hidden_dim
+        self.predictor = nn.Sequential(*_layer(width, hidden), *_layer(hidden, width, last=True))
+        parameters = [*self.query.parameters(), *self.predictor.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            [p for p in parameters if p.requires_grad],
+            betas=spec.optim.betas,
+            eps=spec.optim.eps,
+        )
+
+    def step(self, batch: Batch, hyper: Hyper) -> float:
+        """One training step; returns the loss."""
+        one, two = (torch.from_numpy(view) for view in batch.views)
+        q1, q2 = self.predictor(self.query(one)), self.predictor(self.query(two))
+        with torch.no_grad():
+            for source, target in zip(self.query.parameters(), self.key.parameters(), strict=True):
+                target.mul_(hyper.ema).add_(source, alpha=1.0 - hyper.ema)
+            k1, k2 = self.key(one), self.key(two)
+        loss = self._loss(q1, k2) + self._loss(q2, k1)
+        for group in self.optimizer.param_groups:
+            group["lr"], group["weight_decay"] = hyper.lr, hyper.weight_decay
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def wait(self) -> None:
+        """Nothing runs behind the host's back on the CPU."""
+
+    def _loss(self, q: Tensor, k: Tensor) -> Tensor:
+        logits = F.normalize(q, dim=1) @ F.normalize(k, dim=1).T / self.temperature
+        labels = torch.arange(len(q))
+        return 2 * self.temperature * F.cross_entropy(logits, labels)
+
+
+def _encoder(spec: RunSpec) -> nn.Sequential:
+    model, method = spec.model, spec.method
+    vit = VisionTransformer(
+        img_size=model.size,
+        patch_size=model.patch_size,
+        in_chans=model.channels,
+        num_classes=0,
+        embed_dim=model.width,
+        depth=model.depth,
+        num_heads=model.heads,
+        mlp_ratio=model.mlp_ratio,
+        norm_layer=partial(nn.LayerNorm, eps=model.layer_norm_eps),
+    )
+    vit.pos_embed.requires_grad_(False)
+    vit.patch_embed.requires_grad_(False)
+    widths = [model.width, *[method.hidden_dim] * (method.projector_layers - 1)]
+    head: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise(widths):
+        head += _layer(fan_in, fan_out)
+    return nn.Sequential(vit, *head, *_layer(widths[-1], method.output_dim, last=True))
+
+
+def _layer(fan_in: int, fan_out: int, *, last: bool = False) -> list[nn.Module]:
+    linear = nn.Linear(fan_in, fan_out, bias=False)
+    if last:
+        return [linear, nn.BatchNorm1d(fan_out, affine=False)]
+    return [linear, nn.BatchNorm1d(fan_out), nn.ReLU(inplace=True)]

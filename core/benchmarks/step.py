@@ -1,0 +1,168 @@
+"""A training step beside a plain loop of the same computation in the same framework.
+
+Both run in one process and take turns, so that whatever else the machine does hits both; peak
+memory is that of a process of its own for each. The figures are ratios: only those travel.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from triptych import backends
+from triptych.core import cli, config, parameters
+from triptych.core.config.spec import RunSpec
+from triptych.core.engine import Batch, Engine, Hyper
+from triptych.core.errors import UserError
+from triptych.core.resources import cpu_threads
+
+DEFAULTS = ("device=cpu", "train.batch_size=8", "train.steps=1000", "train.epochs=null")
+"""What the benchmark changes in a recipe: a batch that fits a small machine."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``bench step``."""
+    parser.add_argument("-c", "--config", default="moco_v3/vit_small", metavar="FILE")
+    parser.add_argument(
+        "-o", "--override", dest="overrides", nargs="+", action="extend", default=[]
+    )
+    cli.add_backend_argument(parser)
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed steps of each")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--part", choices=("both", "engine", "plain"), help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the comparison for one backend, or for all that are installed."""
+    if arguments.rounds < 1:
+        raise UserError(f"--rounds {arguments.rounds}: expected at least 1")
+    spec = config.load(arguments.config, [*DEFAULTS, *arguments.overrides])
+    if arguments.part:
+        print(json.dumps(_measure(spec, arguments.backend, arguments.part, arguments.rounds)))
+        return 0
+    names = [arguments.backend] if arguments.backend else list(backends.installed())
+    if not names:
+        raise UserError("no backend is installed; run: pip install 'triptych[torch]'")
+    rows = [_row(name, arguments) for name in names]
+    by_name = {row["backend"]: row for row in rows}
+    for row in rows:
+        if "torch" in by_name:
+            row["time_over_torch"] = row["engine_seconds"] / by_name["torch"]["engine_seconds"]
+    print(json.dumps(rows, indent=2) if arguments.json else _table(spec, rows))
+    return 0
+
+
+def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    parts = {part: _child(name, part, arguments) for part in ("both", "engine", "plain")}
+    both = parts["both"]
+    peaks = {part: parts[part]["peak_mib"] for part in ("engine", "plain")}
+    return {
+        "backend": name,
+        "engine_seconds": both["engine"],
+        "plain_seconds": both["plain"],
+        "speed_over_plain": both["ratio"],
+        "engine_peak_mib": peaks["engine"],
+        "plain_peak_mib": peaks["plain"],
+        "memory_over_plain": peaks["engine"] / peaks["plain"],
+    }
+
+
+def _child(name: str, part: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs one part in a process of its own: its peak memory is then its own as well."""
+    spec = config.load(arguments.config, [*DEFAULTS, *arguments.overrides])
+    threads = str(cpu_threads(spec))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    command = [sys.executable, "-m", "triptych.core.cli", "bench", "step", "-c", arguments.config]
+    command += ["--backend", name, "--part", part, "--rounds", str(arguments.rounds)]
+    command += ["-o", *arguments.overrides] if arguments.overrides else []
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{name}: the benchmark failed: {done.stderr.strip().splitlines()[-1:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _measure(spec: RunSpec, name: str, part: str, rounds: int) -> dict[str, Any]:
+    batches = [_batch(spec, i) for i in range(2)]
+    steps: dict[str, Callable[[int], None]] = {}
+    package = backends.load(name)
+    if part in ("both", "engine"):
+        steps["engine"] = _engine_step(package.build(spec, parameters.initial_state(spec)), batches)
+    if part in ("both", "plain"):
+        baseline = importlib.import_module(f"triptych.backends.{name}.baseline")
+        steps["plain"] = _plain_step(baseline.PlainLoop(spec), batches)
+    times = _alternate(steps, rounds)
+    result: dict[str, Any] = {k: statistics.median(v) for k, v in times.items()}
+    if part == "both":
+        pairs = zip(times["plain"], times["engine"], strict=True)
+        result["ratio"] = statistics.median(plain / engine for plain, engine in pairs)
+    result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return result
+
+
+def _alternate(steps: dict[str, Callable[[int], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step, taking turns, after one of each to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(rounds + 1):
+        # Who goes first changes, since the second of a pair finds warmer caches.
+        for name in sorted(steps, reverse=bool(i % 2)):
+            start = time.perf_counter()
+            steps[name](i)
+            if i:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _engine_step(engine: Engine, batches: list[Batch]) -> Callable[[int], None]:
+    token = engine.slots()["student.encoder.cls_token"]
+
+    def step(i: int) -> None:
+        engine.train_step(batches[i % 2], {}, _hyper(i))
+        token.read()  # waits until the update is done
+
+    return step
+
+
+def _plain_step(loop: Any, batches: list[Batch]) -> Callable[[int], None]:
+    def step(i: int) -> None:
+        loop.step(batches[i % 2], _hyper(i))
+        loop.wait()
+
+    return step
+
+
+def _hyper(step: int) -> Hyper:
+    return Hyper(step=step, lr=1e-4, weight_decay=0.1, ema=0.99)
+
+
+def _batch(spec: RunSpec, seed: int) -> Batch:
+    rng = np.random.default_rng(seed)
+    n = spec.train.batch_size
+    shape = (n, spec.model.channels, *spec.model.size)
+    views = tuple(rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
+    return Batch(views, np.arange(n, dtype=np.int64))
+
+
+def _table(spec: RunSpec, rows: list[dict[str, Any]]) -> str:
+    head = (
+        f"one training step: {spec.model.name} {spec.model.size[0]}x{spec.model.size[1]}, batch "
+        f"{spec.train.batch_size}, {spec.precision}, {cpu_threads(spec)} threads"
+    )
+    lines = [head, "backend   step s   plain s  speed/plain   MiB  memory/plain  time/torch"]
+    for row in rows:
+        over = f"{row['time_over_torch']:10.2f}" if "time_over_torch" in row else "         -"
+        lines.append(
+            f"{row['backend']:8} {row['engine_seconds']:7.3f} {row['plain_seconds']:9.3f} "
+            f"{row['speed_over_plain']:12.3f} {row['engine_peak_mib']:5.0f} "
+            f"{row['memory_over_plain']:13.3f} {over}"
+        )
+    return "\n".join(lines)
