@@ -15,6 +15,17 @@ def installed() -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if importlib.util.find_spec(name) is not None)
 
 
+def check(name: str) -> None:
+    """Raises UserError where a backend does not exist or its framework is not installed."""
+    if name not in BACKENDS:
+        raise UserError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
+    if name not in installed():
+        raise UserError(
+            f"backend {name!r}: its framework is not installed; "
+            f"{why_not(name) or 'run: ' + install_command(name)}"
+        )
+
+
 def load(name: str) -> ModuleType:
     """The backend package, its framework imported.
 
@@ -25,13 +36,7 @@ def load(name: str) -> ModuleType:
     Raises:
         UserError: no such backend, or its framework is missing or does not import.
     """
-    if name not in BACKENDS:
-        raise UserError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
-    if name not in installed():
-        raise UserError(
-            f"backend {name!r}: its framework is not installed; "
-            f"{why_not(name) or 'run: ' + install_command(name)}"
-        )
+    check(name)
     try:
         return importlib.import_module(f"triptych.backends.{name}")
     except (ImportError, OSError) as error:

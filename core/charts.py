@@ -1,0 +1,194 @@
+"""Line charts as inline SVG: no script, no network, legible in light and dark and in print.
+
+Colours and dashes come from the page's style sheet through the classes ``series0`` ... ``series5``.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from xml.etree.ElementTree import Element
+
+from triptych.core.markup import element
+
+Point = tuple[float, float]
+
+WIDTH, HEIGHT = 760.0, 320.0
+LEFT, RIGHT, TOP, BOTTOM = 64.0, 12.0, 12.0, 46.0
+BUCKETS = 400
+"""A longer curve keeps the lowest and the highest point of each so many pieces."""
+COLOURS = 6
+FLOOR = 1e-17
+"""Lowest value of a logarithmic axis; smaller ones, zero included, lie on it."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve. colour: 0 ... COLOURS - 1; marked: a dot at each point."""
+
+    name: str
+    points: Sequence[Point]
+    colour: int
+    dashed: bool = False
+    marked: bool = False
+
+    @property
+    def style(self) -> str:
+        """Class names; equal curves drawn later are thinner, so that each stays visible."""
+        return f"series{self.colour % COLOURS}" + (" dashed" if self.dashed else "")
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line with its name on it."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Maps values to pixels, low -> start, high -> end."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """Pixel of a value."""
+        low, high = self.low, self.high
+        if self.log:
+            value, low, high = (math.log10(max(v, FLOOR)) for v in (value, low, high))
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Round values inside the axis."""
+        if self.log:
+            first, last = (round(math.log10(v)) for v in (self.low, self.high))
+            stride = max(1, math.ceil((last - first) / 8))
+            return [10.0**power for power in range(first, last + 1, stride)]
+        return round_values(self.low, self.high)
+
+
+def round_values(low: float, high: float, count: int = 5) -> list[float]:
+    """About ``count`` multiples of 1, 2 or 5 times a power of ten in [low, high]."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """At most 2 * BUCKETS points with the same outline; first and last are kept."""
+    if len(points) <= 2 * BUCKETS:
+        return list(points)
+    edges = [round(i * len(points) / BUCKETS) for i in range(BUCKETS + 1)]
+    kept = {0, len(points) - 1}
+    for start, end in pairwise(edges):
+        inside = range(start, end)
+        kept.add(min(inside, key=lambda i: points[i][1]))
+        kept.add(max(inside, key=lambda i: points[i][1]))
+    return [points[i] for i in sorted(kept)]
+
+
+def line_chart(
+    title: str,
+    summary: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    *,
+    levels: Sequence[Level] = (),
+    log: bool = False,
+) -> Element:
+    """A figure with its caption, legend and drawing.
+
+    Args:
+        summary: what the drawing shows, for those who cannot see it.
+        levels: horizontal lines, e.g. the chance level.
+        log: a logarithmic vertical axis.
+    """
+    drawn = [s for s in series if s.points]
+    x, y = _axes(drawn, levels, log)
+    drawing = element(
+        "svg",
+        element("title", title),
+        element("desc", summary),
+        *_grid(x, y, x_label, y_label),
+        *(_level(level, y) for level in levels),
+        *(_curve(s, x, y) for s in drawn),
+        viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}",
+        role="img",
+    )
+    legend = element("ul", *(_legend(s) for s in drawn), class_="legend")
+    return element("figure", element("figcaption", title), legend, drawing)
+
+
+def _axes(series: Sequence[Series], levels: Sequence[Level], log: bool) -> tuple[Axis, Axis]:
+    xs = [x for s in series for x, _ in s.points] or [0.0]
+    ys = [y for s in series for _, y in s.points] + [level.value for level in levels] or [0.0]
+    if log:
+        powers = [math.log10(max(y, FLOOR)) for y in ys]
+        low, high = 10.0 ** math.floor(min(powers)), 10.0 ** math.ceil(max(powers))
+        low, high = (low, high) if high > low else (low / 10, high * 10)
+    else:
+        low, high = _widened(min(ys), max(ys), 0.05)
+    left, right = _widened(min(xs), max(xs), 0.0)
+    return (
+        Axis(left, right, LEFT, WIDTH - RIGHT),
+        Axis(low, high, HEIGHT - BOTTOM, TOP, log),
+    )
+
+
+def _widened(low: float, high: float, share: float) -> tuple[float, float]:
+    """An interval that is not empty, with a margin."""
+    if high <= low:
+        return low - max(abs(low) * 0.05, 0.5), high + max(abs(high) * 0.05, 0.5)
+    return low - share * (high - low), high + share * (high - low)
+
+
+def _grid(x: Axis, y: Axis, x_label: str, y_label: str) -> list[Element]:
+    left, right, top, bottom = x.start, x.end, y.end, y.start
+    parts = [element("path", d=f"M{left:g} {top:g}V{bottom:g}H{right:g}", class_="axis")]
+    for value in y.ticks():
+        at = f"{y.at(value):.1f}"
+        label = "0" if y.log and value <= FLOOR * 1.1 else f"{value:.6g}"
+        parts.append(element("path", d=f"M{left:g} {at}H{right:g}", class_="grid"))
+        parts.append(element("text", label, x=left - 8, y=at, class_="y"))
+    for value in x.ticks():
+        parts.append(element("text", f"{value:.6g}", x=f"{x.at(value):.1f}", y=bottom + 18))
+    parts.append(element("text", x_label, x=(left + right) / 2, y=HEIGHT - 6))
+    middle = (top + bottom) / 2
+    turn = f"rotate(-90 12 {middle:g})"
+    parts.append(element("text", y_label, x=12, y=middle, transform=turn))
+    return parts
+
+
+def _level(level: Level, y: Axis) -> Element:
+    at = f"{y.at(level.value):.1f}"
+    return element(
+        "g",
+        element("path", d=f"M{LEFT:g} {at}H{WIDTH - RIGHT:g}", class_="level"),
+        element("text", level.name, x=WIDTH - RIGHT, y=float(at) - 5, class_="level"),
+    )
+
+
+def _curve(series: Series, x: Axis, y: Axis) -> Element:
+    pixels = [(x.at(a), y.at(b)) for a, b in thinned(series.points)]
+    line = element("polyline", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in pixels))
+    dots = [element("circle", cx=f"{a:.1f}", cy=f"{b:.1f}", r=3) for a, b in pixels]
+    marked = series.marked or len(pixels) == 1
+    return element(
+        "g", element("title", series.name), line, *dots[: len(dots) * marked], class_=series.style
+    )
+
+
+def _legend(series: Series) -> Element:
+    line = element("path", d="M1 5H27", class_="stroke")
+    sample = element("g", line, class_=series.style)
+    return element(
+        "li", element("svg", sample, viewBox="0 0 28 10", aria_hidden="true"), series.name
+    )

@@ -1,0 +1,37 @@
+"""``report``: one HTML page about some runs."""
+
+import argparse
+import os
+from pathlib import Path
+
+from triptych.core import report
+from triptych.core.run_record import read_run
+
+HELP = "write one self-contained HTML page about some runs"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folders of runs")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="default: report.html in the run's folder, or in the one that holds all the runs",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the page and says where.
+
+    Raises:
+        UserError: a folder is no run, a file in it is damaged, or the page cannot be written.
+    """
+    records = [read_run(path) for path in arguments.runs]
+    output = arguments.output
+    if output is None:
+        shared = os.path.commonpath([os.path.abspath(path) for path in arguments.runs])
+        output = Path(os.path.relpath(shared)) / "report.html"
+    report.write(records, output)
+    print(f"wrote {output}")

@@ -1,0 +1,136 @@
+"""One spec trained on several backends, each in a process of its own, and what came of it."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from triptych import backends
+from triptych.core import config, report, run_table
+from triptych.core.config.spec import RunSpec
+from triptych.core.errors import UserError
+from triptych.core.evaluation.protocol import KnnProtocol
+from triptych.core.files import write_atomically
+from triptych.core.logs import Row
+from triptych.core.parameters import initial_state
+from triptych.core.run_record import BASELINES, RunRecord, read_run
+
+
+def run(
+    path: str | Path, overrides: Sequence[str], names: Sequence[str] | None, output: Path
+) -> int:
+    """Trains on every backend, prints the table and writes ``report.html``.
+
+    Args:
+        path: the spec, overridden by ``overrides``.
+        names: backends; None: all that are installed.
+        output: gets one run directory per backend, called like it, and the report.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        UserError: no backend is installed, one of ``names`` is not, or one could not train.
+    """
+    chosen = tuple(names) if names is not None else backends.installed()
+    if not chosen:
+        raise UserError("no backend is installed; tools/info.py env says how to add one")
+    for name in chosen:
+        backends.check(name)
+    spec = config.load(path, overrides)
+    run_dirs = train_all(path, overrides, chosen, output)
+    if spec.evaluate.every:
+        add_baselines(spec, run_dirs)
+    records = [read_run(run_dir) for run_dir in run_dirs]
+    print_table(records)
+    page = output / "report.html"
+    report.write(records, page)
+    print(f"report: {page}")
+    return 0
+
+
+def train_all(
+    path: str | Path, overrides: Sequence[str], names: Sequence[str], output: Path
+) -> list[Path]:
+    """Trains one backend after the other; returns the run directories in the order of ``names``.
+
+    Raises:
+        UserError: a run did not reach its end; the reason stands above, in its own words.
+    """
+    run_dirs = []
+    for name in names:
+        run_dir = output / name
+        print(f"--- {name} ---", flush=True)
+        pairs = ["-o", *overrides] if overrides else []
+        command = ["train", "-c", str(path), *pairs, "--backend", name, "--output", str(run_dir)]
+        status = _wait(subprocess.Popen([*_TRIPTYCH, *command], stdin=subprocess.DEVNULL))
+        if status:
+            raise UserError(f"{name}: training ended with exit status {status} (see above)")
+        run_dirs.append(run_dir)
+    return run_dirs
+
+
+def add_baselines(spec: RunSpec, run_dirs: Sequence[Path]) -> None:
+    """Writes beside each run what its features are to be compared with.
+
+    These are the same encoder with its initial weights, run by the same backend, and the pixels
+    themselves.
+
+    Raises:
+        UserError: the data have no labelled evaluation split, or a backend failed.
+    """
+    raw = KnnProtocol(spec).raw_pixels()
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "initial.npz"
+        np.savez(weights, **initial_state(spec))
+        for run_dir in run_dirs:
+            rows = [*_evaluate(run_dir / "spec.yaml", weights), *raw]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            write_atomically(run_dir / BASELINES, text)
+
+
+def print_table(records: Sequence[RunRecord]) -> None:
+    """The runs side by side on the terminal."""
+    rows = run_table.table(records)
+    shown = Table(title="same spec, same seed")
+    for i, heading in enumerate(run_table.headings(rows)):
+        shown.add_column(heading, justify="right" if i else "left")
+    for row in rows:
+        shown.add_row(*map(Text, run_table.cells(row, rows)))
+    Console().print(shown)
+
+
+_TRIPTYCH = (sys.executable, "-m", "triptych.core.cli")
+
+
+def _wait(child: "subprocess.Popen[bytes]") -> int:
+    """Waits for a run that saves its state when it is asked to stop, and passes the request on."""
+    previous = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        # A terminal has sent it to the child too, which is saving: let it finish.
+        child.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _evaluate(spec_file: Path, weights: Path) -> list[Row]:
+    """Rows of ``eval knn`` on the backend that the spec names."""
+    command = ["eval", "knn", "-c", str(spec_file), "--weights", str(weights), "--json"]
+    done = subprocess.run(
+        [*_TRIPTYCH, *command], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    )
+    if done.returncode:
+        raise UserError(f"{spec_file}: the evaluation of its initial weights failed (see above)")
+    rows: list[Row] = json.loads(done.stdout)
+    return rows

@@ -1,0 +1,247 @@
+"""One self-contained HTML page about some runs: curves, table, health, versions, spec.
+
+No script and no network: the page says so itself, in its content security policy. Whatever comes
+from a run, file names and spec values included, is escaped.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from triptych.core import config, run_table
+from triptych.core.charts import Level, Series, line_chart
+from triptych.core.files import write_atomically
+from triptych.core.markup import document, element
+from triptych.core.report_style import STYLE
+from triptych.core.run_record import Evaluation, RunRecord, Step
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def write(records: Sequence[RunRecord], path: Path) -> None:
+    """Writes the page.
+
+    Args:
+        records: at least one; the first is what the others are compared with.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    write_atomically(path, render(records))
+
+
+def render(records: Sequence[RunRecord]) -> str:
+    """The page as text; arguments as in ``write``."""
+    names = run_table.unique_names(records)
+    heading = "Triptych: " + ", ".join(names)
+    style = element("style", STYLE)
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", heading),
+        style,
+    )
+    parts = [
+        element("h1", heading),
+        _introduction(records[0]),
+        _section("Side by side", _side_by_side(records)),
+        _section("Curves", *_curves(records, names)),
+        _section("Health", _health(records, names)),
+        _section("Environment", _environment(records, names)),
+        _section("Spec", *_specs(records, names)),
+    ]
+    body = element("body", element("main", *parts))
+    return document(element("html", head, body, lang="en"))
+
+
+def _section(title: str, *children: Element) -> Element:
+    return element("section", element("h2", title), *children)
+
+
+def _introduction(record: RunRecord) -> Element:
+    spec = record.spec
+    return element(
+        "p",
+        f"{spec.method.name} on {spec.data.name}, {spec.model.name} at "
+        f"{spec.model.size[0]}×{spec.model.size[1]} pixels, batch {spec.train.batch_size}, "
+        f"{spec.precision}, seed {spec.seed}.",
+    )
+
+
+def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Element:
+    """A table whose first column names the row."""
+    head = element("tr", *(element("th", text, scope="col") for text in headings))
+    body = [
+        element("tr", element("th", row[0], scope="row"), *(element("td", c) for c in row[1:]))
+        for row in rows
+    ]
+    made = element("table", element("thead", head), element("tbody", *body))
+    return element("div", made, class_="wide")
+
+
+def _side_by_side(records: Sequence[RunRecord]) -> Element:
+    rows = run_table.table(records)
+    cells = [run_table.cells(row, rows) for row in rows]
+    return _grid(run_table.headings(rows), cells)
+
+
+# ------------------------------------------------------------------------------------------ curves
+
+
+def _curves(records: Sequence[RunRecord], names: Sequence[str]) -> list[Element]:
+    charts = [_loss_chart(records, names)]
+    if len(records) > 1:
+        charts.append(_difference_chart(records, names))
+    if any(record.evaluations for record in records):
+        charts.append(_knn_chart(records, names))
+    return charts
+
+
+def _loss_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Element:
+    series = [
+        Series(name, sorted(record.loss.items()), colour)
+        for colour, (name, record) in enumerate(zip(names, records, strict=True))
+    ]
+    chances = sorted({row.chance for record in records for row in record.steps if row.chance})
+    summary = "; ".join(
+        f"{name}: from {record.steps[0].loss:.4g} to {record.steps[-1].loss:.4g} "
+        f"at step {record.steps[-1].step}"
+        for name, record in zip(names, records, strict=True)
+    )
+    levels = [Level(f"chance {chance:.3f}", chance) for chance in chances]
+    return line_chart("Loss", summary, series, "step", "loss", levels=levels)
+
+
+def _difference_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Element:
+    """|a - b| at each step over the largest |b|, so that its maximum is the table's number."""
+    reference = records[0].loss
+    series = []
+    for colour, (name, record) in enumerate(zip(names, records, strict=True)):
+        common = sorted(record.loss.keys() & reference.keys())
+        scale = max((abs(reference[step]) for step in common), default=0.0) or 1.0
+        points = [(step, abs(record.loss[step] - reference[step]) / scale) for step in common]
+        if colour:
+            series.append(Series(name, points, colour))
+    summary = "; ".join(
+        f"{s.name}: at most {max((y for _, y in s.points), default=0.0):.1e}" for s in series
+    )
+    title = f"Relative difference of the loss to {names[0]} (0 lies on the lower edge)"
+    return line_chart(title, summary, series, "step", "relative difference", log=True)
+
+
+def _knn_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Element:
+    series, levels = [], {}
+    for colour, (name, record) in enumerate(zip(names, records, strict=True)):
+        for labels, rows in _by_labels(record.evaluations):
+            text = "all labels" if labels == "all" else f"{labels} labels per class"
+            points = sorted((r.step, 100 * r.top1) for r in rows if r.features != "raw pixels")
+            series.append(
+                Series(f"{name}, {text}", points, colour, dashed=labels != "all", marked=True)
+            )
+            for row in rows:
+                if row.features == "raw pixels":
+                    levels[f"raw pixels, {text}: {100 * row.top1:.1f}"] = 100 * row.top1
+    summary = "; ".join(f"{s.name}: {s.points[-1][1]:.1f} %" for s in series if s.points)
+    drawn = [Level(name, value) for name, value in levels.items()]
+    title = "k-NN accuracy of frozen features (step 0: random initial weights)"
+    return line_chart(title, summary, series, "step", "top-1, %", levels=drawn)
+
+
+def _by_labels(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation]]]:
+    rows = sorted((r for r in evaluations if r.eval == "knn"), key=lambda r: str(r.labels) != "all")
+    return [(labels, list(group)) for labels, group in groupby(rows, lambda r: str(r.labels))]
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+def _health(records: Sequence[RunRecord], names: Sequence[str]) -> Element:
+    headings = [
+        "run",
+        "steps",
+        "finished",
+        "state over time",
+        "feature std, last",
+        "gradient norm, median / largest",
+        "images/s, median",
+        "waiting for data, median %",
+        "damaged files skipped",
+    ]
+    rows = [[name, *_health_cells(r)] for name, r in zip(names, records, strict=True)]
+    return _grid(headings, rows)
+
+
+def _health_cells(record: RunRecord) -> list[str]:
+    def values(key: str) -> list[float]:
+        found = [getattr(row, key) for row in record.steps]
+        return [value for value in found if value is not None]
+
+    norms, spread = values("gradient_norm"), values("feature_std")
+    return [
+        str(record.steps[-1].step),
+        "yes" if record.result else "no",
+        _story(record.steps),
+        f"{spread[-1]:.3f}" if spread else "–",
+        f"{median(norms):.3g} / {max(norms):.3g}" if norms else "–",
+        _median(values("images_per_second"), "{:.0f}"),
+        _median([100 * share for share in values("data_wait")], "{:.1f}"),
+        str(record.steps[-1].skipped),
+    ]
+
+
+def _median(values: Sequence[float], form: str) -> str:
+    return form.format(median(values)) if values else "–"
+
+
+def _story(steps: Sequence[Step], most: int = 6) -> str:
+    """The states a run went through, each with the step it was first logged at."""
+    changes = [(state, next(rows).step) for state, rows in groupby(steps, lambda row: row.state)]
+    shown = [f"{state} from step {step}" for state, step in changes if state]
+    left_out = len(shown) - most
+    return ", ".join(shown[:most]) + (f" and {left_out} more changes" if left_out > 0 else "")
+
+
+def _environment(records: Sequence[RunRecord], names: Sequence[str]) -> Element:
+    headings = ["run", "backend", "versions", "device", "threads", "training, s"]
+    rows = []
+    for name, record in zip(names, records, strict=True):
+        result = record.result
+        if result is None:
+            rows.append([name, record.backend, *["not finished"] * 4])
+            continue
+        versions = ", ".join(f"{package} {number}" for package, number in result.versions.items())
+        seconds = "–" if result.seconds is None else f"{result.seconds:.1f}"
+        threads = str(result.threads or "–")
+        rows.append([name, record.backend, versions, result.device, threads, seconds])
+    return _grid(headings, rows)
+
+
+def _specs(records: Sequence[RunRecord], names: Sequence[str]) -> list[Element]:
+    """The first run's spec in full, and what the others have instead."""
+    flat = [_flat(record.spec.model_dump(mode="json", exclude={"backend"})) for record in records]
+    keys = {key: None for keys in flat for key in keys}
+    rows = [
+        [key, *(str(own.get(key, "–")) for own in flat)]
+        for key in keys
+        if any(own.get(key, KeyError) != flat[0].get(key, KeyError) for own in flat)
+    ]
+    parts = [_grid(["differs in", *names], rows)] if rows else []
+    if len(records) > 1 and not rows:
+        parts.append(element("p", "All runs have the same spec, apart from the backend."))
+    text = element("pre", config.dump(records[0].spec))
+    return [*parts, element("details", element("summary", f"resolved spec of {names[0]}"), text)]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

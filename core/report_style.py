@@ -1,0 +1,36 @@
+"""The style sheet of reports: the reader's own light or dark, and print."""
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1c1c1e; --faint: #6b6b70; --line: #d9d9de;
+  --c0: #0072b2; --c1: #e08a00; --c2: #00875f; --c3: #b0407c; --c4: #7a5bc4; --c5: #8a6d00; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #17181a; --ink: #ececee; --faint: #a3a3aa; --line: #3a3b40;
+    --c0: #4db3ee; --c1: #ffb547; --c2: #3fd0a0; --c3: #f08cc0; --c4: #b7a0f5; --c5: #d8bf55; } }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1000px; margin: 0 auto; padding: 1.5rem 1rem 4rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .35rem .7rem; border-bottom: 1px solid var(--line);
+  overflow-wrap: normal; }
+th:first-child { text-align: left; } thead th { color: var(--faint); font-weight: 600;
+  vertical-align: bottom; }
+pre { overflow-x: auto; font-size: .8rem; padding: .8rem; border: 1px solid var(--line); }
+figure { margin: 1.2rem 0 1.8rem; } figcaption { font-weight: 600; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .3rem 0; padding: 0;
+  list-style: none; font-size: .87rem; }
+.legend svg { width: 28px; height: 10px; margin-right: .4rem; }
+figure > svg { width: 100%; height: auto; font-size: 12px; }
+svg text { fill: var(--faint); text-anchor: middle; }
+svg text.y { text-anchor: end; dominant-baseline: middle; } svg text.level { text-anchor: end; }
+svg .axis { fill: none; stroke: var(--faint); } svg .grid { stroke: var(--line); }
+svg .level { stroke-dasharray: 2 4; } svg path.level { stroke: var(--ink); }
+svg polyline, svg .stroke { fill: none; stroke: currentColor; stroke-linejoin: round; }
+svg circle { fill: currentColor; stroke: none; }
+svg .dashed { stroke-dasharray: 6 4; }
+svg .series0 { color: var(--c0); stroke-width: 6; } svg .series1 { color: var(--c1);
+  stroke-width: 3.5; } svg .series2 { color: var(--c2); stroke-width: 1.5; }
+svg .series3 { color: var(--c3); stroke-width: 1.5; } svg .series4 { color: var(--c4);
+  stroke-width: 1.5; } svg .series5 { color: var(--c5); stroke-width: 1.5; }
+"""

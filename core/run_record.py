@@ -1,0 +1,154 @@
+"""What a run directory says, read back and checked: for tables and reports."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
+
+from triptych.core import config
+from triptych.core.config.spec import RunSpec
+from triptych.core.errors import UserError
+
+BASELINES = "baselines.jsonl"
+"""Evaluations of features that were not trained, beside ``metrics.jsonl`` and of the same form."""
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Entry = TypeVar("Entry", bound="Record")
+
+
+class Record(BaseModel):
+    """A JSON object of a run; keys that are not known here are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Step(Record):
+    """One logged step. images_per_second since the step logged before; data_wait: share of time."""
+
+    step: PositiveInt
+    loss: FiniteFloat
+    chance: FiniteFloat | None = None
+    state: str = ""
+    feature_std: FiniteFloat | None = None
+    gradient_norm: FiniteFloat | None = None
+    images_per_second: FiniteFloat | None = None
+    data_wait: Share | None = None
+    skipped: int = 0
+
+
+class Evaluation(Record):
+    """One evaluation of frozen features. labels: "all", or how many per class."""
+
+    eval: str
+    step: Annotated[int, Field(ge=0)]
+    labels: int | str
+    top1: Share
+    k: PositiveInt
+    temperature: FiniteFloat
+    branch: str = ""
+    tokens: str = ""
+
+    @property
+    def features(self) -> str:
+        """Where the features come from: "trained", "random init" or "raw pixels"."""
+        if self.tokens == "raw pixels":
+            return self.tokens
+        return "trained" if self.step else "random init"
+
+
+class Result(Record):
+    """What a finished run says of itself."""
+
+    backend: str
+    versions: dict[str, str] = {}
+    device: str = ""
+    threads: int | None = None
+    seconds: FiniteFloat | None = None
+    images_per_second: FiniteFloat | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run. result: None while it has not reached its last step."""
+
+    path: Path
+    spec: RunSpec
+    steps: Sequence[Step]
+    evaluations: Sequence[Evaluation]
+    result: Result | None
+
+    @property
+    def backend(self) -> str:
+        """The backend that finished the run."""
+        return self.result.backend if self.result else self.spec.backend or "unknown"
+
+    @property
+    def loss(self) -> dict[int, float]:
+        """Step -> loss."""
+        return {row.step: row.loss for row in self.steps}
+
+
+def read_run(path: Path) -> RunRecord:
+    """Reads a run directory.
+
+    Raises:
+        UserError: it is no run directory, has no logged step yet, or a file in it is damaged.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
+    for name in ("spec.yaml", "metrics.jsonl"):
+        if not (path / name).is_file():
+            raise UserError(f"{path}: no {name} there, so it is not the folder of a run")
+    spec = config.load(path / "spec.yaml")
+    steps: list[Step] = []
+    evaluations: list[Evaluation] = []
+    for name in ("metrics.jsonl", BASELINES):
+        for place, text in _lines(path / name):
+            row = _object(text, place)
+            if "eval" in row:
+                evaluations.append(_checked(Evaluation, row, place))
+            else:
+                steps.append(_checked(Step, row, place))
+    if not steps:
+        raise UserError(f"{path / 'metrics.jsonl'}: no step has been logged yet")
+    file = path / "result.json"
+    result = None
+    if file.exists():
+        result = _checked(Result, _object(_text(file), str(file)), str(file))
+    return RunRecord(path, spec, steps, evaluations, result)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Place and text of each whole line; the last may still be in the making."""
+    lines = _text(path).split("\n")[:-1] if path.exists() else []
+    yield from ((f"{path}: line {i + 1}", line) for i, line in enumerate(lines) if line.strip())
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file ({error.reason})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror}") from error
+
+
+def _object(text: str, place: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: damaged: not JSON") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{place}: damaged: expected a JSON object")
+    return found
+
+
+def _checked(kind: type[Entry], found: dict[str, Any], place: str) -> Entry:
+    try:
+        return kind.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the object"
+        raise UserError(f"{place}: {key}: {first['msg']}") from error
