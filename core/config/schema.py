@@ -23,6 +23,7 @@ def schema() -> Schema:
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$comment": "Generated: python -m triptych.core.config > configs/schema.json",
         **whole,
         "title": "Triptych run spec",
         "properties": {"_base_": base, **whole["properties"]},

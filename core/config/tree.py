@@ -36,7 +36,10 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Node, list[str]]:
         UserError: there is nothing to go on with: a file is missing or is not a YAML mapping.
     """
     reader = _Reader()
-    root = reader.file(path, chain=())
+    try:
+        root = reader.file(path, chain=())
+    except UserError as error:
+        raise UserError("\n".join([*reader.problems, str(error)])) from None
     for text in overrides:
         root = reader.override(root, text)
     return root, reader.problems
@@ -54,6 +57,8 @@ class _Reader:
             own = parse(_text(path), str(path), self.problems)
             if own is None:
                 raise UserError(f"{path}: empty; a spec is a YAML mapping (key: value)")
+            if own.bad:
+                raise UserError(self.problems.pop())
             if not isinstance(own.content, dict):
                 raise UserError(
                     f"{own.mark}: expected a mapping (key: value), got {show(own.plain())}"

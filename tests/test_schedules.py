@@ -1,0 +1,169 @@
+"""Schedules: the golden tables, and what a schedule owes at its ends."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from triptych.core import config, schedules
+from triptych.core.errors import UserError
+from triptych.core.plan import Plan
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "schedules.npz")
+IMAGES = 1_281_167
+"""Training images of ImageNet-1k; the last, smaller batch of an epoch is dropped."""
+
+B4096, B1024 = "moco_v3_vit_b4096_300ep", "moco_v3_vit_small_b1024_300ep"
+PUBLISHED = [
+    ("moco_v3/vit_small", (), B4096),
+    ("moco_v3/vit_base", (), B4096),
+    ("moco_v3/vit_large", (), B4096),
+    ("moco_v3/vit_small", ("train.batch_size=1024",), B1024),
+]
+
+
+def difference(recipe: str, overrides: tuple[str, ...], golden: str) -> dict[str, float]:
+    """Largest difference of each column from the golden one, relative to its largest value."""
+    spec = config.load(recipe, overrides)
+    plan = Plan(spec, IMAGES // spec.train.batch_size)
+    rows = [plan.hyper(int(step)) for step in GOLDEN[f"{golden}/iter"]]
+    own = {
+        "epoch": [plan.position(int(step)) for step in GOLDEN[f"{golden}/iter"]],
+        "lr": [row.lr for row in rows],
+        "wd": [row.weight_decay for row in rows],
+        "m": [row.ema for row in rows],
+    }
+    want = {name: GOLDEN[f"{golden}/{name}"] for name in own}
+    return {n: float(np.abs(own[n] - want[n]).max() / np.abs(want[n]).max()) for n in own}
+
+
+@pytest.mark.parametrize(("recipe", "overrides", "golden"), PUBLISHED)
+def test_recipes_have_the_published_schedules(recipe, overrides, golden):
+    gaps = difference(recipe, overrides, golden)
+    assert set(gaps) == {"epoch", "lr", "wd", "m"}
+    assert max(gaps.values()) <= 1e-15, gaps
+
+
+@pytest.mark.parametrize(
+    ("change", "column"),
+    [
+        ("optim.warmup_epochs=39", "lr"),
+        ("optim.per=epoch", "lr"),
+        ("optim.end_lr=1e-6", "lr"),
+        ("optim.scale_lr_by=255", "lr"),
+        ("optim.weight_decay=0.09", "wd"),
+        ("optim.weight_decay_end=0.2", "wd"),
+        ("method.momentum=0.991", "m"),
+        ("method.momentum_schedule=constant", "m"),
+        ("train.epochs=299", "m"),
+    ],
+)
+def test_the_comparison_sees_a_change(change, column):
+    assert difference("moco_v3/vit_small", (change,), B4096)[column] > 1e-6
+
+
+def test_total_steps_are_whole_batches():
+    spec = config.load("moco_v3/vit_base")
+    assert Plan(spec, IMAGES // 4096).total_steps == GOLDEN[f"{B4096}/iter"][-1] + 1
+
+
+def plan(*overrides: str, steps_per_epoch: int = 10) -> Plan:
+    """A run of 300 steps with a warm-up of 30, changed."""
+    return Plan(config.load("moco_v3/digits", overrides), steps_per_epoch)
+
+
+def test_steps_and_epochs_are_the_same_schedule():
+    by_epoch = plan(
+        "train.steps=null", "train.epochs=30", "optim.warmup_steps=null", "optim.warmup_epochs=3"
+    )
+    by_step = plan()
+    assert by_epoch.total_steps == by_step.total_steps == 300
+    for step in range(300):
+        ours, theirs = by_step.hyper(step), by_epoch.hyper(step)
+        assert ours.step == theirs.step == step
+        assert math.isclose(ours.lr, theirs.lr, rel_tol=1e-12, abs_tol=1e-18)
+        assert math.isclose(ours.ema, theirs.ema, rel_tol=1e-12)
+
+
+def test_units_of_warmup_convert():
+    mixed = plan("optim.warmup_steps=null", "optim.warmup_epochs=3")
+    assert [mixed.hyper(s) for s in range(300)] == [plan().hyper(s) for s in range(300)]
+    mixed = plan("train.steps=null", "train.epochs=30")
+    assert mixed.warmup == 3.0
+
+
+def test_per_epoch_holds_the_rate_within_an_epoch():
+    held = plan("optim.per=epoch", "optim.warmup_steps=0")
+    rates = [held.hyper(step).lr for step in range(300)]
+    assert all(len(set(rates[e * 10 : e * 10 + 10])) == 1 for e in range(30))
+    assert rates[::10] == [
+        plan("optim.warmup_steps=0").hyper(step).lr for step in range(0, 300, 10)
+    ]
+    # The teacher's momentum moves with every step all the same.
+    assert held.hyper(5).ema > held.hyper(4).ema
+
+
+def test_constant_schedule_still_warms_up():
+    constant = plan("optim.schedule=constant")
+    assert constant.hyper(0).lr == 0.0
+    assert constant.hyper(15).lr == pytest.approx(0.5e-3, rel=1e-12)
+    assert {constant.hyper(step).lr for step in range(30, 300)} == {1e-3}
+
+
+def test_stop_at_changes_no_schedule():
+    short = plan("train.stop_at=20")
+    assert short.last_step == 20
+    assert short.total_steps == 300
+    assert [short.hyper(s) for s in range(20)] == [plan().hyper(s) for s in range(20)]
+
+
+def test_weight_decay_moves_to_its_end():
+    moving = plan("optim.weight_decay_end=0.5")
+    assert moving.hyper(0).weight_decay == pytest.approx(0.05, rel=1e-12)
+    assert moving.hyper(150).weight_decay == pytest.approx(0.275, rel=1e-12)
+    assert moving.hyper(299).weight_decay == pytest.approx(0.5, rel=1e-3)
+
+
+def test_warmup_longer_than_the_run_is_an_error():
+    with pytest.raises(UserError, match="warm-up of 310 steps is longer than the run of 300"):
+        plan("optim.warmup_steps=null", "optim.warmup_epochs=31")
+
+
+positive = st.floats(1e-6, 1e3)
+
+
+@given(positive, st.floats(0, 1e-6), st.floats(0, 50), st.floats(51, 500), st.floats(0, 1))
+def test_warmup_cosine_stays_in_bounds(peak, end, warmup, total, fraction):
+    position = fraction * total
+    value = schedules.warmup_cosine(peak, end, warmup, total, position)
+    assert 0 <= value <= peak * (1 + 1e-12)
+    if position >= warmup:
+        assert value >= end * (1 - 1e-12)
+
+
+@given(positive, st.floats(0, 1e-6), st.floats(1, 50), st.floats(51, 500))
+def test_warmup_cosine_meets_its_marks(peak, end, warmup, total):
+    assert schedules.warmup_cosine(peak, end, warmup, total, 0) == 0
+    assert schedules.warmup_cosine(peak, end, warmup, total, warmup) == pytest.approx(peak)
+    assert schedules.warmup_cosine(peak, end, warmup, total, total) == pytest.approx(end, abs=1e-18)
+
+
+@given(st.floats(0, 1), st.integers(2, 1000))
+def test_ema_momentum_rises_from_base_to_one(base, total):
+    values = [schedules.ema_momentum(base, total, step) for step in range(total + 1)]
+    assert values == sorted(values)
+    assert values[0] == pytest.approx(base, abs=1e-15)
+    assert values[-1] == 1.0
+
+
+def test_multistep_falls_at_its_milestones():
+    values = [schedules.multistep(1.0, (2, 4), 0.1, position) for position in range(6)]
+    assert values == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01], rel=1e-15)
+
+
+def test_scaled_lr():
+    assert schedules.scaled_lr(1.5e-4, 4096, 256) == 1.5e-4 * 16
+    assert schedules.scaled_lr(1e-3, 4096, None) == 1e-3
