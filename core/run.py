@@ -15,8 +15,7 @@ from typing import Any
 
 from triptych import backends
 from triptych.core import start
-from triptych.core.config import dump
-from triptych.core.config.recipes import CONFIGS
+from triptych.core.config import CONFIGS, dump, find
 from triptych.core.config.spec import RunSpec
 from triptych.core.data import Pipeline, open_train, split_digest
 from triptych.core.engine import Engine
@@ -62,9 +61,9 @@ def choose_backend(asked: str | None, spec: RunSpec, say: Say = print) -> str:
     return name
 
 
-def default_output(config: Path, backend: str) -> Path:
+def default_output(config: str | Path, backend: str) -> Path:
     """``runs/<recipe>-<backend>``; the name of a shipped recipe begins with its method."""
-    path = config.resolve().with_suffix("")
+    path = find(config).resolve().with_suffix("")
     inside = path.is_relative_to(CONFIGS)
     name = "-".join(path.relative_to(CONFIGS).parts) if inside else path.name
     return Path("runs") / f"{name}-{backend}"
@@ -101,7 +100,7 @@ def train(
         "data": split_digest(source),
     }
     with ExitStack() as stack:
-        pipeline = stack.enter_context(closing(Pipeline(spec, source)))
+        pipeline = stack.enter_context(Pipeline(spec, source))
         plan = Plan(spec, pipeline.steps_per_epoch)
         knn = KnnProtocol(spec) if spec.evaluate.every else None
         begin = start.find(spec, run_dir, resume, stamp, say)

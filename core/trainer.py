@@ -5,7 +5,6 @@ functions of it.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache, partial
 from math import isfinite
@@ -55,6 +54,8 @@ class Trainer:
     def __post_init__(self) -> None:
         """Health goes on from the rows of the steps before ``step``."""
         self.method = METHODS[self.spec.method.name]
+        self.named = 0
+        """Damaged files that have been told of."""
         self.meter = Meter(self.spec.train.batch_size, self.seconds)
         self.health = Health(self.method.chance(self.spec))
         for row in self.logs.kept:
@@ -80,24 +81,23 @@ class Trainer:
             # A signal came between this step and its evaluation.
             self._evaluate()
         previous: Reading = dict
-        with closing(self.pipeline.batches(self.step, self.plan.last_step)) as batches:
-            for batch in batches:
-                reading = self._advance(batch)
-                # One step late, so that a device that runs ahead of the host is not waited for.
-                previous()
-                previous = reading
-                stopping = self._agreed(stop)
-                if self._logs(self.step):
-                    self._report(reading())
-                # Evaluated before it is saved: a kill in between then repeats both.
-                if self._evaluates() and not stopping:
-                    reading()
-                    self._evaluate()
-                if self._saves() or stopping:
-                    reading()
-                    self._save()
-                if stopping:
-                    return stop.number or SIGTERM
+        for batch in self.pipeline.batches(self.step, self.plan.last_step):
+            reading = self._advance(batch)
+            # One step late, so that a device that runs ahead of the host is not waited for.
+            previous()
+            previous = reading
+            stopping = self._agreed(stop)
+            if self._logs(self.step):
+                self._report(reading())
+            # Evaluated before it is saved: a kill in between then repeats both.
+            if self._evaluates() and not stopping:
+                reading()
+                self._evaluate()
+            if self._saves() or stopping:
+                reading()
+                self._save()
+            if stopping:
+                return stop.number or SIGTERM
         return None
 
     # ----------------------------------------------------------------------------- one step
@@ -165,8 +165,11 @@ class Trainer:
             "data_wait": wait,
         }
         if self.pipeline.skipped:
-            row["skipped"] = self.pipeline.skipped
+            row["skipped"] = len(self.pipeline.skipped)
         self.logs.write(row)
+        for name in self.pipeline.skipped[self.named :]:
+            self.terminal.line(f"damaged, skipped: {name}")
+        self.named = len(self.pipeline.skipped)
         self.terminal.line(health_line(row, self.plan.total_steps))
         if advice := self.health.advice(self.step / self.plan.total_steps):
             self.terminal.line(advice)

@@ -77,7 +77,7 @@ def test_nearly_parallel_features_are_a_collapse_only_at_chance():
 
 
 def test_weak_learning_at_a_high_temperature_counts():
-    """With T = 1 and 4096 keys the best loss is only 12 % below chance; 33 to 29.5 is a good run."""
+    """With T = 1 and 4096 keys the best loss is 12 % below chance; 33 to 29.5 is a good run."""
     chance = 4 * 1.0 * math.log(4096)
     assert play([33.4] * 10 + [32.0] * 10 + [29.5] * 30, chance=chance)[-1] == "learning"
 

@@ -28,6 +28,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains; 0, or 128 + n when signal n ended the run."""
     spec = config.load(arguments.config, arguments.overrides)
     backend = choose_backend(arguments.backend, spec)
-    output = arguments.output or default_output(config.find(arguments.config), backend)
+    output = arguments.output or default_output(arguments.config, backend)
     signal = train(spec, backend, output, resume=arguments.resume)
     return 128 + signal if signal else 0

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from triptych.core.config.spec import RunSpec
-from triptych.core.data import evaluation_batches, open_evaluation, split_digest
+from triptych.core.data import Source, evaluation_batches, open_evaluation, split_digest
 from triptych.core.engine import Array, Engine
 from triptych.core.errors import UserError
 from triptych.core.evaluation import knn
@@ -34,7 +34,7 @@ class KnnProtocol:
                 "given; set data.eval_root, or evaluate.every to 0"
             )
         self.bank, self.queries = split
-        self.digest = f"{split_digest(self.bank)}-{split_digest(self.queries)}"
+        self.digest = "-".join(split_digest(source)[:16] for source in split)
 
     def engine(
         self, engine: Engine, step: int, *, branch: str = "student", tokens: str = "cls"
@@ -89,7 +89,7 @@ class KnnProtocol:
             )
         return found
 
-    def _features(self, embed: Embed, source: object) -> tuple[Array, Array]:
+    def _features(self, embed: Embed, source: Source) -> tuple[Array, Array]:
         pairs = [
             (embed(images), labels)
             for images, labels in evaluation_batches(self.spec, source, BATCH)

@@ -1,0 +1,56 @@
+"""A real engine where no framework is needed: the NumPy reference in a backend's place.
+
+As a script it is the command line with that engine: ``python tests/double.py train -c …``.
+"""
+
+import sys
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+
+from triptych import backends
+from triptych.core import config, reference
+from triptych.core.cli import main
+from triptych.core.config.spec import RunSpec
+
+TINY = (
+    "model.image_size=8",
+    "model.width=8",
+    "model.depth=1",
+    "model.heads=2",
+    "method.hidden_dim=12",
+    "method.output_dim=8",
+    "train.batch_size=16",
+    "train.steps=12",
+    "optim.warmup_steps=2",
+    "checkpoint.every=4",
+    "log.every=3",
+    "log.tensorboard=false",
+    "evaluate.every=0",
+    "threads=1",
+)
+
+
+def tiny(*overrides: str) -> RunSpec:
+    """A digits run of a second."""
+    return config.load("moco_v3/digits", [*TINY, *overrides])
+
+
+class Ahead(reference.Engine):
+    """As on an accelerator: the host learns of a step's loss only by reading it."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.context = replace(self.context, device="ahead")
+
+
+ahead = SimpleNamespace(build=Ahead, versions=reference.versions)
+
+
+def load(name: str) -> ModuleType:
+    """In the place of ``backends.load``."""
+    return reference
+
+
+if __name__ == "__main__":
+    backends.load = load
+    sys.exit(main())
