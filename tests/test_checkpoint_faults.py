@@ -61,6 +61,8 @@ def test_a_writer_may_die_at_every_operation(tmp_path: Path, step: int) -> None:
         died = dies(lambda: save(run, step, keep=2), at)  # noqa: B023 - called at once
         path, messages = newest(run)
         assert path is not None and not messages
+        for visible in (run / "checkpoints").glob("step-*"):
+            checkpoint.verify(visible)
         manifest, state = checkpoint.read(path)
         old, new = same(state, make_state(20)), same(state, make_state(step))
         assert (old and manifest.step == 2) or (new and manifest.step == step)

@@ -104,7 +104,8 @@ def read_npz(path: Path) -> State:
                 raise UserError(f"{path}: not an npz file: it holds {member.filename!r}, {what}")
             _check_member(path, archive, member)
             with archive.open(member) as stream:
-                arrays[name] = _npy.read_array(stream, allow_pickle=False)
+                array = _npy.read_array(stream, allow_pickle=False)
+            arrays[name] = array.astype(array.dtype.newbyteorder("="), copy=False)
     return arrays
 
 
@@ -129,7 +130,10 @@ def _check_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo)
 def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     # Version 3 differs only in the names of fields, which are refused anyway.
     read = {(1, 0): _npy.read_array_header_1_0, (2, 0): _npy.read_array_header_2_0}
-    shape, _, dtype = read[_npy.read_magic(stream)](stream)
+    version = _npy.read_magic(stream)
+    if version not in read:
+        raise ValueError(f"npy version {version}")
+    shape, _, dtype = read[version](stream)
     return shape, dtype
 
 
