@@ -1,0 +1,155 @@
+"""The work of a loader, as numbered batches: each is a pure function of its number."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from triptych.core.config.spec import RunSpec
+from triptych.core.data import augment, pixels
+from triptych.core.data.decode import DamagedImage
+from triptych.core.data.source import Source
+from triptych.core.errors import UserError
+from triptych.core.random import stream
+
+Planes: TypeAlias = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What belongs to a batch besides its pixels.
+
+    Attributes:
+        index: (N,) which images of the source these are, int64.
+        damaged: names of files that could not be read, in the order they were met.
+    """
+
+    index: NDArray[np.int64]
+    damaged: tuple[str, ...] = ()
+
+
+class Job(Protocol):
+    """Batches by number; picklable, and the same in every process."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the pixels of one batch."""
+
+    def fill(self, number: int, out: Planes) -> Filled:
+        """Loads one batch into ``out``, an array of ``shape``.
+
+        Raises:
+            UserError: a damaged file, where the spec does not allow to skip it.
+        """
+
+
+@dataclass(frozen=True)
+class Training:
+    """Two augmented views of each image, in a new order each epoch; number = optimizer step.
+
+    Every step takes a whole batch; the images left over at the end of an epoch are dropped.
+    """
+
+    spec: RunSpec
+    source: Source
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one epoch."""
+        return len(self.source) // self.spec.train.batch_size
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(2 views, N, C, H, W)."""
+        return 2, self.spec.train.batch_size, self.spec.data.channels, *self.spec.model.size
+
+    def fill(self, number: int, out: Planes) -> Filled:
+        """See ``Job``.
+
+        Where an image is damaged and may be skipped, the next readable one in the epoch's order
+        (after the last comes the first) takes its place, with the random draws of the damaged one:
+        so it does not look the same as in its own place, which may be in this batch.
+        """
+        epoch, batch = divmod(number, self.steps_per_epoch)
+        count = self.spec.train.batch_size
+        order = _order(self.spec.seed, epoch, len(self.source))
+        index, damaged = np.empty(count, np.int64), list[str]()
+        for row in range(count):
+            position = batch * count + row
+            image, index[row], lost = self._readable(order, position)
+            damaged += lost
+            self._write_views(image, epoch, int(order[position]), out[:, row])
+        return Filled(index, tuple(damaged))
+
+    def _write_views(self, image: Image.Image, epoch: int, index: int, out: Planes) -> None:
+        """out: (2, C, H, W)."""
+        recipe, size = self.spec.augment, self.spec.model.size
+        for number, ops in enumerate((recipe.view1, recipe.view2)):
+            generator = stream(self.spec.seed, "augment", epoch, index, number)
+            pixels.write_planes(augment.view(image, ops, generator, size), out[number])
+
+    def _readable(
+        self, order: NDArray[np.int64], position: int
+    ) -> tuple[Image.Image, int, list[str]]:
+        """The image at ``position`` or the next sound one, its index, the damaged ones before."""
+        damaged: list[str] = []
+        for index in _from(order, position):
+            try:
+                return self.source.image(index), index, damaged
+            except DamagedImage:
+                if self.spec.data.on_error == "stop":
+                    raise
+                damaged.append(self.source.name(index))
+        raise UserError(f"data: all {len(order)} images are damaged; the first is {damaged[0]}")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Every image once, in the order of the source, resized and cropped in its middle."""
+
+    spec: RunSpec
+    source: Source
+    batch_size: int
+
+    def __len__(self) -> int:
+        """Batches, the last one maybe smaller."""
+        return -(-len(self.source) // self.batch_size)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+        return self.batch_size, self.spec.data.channels, *self.spec.model.size
+
+    def fill(self, number: int, out: Planes) -> Filled:
+        """See ``Job``. Damaged images that may be skipped are left out: rows move up."""
+        first = number * self.batch_size
+        index, damaged = list[int](), list[str]()
+        for candidate in range(first, min(first + self.batch_size, len(self.source))):
+            try:
+                image = self.source.image(candidate)
+            except DamagedImage:
+                if self.spec.data.on_error == "stop":
+                    raise
+                damaged.append(self.source.name(candidate))
+                continue
+            size = self.spec.model.size
+            covering = pixels.cover(image, size, self.spec.augment.eval_resize, "bilinear")
+            pixels.write_planes(pixels.center_crop(covering, size), out[len(index)])
+            index.append(candidate)
+        return Filled(np.array(index, np.int64), tuple(damaged))
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """(count,) the images of a data set in the order of one epoch."""
+    return stream(seed, "order", epoch).permutation(count)
+
+
+def _from(order: NDArray[np.int64], position: int) -> Iterator[int]:
+    """The whole order, from ``position`` on and then from its start."""
+    for offset in range(len(order)):
+        yield int(order[(position + offset) % len(order)])

@@ -1,0 +1,118 @@
+"""From a source to normalised batches: for training, and for evaluation."""
+
+import time
+import weakref
+from collections.abc import Generator, Iterator
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.core.config.spec import RunSpec
+from triptych.core.data.jobs import Evaluation, Filled, Planes, Training
+from triptych.core.data.pixels import normalize
+from triptych.core.data.source import Source
+from triptych.core.data.workers import load
+from triptych.core.engine import Batch
+from triptych.core.errors import UserError
+
+
+class Pipeline:
+    """The batches of a run.
+
+    A batch is a pure function of the seed and the step, so loading can begin at any step, and the
+    number of workers changes nothing but the time it takes.
+
+    Attributes:
+        steps_per_epoch: whole batches per pass over the data; what is left over is dropped.
+        waited: seconds that consumers have waited for batches so far.
+        skipped: names of the damaged files met so far, each once.
+    """
+
+    def __init__(self, spec: RunSpec, source: Source) -> None:
+        """Raises UserError where the source does not hold one batch."""
+        self._job = Training(spec, source)
+        self.steps_per_epoch = self._job.steps_per_epoch
+        if not self.steps_per_epoch:
+            raise UserError(
+                f"train.batch_size: {spec.train.batch_size} is more than the {len(source)} images "
+                "of the training split; lower it"
+            )
+        self.waited = 0.0
+        self.skipped: list[str] = []
+        self._running: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of the steps ``start`` … ``stop - 1``, 0-based, over all epochs.
+
+        Worker processes start with the first batch and end after the last one, when the iterator
+        is dropped, or with ``close``.
+
+        Raises:
+            UserError: a damaged file (named; see ``data.on_error``), or a worker died.
+        """
+        running = self._load(start, stop)
+        self._running.add(running)
+        return running
+
+    def _load(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        data = self._job.spec.data
+        asked = time.perf_counter()
+        steps = range(start, stop)
+        for batch in load(self._job, steps, data.workers, data.prefetch, self._finish):
+            self.waited += time.perf_counter() - asked
+            yield batch
+            asked = time.perf_counter()
+
+    def _finish(self, planes: Planes, filled: Filled) -> Batch:
+        augment = self._job.spec.augment
+        first, second = normalize(planes, augment.mean, augment.std)
+        self.skipped += [name for name in filled.damaged if name not in self.skipped]
+        return Batch((first, second), filled.index)
+
+    def close(self) -> None:
+        """Ends the worker processes; iterators that are still in use end, too."""
+        for running in list(self._running):
+            running.close()
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def evaluation_batches(
+    spec: RunSpec, source: Source, batch_size: int, skipped: list[str] | None = None
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Every image of a source once, in order, as evaluation sees it.
+
+    The image is resized (bilinear) to just cover ``augment.eval_resize`` times the image size, and
+    its middle is taken; at 1.0 that is the whole of an image of the model's proportions.
+
+    Args:
+        skipped: takes the names of damaged files, which are left out where ``data.on_error`` is
+            skip.
+
+    Returns:
+        Images (n, C, H, W), normalised, and labels (n,), -1 for none. n is ``batch_size`` but for
+        the last batch and for those with damaged files.
+
+    Raises:
+        UserError: a damaged file (named), or a worker died.
+    """
+    augment = spec.augment
+
+    def finish(planes: Planes, filled: Filled) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        if skipped is not None:
+            skipped.extend(filled.damaged)
+        images = normalize(planes[: len(filled.index)], augment.mean, augment.std)
+        return images, np.array([source.label(int(index)) for index in filled.index], np.int64)
+
+    job = Evaluation(spec, source, batch_size)
+    return load(job, range(len(job)), spec.data.workers, spec.data.prefetch, finish)

@@ -1,0 +1,208 @@
+"""Deterministic operations on images: what a drawn augmentation does, without any randomness.
+
+Images are 8-bit Pillow images of mode L, LA, RGB or RGBA and are never changed in place. Every
+operation gives the pixels of torchvision's operation of that name on Pillow images. Geometry moves
+all bands; colour operations leave alpha as it was, and on grey images saturation, hue and
+grayscale change nothing. Sizes are (height, width) in pixels.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Concatenate, Literal, ParamSpec
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageFilter
+
+Size = tuple[int, int]
+Interpolation = Literal["bilinear", "bicubic"]
+P = ParamSpec("P")
+Operation = Callable[Concatenate[Image.Image, P], Image.Image]
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+# --------------------------------------------------------------------------------------- geometry
+
+
+def resize(image: Image.Image, size: Size, interpolation: Interpolation) -> Image.Image:
+    """The whole image at another size, smoothed before it is made smaller."""
+    height, width = size
+    return image.resize((width, height), _FILTERS[interpolation])
+
+
+def crop_resize(
+    image: Image.Image, box: tuple[int, int, int, int], size: Size, interpolation: Interpolation
+) -> Image.Image:
+    """A part of the image at another size.
+
+    Args:
+        box: top, left, height and width of the part, pixels.
+    """
+    top, left, height, width = box
+    # Not resize(box=...): its filter would reach over the border of the box.
+    part = image.crop((left, top, left + width, top + height))
+    return resize(part, size, interpolation)
+
+
+def cover(
+    image: Image.Image, size: Size, factor: float, interpolation: Interpolation
+) -> Image.Image:
+    """Resized, with its own proportions, to just cover ``factor`` times ``size``.
+
+    For a square size the shorter side becomes ``factor`` times the side, rounded, and the longer
+    one keeps the proportion, rounded down. The result is never smaller than ``size``.
+    """
+    height, width = (max(side, round(side * factor)) for side in size)
+    if height * image.width >= width * image.height:
+        width = max(width, int(height * image.width / image.height))
+    else:
+        height = max(height, int(width * image.height / image.width))
+    return resize(image, (height, width), interpolation)
+
+
+def center_crop(image: Image.Image, size: Size) -> Image.Image:
+    """The middle of an image that is not smaller than ``size``; an odd pixel is rounded to even."""
+    height, width = size
+    top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def horizontal_flip(image: Image.Image) -> Image.Image:
+    """Left and right exchanged."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def affine(
+    image: Image.Image, angle: float, shift: tuple[float, float], scale: float, shear: float
+) -> Image.Image:
+    """Sheared, scaled, rotated about the centre, then moved; bilinear, black outside.
+
+    Args:
+        angle: degrees, clockwise.
+        shift: (x, y) in pixels, to the right and down.
+        scale: magnification.
+        shear: degrees; the lower half moves right.
+    """
+    sine, cosine = math.sin(math.radians(angle)), math.cos(math.radians(angle))
+    lean = math.tan(math.radians(shear))
+    # Pillow asks, for each pixel of the result, where it came from: the inverse of the motion.
+    a, b = (cosine + sine * lean) / scale, (sine - cosine * lean) / scale
+    d, e = -sine / scale, cosine / scale
+    x, y = image.width / 2, image.height / 2
+    to_x, to_y = x + shift[0], y + shift[1]
+    matrix = (a, b, x - a * to_x - b * to_y, d, e, y - d * to_x - e * to_y)
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+
+# ----------------------------------------------------------------------------------------- colour
+
+
+def _leave_alpha(operation: Operation[P]) -> Operation[P]:
+    """Applies an operation to the colour bands and puts alpha back."""
+
+    @wraps(operation)
+    def wrapped(image: Image.Image, /, *args: P.args, **kwargs: P.kwargs) -> Image.Image:
+        if image.mode not in ("LA", "RGBA"):
+            return operation(image, *args, **kwargs)
+        result = operation(image.convert(image.mode[:-1]), *args, **kwargs)
+        result.putalpha(image.getchannel("A"))
+        return result
+
+    return wrapped
+
+
+@_leave_alpha
+def brightness(image: Image.Image, factor: float) -> Image.Image:
+    """Blend with black: 0 is black, 1 the image."""
+    return Image.blend(Image.new(image.mode, image.size), image, factor)
+
+
+@_leave_alpha
+def contrast(image: Image.Image, factor: float) -> Image.Image:
+    """Blend with the mean luminance, rounded: 0 is plain grey, 1 the image."""
+    counts = np.array(image.convert("L").histogram())
+    mean = int(counts @ np.arange(256) / counts.sum() + 0.5)
+    plain = Image.new(image.mode, image.size, (mean,) * len(image.getbands()))
+    return Image.blend(plain, image, factor)
+
+
+@_leave_alpha
+def saturation(image: Image.Image, factor: float) -> Image.Image:
+    """Blend with the luminance of each pixel: 0 is grey, 1 the image."""
+    if image.mode == "L":
+        return image
+    return Image.blend(image.convert("L").convert("RGB"), image, factor)
+
+
+@_leave_alpha
+def hue(image: Image.Image, shift: float) -> Image.Image:
+    """Turns the colour circle by ``shift`` turns, in steps of 1/255 that are cut towards zero."""
+    if image.mode == "L":
+        return image
+    turn = Image.new("HSV", image.size, (int(shift * 255) % 256, 0, 0))
+    return ImageChops.add_modulo(image.convert("HSV"), turn).convert("RGB")
+
+
+@_leave_alpha
+def grayscale(image: Image.Image) -> Image.Image:
+    """The luminance (ITU-R 601) alone: mode L, or LA for an image with alpha.
+
+    The views of a grey image are three times faster to blur and to bring back to colour, where all
+    bands are equal, only at the end (``write_planes``).
+    """
+    return image.convert("L")
+
+
+@_leave_alpha
+def gaussian_blur(image: Image.Image, radius: float) -> Image.Image:
+    """Pillow's Gaussian blur (three box blurs). radius: its standard deviation, pixels."""
+    blur = ImageFilter.GaussianBlur(radius)
+    # Band by band: Pillow stores RGB as four bytes and would blur the unused one, too.
+    return Image.merge(image.mode, [band.filter(blur) for band in image.split()])
+
+
+@_leave_alpha
+def solarize(image: Image.Image, threshold: int) -> Image.Image:
+    """Inverts the values that are not below ``threshold``."""
+    table = [value if value < threshold else 255 - value for value in range(256)]
+    return image.point(table * len(image.getbands()))
+
+
+# ------------------------------------------------------------------------------------ to numbers
+
+
+def write_planes(image: Image.Image, out: NDArray[np.uint8]) -> None:
+    """Stores an image, each band a plane; a grey one fills all colour planes.
+
+    Args:
+        out: (C, H, W), with H and W those of the image.
+    """
+    if image.mode == "LA" and len(out) == 4:
+        image = image.convert("RGBA")
+    array = np.asarray(image)
+    out[...] = array if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def normalize(
+    planes: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]
+) -> NDArray[np.float32]:
+    """(x / 255 - mean) / std in float32, each step rounded, as torchvision does.
+
+    Args:
+        planes: (..., C, H, W).
+        mean: one value, or one per channel, of values in 0..1.
+        std: likewise.
+    """
+    channels = planes.shape[-3]
+    out = np.empty(planes.shape, np.float32)
+    means, stds = (np.broadcast_to(np.array(v, np.float32), channels) for v in (mean, std))
+    source, target = (a.reshape(-1, channels, *planes.shape[-2:]) for a in (planes, out))
+    # Plane by plane: each stays in the cache for its three passes.
+    for image, result in zip(source, target, strict=True):
+        for plane, value, center, spread in zip(image, result, means, stds, strict=True):
+            np.divide(plane, np.float32(255), out=value, dtype=np.float32)
+            np.subtract(value, center, out=value)
+            np.divide(value, spread, out=value)
+    return out

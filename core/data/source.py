@@ -1,0 +1,153 @@
+"""What every source of images offers, and its two forms: arrays in memory and files on disk."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from copy import copy
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from triptych.core.data.decode import decode, to_mode
+
+UNLABELLED = -1
+
+
+class Source(Protocol):
+    """Images numbered from 0; picklable, since worker processes get a copy."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels; empty where there are none."""
+
+    def __len__(self) -> int:
+        """How many images."""
+
+    def image(self, index: int) -> Image.Image:
+        """One image at its own size, 8-bit, in the mode that ``data.channels`` asks for.
+
+        Raises:
+            DamagedImage: it cannot be read.
+        """
+
+    def label(self, index: int) -> int:
+        """Position in ``classes``, or -1."""
+
+    def name(self, index: int) -> str:
+        """For messages: the path of the file, or ``digits[17]``."""
+
+    def key(self, index: int) -> str:
+        """A name that does not depend on where the data lie."""
+
+
+def split_digest(source: Source) -> str:
+    """SHA-256 of which images a split holds, in order, and their labels; hexadecimal."""
+    digest = hashlib.sha256("\n".join(source.classes).encode())
+    for index in range(len(source)):
+        entry = f"\0{source.key(index)}\0{source.label(index)}"
+        digest.update(entry.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+class Arrays:
+    """Images in memory.
+
+    Attributes:
+        pixels: (N, H, W) grey or (N, H, W, 3) RGB, uint8.
+        labels: (N,) positions in ``classes``.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        pixels: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        classes: tuple[str, ...],
+        mode: str,
+        numbers: NDArray[np.int64] | None = None,
+    ) -> None:
+        """numbers: (N,) each image's number in the whole data set ``title``; default 0, 1, …"""
+        self.pixels, self.labels, self.classes = pixels, labels, classes
+        self._title, self._mode = title, mode
+        self._numbers = np.arange(len(pixels)) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.pixels)
+
+    def image(self, index: int) -> Image.Image:
+        """See ``Source``; never damaged."""
+        return to_mode(Image.fromarray(self.pixels[index]), self._mode)
+
+    def label(self, index: int) -> int:
+        """See ``Source``."""
+        return int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        """``title[number]``."""
+        return f"{self._title}[{self._numbers[index]}]"
+
+    key = name
+
+
+class Files:
+    """One image per file, read when it is asked for."""
+
+    def __init__(
+        self,
+        root: str,
+        names: Sequence[str],
+        mode: str,
+        labels: Sequence[int] | None = None,
+        classes: tuple[str, ...] = (),
+    ) -> None:
+        """names: paths relative to ``root`` (or absolute); labels: positions in ``classes``."""
+        self.root, self.classes = root, classes
+        self._names, self._mode = _Names(names), mode
+        self._labels = None if labels is None else np.array(labels, np.int64)
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self._names)
+
+    def image(self, index: int) -> Image.Image:
+        """See ``Source``."""
+        return decode(self.name(index), self._mode)
+
+    def label(self, index: int) -> int:
+        """See ``Source``."""
+        return UNLABELLED if self._labels is None else int(self._labels[index])
+
+    def relabelled(self, classes: tuple[str, ...]) -> "Files":
+        """The same files with positions in other ``classes``, which contain all of these."""
+        numbers = [classes.index(name) for name in self.classes]
+        other = copy(self)
+        other.classes = classes
+        if self._labels is not None:
+            other._labels = np.array(numbers, np.int64)[self._labels]
+        return other
+
+    def name(self, index: int) -> str:
+        """The path of the file."""
+        return os.path.join(self.root, self._names[index])
+
+    def key(self, index: int) -> str:
+        """The path inside ``root``."""
+        return self._names[index]
+
+
+class _Names:
+    """Strings in one buffer: as objects, a million paths would cost each worker 100 MB."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self._ends = np.cumsum([0, *map(len, encoded)])
+        self._bytes = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]])
