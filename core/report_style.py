@@ -2,10 +2,10 @@
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c1c1e; --faint: #6b6b70; --line: #d9d9de;
-  --c0: #0072b2; --c1: #e08a00; --c2: #00875f; --c3: #b0407c; --c4: #7a5bc4; --c5: #8a6d00; }
+  --c0: #0072b2; --c1: #e08a00; --c2: #1c1c1e; --c3: #b0407c; --c4: #7a5bc4; --c5: #00875f; }
 @media (prefers-color-scheme: dark) {
   :root { --paper: #17181a; --ink: #ececee; --faint: #a3a3aa; --line: #3a3b40;
-    --c0: #4db3ee; --c1: #ffb547; --c2: #3fd0a0; --c3: #f08cc0; --c4: #b7a0f5; --c5: #d8bf55; } }
+    --c0: #4db3ee; --c1: #e08a00; --c2: #fff; --c3: #f08cc0; --c4: #b7a0f5; --c5: #3fd0a0; } }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1000px; margin: 0 auto; padding: 1.5rem 1rem 4rem; overflow-wrap: anywhere; }
@@ -29,8 +29,8 @@ svg .level { stroke-dasharray: 2 4; } svg path.level { stroke: var(--ink); }
 svg polyline, svg .stroke { fill: none; stroke: currentColor; stroke-linejoin: round; }
 svg circle { fill: currentColor; stroke: none; }
 svg .dashed { stroke-dasharray: 6 4; }
-svg .series0 { color: var(--c0); stroke-width: 6; } svg .series1 { color: var(--c1);
-  stroke-width: 3.5; } svg .series2 { color: var(--c2); stroke-width: 1.5; }
+svg .series0 { color: var(--c0); stroke-width: 8; } svg .series1 { color: var(--c1);
+  stroke-width: 4.5; } svg .series2 { color: var(--c2); stroke-width: 1.5; }
 svg .series3 { color: var(--c3); stroke-width: 1.5; } svg .series4 { color: var(--c4);
   stroke-width: 1.5; } svg .series5 { color: var(--c5); stroke-width: 1.5; }
 """
