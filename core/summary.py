@@ -52,7 +52,6 @@ def summarize(spec: RunSpec, dataset_size: int | None = None) -> dict[str, Any]:
         "total_steps": Plan(spec, steps_per_epoch).total_steps
         if steps_per_epoch
         else spec.train.steps,
-        "stop_at": spec.train.stop_at,
         "chance": METHODS[spec.method.name].chance(spec),
         "schedule": schedule(spec, steps_per_epoch),
         "spec": spec.model_dump(mode="json"),
@@ -109,26 +108,32 @@ def render(found: dict[str, Any]) -> str:
 
 def _sizes(found: dict[str, Any]) -> list[str]:
     counts, cost = found["parameters"], found["flops"]
+    per_image = cost["per_image"]
+    short = f"{per_image / 1e9:.2f} G" if per_image >= 1e8 else f"{per_image / 1e6:.2f} M"
     return [
         f"{found['method']} on {found['model']}",
-        f"parameters  {_millions(counts['total'])}: {counts['counted']}",
+        f"parameters  {_millions(counts['total'])}",
+        f"            {counts['counted']};",
         f"            encoder {_millions(counts['encoder'])}, "
         f"with a gradient {_millions(counts['trainable'])}",
-        f"cost        {cost['per_image'] / 1e9:.2f} GFLOPs ({cost['per_image']:,}): "
-        f"{cost['counted']}",
-        f"chance      loss {found['chance']:.4f} at the chance level",
+        f"cost        {short}FLOPs ({per_image:,})",
+        f"            {cost['counted']}",
+        f"chance      the loss is {found['chance']:.4f} where nothing is learned",
     ]
 
 
 def _lengths(found: dict[str, Any]) -> list[str]:
-    size, per_epoch, total = (found[k] for k in ("dataset_size", "steps_per_epoch", "total_steps"))
+    train, total = found["spec"]["train"], found["total_steps"]
+    size, per_epoch = found["dataset_size"], found["steps_per_epoch"]
+    epochs = f"{train['epochs']:,} epochs" if train["epochs"] else ""
+    steps = f"{total:,} steps" if total else ""
+    stop = f"stops after step {train['stop_at']:,}" if train["stop_at"] else ""
     data = f"{size:,} images" if size else f"of unknown size ({found['dataset_problem']})"
-    stop = f"; ends at step {found['stop_at']:,}" if found["stop_at"] else ""
     return [
         f"batch       {found['batch_size']:,}",
         f"dataset     {data}",
         f"epoch       {f'{per_epoch:,} steps' if per_epoch else 'unknown: give --dataset-size N'}",
-        f"run         {f'{total:,} steps' if total else 'unknown number of steps'}{stop}",
+        f"run         {', '.join(part for part in (epochs, steps, stop) if part)}",
     ]
 
 
@@ -148,11 +153,18 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 def _view(spec: RunSpec, name: str) -> list[str]:
     operations: tuple[AugmentOp, ...] = getattr(spec.augment, name)
-    return [f"{name:<11} {'as the image is' if not operations else ''}".rstrip()] + [
-        f"  p {op.p:<5g} {op.op}  "
-        + ", ".join(f"{k} {v}" for k, v in op.model_dump(exclude={"op", "p"}).items())
-        for op in operations
-    ]
+    return [name if operations else f"{name}: no operation", *map(_operation, operations)]
+
+
+def _operation(op: AugmentOp) -> str:
+    options = op.model_dump(exclude={"op", "p"}).items()
+    listed = ", ".join(
+        f"{key} {' to '.join(f'{v:.4g}' for v in value)}"
+        if isinstance(value, tuple)
+        else f"{key} {value}"
+        for key, value in options
+    )
+    return f"  p {op.p:<5g} {op.op}  {listed}".rstrip()
 
 
 def _millions(count: int) -> str:

@@ -433,6 +433,15 @@ def test_all_contradictions_of_a_section_are_told_at_once(write):
     ]
 
 
+def test_knn_needs_held_out_images(write):
+    path = write("a.yaml", SMALL)
+    folder = ("evaluate.every=5", "data.name=image_folder", "data.root=x")
+    assert "evaluate.every: k-NN needs data.eval_root" in complaints(path, *folder)[0]
+    assert config.load(path, [*folder, "data.eval_root=y"]).evaluate.every == 5
+    images = ("evaluate.every=5", "data.name=image_list", "data.list=x")
+    assert "evaluate.every: a list has no held-out images" in complaints(path, *images)[0]
+
+
 def test_a_wrong_name_does_not_blame_the_keys_that_it_implies():
     (line,) = complaints("moco_v3/vit_small", "model.name=vit_smal")
     assert line.endswith("(did you mean 'vit_small'?)")

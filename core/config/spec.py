@@ -252,6 +252,10 @@ class RunSpec(Section):
                     f"optim.warmup_{unit}",
                     f"a warm-up of {warmup:g} {unit} is longer than the run of {length} {unit}",
                 )
+        if self.evaluate.every and self.data.name == "image_list":
+            yield KeyedError(
+                "evaluate.every", "a list has no held-out images for k-NN; set 0: never"
+            )
         if self.evaluate.every and self.data.name == "image_folder" and not self.data.eval_root:
             yield KeyedError(
                 "evaluate.every",
