@@ -89,8 +89,8 @@ def test_steps_and_epochs_are_the_same_schedule():
 
 
 def test_units_of_warmup_convert():
-    mixed = plan("optim.warmup_steps=null", "optim.warmup_epochs=3")
-    assert [mixed.hyper(s) for s in range(300)] == [plan().hyper(s) for s in range(300)]
+    mixed, plain = plan("optim.warmup_steps=null", "optim.warmup_epochs=3"), plan()
+    assert [mixed.hyper(s) for s in range(300)] == [plain.hyper(s) for s in range(300)]
     mixed = plan("train.steps=null", "train.epochs=30")
     assert mixed.warmup == 3.0
 
@@ -114,10 +114,10 @@ def test_constant_schedule_still_warms_up():
 
 
 def test_stop_at_changes_no_schedule():
-    short = plan("train.stop_at=20")
+    short, whole = plan("train.stop_at=20"), plan()
     assert short.last_step == 20
     assert short.total_steps == 300
-    assert [short.hyper(s) for s in range(20)] == [plan().hyper(s) for s in range(20)]
+    assert [short.hyper(s) for s in range(20)] == [whole.hyper(s) for s in range(20)]
 
 
 def test_weight_decay_moves_to_its_end():

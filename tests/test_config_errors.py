@@ -1,0 +1,267 @@
+"""Mistakes in a spec: each has its line, with place, key, value and what is allowed."""
+
+import json
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from spec_files import SMALL, complaints, write
+
+from triptych.core import config
+from triptych.core.config import schema as schemas
+from triptych.core.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Each test runs in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+WRONG = [
+    # A value of the wrong type or out of bounds.
+    ("optim.lr=fast", "optim.lr: 'fast': expected a number > 0"),
+    ("optim.lr=true", "optim.lr: true: expected a number > 0"),
+    ("optim.lr=0", "optim.lr: 0: expected a number > 0"),
+    ("optim.lr=-1e-3", "optim.lr: -0.001: expected a number > 0"),
+    ("optim.lr=.nan", "optim.lr: .nan: expected a finite number > 0"),
+    ("optim.lr=.inf", "optim.lr: .inf: expected a finite number > 0"),
+    ("optim.lr=1e999", "optim.lr: .inf: expected a finite number > 0"),
+    ("optim.weight_decay=-.inf", "optim.weight_decay: -.inf: expected a finite number >= 0"),
+    ("optim.lr=", "optim.lr: null: expected a number > 0"),
+    ("optim.clip_norm=-1", "optim.clip_norm: -1: expected a number > 0 or null"),
+    ("method.momentum=1.5", "method.momentum: 1.5: expected a number >= 0 and <= 1"),
+    ("train.steps=1.5", "train.steps: 1.5: expected an integer > 0 or null"),
+    ("train.batch_size=-8", "train.batch_size: -8: expected an integer > 0"),
+    ("seed=-1", "seed: -1: expected an integer >= 0 and < 9223372036854775808"),
+    ("train.accumulate=2", "train.accumulate: 2: expected 1"),
+    ("parallel.data=true", "parallel.data: true: expected 1"),
+    ("data.channels=true", "data.channels: true: expected an integer >= 1 and <= 4"),
+    ("data.root=3", "data.root: 3: expected text or null"),
+    ("threads=0", "threads: 0: expected an integer > 0 or auto"),
+    ("model.image_size=[32]", "model.image_size: [32]: expected an integer > 0 or a list of 2"),
+    ("model.image_size=[3, a]", "model.image_size: [3, 'a']: expected an integer > 0 or a list"),
+    ("optim.betas=[0.9]", "optim.betas: [0.9]: expected a list of 2, each a number >= 0 and < 1"),
+    ("optim.betas=[.nan, 0.9]", "optim.betas.0: .nan: expected a finite number >= 0 and < 1"),
+    ("optim.betas=[0.9, 1.0]", "optim.betas.1: 1.0: expected a number >= 0 and < 1"),
+    ("augment.mean=3", "augment.mean: 3: expected a list, each a number"),
+    ("log=3", "log: 3: expected a mapping"),
+    ("log=", "log: null: expected a mapping"),
+    ("device=gpu", "device: 'gpu': expected auto, cpu, cuda or cuda:N"),
+    ("device=cuda:x", "device: 'cuda:x': expected auto, cpu, cuda or cuda:N"),
+    # A choice: its values are listed, and the nearest is named.
+    (
+        "data.name=digit",
+        "data.name: 'digit': expected one of digits, image_folder, image_list, cifar10 "
+        "(did you mean 'digits'?)",
+    ),
+    ("backend=pytorch", "backend: 'pytorch': expected one of torch, oneflow, paddle or null (did"),
+    ("precision=half", "precision: 'half': expected one of float32, float64, bfloat16, float16"),
+    ("method.name=moca", "method.name: 'moca': expected moco_v3"),
+    ("model.name=vit_smal", "model.name: 'vit_smal': expected one of vit, vit_tiny, vit_small"),
+    ("model.name=[a]", "model.name: ['a']: expected one of vit"),
+    # An unknown key, with the nearest one, or the one of this name in another section.
+    ("optim.lrr=1", "optim.lrr: unknown key (did you mean 'lr'?)"),
+    ("optm.lr=1", "optm: unknown key (did you mean 'optim'?)"),
+    ("lr=1", "lr: unknown key (did you mean 'optim.lr'?)"),
+    ("batch_size=8", "batch_size: unknown key (did you mean 'train.batch_size'?)"),
+    ("log.zzz=1", "log.zzz: unknown key; expected one of every, tensorboard"),
+    ("_base_=x.yaml", "_base_: unknown key"),
+    # Operations of a view.
+    ("augment.view1=[{op: blur}]", "augment.view1.0.op: 'blur': expected one of color_jitter"),
+    ("augment.view1=[{p: 1.0}]", "augment.view1.0.op: missing: expected one of color_jitter"),
+    ("augment.view2=[7]", "augment.view2.0: 7: expected a mapping"),
+    (
+        "augment.view1=[{op: solarize, threshhold: 3}]",
+        "augment.view1.0.threshhold: unknown key (did you mean 'threshold'?)",
+    ),
+    ("augment.view1=[{op: solarize, p: 2}]", "augment.view1.0.p: 2: expected a number >= 0 and"),
+    (
+        "augment.view1=[{op: gaussian_blur, sigma: [2, 1]}]",
+        "augment.view1.0.sigma: [2, 1]: expected [low, high] with low <= high",
+    ),
+    (
+        "augment.view1=[{op: random_resized_crop, scale: [0, 1]}]",
+        "augment.view1.0.scale.0: 0: expected a number > 0 and <= 1",
+    ),
+    ("augment.mean.3=1", "no item '3' in a list of 3"),
+    ("augment.mean.x=1", "no item 'x' in a list of 3"),
+    # Keys that contradict each other.
+    ("model.heads=5", "model.heads: width 64 is not divisible by heads 5"),
+    ("model.image_size=100", "model.image_size: image size 100 is not divisible by patch_size 16"),
+    ("train.epochs=5", "train.steps: train.epochs is 5 and train.steps 3: set one of them"),
+    ("train.steps=null", "train.steps: give exactly one of train.epochs and train.steps"),
+    ("train.batch_size=1", "train.batch_size: batch norm needs at least 2 images"),
+    ("data.channels=1", "model.channels: data.channels is 1, model.channels 3: they must be equal"),
+    ("augment.mean=[0.1, 0.2]", "augment.mean: 2 values for 3 channels: give one, or one each"),
+    ("augment.std=[]", "augment.std: 0 values for 3 channels"),
+    (
+        "optim.warmup_steps=4",
+        "optim.warmup_steps: a warm-up of 4 steps is longer than the run of 3",
+    ),
+    ("data.name=image_folder", "data.root: data.name image_folder needs data.root"),
+    ("data.name=image_list", "data.list: data.name image_list needs data.list"),
+    # What is no override.
+    ("train", "expected KEY=VALUE"),
+    ("=3", "expected KEY=VALUE"),
+    ("a..b=3", "expected KEY=VALUE"),
+    ("optim.betas=[", "not YAML"),
+    ("seed=a: b: c", "not YAML"),
+    ("seed=1\n---\n2", "not YAML"),
+    ("seed=!!python/name:os.system x", "tag !!python/name:os.system is refused"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG)
+def test_a_wrong_override_has_its_line(override, message):
+    (line,) = complaints(write("a.yaml", SMALL), override)
+    assert message in line
+    assert line.startswith((f"-o {override.splitlines()[0]}", "-o '", "a.yaml:"))
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "message"),
+    [
+        (("  width: 64", "  widht: 64"), 3, "model.widht: unknown key (did you mean 'width'?)"),
+        (("  width: 64\n", ""), 1, "model.width: missing: expected an integer > 0"),
+        (("width: 64", "width: .nan"), 3, "model.width: .nan: expected an integer > 0"),
+        (("  heads: 4", "  heads: 5"), 5, "model.heads: width 64 is not divisible by heads 5"),
+        (("width: 64", "width: 66"), 3, "model.width: width 66 is not divisible by 4"),
+        (("  steps: 3", "  steps: three"), 8, "train.steps: 'three': expected an integer > 0"),
+        (("method: {name: moco_v3}\n", ""), 1, "method: missing: expected a mapping"),
+        (("{name: moco_v3}", "{}"), 6, "method.name: missing: expected moco_v3"),
+        (("{name: moco_v3}", "{name: moco_v3, name: b}"), 6, "method.name: duplicate key, first"),
+        (("  steps: 3", "  3: steps\n  steps: 3"), 8, "train: a key is not text"),
+        (("  steps: 3", "  ? [a]\n  : 3\n  steps: 3"), 8, "train: a key is not text"),
+        (("  steps: 3", "  !!int steps: 3"), 8, "train: a key is not text"),
+        (("steps: 3", "steps: !!int x"), 8, "train.steps: 'x' is not of the kind int"),
+        (("steps: 3", "steps: !!timestamp 2020-01-01"), 8, "train.steps: tag !!timestamp is refu"),
+        (("steps: 3", "steps: !foo 3"), 8, "train.steps: tag !foo is refused"),
+        (("steps: 3", "steps: !!set {a}"), 8, "train.steps: tag !!set is refused"),
+        (("  steps: 3", "\tsteps: 3"), 8, "not YAML"),
+        (("  steps: 3", "  steps: [3"), 9, "not YAML"),
+        (("  steps: 3", "steps 3"), 9, "not YAML"),
+        (("  steps: 3", "  steps: 3\n---\nseed: 1"), 9, "not YAML: expected a single document"),
+        (("  steps: 3", "  steps: 3 \x00"), 8, "not YAML: character 0x0000"),
+        (("  steps: 3", "  steps: *three"), 8, "not YAML: found undefined alias"),
+        (("  steps: 3", "  steps: &a [*a]"), 8, "links (*name) make it endless"),
+    ],
+)
+def test_a_wrong_file_has_its_line(change, line, message):
+    lines = complaints(write("a.yaml", SMALL.replace(*change)))
+    assert any(text.startswith(f"a.yaml:{line}: ") and message in text for text in lines), lines
+
+
+def test_all_mistakes_are_told_at_once():
+    write("base.yaml", "optim:\n  lr: fast\n  epz: 1\nlog: {every: 0}\n")
+    path = write(
+        "a.yaml", "_base_: base.yaml\n" + SMALL.replace("64", "-64") + "seed: x\nseed: 1\n"
+    )
+    lines = complaints(path, "train.steps=-3", "log.every=5", "data.rot=x", "oops")
+    assert sorted(lines) == sorted(
+        [
+            "base.yaml:2: optim.lr: 'fast': expected a number > 0",
+            "base.yaml:3: optim.epz: unknown key (did you mean 'eps'?)",
+            "a.yaml:4: model.width: -64: expected an integer > 0",
+            "a.yaml:12: seed: 'x': expected an integer >= 0 and < 9223372036854775808",
+            "a.yaml:13: seed: duplicate key, first set at a.yaml:12",
+            "-o train.steps=-3: train.steps: -3: expected an integer > 0 or null",
+            "-o data.rot=x: data.rot: unknown key (did you mean 'root'?)",
+            "-o oops: expected KEY=VALUE, like train.steps=100",
+        ]
+    )
+
+
+def test_all_contradictions_of_a_section_are_told_at_once():
+    lines = complaints(write("a.yaml", SMALL), "model.width=66", "model.image_size=[40, 50]")
+    assert [line.partition(": model.")[2] for line in lines] == [
+        "heads: width 66 is not divisible by heads 4",
+        "width: width 66 is not divisible by 4 (position table)",
+        "image_size: image size 40 is not divisible by patch_size 16",
+    ]
+
+
+def test_knn_needs_held_out_images():
+    path = write("a.yaml", SMALL)
+    folder = ("evaluate.every=5", "data.name=image_folder", "data.root=x")
+    assert "evaluate.every: k-NN needs data.eval_root" in complaints(path, *folder)[0]
+    assert config.load(path, [*folder, "data.eval_root=y"]).evaluate.every == 5
+    images = ("evaluate.every=5", "data.name=image_list", "data.list=x")
+    assert "evaluate.every: a list has no held-out images" in complaints(path, *images)[0]
+
+
+def test_a_wrong_name_does_not_blame_the_keys_that_it_implies():
+    (line,) = complaints("moco_v3/vit_small", "model.name=vit_smal")
+    assert line.endswith("(did you mean 'vit_small'?)")
+
+
+def test_a_key_points_to_the_layer_that_set_it_last():
+    write("base.yaml", SMALL + "log: {every: 1}\n")
+    write("top.yaml", "_base_: base.yaml\nlog: {every: -1}\n")
+    assert complaints("top.yaml")[0].startswith("top.yaml:2: log.every: -1")
+    assert complaints("top.yaml", "log.every=-2")[0].startswith("-o log.every=-2: log.every: -2")
+    assert complaints("base.yaml", "log.tensorboard=1")[0].startswith("-o log.tensorboard=1: ")
+
+
+FLOATS = [
+    f"{section}.{key}"
+    for section, node in schemas.properties(schemas.schema()).items()
+    for key, inner in schemas.properties(schemas.resolve(node)).items()
+    if schemas.describe(inner).startswith("a number")
+]
+
+
+@pytest.mark.parametrize("key", FLOATS)
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "-1"])
+def test_no_number_may_be_nan_infinite_or_negative(key, value):
+    (line,) = complaints(write("a.yaml", SMALL), f"{key}={value}")
+    assert line.startswith(f"-o {key}={value}: {key}: {value}: expected a ")
+
+
+def test_the_floats_were_found():
+    assert {"optim.lr", "optim.clip_norm", "method.temperature"} <= set(FLOATS)
+    assert len(FLOATS) >= 12
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=5,
+    ),
+    st.sampled_from(["seed", "optim.lr", "data.root", "model", "augment.view1", "x.y", "train"]),
+)
+@settings(deadline=None, max_examples=150)
+def test_any_override_is_a_value_or_an_error(value, key):
+    path = write("a.yaml", SMALL)
+    try:
+        spec = config.load(path, [f"{key}={json.dumps(value)}"])
+    except UserError as error:
+        assert all("-o " in line or line.startswith("a.yaml") for line in str(error).split("\n"))
+        assert str(error).isprintable() or "\n" in str(error)
+    else:
+        assert config.load(write("dump.yaml", config.dump(spec))) == spec
+
+
+@given(st.text(max_size=30))
+@example("a" * 5000 + "=1")
+@example(".".join("a" * 3000) + "=1")
+@example("train.steps=!!python/object/apply:os.system [false]")
+@example("seed=0x" + "f" * 9999)
+@settings(deadline=None)
+def test_any_text_after_o_is_an_error_or_changes_nothing(text):
+    path = write("a.yaml", SMALL)
+    with pytest.raises(UserError) as caught:
+        config.load(path, [text])
+    assert str(caught.value).startswith("-o ")
+
+
+@pytest.mark.parametrize("key", [*schemas.properties(schemas.schema()), *FLOATS])
+@pytest.mark.parametrize(
+    "value", ["[[]]", "{a: {b: c}}", "'\\ud800'", "1e400", "-0x1", '"\\ud800"']
+)
+def test_any_kind_of_value_anywhere_is_an_error_or_a_spec(key, value):
+    try:
+        config.load(write("a.yaml", SMALL), [f"{key}={value}"])
+    except UserError as error:
+        str(error).encode()
