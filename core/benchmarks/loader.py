@@ -1,0 +1,159 @@
+"""Loading beside torchvision's DataLoader: JPEG files to two augmented views, the same transforms.
+
+Both take turns in one run with the same files, batch and number of workers, so that whatever else
+the machine does hits both; the figure that travels is the ratio.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Any
+
+from PIL import Image
+
+from triptych import backends
+from triptych.core import config
+from triptych.core.config.spec import RunSpec
+from triptych.core.data import Pipeline, open_train
+from triptych.core.errors import UserError
+from triptych.core.random import stream
+
+FILES = 256
+SIDES = (224, 500)
+"""Shortest and longest side of a photograph, pixels."""
+QUALITY = 90
+
+Loader = Callable[[RunSpec, int], Generator[Any, None, None]]
+"""Spec and number of batches to batches."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``bench loader``."""
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("-c", "--config", default="moco_v3/vit_small", metavar="FILE")
+    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="default: cores")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="images per batch")
+    parser.add_argument("--images", type=int, default=512, metavar="N", help="timed per round")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each loader")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the comparison."""
+    for name, least in (("workers", 0), ("batch", 2), ("images", 1), ("rounds", 1)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name} {getattr(arguments, name)}: expected at least {least}")
+    if arguments.batch > FILES:
+        raise UserError(f"--batch {arguments.batch}: expected at most {FILES}")
+    result = measure(
+        arguments.config, arguments.workers, arguments.batch, arguments.images, arguments.rounds
+    )
+    print(json.dumps(result, indent=2) if arguments.json else _table(result))
+    return 0
+
+
+def measure(recipe: str, workers: int, batch: int, images: int, rounds: int) -> dict[str, Any]:
+    """Images per second of both loaders, and their ratio.
+
+    Args:
+        recipe: whose views are made, at its image size.
+        workers: processes; 0: in this one.
+        batch: images per batch.
+        images: at least so many are timed in each round, after those that were loaded ahead.
+
+    Raises:
+        UserError: PyTorch or torchvision is missing.
+    """
+    loaders = {"triptych": _ours, "torchvision": _theirs()}
+    with tempfile.TemporaryDirectory(prefix="triptych-bench-") as folder:
+        size = _write_photographs(os.path.join(folder, "photographs"))
+        overrides = [f"data.root={folder}", f"data.workers={workers}", f"train.batch_size={batch}"]
+        spec = config.load(recipe, ["data.name=image_folder", "data.eval_root=null", *overrides])
+        speeds: dict[str, list[float]] = {name: [] for name in loaders}
+        for turn in range(rounds):
+            # Who goes first changes.
+            for name in sorted(loaders, reverse=bool(turn % 2)):
+                speeds[name].append(_speed(loaders[name], spec, -(-images // batch)))
+    cores = max(1, min(workers, len(os.sched_getaffinity(0))))
+    pairs = zip(speeds["triptych"], speeds["torchvision"], strict=True)
+    ratios = [ours / theirs for ours, theirs in pairs]
+    return {
+        "workers": workers,
+        "cores": cores,
+        "batch": batch,
+        "image_size": list(spec.model.size),
+        "file_kib": size / FILES / 1024,
+        "images_per_second_per_core": {
+            name: statistics.median(values) / cores for name, values in speeds.items()
+        },
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+    }
+
+
+def _write_photographs(folder: str) -> int:
+    """Parts of scikit-learn's two photographs as JPEG files; returns their size in bytes."""
+    from sklearn.datasets import load_sample_images
+
+    photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    os.mkdir(folder)
+    size = 0
+    for number in range(FILES):
+        photograph, rng = photographs[number % 2], stream(0, "bench/loader", number)
+        width, height = (
+            int(rng.integers(SIDES[0], min(SIDES[1], whole), endpoint=True))
+            for whole in photograph.size
+        )
+        left = int(rng.integers(photograph.width - width, endpoint=True))
+        top = int(rng.integers(photograph.height - height, endpoint=True))
+        path = os.path.join(folder, f"{number:04}.jpg")
+        photograph.crop((left, top, left + width, top + height)).save(path, quality=QUALITY)
+        size += os.path.getsize(path)
+    return size
+
+
+def _ours(spec: RunSpec, batches: int) -> Generator[Any, None, None]:
+    with Pipeline(spec, open_train(spec)) as pipeline:
+        yield from pipeline.batches(0, batches)
+
+
+def _theirs() -> Loader:
+    backends.load("torch")
+    try:
+        module = importlib.import_module("triptych.backends.torch.baseline_loader")
+    except ImportError as error:
+        raise UserError(f"bench loader: {error}; run: pip install 'triptych[torch]'") from error
+    loader: Loader = module.batches
+    return loader
+
+
+def _speed(loader: Loader, spec: RunSpec, batches: int) -> float:
+    """Images per second, once what was loaded ahead during start-up is used up."""
+    ahead = spec.data.workers * spec.data.prefetch + 1
+    # The workers always have more to do, until the last timed batch.
+    with closing(loader(spec, ahead + batches + ahead)) as loaded:
+        for _ in range(ahead):
+            next(loaded)
+        start = time.perf_counter()
+        for _ in range(batches):
+            next(loaded)
+        return batches * spec.train.batch_size / (time.perf_counter() - start)
+
+
+def _table(result: dict[str, Any]) -> str:
+    height, width = result["image_size"]
+    lines = [
+        f"two views {height}x{width} from JPEG files of {result['file_kib']:.0f} KiB, batch "
+        f"{result['batch']}, {result['workers']} workers",
+        "loader        images/s per core",
+    ]
+    lines += [f"{n:12} {v:12.1f}" for n, v in result["images_per_second_per_core"].items()]
+    spread = f"{min(result['ratios']):.2f} to {max(result['ratios']):.2f}"
+    lines.append(f"triptych / torchvision: {result['ratio']:.2f} (rounds: {spread})")
+    return "\n".join(lines)

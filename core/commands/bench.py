@@ -1,0 +1,27 @@
+"""``bench``: measurements side by side in one run, as ratios."""
+
+import argparse
+import importlib
+from types import ModuleType
+
+HELP = "measure a training step, or the loader, beside a plain alternative in the same run"
+BENCHMARKS = {
+    "step": "a training step beside a plain loop of the same computation",
+    "loader": "two views of JPEG files beside torchvision's DataLoader",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One sub-command for each benchmark."""
+    choices = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    for name, text in BENCHMARKS.items():
+        _benchmark(name).add_arguments(choices.add_parser(name, help=text, description=text))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the comparison; see the benchmark for what it raises."""
+    return int(_benchmark(arguments.benchmark).run(arguments))
+
+
+def _benchmark(name: str) -> ModuleType:
+    return importlib.import_module(f"triptych.core.benchmarks.{name}")
