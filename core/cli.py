@@ -5,7 +5,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from triptych.core.errors import NonFiniteError, UserError
@@ -22,14 +22,23 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status.
+    """Runs one command and returns the exit status; see ``exit_status``."""
+
+    def command() -> int:
+        arguments = _parser().parse_args(argv)
+        return int(arguments.run(arguments) or 0)
+
+    return exit_status(command)
+
+
+def exit_status(command: Callable[[], int]) -> int:
+    """Runs a command and turns what it raises into an exit status.
 
     0 done; 2 bad input (one ``error:`` line each on stderr); 3 training went non-finite; 128 + n
     after signal n with the state saved; anything else that escapes is a bug, with its traceback.
     """
     try:
-        arguments = _parser().parse_args(argv)
-        return int(arguments.run(arguments) or 0)
+        return command()
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)

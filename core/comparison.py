@@ -7,8 +7,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -38,13 +40,9 @@ def run(
         The exit status, 0.
 
     Raises:
-        UserError: no backend is installed, one of ``names`` is not, or one could not train.
+        UserError: as ``choose``, or the spec is wrong, or a backend could not train.
     """
-    chosen = tuple(names) if names is not None else backends.installed()
-    if not chosen:
-        raise UserError("no backend is installed; tools/info.py env says how to add one")
-    for name in chosen:
-        backends.check(name)
+    chosen = choose(names)
     spec = config.load(path, overrides)
     run_dirs = train_all(path, overrides, chosen, output)
     if spec.evaluate.every:
@@ -55,6 +53,20 @@ def run(
     report.write(records, page)
     print(f"report: {page}")
     return 0
+
+
+def choose(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The backends to train on; None: all that are installed.
+
+    Raises:
+        UserError: there is none, or one of them is unknown or not installed.
+    """
+    chosen = backends.installed() if names is None else tuple(names)
+    if not chosen:
+        raise UserError("no backend to train on; tools/info.py env says how to add one")
+    for name in chosen:
+        backends.check(name)
+    return chosen
 
 
 def train_all(
@@ -100,11 +112,21 @@ def add_baselines(spec: RunSpec, run_dirs: Sequence[Path]) -> None:
 def print_table(records: Sequence[RunRecord]) -> None:
     """The runs side by side on the terminal."""
     rows = run_table.table(records)
-    shown = Table(title="same spec, same seed")
-    for i, heading in enumerate(run_table.headings(rows)):
-        shown.add_column(heading, justify="right" if i else "left")
-    for row in rows:
-        shown.add_row(*map(Text, run_table.cells(row, rows)))
+    lines = [run_table.cells(row, rows) for row in rows]
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),  # three backends fit into 80 columns
+        caption=run_table.caption(rows),
+    )
+    for heading, column in zip(run_table.headings(rows), zip(*lines, strict=True), strict=True):
+        justify: Literal["left", "right"] = "right" if shown.columns else "left"
+        # The heading may wrap between words, the numbers may not.
+        width = max(map(len, (*heading.split(), *column)))
+        shown.add_column(heading, justify=justify, width=width)
+    for line in lines:
+        shown.add_row(*map(Text, line))
     Console().print(shown)
 
 

@@ -87,7 +87,8 @@ def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Element:
 def _side_by_side(records: Sequence[RunRecord]) -> Element:
     rows = run_table.table(records)
     cells = [run_table.cells(row, rows) for row in rows]
-    return _grid(run_table.headings(rows), cells)
+    table = _grid(run_table.headings(rows), cells)
+    return element("div", table, element("p", run_table.caption(rows), class_="note"))
 
 
 # ------------------------------------------------------------------------------------------ curves

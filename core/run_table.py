@@ -52,10 +52,14 @@ def difference(run: RunRecord, reference: RunRecord) -> float | None:
 
 def headings(rows: Sequence[Row]) -> list[str]:
     """Column titles for ``cells``."""
-    labels = _labels(rows)
-    kinds = " / ".join(label if label == "all" else f"{label} per class" for label in labels)
-    knn = [f"k-NN {features}, % ({kinds})" for features in FEATURES] if labels else []
+    knn = [f"k-NN % {features}" for features in FEATURES] if _labels(rows) else []
     return [*HEADINGS, *knn, "images/s"]
+
+
+def caption(rows: Sequence[Row]) -> str:
+    """What the pairs of numbers in ``cells`` are."""
+    kinds = ["all labels" if kind == "all" else f"{kind} per class" for kind in _labels(rows)]
+    return f"k-NN top-1 on held-out images: {' / '.join(kinds)}" if kinds else ""
 
 
 def cells(row: Row, rows: Sequence[Row]) -> list[str]:
@@ -63,13 +67,13 @@ def cells(row: Row, rows: Sequence[Row]) -> list[str]:
     labels = _labels(rows)
     found = [
         row.name if row.backend in row.name else f"{row.name} ({row.backend})",
-        f"{row.first_loss:.6f}",
-        f"{row.last_loss:.6f}",
-        "reference" if row is rows[0] else _number(row.difference, "{:.1e}"),
+        f"{row.first_loss:.5f}",
+        f"{row.last_loss:.5f}",
+        "–" if row is rows[0] else _number(row.difference, "{:.1e}"),
     ]
     for features in FEATURES if labels else ():
         values = [row.top1.get((features, label)) for label in labels]
-        found.append(" / ".join(_number(v and 100 * v, "{:.1f}") for v in values))
+        found.append("/".join(_number(v and 100 * v, "{:.1f}") for v in values))
     return [*found, _number(row.images_per_second, "{:.0f}")]
 
 
