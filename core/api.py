@@ -1,0 +1,185 @@
+"""Encoders for use from Python: a recipe's name in, features out.
+
+from triptych.core import get_model, list_models
+model = get_model("moco_v3/digits", backend="torch", weights="runs/demo/torch")
+features = model.encode(images)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from triptych import backends
+from triptych.core import checkpoint, config
+from triptych.core.config.spec import RunSpec
+from triptych.core.data import evaluation_batches
+from triptych.core.data.decode import MODES, decode, to_mode
+from triptych.core.data.source import UNLABELLED
+from triptych.core.engine import Array, Engine
+from triptych.core.errors import UserError
+from triptych.core.parameters import initial_state
+from triptych.core.run import choose_backend
+
+ALIASES = {
+    "mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k": "moco_v3/vit_small",
+    "mocov3_vit-base-p16_16xb256-amp-coslr-300e_in1k": "moco_v3/vit_base",
+    "mocov3_vit-large-p16_64xb64-amp-coslr-300e_in1k": "moco_v3/vit_large",
+}
+"""mmpretrain's names of pretraining runs -> recipes."""
+
+Images = Array | Sequence[Image.Image | str | Path]
+"""What ``Encoder.encode`` takes."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder on a backend, and the recipe that says how it sees images."""
+
+    spec: RunSpec
+    engine: Engine
+
+    def encode(
+        self, images: Images, *, branch: str = "student", tokens: str = "cls", batch_size: int = 64
+    ) -> Array:
+        """Features of images, in evaluation mode.
+
+        Args:
+            images: Pillow images or paths of image files, or uint8 (N, H, W) or (N, H, W, C): of
+                any size, resized, cut and normalised as the recipe evaluates. Or floating
+                (N, C, H, W): already so, and of the model's own size.
+            branch: "student" or "teacher".
+            tokens: "cls" (N, D), "mean" of the patch tokens (N, D), or "all" (N, 1+L, D).
+            batch_size: images embedded at once.
+
+        Returns:
+            In the run's precision; images keep their order.
+
+        Raises:
+            UserError: no images, images of a shape that the model does not take, a damaged file.
+        """
+        if not len(images):
+            raise UserError("encode: no images")
+        if isinstance(images, np.ndarray) and images.dtype.kind == "f":
+            batches = self._ready(images, batch_size)
+        else:
+            batches = self._prepared(images, batch_size)
+        parts = [
+            self.engine.embed(batch, branch=branch, tokens=tokens)["final"] for batch in batches
+        ]
+        return np.concatenate(parts)
+
+    def _ready(self, images: Array, batch_size: int) -> list[Array]:
+        wanted = (self.spec.model.channels, *self.spec.model.size)
+        if images.shape[1:] != wanted:
+            raise UserError(
+                f"encode: floating images of shape {images.shape}, expected (N, {wanted[0]}, "
+                f"{wanted[1]}, {wanted[2]}), normalised; give uint8 or Pillow images of any size"
+            )
+        return [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+
+    def _prepared(self, images: Images, batch_size: int) -> list[Array]:
+        data = self.spec.data.model_copy(update={"workers": 0, "on_error": "stop"})
+        spec = self.spec.model_copy(update={"data": data})
+        source = _Given(images, MODES[spec.model.channels])
+        return [batch for batch, _ in evaluation_batches(spec, source, batch_size)]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names for ``get_model``: recipes, and mmpretrain's names for them.
+
+    Args:
+        pattern: as of a shell, e.g. ``"*vit-small*"``.
+    """
+    names = [*config.recipes(), *ALIASES]
+    return [name for name in names if fnmatchcase(name, pattern)]
+
+
+def get_model(
+    name: str | Path,
+    backend: str | None = None,
+    weights: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+) -> Encoder:
+    """The encoder of a recipe.
+
+    Args:
+        name: one of ``list_models()``, or the path of a spec.
+        backend: default: the spec's, else the first installed.
+        weights: a run or checkpoint folder, or an npz or safetensors file of a known format;
+            default: the initial values from the spec's seed.
+        overrides: ``a.b=c`` each, as on the command line.
+
+    Raises:
+        UserError: no such recipe or backend, or weights that are not exactly this model's.
+    """
+    spec = config.load(ALIASES.get(str(name), name), overrides)
+    state = checkpoint.load_weights(Path(weights), spec) if weights else initial_state(spec)
+    model = {key: array for key, array in state.items() if not key.startswith("optimizer.")}
+    module = backends.load(choose_backend(backend, spec, say=_quiet))
+    return Encoder(spec, module.build(spec, model))
+
+
+def inference_model(
+    model: str | Path | Encoder, image: Image.Image | Array | str | Path, **options: Any
+) -> dict[str, Array]:
+    """What a model says about one image. Pretraining has no classes, so that is its features.
+
+    Args:
+        model: an encoder, or what ``get_model`` takes.
+        image: a Pillow image, the path of one, or uint8 (H, W) or (H, W, C).
+        options: further arguments of ``get_model``.
+
+    Returns:
+        "features": (D,).
+
+    Raises:
+        UserError: as ``get_model`` and ``Encoder.encode``.
+    """
+    encoder = model if isinstance(model, Encoder) else get_model(model, **options)
+    images = image[None] if isinstance(image, np.ndarray) else [image]
+    return {"features": encoder.encode(images)[0]}
+
+
+def _quiet(line: str) -> None:
+    """Nothing is printed where a program asks."""
+
+
+class _Given:
+    """Images given by the caller, as a source; see ``core.data.Source``."""
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, images: Images, mode: str) -> None:
+        self._images, self._mode = images, mode
+        if isinstance(images, np.ndarray):
+            channels = images.shape[3] if images.ndim == 4 else 1
+            if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels not in MODES:
+                raise UserError(
+                    f"encode: {images.dtype} images of shape {images.shape}, expected uint8 "
+                    "(N, H, W) or (N, H, W, C) with 1 to 4 channels, or floating (N, C, H, W)"
+                )
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def image(self, index: int) -> Image.Image:
+        given = self._images[index]
+        if isinstance(given, str | Path):
+            return decode(str(given), self._mode)
+        if isinstance(given, np.ndarray):
+            given = Image.fromarray(given[..., 0] if given.shape[2:] == (1,) else given)
+        return to_mode(given, self._mode)
+
+    def label(self, index: int) -> int:
+        return UNLABELLED
+
+    def name(self, index: int) -> str:
+        return f"images[{index}]"
+
+    key = name
