@@ -141,7 +141,7 @@ def test_a_disk_that_is_full_for_arrays(tmp_path: Path, request: pytest.FixtureR
     check_refused(tmp_path, "File too large.*free some space.*checkpoint.keep")
 
 
-@pytest.mark.parametrize("nth", range(1, 7))
+@pytest.mark.parametrize("nth", range(1, 8))
 def test_a_disk_that_fills_up_at_any_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:

@@ -57,6 +57,7 @@ def write(
     with _refusals(f"save {final}"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            _sync(run_dir)
             _clear(folder)
             aside.mkdir()
             _fill(aside, step, state, spec, extra)
