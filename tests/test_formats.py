@@ -45,7 +45,8 @@ def golden_spec(case: str, **model: object) -> RunSpec:
 
 @pytest.fixture
 def official() -> State:
-    return golden_weights.official_state(TINY)
+    """A copy, which a test may spoil."""
+    return {name: array.copy() for name, array in golden_weights.official_state(TINY).items()}
 
 
 @pytest.fixture
