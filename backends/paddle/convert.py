@@ -1,0 +1,48 @@
+"""Native tensors <-> canonical arrays: weights of linear layers are (in, out) in Paddle."""
+
+from functools import partial
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from triptych.backends.paddle.layers import linear_weights
+from triptych.core.engine import Array, Slot
+
+
+def slots(model: nn.Layer, optimizer: object) -> dict[str, Slot]:
+    """Every tensor of the run by canonical name."""
+    weights = linear_weights(model)
+    found = {name: tensor_slot(t, name in weights) for name, t in model.state_dict().items()}
+    for name, moment in optimizer.moments().items():
+        _, _, parameter = name.split(".", 2)
+        found[name] = tensor_slot(moment, parameter in weights)
+    found["optimizer.step"] = Slot(
+        (), lambda: np.array(optimizer.count), lambda a: setattr(optimizer, "count", int(a))
+    )
+    return found
+
+
+def tensor_slot(tensor: Tensor, transposed: bool) -> Slot:
+    """A tensor whose canonical array has its own shape, or that of its transpose."""
+    shape = tuple(tensor.shape)
+    return Slot(
+        shape[::-1] if transposed else shape,
+        partial(to_array, tensor, transposed),
+        partial(from_array, tensor, transposed),
+    )
+
+
+def to_array(tensor: Tensor, transposed: bool = False) -> Array:
+    """A copy, on the host."""
+    array = tensor.detach().numpy()
+    return np.array(array.T if transposed else array, order="C")
+
+
+@paddle.no_grad()
+def from_array(tensor: Tensor, transposed: bool, array: Array) -> None:
+    """Sets a live tensor in place, in its own precision."""
+    tensor.set_value(np.array(array.T if transposed else array, NUMPY[tensor.dtype], order="C"))
+
+
+NUMPY = {paddle.float32: np.float32, paddle.float64: np.float64, paddle.int64: np.int64}

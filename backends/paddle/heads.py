@@ -1,0 +1,34 @@
+"""Projector and predictor: linear layers without bias and batch norm."""
+
+import itertools
+
+from paddle import nn
+
+from triptych.backends.paddle.layers import BatchNorm, Linear, ReLU
+from triptych.core import parameters
+from triptych.core.config.spec import MocoV3Spec
+
+
+def projector(width: int, spec: MocoV3Spec) -> nn.Sequential:
+    """(N, width) -> (N, output_dim)."""
+    return mlp(parameters.projector_widths(width, spec), last_norm=True)
+
+
+def predictor(spec: MocoV3Spec) -> nn.Sequential:
+    """(N, output_dim) -> (N, output_dim)."""
+    return mlp(parameters.predictor_widths(spec), last_norm=spec.predictor_last_norm)
+
+
+def mlp(widths: list[int], *, last_norm: bool) -> nn.Sequential:
+    """Linear, norm, relu, ..., linear, and at the end a norm without gain and shift where asked.
+
+    Args:
+        widths: of the input, the hidden layers and the output.
+    """
+    layers: list[nn.Layer] = []
+    for fan_in, fan_out in itertools.pairwise(widths[:-1]):
+        layers += [Linear(fan_in, fan_out, bias=False), BatchNorm(fan_out), ReLU()]
+    layers.append(Linear(widths[-2], widths[-1], bias=False))
+    if last_norm:
+        layers.append(BatchNorm(widths[-1], affine=False))
+    return nn.Sequential(*layers)

@@ -1,0 +1,202 @@
+"""Layers whose built-in form is slow or inexact on Paddle's CPU, written from its own operations.
+
+Paddle works row-wise at full speed only where nothing is broadcast and nothing is summed over
+rows: a column vector is repeated first, sums over rows are matrix products with ones.
+
+Shape letters: N rows, D columns.
+"""
+
+import math
+
+import paddle
+import paddle.nn.functional as F
+from paddle import ParamAttr, Tensor, nn
+from paddle.autograd import PyLayer, PyLayerContext
+from paddle.nn.initializer import Constant
+
+EPSILON = 2.0**-20
+"""What the kernels are given for a norm's epsilon, see ``exact_epsilon``."""
+
+
+class LayerNorm(nn.Layer):
+    """Normalises over the last axis, then scales and shifts.
+
+    Args:
+        epsilon: added to the variance.
+    """
+
+    def __init__(self, width: int, epsilon: float = 1e-6) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = self.create_parameter([width], default_initializer=Constant(1.0))
+        self.bias = self.create_parameter([width], is_bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        factor, epsilon = exact_epsilon(self.epsilon, x)
+        x = x if factor == 1.0 else x * factor
+        if not x.place.is_cpu_place():
+            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, epsilon)
+        # The backward pass of layer_norm takes 20 times as long as its forward pass. Batch norm
+        # with each row as a channel computes the same.
+        rows = x.reshape([1, -1, x.shape[-1]])
+        mean, variance = (paddle.zeros([rows.shape[1]], x.dtype) for _ in range(2))
+        normal = F.batch_norm(
+            rows, mean, variance, None, None, training=True, momentum=0.0, epsilon=epsilon
+        )
+        return _ScaleShift.apply(normal[0], self.weight, self.bias).reshape(x.shape)
+
+
+class BatchNorm(nn.Layer):
+    """Batch norm with PyTorch's rules: unbiased running variance, statistics are no parameters.
+
+    Args:
+        momentum: weight of the new batch in the running statistics.
+        epsilon: added to the variance.
+    """
+
+    def __init__(
+        self, width: int, *, affine: bool = True, momentum: float = 0.1, epsilon: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.momentum, self.epsilon = momentum, epsilon
+        self.weight = self.bias = None
+        if affine:
+            self.weight = self.create_parameter([width], default_initializer=Constant(1.0))
+            self.bias = self.create_parameter([width], is_bias=True)
+        self.register_buffer("running_mean", paddle.zeros([width]))
+        self.register_buffer("running_var", paddle.ones([width]))
+        self.register_buffer("num_batches_tracked", paddle.zeros([], "int64"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D) or (N, D, ...), normalised over all axes but the second.
+
+        Raises:
+            ValueError: one value per channel in training, which Paddle would hand back unchanged.
+        """
+        factor, epsilon = exact_epsilon(self.epsilon, x)
+        x = x if factor == 1.0 else x * factor
+        if not self.training:
+            mean, variance = self.running_mean * factor, self.running_var * factor**2
+            return F.batch_norm(x, mean, variance, self.weight, self.bias, epsilon=epsilon)
+        count = math.prod(x.shape) // x.shape[1]
+        if count == 1:
+            raise ValueError(f"batch norm: more than one value per channel needed, got {x.shape}")
+        # Paddle's own running statistics take a float32 momentum and the biased variance. With
+        # momentum 0 the kernel leaves those of the batch, exactly.
+        mean, variance = (paddle.zeros([x.shape[1]], x.dtype) for _ in range(2))
+        y = F.batch_norm(
+            x, mean, variance, self.weight, self.bias, training=True, momentum=0.0, epsilon=epsilon
+        )
+        with paddle.no_grad():
+            m = self.momentum
+            unbiased = m / factor**2 * count / (count - 1)
+            self.running_mean.scale_(1.0 - m).add_(mean * (m / factor))
+            self.running_var.scale_(1.0 - m).add_(variance * unbiased)
+            paddle.increment(self.num_batches_tracked)
+        return y
+
+
+def exact_epsilon(epsilon: float, x: Tensor) -> tuple[float, float]:
+    """By what to multiply ``x``, and the epsilon that then normalises it as ``epsilon`` would.
+
+    The kernels round epsilon to float32, an error of 1e-9 where the variance is smaller still, as
+    that of a class token at the start; and they take none above 1e-3. But norm(x, e) is
+    norm(c x, c^2 e), and c can be chosen so that c^2 e is a power of two.
+    """
+    if x.dtype == paddle.float32 and epsilon <= 1e-3:
+        return 1.0, epsilon
+    return math.sqrt(EPSILON / epsilon), EPSILON
+
+
+class Gelu(nn.Layer):
+    """x times the normal distribution function of x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return F.gelu(x)
+
+
+class ReLU(nn.Layer):
+    """max(x, 0), and nan for nan."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        # F.relu makes 0 of nan: a network that has gone bad would train on at the chance level.
+        return F.leaky_relu(x, 0.0)
+
+
+class Linear(nn.Linear):
+    """Paddle's linear layer, weight (in, out), without initial values of its own."""
+
+    def __init__(self, fan_in: int, fan_out: int, *, bias: bool = True) -> None:
+        zeros = ParamAttr(initializer=Constant(0.0))
+        super().__init__(fan_in, fan_out, weight_attr=zeros, bias_attr=None if bias else False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear``, with a faster way to add the bias and to sum its gradient."""
+    if bias is None or not x.place.is_cpu_place():
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias)
+
+
+def linear_weights(model: nn.Layer) -> frozenset[str]:
+    """Names of the weights that Paddle keeps as (in, out): told by layer, squares look alike."""
+    return frozenset(
+        f"{path}.weight" for path, layer in model.named_sublayers() if isinstance(layer, nn.Linear)
+    )
+
+
+class PatchEmbed(nn.Layer):
+    """One token per square patch."""
+
+    def __init__(self, channels: int, width: int, patch_size: int) -> None:
+        super().__init__()
+        zeros = ParamAttr(initializer=Constant(0.0))
+        self.proj = nn.Conv2D(channels, width, patch_size, patch_size, weight_attr=zeros)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, patches, D), row by row."""
+        return self.proj(images).flatten(2).transpose([0, 2, 1])
+
+
+def sum_rows(x: Tensor) -> Tensor:
+    """(N, D) -> (D,)."""
+    return paddle.matmul(paddle.ones([1, x.shape[0]], x.dtype), x)[0]
+
+
+class _ScaleShift(PyLayer):
+    """x * weight + bias. x: (N, D)."""
+
+    @staticmethod
+    def forward(ctx: PyLayerContext, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return (paddle.expand(weight, x.shape) * x).add_(paddle.expand(bias, x.shape))
+
+    @staticmethod
+    def backward(ctx: PyLayerContext, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensor()
+        return paddle.expand(weight, x.shape) * grad, sum_rows(grad * x), sum_rows(grad)
+
+
+class _Linear(PyLayer):
+    """x @ weight + bias. x: (..., in), weight: (in, out)."""
+
+    @staticmethod
+    def forward(ctx: PyLayerContext, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        rows = x.reshape([-1, x.shape[-1]])
+        ctx.save_for_backward(rows, weight)
+        return paddle.addmm(bias, rows, weight).reshape([*x.shape[:-1], weight.shape[1]])
+
+    @staticmethod
+    def backward(ctx: PyLayerContext, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensor()
+        shape = [*grad.shape[:-1], weight.shape[0]]
+        grad = grad.reshape([-1, grad.shape[-1]])
+        grad_x = paddle.matmul(grad, weight, transpose_y=True)
+        return grad_x.reshape(shape), paddle.matmul(x, grad, transpose_x=True), sum_rows(grad)

@@ -1,0 +1,53 @@
+"""``core.engine.Ops`` in Paddle."""
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+
+from triptych.core.engine import Array
+
+no_grad = paddle.no_grad
+
+SAFE_MARGIN = 60.0
+"""How far below its row's maximum a logit may be before Paddle's own cross-entropy, which takes it
+for at most 64, is wrong (on the CPU)."""
+
+
+def l2_normalize(x: Tensor, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    # F.normalize gives the same numbers and takes ten times as long.
+    return x * paddle.rsqrt(paddle.clip((x * x).sum(-1, keepdim=True), min=1e-24))
+
+
+def matmul(a: Tensor, b: Tensor, /, *, transpose_b: bool = False) -> Tensor:
+    """See ``core.engine.Ops``."""
+    return paddle.matmul(a, b, transpose_y=transpose_b)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    peak = logits.detach().max(-1, keepdim=True)
+    rows = paddle.stack([paddle.arange(len(labels)), labels], axis=1)
+    if logits.place.is_cpu_place():
+        # A nan is no safe margin either.
+        margin = float((peak[:, 0] - paddle.gather_nd(logits.detach(), rows)).max())
+        if margin < SAFE_MARGIN:
+            return F.cross_entropy(logits, labels)
+    # log_softmax is no way out: it has the same bound, and its cost grows with the classes squared.
+    shifted = logits - peak
+    return (paddle.log(paddle.exp(shifted).sum(-1)) - paddle.gather_nd(shifted, rows)).mean()
+
+
+def labels(values: Array, like: Tensor, /) -> Tensor:
+    """See ``core.engine.Ops``.
+
+    Raises:
+        ValueError: not int64, or no columns of ``like``: Paddle would cut off the fraction, count
+            a negative one from the end, and not always notice one that is too large.
+    """
+    if values.dtype != np.int64 or not 0 <= values.min() <= values.max() < like.shape[-1]:
+        raise ValueError(
+            f"labels: expected int64, 0 <= label < {like.shape[-1]}, got {values.dtype} {values}"
+        )
+    return paddle.to_tensor(values, place=like.place)

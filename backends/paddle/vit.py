@@ -1,0 +1,192 @@
+"""Vision transformer with timm's names and shapes and the fixed position table of MoCo v3.
+
+Shape letters: N images, L patches, T tokens, D width, H heads.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+from paddle.autograd import PyLayer, PyLayerContext
+from paddle.nn.initializer import Constant
+
+from triptych.backends.paddle.layers import Gelu, LayerNorm, Linear, PatchEmbed, linear
+from triptych.core.config.spec import VitSpec
+
+
+class Attention(nn.Layer):
+    """Self-attention. (N, T, D) -> (N, T, D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every token attends to every token."""
+        query, key, value = _SplitHeads.apply(self.qkv(x), 3, self.heads)
+        return self.proj(_MergeHeads.apply(_attend(query, key, value)))
+
+
+class Mlp(nn.Layer):
+    """Two linear layers with GELU between them. (N, T, D) -> (N, T, D)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.act = Gelu()
+        self.fc2 = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each token on its own."""
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Layer):
+    """Pre-norm transformer block. (N, T, D) -> (N, T, D)."""
+
+    def __init__(self, spec: VitSpec) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(spec.width, spec.layer_norm_eps)
+        self.attn = Attention(spec.width, spec.heads)
+        self.norm2 = LayerNorm(spec.width, spec.layer_norm_eps)
+        self.mlp = Mlp(spec.width, spec.width * spec.mlp_ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attention, then the MLP, each added to its input."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nn.Layer):
+    """The twin of timm's module without its classifier; parameters have timm's names.
+
+    The position table is never trained, the patch projection only where the spec says so.
+    """
+
+    def __init__(self, spec: VitSpec) -> None:
+        super().__init__()
+        rows, columns = spec.grid
+        zeros = Constant(0.0)
+        self.cls_token = self.create_parameter([1, 1, spec.width], default_initializer=zeros)
+        self.pos_embed = self.create_parameter(
+            [1, 1 + rows * columns, spec.width], default_initializer=zeros
+        )
+        self.patch_embed = PatchEmbed(spec.channels, spec.width, spec.patch_size)
+        self.blocks = nn.LayerList([Block(spec) for _ in range(spec.depth)])
+        self.norm = LayerNorm(spec.width, spec.layer_norm_eps)
+        self.pos_embed.stop_gradient = True
+        for parameter in self.patch_embed.parameters():
+            parameter.stop_gradient = spec.freeze_patch_embed
+
+    def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
+        """All tokens after the last norm, and the raw output of chosen blocks.
+
+        Args:
+            images: (N, C, H, W).
+            layers: 0-based block indices.
+
+        Returns:
+            "final" and "layer<i>", each (N, 1+L, D).
+        """
+        x = self._embed(images)
+        kept: dict[str, Tensor] = {}
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in layers:
+                kept[f"layer{i}"] = x
+        return {"final": self.norm(x), **kept}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The class token after the last norm. (N, C, H, W) -> (N, D)."""
+        x = self._embed(images)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x)
+        return self.norm(class_token(last, x))
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """Patches behind the class token, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
+        patches = self.patch_embed(images)
+        cls_token = self.cls_token.expand([len(patches), 1, -1])
+        return paddle.concat([cls_token, patches], axis=1) + self.pos_embed
+
+
+def class_token(block: Block, x: Tensor) -> Tensor:
+    """The class token's row of a block's output, (N, T, D) -> (N, D).
+
+    Of the last block's rows only this one reaches the loss, so only this one is computed; all
+    tokens still give keys and values.
+    """
+    n, _, width = x.shape
+    attention = block.attn
+    normal = block.norm1(x)
+    weights = paddle.split(attention.qkv.weight, [width, 2 * width], axis=1)
+    biases = paddle.split(attention.qkv.bias, [width, 2 * width])
+    query = linear(normal[:, 0], weights[0], biases[0]).reshape([n, attention.heads, 1, -1])
+    key, value = _SplitHeads.apply(linear(normal, weights[1], biases[1]), 2, attention.heads)
+    x = x[:, 0] + attention.proj(_attend(query, key, value).reshape([n, width]))
+    return x + block.mlp(block.norm2(x))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax attention. query (N, H, S, D/H), key and value (N, H, T, D/H)."""
+    scores = paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True)
+    return paddle.matmul(F.softmax(scores), value)
+
+
+class _SplitHeads(PyLayer):
+    """(N, T, parts * D) -> ``parts`` of (N, H, T, D/H).
+
+    A head of a token is a row, and rows are gathered: Paddle's transpose moves numbers one by one
+    and takes longer than the attention itself.
+    """
+
+    @staticmethod
+    def forward(ctx: PyLayerContext, x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+        n, t, width = x.shape
+        ctx.shape, ctx.rows = x.shape, _head_rows(n, t, parts, heads, x.place)
+        rows = x.reshape([-1, width // (parts * heads)])
+        shape = [n, heads, t, rows.shape[1]]
+        return tuple(paddle.gather(rows, index).reshape(shape) for index in ctx.rows[0])
+
+    @staticmethod
+    def backward(ctx: PyLayerContext, *grads: Tensor) -> Tensor:
+        rows = paddle.concat([grad.reshape([-1, grad.shape[-1]]) for grad in grads])
+        return paddle.gather(rows, ctx.rows[1]).reshape(ctx.shape)
+
+
+class _MergeHeads(PyLayer):
+    """(N, H, T, D/H) -> (N, T, D)."""
+
+    @staticmethod
+    def forward(ctx: PyLayerContext, x: Tensor) -> Tensor:
+        n, heads, t, width = x.shape
+        ctx.shape, ctx.rows = x.shape, _head_rows(n, t, 1, heads, x.place)
+        rows = paddle.gather(x.reshape([-1, width]), ctx.rows[1])
+        return rows.reshape([n, t, heads * width])
+
+    @staticmethod
+    def backward(ctx: PyLayerContext, grad: Tensor) -> Tensor:
+        rows = grad.reshape([-1, ctx.shape[-1]])
+        return paddle.gather(rows, ctx.rows[0][0]).reshape(ctx.shape)
+
+
+@lru_cache(maxsize=16)
+def _head_rows(
+    n: int, t: int, parts: int, heads: int, place: paddle.base.libpaddle.Place
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Where the rows (n, t, part, head) go: for each part the order (n, head, t), and the way back.
+
+    Args:
+        place: where the indices shall lie.
+    """
+    rows = np.arange(n * t * parts * heads, dtype=np.int32).reshape(n, t, parts, heads)
+    order = rows.transpose(2, 0, 3, 1).reshape(parts, -1)
+    back = np.argsort(order.reshape(-1)).astype(np.int32)
+    parts_order = tuple(paddle.to_tensor(part, place=place) for part in order)
+    return parts_order, paddle.to_tensor(back, place=place)
