@@ -168,7 +168,7 @@ def test_weights_come_from_any_container_and_names(
     state = moco_v3.to_canonical(official, spec)
     optimizer = {"optimizer.step": np.array(3)}
     np.savez(tmp_path / "official.npz", **official)
-    np.savez_compressed(tmp_path / "canonical.npz", **state)
+    np.savez(tmp_path / "canonical.npz", **state)
     save_file({f"module.{n}": a for n, a in official.items()}, tmp_path / "wrapped.safetensors")
     save_file({**state, **optimizer}, tmp_path / "with_optimizer.safetensors")
     run = tmp_path / "run"
