@@ -14,7 +14,7 @@ from triptych.core.markup import element
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 760.0, 320.0
-LEFT, RIGHT, TOP, BOTTOM = 64.0, 12.0, 12.0, 46.0
+LEFT, RIGHT, TOP, BOTTOM = 64.0, 22.0, 12.0, 46.0
 BUCKETS = 400
 """A longer curve keeps the lowest and the highest point of each so many pieces."""
 COLOURS = 6
@@ -94,37 +94,64 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     return [points[i] for i in sorted(kept)]
 
 
-def line_chart(
-    title: str,
-    summary: str,
-    series: Sequence[Series],
-    x_label: str,
-    y_label: str,
-    *,
-    levels: Sequence[Level] = (),
-    log: bool = False,
-) -> Element:
-    """A figure with its caption, legend and drawing.
+@dataclass(frozen=True)
+class Chart:
+    """One drawing.
 
-    Args:
-        summary: what the drawing shows, for those who cannot see it.
-        levels: horizontal lines, e.g. the chance level.
-        log: a logarithmic vertical axis.
+    summary: what it shows, for those who cannot see it. levels: horizontal lines, e.g. the chance
+    level. log: a logarithmic vertical axis.
     """
-    drawn = [s for s in series if s.points]
-    x, y = _axes(drawn, levels, log)
-    drawing = element(
-        "svg",
-        element("title", title),
-        element("desc", summary),
-        *_grid(x, y, x_label, y_label),
-        *(_level(level, y) for level in levels),
-        *(_curve(s, x, y) for s in drawn),
-        viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}",
-        role="img",
-    )
-    legend = element("ul", *(_legend(s) for s in drawn), class_="legend")
-    return element("figure", element("figcaption", title), legend, drawing)
+
+    title: str
+    summary: str
+    series: Sequence[Series]
+    x_label: str
+    y_label: str
+    levels: Sequence[Level] = ()
+    log: bool = False
+
+    def figure(self) -> Element:
+        """The drawing with caption and legend, for a page."""
+        legend = element("ul", *(_entry(s) for s in self.series if s.points), class_="legend")
+        return element("figure", element("figcaption", self.title), legend, self.drawing())
+
+    def drawing(self, **attributes: object) -> Element:
+        """The drawing alone: an SVG element with these further attributes."""
+        drawn = [s for s in self.series if s.points]
+        x, y = _axes(drawn, self.levels, self.log)
+        return element(
+            "svg",
+            element("title", self.title),
+            element("desc", self.summary),
+            *_grid(x, y, self.x_label, self.y_label),
+            *(_level(level, y) for level in self.levels),
+            *(_curve(s, x, y) for s in drawn),
+            viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}",
+            role="img",
+            **attributes,
+        )
+
+    def picture(self, style: str) -> Element:
+        """A file of its own: the drawing below its legend, on paper.
+
+        Args:
+            style: the style sheet.
+        """
+        entries, left = [], LEFT
+        for series in self.series:
+            name = element("text", series.name, x=34, y=9, class_="name")
+            entries.append(element("g", _sample(series), name, transform=f"translate({left:g} 14)"))
+            left += 60 + 7 * len(series.name)
+        height = HEIGHT + 30
+        return element(
+            "svg",
+            element("style", style),
+            element("rect", width=WIDTH, height=height, class_="paper"),
+            *entries,
+            self.drawing(y=30, width=WIDTH, height=HEIGHT),
+            xmlns="http://www.w3.org/2000/svg",
+            viewBox=f"0 0 {WIDTH:g} {height:g}",
+        )
 
 
 def _axes(series: Sequence[Series], levels: Sequence[Level], log: bool) -> tuple[Axis, Axis]:
@@ -186,9 +213,10 @@ def _curve(series: Series, x: Axis, y: Axis) -> Element:
     )
 
 
-def _legend(series: Series) -> Element:
-    line = element("path", d="M1 5H27", class_="stroke")
-    sample = element("g", line, class_=series.style)
-    return element(
-        "li", element("svg", sample, viewBox="0 0 28 10", aria_hidden="true"), series.name
-    )
+def _entry(series: Series) -> Element:
+    sample = element("svg", _sample(series), viewBox="0 0 28 10", aria_hidden="true")
+    return element("li", sample, series.name)
+
+
+def _sample(series: Series) -> Element:
+    return element("g", element("path", d="M1 5H27", class_="stroke"), class_=series.style)

@@ -9,10 +9,10 @@ from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, tostring
 
 from triptych.core import config, run_table
-from triptych.core.charts import Level, Series, line_chart
+from triptych.core.charts import Chart, Level, Series
 from triptych.core.files import write_atomically
 from triptych.core.markup import document, element
 from triptych.core.report_style import STYLE
@@ -31,6 +31,13 @@ def write(records: Sequence[RunRecord], path: Path) -> None:
         UserError: the file cannot be written.
     """
     write_atomically(path, render(records))
+
+
+def write_picture(records: Sequence[RunRecord], path: Path) -> None:
+    """Writes the loss curves as an SVG file, e.g. for a README; arguments as in ``write``."""
+    chart = _loss_chart(records, run_table.unique_names(records))
+    picture = chart.picture(STYLE)
+    write_atomically(path, tostring(picture, encoding="unicode") + "\n")
 
 
 def render(records: Sequence[RunRecord]) -> str:
@@ -100,10 +107,10 @@ def _curves(records: Sequence[RunRecord], names: Sequence[str]) -> list[Element]
         charts.append(_difference_chart(records, names))
     if any(record.evaluations for record in records):
         charts.append(_knn_chart(records, names))
-    return charts
+    return [chart.figure() for chart in charts]
 
 
-def _loss_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Element:
+def _loss_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Chart:
     series = [
         Series(name, sorted(record.loss.items()), colour)
         for colour, (name, record) in enumerate(zip(names, records, strict=True))
@@ -115,10 +122,10 @@ def _loss_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Element:
         for name, record in zip(names, records, strict=True)
     )
     levels = [Level(f"chance {chance:.3f}", chance) for chance in chances]
-    return line_chart("Loss", summary, series, "step", "loss", levels=levels)
+    return Chart("Loss", summary, series, "step", "loss", levels=levels)
 
 
-def _difference_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Element:
+def _difference_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Chart:
     """|a - b| at each step over the largest |b|, so that its maximum is the table's number."""
     reference = records[0].loss
     series = []
@@ -132,10 +139,10 @@ def _difference_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Ele
         f"{s.name}: at most {max((y for _, y in s.points), default=0.0):.1e}" for s in series
     )
     title = f"Relative difference of the loss to {names[0]} (0 lies on the lower edge)"
-    return line_chart(title, summary, series, "step", "relative difference", log=True)
+    return Chart(title, summary, series, "step", "relative difference", log=True)
 
 
-def _knn_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Element:
+def _knn_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Chart:
     series, levels = [], {}
     for colour, (name, record) in enumerate(zip(names, records, strict=True)):
         for labels, rows in _by_labels(record.evaluations):
@@ -150,7 +157,7 @@ def _knn_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Element:
     summary = "; ".join(f"{s.name}: {s.points[-1][1]:.1f} %" for s in series if s.points)
     drawn = [Level(name, value) for name, value in levels.items()]
     title = "k-NN accuracy of frozen features (step 0: random initial weights)"
-    return line_chart(title, summary, series, "step", "top-1, %", levels=drawn)
+    return Chart(title, summary, series, "step", "top-1, %", levels=drawn)
 
 
 def _by_labels(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation]]]:

@@ -23,8 +23,10 @@ figure { margin: 1.2rem 0 1.8rem; } figcaption { font-weight: 600; }
   list-style: none; font-size: .87rem; }
 .legend svg { width: 28px; height: 10px; margin-right: .4rem; }
 figure > svg { width: 100%; height: auto; font-size: 12px; }
+svg .paper { fill: var(--paper); } svg > svg, svg > g { font: 12px system-ui, sans-serif; }
 svg text { fill: var(--faint); text-anchor: middle; }
 svg text.y { text-anchor: end; dominant-baseline: middle; } svg text.level { text-anchor: end; }
+svg text.name { text-anchor: start; }
 svg .axis { fill: none; stroke: var(--faint); } svg .grid { stroke: var(--line); }
 svg .level { stroke-dasharray: 2 4; } svg path.level { stroke: var(--ink); }
 svg polyline, svg .stroke { fill: none; stroke: currentColor; stroke-linejoin: round; }

@@ -3,6 +3,7 @@
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -179,6 +180,17 @@ def test_command_writes_beside_the_runs(runs, tmp_path, capsys):
     assert (tmp_path / "torch" / "report.html").exists()
 
 
+def test_picture_is_a_whole_svg_file_of_its_own(runs, tmp_path):
+    path = tmp_path / "curves.svg"
+    report.write_picture(runs, path)
+    root = ElementTree.parse(path).getroot()
+    svg = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{svg}svg"
+    assert len(list(root.iter(f"{svg}polyline"))) == 3
+    text = "".join(root.itertext())
+    assert all(name in text for name in ("torch", "oneflow", "paddle", "chance 2.773"))
+
+
 # -------------------------------------------------------------------------------------- bad input
 
 
@@ -263,7 +275,7 @@ def test_thinning_keeps_spikes_and_ends():
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("points", [[(1, 0.0)], [(1, 2.0), (2, 2.0)], [(1, 1e-300), (2, 1e300)]])
 def test_extreme_curves_stay_on_the_canvas(points, log):
-    figure = charts.line_chart("t", "s", [charts.Series("a", points, 0)], "x", "y", log=log)
+    figure = charts.Chart("t", "s", [charts.Series("a", points, 0)], "x", "y", log=log).figure()
     drawn = [e.get("points") for e in figure.iter("polyline")]
     numbers = [float(n) for text in drawn for pair in text.split() for n in pair.split(",")]
     assert len(numbers) == 2 * len(points)
@@ -271,7 +283,7 @@ def test_extreme_curves_stay_on_the_canvas(points, log):
 
 
 def test_chart_without_points_is_empty_but_whole():
-    figure = charts.line_chart("t", "s", [charts.Series("a", [], 0)], "x", "y")
+    figure = charts.Chart("t", "s", [charts.Series("a", [], 0)], "x", "y").figure()
     assert not list(figure.iter("polyline")) and list(figure.iter("svg"))
 
 

@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="default: report.html in the run's folder, or in the one that holds all the runs",
     )
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="also write the loss curves as an SVG file"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -35,3 +38,6 @@ def run(arguments: argparse.Namespace) -> None:
         output = Path(os.path.relpath(shared)) / "report.html"
     report.write(records, output)
     print(f"wrote {output}")
+    if arguments.picture:
+        report.write_picture(records, arguments.picture)
+        print(f"wrote {arguments.picture}")

@@ -1,0 +1,112 @@
+"""Training one spec on several backends, and the demonstration built on it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from conftest import requested
+
+from triptych import backends
+from triptych.core import comparison, demo, run_table
+from triptych.core.errors import UserError
+from triptych.core.run_record import read_run
+
+SHORT = [
+    "train.steps=3",
+    "train.batch_size=32",
+    "optim.warmup_steps=1",
+    "evaluate.every=3",
+    "threads=1",
+    "precision=float64",
+    "log.tensorboard=false",
+]
+
+
+def test_every_backend_from_spec_to_page(tmp_path, capsys):
+    """In float64 three steps leave no room for anything but rounding."""
+    names = backends.installed() if requested() is None else requested()
+    if not names:
+        pytest.skip("no backend to train on")
+    assert comparison.run("moco_v3/digits", SHORT, names, tmp_path) == 0
+    records = [read_run(tmp_path / name) for name in names]
+    for name, record, row in zip(names, records, run_table.table(records), strict=True):
+        assert record.backend == name and record.result is not None
+        assert [step.step for step in record.steps] == [1, 2, 3]
+        kinds = {(r.features, str(r.labels)) for r in record.evaluations}
+        features = ("trained", "random init", "raw pixels")
+        assert kinds == {(f, labels) for f in features for labels in ("all", "10")}
+        assert row.difference is None or row.difference <= 1e-12
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} " in printed for name in names)
+    assert "<figure>" in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_that_fails_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"torch: .* exit status 2"):
+        comparison.train_all("no/such/recipe", [], ["torch"], tmp_path)
+
+
+def test_backends_are_checked_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(backends, "installed", lambda: ())
+    for names in (None, [], ["torch"], ["numpy"]):
+        with pytest.raises(UserError, match="backend"):
+            comparison.run("moco_v3/digits", [], names, tmp_path)
+    with pytest.raises(UserError, match="no backend to train on"):
+        demo.run(["none"], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_request_to_stop_reaches_the_run():
+    """The child saves and leaves; the parent must neither die before it nor leave it behind."""
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import signal, sys, time\n"
+            "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+            "print(flush=True)\n"
+            "time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    child.stdout.readline()
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    handler = signal.getsignal(signal.SIGTERM)
+    assert comparison._wait(child) == 7
+    assert signal.getsignal(signal.SIGTERM) == handler
+    child.stdout.close()
+
+
+def test_demo_replaces_its_own_runs_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(backends, "installed", lambda: ("torch",))
+    called = []
+    monkeypatch.setattr(comparison, "run", lambda *arguments: called.append(arguments) or 0)
+    earlier = tmp_path / "torch"
+    (earlier / "checkpoints").mkdir(parents=True)
+    (earlier / "spec.yaml").write_text("")
+    other = tmp_path / "oneflow"
+    other.mkdir()
+    assert demo.run([], tmp_path) == 0
+    assert called == [(demo.RECIPE, [], ("torch",), tmp_path)]
+    assert not earlier.exists() and other.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_demo_never_removes_what_is_not_a_run(tmp_path, kind):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("years of work")
+    place = tmp_path / "torch"
+    if kind == "file":
+        place.write_text("notes")
+    elif kind == "folder":
+        precious.rename(place)
+    else:
+        (precious / "spec.yaml").write_text("")
+        place.symlink_to(precious)
+    with pytest.raises(UserError, match="not the run of an earlier demo"):
+        demo.clear(place)
+    assert place.exists() and len(list(tmp_path.rglob("thesis.tex"))) == 1
