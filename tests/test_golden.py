@@ -31,6 +31,8 @@ def summary(record) -> dict[str, np.ndarray]:
     reduced = {}
     for name, array in record:
         kind = name.partition("/")[0]
+        if name.startswith("state/optimizer."):
+            continue  # the golden numbers have no moments
         if kind in ("grad", "state"):
             norm = float(np.linalg.norm(array.astype(np.float64)))
             reduced[name] = np.array([norm, probe(array)])
@@ -54,7 +56,7 @@ def replay(backend_name, case, precision="float64", steps=None, change=lambda st
 
 def disagreements(got: dict[str, np.ndarray], case: str) -> list[str]:
     """What of a float64 replay differs from the golden numbers by more than is allowed."""
-    wrong = []
+    wrong, noise = [], set()
     told = description(case)
     canonical = names(config.load(SPECS / f"{case}.yaml"))
     official = {o: c for c, o in canonical.items()}
@@ -77,7 +79,9 @@ def disagreements(got: dict[str, np.ndarray], case: str) -> list[str]:
             total = np.linalg.norm(golden["grad_norm"][step])
             for i, name in enumerate(told["trainable_names"]):
                 norm = golden["grad_norm"][step, i]
-                if norm > 1e-9 * total:
+                if norm <= 1e-9 * total:
+                    noise.add(name)
+                else:
                     gap = abs(
                         got[f"grad/{official[name]}/step{step}"][1] - golden["grad_probe"][step, i]
                     )
@@ -89,8 +93,11 @@ def disagreements(got: dict[str, np.ndarray], case: str) -> list[str]:
                     got[f"state/{official[entry['name']]}/step{step}"][1]
                     - golden["state_probe"][step, i]
                 )
+                # AdamW makes steps of any size of a gradient that is only rounding.
+                source = entry["name"].replace("momentum_encoder", "base_encoder")
+                allowed = 1e-6 if source in noise else 1e-8
                 # A running mean behind a norm without shift is zero but for rounding.
-                check(f"state {entry['name']}/{step}", gap / max(norm, 1e-6), 1e-8)
+                check(f"state {entry['name']}/{step}", gap / max(norm, 1e-6), allowed)
     return wrong
 
 
