@@ -37,7 +37,7 @@ soak: $(stamp)  ## long campaigns: kill and resume at random moments
 	$(under_test) $(python) -m pytest -m soak
 
 bench: $(stamp)  ## speed and memory, side by side with plain loops
-	$(python) tools/bench.py step
+	for name in $$(cat $(stamp)); do $(python) tools/bench.py step --backend $$name || exit; done
 	$(python) tools/bench.py loader
 
 lint: $(stamp)  ## style and types

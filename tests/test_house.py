@@ -229,6 +229,7 @@ def surface(backend: str) -> dict[str, list[str]]:
 
 ALONE = {
     "baseline.py": "the plain, well-written PyTorch loop that the benchmark compares with",
+    "baseline_loader.py": "the usual PyTorch loader that the benchmark compares with",
     "layers.py": "exact and fast forms of what is slow or wrong; PyTorch's own layers need none",
     "runtime.py": "what has to happen before these frameworks are imported",
     "flat.py": "packs tensors into one buffer, since OneFlow's calls cost more than the arithmetic",
