@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -116,13 +117,15 @@ def test_a_writer_may_be_killed_at_any_time(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------ full disks
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """No file may grow beyond 100 bytes."""
+    """No file may grow beyond 100 bytes; no fixture, since pytest's own report may be a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def check_refused(run: Path, message: str) -> None:
@@ -135,10 +138,10 @@ def check_refused(run: Path, message: str) -> None:
     assert same(checkpoint.read(run / "checkpoints/step-00000001")[1], make_state(1))
 
 
-def test_a_disk_that_is_full_for_arrays(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_disk_that_is_full_for_arrays(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    request.getfixturevalue("small_disk")
-    check_refused(tmp_path, "File too large.*free some space.*checkpoint.keep")
+    with small_disk():
+        check_refused(tmp_path, "File too large.*free some space.*checkpoint.keep")
 
 
 @pytest.mark.parametrize("nth", range(1, 8))
