@@ -23,12 +23,13 @@ GAIN = 0.02
 LEARNED = 0.05
 """The same, from which a return to chance is a collapse and not a slow start."""
 FLAT_SPREAD = 0.1
-"""Feature spread (see ``core.engine.feature_std``) below which rows are nearly parallel."""
+"""Feature spread (see ``core.engine.feature_std``) below which rows are nearly parallel. Behind a
+last batch norm (MoCo v3) it stays near 1 even in a collapse; there the loss alone tells."""
 EQUAL_SPREAD = 0.01
 """Feature spread below which rows are the same, whatever the loss says (it may be trivially 0)."""
 PINNED = 0.002
 """A loss this close to chance, relative to it, in every row: only equal features do that. Random
-features scatter around a value above chance (by about 1 % for MoCo v3 at its start)."""
+features scatter around a value above chance (by a few percent for MoCo v3 at its start)."""
 LONG = 0.1
 """Fraction of the run, beyond which a run still at chance gets advice."""
 

@@ -5,13 +5,16 @@ so is a line that a kill has torn. The files of a resumed run are those of one n
 """
 
 import json
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from triptych.core.errors import UserError
 from triptych.core.files import write_atomically
@@ -51,38 +54,52 @@ class Logs:
         self.kept = [row for row in rows if row["step"] <= step]
         """The rows that were there and stay."""
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.kept))
-        self._file = self.path.open("a", encoding="utf-8")
-        self._events = EventFileWriter(str(run_dir)) if tensorboard else None
-        if self._events:
-            # Tells readers that events of these steps in older files are void.
-            self._events.add_event(
-                Event(
-                    step=step + 1,
-                    wall_time=time.time(),
-                    session_log=SessionLog(status=SessionLog.START),
-                )
-            )
+        with _refusals(run_dir):
+            self._file = self.path.open("a", encoding="utf-8")
+            self._events = _events(run_dir, self.kept) if tensorboard else None
 
     def write(self, row: Row) -> None:
-        """Appends a row; it is in the hands of the operating system when this returns.
+        """Appends a row and the "time", in seconds since 1970; it survives the process from here.
 
         Raises:
             UserError: the disk is full.
         """
-        try:
+        row = {**row, "time": time.time()}
+        with _refusals(self.path.parent):
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
             if self._events:
-                self._events.add_event(_event(row))
+                self._events.write(_event(row).SerializeToString())
                 self._events.flush()
-        except OSError as error:
-            raise UserError(f"{self.path.parent}: cannot write: {error.strerror}") from error
 
     def close(self) -> None:
         """Closes both files."""
-        self._file.close()
-        if self._events:
-            self._events.close()
+        for file in (self._file, self._events):
+            # Nothing is pending but what could not be written, of which ``write`` has told.
+            with suppress(OSError):
+                if file:
+                    file.close()
+
+
+@contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write the log: {error.strerror}") from error
+
+
+def _events(run_dir: Path, rows: list[Row]) -> RecordWriter:
+    """TensorBoard's file, begun with the rows that stay; earlier files, now void, are removed."""
+    earlier = list(run_dir.glob("events.out.tfevents.*"))
+    name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+    writer = RecordWriter((run_dir / name).open("wb"))
+    for event in (Event(file_version="brain.Event:2", wall_time=time.time()), *map(_event, rows)):
+        writer.write(event.SerializeToString())
+    writer.flush()
+    for path in earlier:
+        path.unlink()
+    return writer
 
 
 def _event(row: Row) -> Event:
@@ -91,6 +108,6 @@ def _event(row: Row) -> Event:
     values = [
         Summary.Value(tag=prefix + name, simple_value=value)
         for name, value in row.items()
-        if isinstance(value, float)
+        if isinstance(value, float) and name != "time"
     ]
-    return Event(step=row["step"], wall_time=time.time(), summary=Summary(value=values))
+    return Event(step=row["step"], wall_time=row["time"], summary=Summary(value=values))

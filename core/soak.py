@@ -36,7 +36,9 @@ SMALL = (
 """Short steps and many checkpoints, so that kills fall into both."""
 SPARED = 10
 """Last steps in which no kill is planned: a run must not end before it is killed."""
-TIMED = ("images_per_second", "data_wait")
+EARLY = 0.3
+"""Share of the kills that come before the first step: while resuming, above all."""
+TIMED = ("images_per_second", "data_wait", "time")
 """What equal runs may log differently."""
 LIMIT = 300.0
 """Seconds in which something has to happen."""
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True)
     command = [
         *(sys.executable, "-c", MAIN, "train", "-c", arguments.config),
-        *("--backend", arguments.backend, "-o", f"train.steps={arguments.steps}", *SMALL),
+        *("--backend", arguments.backend, "-o", *SMALL, f"train.steps={arguments.steps}"),
     ]
     pace = _undisturbed(command, folder / "undisturbed", arguments.steps)
     problems = []
@@ -89,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _undisturbed(command: Sequence[str], run_dir: Path, steps: int) -> Pace:
     began = time.monotonic()
     process = _start(command, run_dir)
-    _wait_until(partial(_reached, process, run_dir, 1))
+    _wait_until(partial(_reached, process, run_dir, 1, 0))
     startup = time.monotonic() - began
     _finish(process, run_dir)
     return Pace(startup, (time.monotonic() - began - startup) / steps)
@@ -105,15 +107,19 @@ def _campaign(
     """Starts, kills and starts again, then lets the run end; returns what went wrong.
 
     Args:
-        targets: each start is killed at a random moment soon after it logs this step, or, where
-            the log had already got so far, at any moment of its start.
+        targets: a start is killed at a random moment soon after it logs this step, or, some of
+            them, at any moment before its first step.
     """
     problems = []
     for target in targets:
-        there = _last_step(run_dir) >= target
+        log = _log(run_dir)
         process = _start(command, run_dir)
-        _wait_until(partial(_reached, process, run_dir, target))
-        time.sleep(moments.uniform(0.0, pace.startup if there else 3 * pace.step))
+        if moments.random() < EARLY:
+            begun = partial(_reached, process, run_dir, -1, log)
+            _wait_until(begun, moments.uniform(0.0, pace.startup))
+        else:
+            _wait_until(partial(_reached, process, run_dir, target, log))
+            time.sleep(moments.uniform(0.0, 3 * pace.step))
         if process.poll() is not None:
             problems.append(f"the run had ended before its kill at step {target}")
             _finish(process, run_dir)
@@ -160,8 +166,15 @@ def _last_step(run_dir: Path) -> int:
     return int(rows[-1]["step"]) if rows else -1
 
 
-def _reached(process: subprocess.Popen[bytes], run_dir: Path, target: int) -> bool:
-    return _last_step(run_dir) >= target or process.poll() is not None
+def _log(run_dir: Path) -> int:
+    """Identity of the log; a run that resumes begins with a new file."""
+    path = run_dir / "metrics.jsonl"
+    return path.stat().st_ino if path.exists() else 0
+
+
+def _reached(process: subprocess.Popen[bytes], run_dir: Path, target: int, former: int) -> bool:
+    own = _log(run_dir) != former and _last_step(run_dir) >= target
+    return own or process.poll() is not None
 
 
 def _start(command: Sequence[str], run_dir: Path) -> subprocess.Popen[bytes]:

@@ -1,17 +1,22 @@
 """What a run says: plain lines, and a progress bar below them where there is a terminal."""
 
 import sys
+import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from triptych.core.logs import Row
 
+PAUSE = 1.0
+"""Seconds between lines that say nothing new; metrics.jsonl has them all."""
+
 
 class Terminal:
     """Lines and a bar. total: last step of the run; step: where it starts."""
 
     def __init__(self, total: int, step: int = 0) -> None:
+        self._said = 0.0
         self._progress: Progress | None = None
         if sys.stdout.isatty():
             columns = (TextColumn("training"), BarColumn(None), MofNCompleteColumn())
@@ -25,6 +30,12 @@ class Terminal:
             self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, flush=True)
+
+    def status(self, text: str, *, news: bool) -> None:
+        """Prints a line that may be left out, unless it is news, where they follow fast."""
+        if news or time.monotonic() - self._said >= PAUSE:
+            self._said = time.monotonic()
+            self.line(text)
 
     def advance(self, step: int) -> None:
         """Moves the bar."""

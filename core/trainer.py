@@ -151,6 +151,7 @@ class Trainer:
     def _report(self, values: dict[str, float]) -> None:
         hyper = self.plan.hyper(self.step - 1)
         speed, wait = self.meter.lap(self.pipeline.waited)
+        before = self.health.state
         row: Row = {
             "step": self.step,
             "epoch": self.step / self.plan.steps_per_epoch,
@@ -170,7 +171,8 @@ class Trainer:
         for name in self.pipeline.skipped[self.named :]:
             self.terminal.line(f"damaged, skipped: {name}")
         self.named = len(self.pipeline.skipped)
-        self.terminal.line(health_line(row, self.plan.total_steps))
+        news = row["state"] != before or self.step in (1, self.plan.last_step)
+        self.terminal.status(health_line(row, self.plan.total_steps), news=news)
         if advice := self.health.advice(self.step / self.plan.total_steps):
             self.terminal.line(advice)
 

@@ -153,22 +153,40 @@ def test_the_evaluation_line():
     )
 
 
-def test_tensorboard_events_are_the_rows_also_after_a_resume(tmp_path):
-    spec = tiny("log.tensorboard=true", "log.every=1", "evaluate.every=6")
-    finished(tiny("log.tensorboard=true", "log.every=1", "train.stop_at=7"), tmp_path)
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_tensorboard_events_are_the_rows_also_after_a_resume(tmp_path, elsewhere):
+    keys = ["log.tensorboard=true", "log.every=1", "evaluate.every=6"]
+    finished(tiny(*keys, "train.stop_at=7"), tmp_path / "a")
     # As a kill would leave it: events beyond the newest checkpoint.
-    logs = Logs(tmp_path, 7)
+    logs = Logs(tmp_path / "a", 7)
     logs.write({"step": 9, "loss": 99.0})
     logs.close()
-    finished(spec, tmp_path, resume="auto")
-    events = EventAccumulator(str(tmp_path))
+    folder = tmp_path / ("b" if elsewhere else "a")
+    finished(tiny(*keys), folder, resume=str(tmp_path / "a"))
+    events = EventAccumulator(str(folder))
     events.Reload()
-    rows = read_rows(tmp_path / "metrics.jsonl")
+    rows = read_rows(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if "eval" not in row] == list(range(1, 13))
     for name in ("loss", "lr", "feature_std"):
-        assert [(e.step, e.value) for e in events.Scalars(name)] == [
-            (row["step"], np.float32(row[name])) for row in rows if "eval" not in row
+        assert [(e.step, e.value, e.wall_time) for e in events.Scalars(name)] == [
+            (row["step"], np.float32(row[name]), row["time"]) for row in rows if "eval" not in row
         ]
-    assert [e.step for e in events.Scalars("knn/10/top1")] == [12]
+    assert [e.step for e in events.Scalars("knn/10/top1")] == [6, 7, 12]
+    assert "time" not in events.Tags()["scalars"]
+
+
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_a_full_disk_is_one_clear_line(tmp_path, tensorboard):
+    logs = Logs(tmp_path, 0, tensorboard=tensorboard)
+    logs.write({"step": 1, "loss": 1.0})
+    with open("/dev/full", "w") as full:
+        if tensorboard:
+            logs._events._writer = full.buffer
+        else:
+            logs._file = full
+        with pytest.raises(UserError, match="cannot write the log: No space left on device"):
+            logs.write({"step": 2, "loss": 1.0})
+        logs.close()
 
 
 # -------------------------------------------------------------------------------- stop and go on

@@ -84,8 +84,8 @@ def _unit(rows: Array) -> Array:
     rows = rows.astype(np.float64)
     if not np.isfinite(rows).all():
         raise ValueError("features are not finite")
-    norms: Array = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.maximum(norms, 1e-12)
+    unit: Array = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def _nearest(bank: Array, queries: Array, k: int) -> tuple[Array, Array]:
