@@ -57,8 +57,10 @@ def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of each line that is not blank."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, skipinitialspace=True, strict=True)
+            reader = csv.reader(file, skipinitialspace=True)
             for cells in reader:
+                if any("\n" in cell for cell in cells):
+                    raise UserError(f"data.list: {path}:{reader.line_num}: a quote is not closed")
                 if any(cell.strip() for cell in cells):
                     yield reader.line_num, [cell.strip() for cell in cells]
     except OSError as error:

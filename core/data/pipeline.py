@@ -26,7 +26,6 @@ class Pipeline:
     Attributes:
         steps_per_epoch: whole batches per pass over the data; what is left over is dropped.
         waited: seconds that consumers have waited for batches so far.
-        skipped: names of the damaged files met so far, each once.
     """
 
     def __init__(self, spec: RunSpec, source: Source) -> None:
@@ -39,8 +38,13 @@ class Pipeline:
                 "of the training split; lower it"
             )
         self.waited = 0.0
-        self.skipped: list[str] = []
+        self._skipped: dict[str, None] = {}
         self._running: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the damaged files met so far, each once."""
+        return list(self._skipped)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of the steps ``start`` … ``stop - 1``, 0-based, over all epochs.
@@ -67,7 +71,7 @@ class Pipeline:
     def _finish(self, planes: Planes, filled: Filled) -> Batch:
         augment = self._job.spec.augment
         first, second = normalize(planes, augment.mean, augment.std)
-        self.skipped += [name for name in filled.damaged if name not in self.skipped]
+        self._skipped |= dict.fromkeys(filled.damaged)
         return Batch((first, second), filled.index)
 
     def close(self) -> None:

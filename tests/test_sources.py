@@ -1,0 +1,383 @@
+"""Sources: digits, folders, lists and CIFAR-10's files, and what is said about each mistake."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_specs import folder_spec, make_spec, write_images
+from PIL import Image
+
+from triptych.core.data import DamagedImage, open_evaluation, open_train, split_digest
+from triptych.core.data.cifar import CLASSES, TEST, TRAIN
+from triptych.core.data.decode import decode, to_mode
+from triptych.core.data.source import Source
+from triptych.core.errors import UserError
+
+
+def keys(source: Source) -> list[str]:
+    return [source.key(index) for index in range(len(source))]
+
+
+def labels(source: Source) -> list[int]:
+    return [source.label(index) for index in range(len(source))]
+
+
+def complaint(data: dict[str, Any], which: Any = open_train) -> str:
+    with pytest.raises(UserError) as caught:
+        which(make_spec(data))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# ------------------------------------------------------------------------------------------ digits
+
+
+def test_digits_keep_their_grey_values_and_their_split():
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    train, test = open_evaluation(make_spec()) or pytest.fail("digits have a held-out split")
+    assert (len(train), len(test)) == (1437, 360)
+    numbers = [int(name[7:-1]) for name in keys(train) + keys(test)]
+    assert sorted(numbers) == list(range(1797))
+    for index in (0, 77, 359):
+        number = int(test.key(index)[7:-1])
+        assert test.label(index) == data.target[number]
+        back = np.asarray(test.image(index), np.float64) * 16 / 255
+        assert np.abs(back - data.images[number]).max() < 0.05
+    whole, held = np.bincount(data.target), np.bincount(labels(test))
+    assert np.abs(held - whole / 5).max() < 1
+    assert train.name(0) == train.key(0) == f"digits[{numbers[0]}]" and train.classes == tuple("0123456789")
+    assert split_digest(test) == "bb57d526185901ac556adc382a09954f3b5be1f653f39b59d8a44e25e3a44e31"
+
+
+def test_the_digest_of_a_split_tells_images_order_and_labels_apart(tmp_path):
+    write_images(tmp_path, ["a/x.png", "b/y.png"])
+    first = open_train(folder_spec(tmp_path))
+    elsewhere = tmp_path / "elsewhere"
+    write_images(elsewhere, ["a/x.png", "b/y.png"])
+    assert split_digest(open_train(folder_spec(elsewhere))) == split_digest(
+        first
+    )  # wherever it lies
+    digests = {split_digest(first)}
+    write_images(elsewhere, ["b/z.png"])
+    digests.add(split_digest(open_train(folder_spec(elsewhere))))
+    (elsewhere / "b" / "z.png").rename(elsewhere / "a" / "z.png")
+    digests.add(split_digest(open_train(folder_spec(elsewhere))))
+    assert len(digests) == 3
+
+
+# ----------------------------------------------------------------------------------------- folders
+
+
+def test_class_folders_give_labels(tmp_path):
+    write_images(tmp_path, ["dog/2.JPG", "dog/deep/1.png", "cat/x y.jpeg", "ant/a.webp"])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.txt").write_text("no class")
+    source = open_train(folder_spec(tmp_path))
+    assert keys(source) == ["ant/a.webp", "cat/x y.jpeg", "dog/2.JPG", "dog/deep/1.png"]
+    assert source.classes == ("ant", "cat", "dog") and labels(source) == [0, 1, 2, 2]
+    assert source.name(1) == str(tmp_path / "cat" / "x y.jpeg")
+    assert source.image(1).mode == "RGB"
+
+
+def test_an_image_beside_the_folders_means_no_classes(tmp_path):
+    write_images(tmp_path, ["b.png", "a/c.png", "é.png"])
+    source = open_train(folder_spec(tmp_path))
+    assert keys(source) == ["a/c.png", "b.png", "é.png"]
+    assert source.classes == () and labels(source) == [-1, -1, -1]
+    assert open_evaluation(folder_spec(tmp_path)) is None
+
+
+def test_hidden_files_are_passed_over_and_links_followed_once(tmp_path):
+    root = tmp_path / "root"
+    write_images(tmp_path, ["root/a/1.png", "else/2.png"])
+    for hidden in ("._1.png", ".cache"):
+        (root / hidden).write_bytes(b"")
+    (root / "b").symlink_to(tmp_path / "else")
+    (root / "a" / "up").symlink_to(root)
+    (root / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    source = open_train(folder_spec(root))
+    assert keys(source) == ["a/1.png", "a/gone.png", "b/2.png"]
+    with pytest.raises(DamagedImage, match=r"gone\.png"):  # named, not lost
+        source.image(1)
+
+
+def test_folders_that_cannot_serve_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    for name, reason in (("empty", "no images"), ("file", "not a folder"), ("x", "no such folder")):
+        path = str(tmp_path / name)
+        assert complaint({"name": "image_folder", "root": path}).startswith(
+            f"data.root: {path}: {reason}"
+        )
+
+
+def test_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_images(tmp_path, ["pictures/1.png"])
+    assert len(open_train(folder_spec("~/pictures"))) == 1
+
+
+def test_held_out_folder_takes_the_classes_of_the_training_folder(tmp_path):
+    write_images(tmp_path, ["train/a/1.png", "train/b/2.png", "train/c/3.png", "val/c/1.png"])
+    spec = folder_spec(tmp_path / "train", eval_root=str(tmp_path / "val"))
+    bank, queries = open_evaluation(spec) or pytest.fail("there is a held-out split")
+    assert labels(bank) == [0, 1, 2] and labels(queries) == [2]
+    assert queries.classes == bank.classes
+    data = {"name": "image_folder", "root": str(tmp_path / "train")}
+    write_images(tmp_path, ["other/x/1.png", "flat/1.png"])
+    other = complaint({**data, "eval_root": str(tmp_path / "other")}, open_evaluation)
+    assert other.startswith("data.eval_root") and "'x'" in other
+    flat = complaint({**data, "eval_root": str(tmp_path / "flat")}, open_evaluation)
+    assert flat.startswith("data.eval_root") and "no class folders" in flat
+
+
+# ------------------------------------------------------------------------------------------- lists
+
+
+def listed(folder: Path, text: str | bytes, name: str = "list.csv", **data: Any) -> Source:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return open_train(make_spec({"name": "image_list", "list": str(path), **data}))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    write_images(tmp_path, ["a.png", "my photo 1.png", "x, y.png", "sub/d.png"])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "classes", "numbers"),
+    [
+        ("a.png\nsub/d.png\n", ["a.png", "sub/d.png"], (), [-1, -1]),
+        ("a.png,cat\r\nsub/d.png,ant\r\n", ["a.png", "sub/d.png"], ("ant", "cat"), [1, 0]),
+        ("path,label\na.png,10\nsub/d.png,9", ["a.png", "sub/d.png"], ("9", "10"), [1, 0]),
+        (
+            "label,width,path\n1,3,a.png\n,3,sub/d.png\n",
+            ["a.png", "sub/d.png"],
+            ("1",),
+            [0, -1],
+        ),
+        ('a.png 3\nmy photo 1.png\n"my photo 1.png" 0\n', None, ("0", "3"), [1, -1, 0]),
+        ('"x, y.png"\n\n  "a.png" , "a cat"\n', ["x, y.png", "a.png"], ("a cat",), [-1, 0]),
+        ("\ufeffa.png\t7\n", ["a.png"], ("7",), [0]),
+    ],
+)
+def test_lists(photos, text, names, classes, numbers):
+    source = listed(photos, text)
+    assert keys(source) == (names or ["a.png", "my photo 1.png", "my photo 1.png"])
+    assert source.classes == classes and labels(source) == numbers
+    assert all(source.image(index).mode == "RGB" for index in range(len(source)))
+
+
+def test_paths_of_a_list_are_relative_to_root(photos):
+    source = listed(photos, f"d.png\n{photos / 'a.png'}\n", root=str(photos / "sub"))
+    assert [source.name(index) for index in (0, 1)] == [
+        str(photos / "sub" / "d.png"),
+        str(photos / "a.png"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a.png\nb.png\n", "list.csv:2: no such file"),
+        ("a.png,1\nx, y.png,2\n", "list.csv:2: 3 columns"),
+        ("path,label\n,3\n", "list.csv:2: no path"),
+        ("", "no images in this list"),
+        ("path,label\n", "no images in this list"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\xff\xfe", "not a CSV or UTF-8 text file"),
+        ('a.png\n"sub/d.png\na.png\n', "list.csv:3: a quote is not closed"),
+        ("sub\n", "list.csv:1: no such file"),
+    ],
+)
+def test_mistakes_in_a_list_are_named(photos, text, reason):
+    with pytest.raises(UserError, match=reason) as caught:
+        listed(photos, text)
+    assert str(caught.value).startswith(f"data.list: {photos / 'list.csv'}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_that_is_not_there(tmp_path):
+    message = complaint({"name": "image_list", "list": str(tmp_path / "none.csv")})
+    assert message == f"data.list: {tmp_path / 'none.csv'}: No such file or directory"
+
+
+# ------------------------------------------------------------------------------------------- CIFAR
+
+
+def cifar_rows(count: int, seed: int) -> tuple[np.ndarray, list[int]]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, 3072), np.uint8), rng.integers(0, 10, count).tolist()
+
+
+def write_cifar(folder: Path, binary: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(TRAIN + TEST):
+        rows, numbers = cifar_rows(4, number)
+        if binary:
+            column = np.array(numbers, np.uint8)[:, None]
+            (folder / f"{name}.bin").write_bytes(np.hstack([column, rows]).tobytes())
+        else:
+            content = {b"batch_label": b"x", b"labels": numbers, b"data": rows, b"filenames": []}
+            (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+def test_cifar_in_both_versions(tmp_path, binary, inside):
+    kind = "bin" if binary else "py"
+    write_cifar(tmp_path / f"cifar-10-batches-{kind}" if inside else tmp_path, binary)
+    spec = make_spec({"name": "cifar10", "root": str(tmp_path)})
+    train, test = open_evaluation(spec) or pytest.fail("CIFAR-10 has a held-out split")
+    assert (len(train), len(test)) == (20, 4) and train.classes == CLASSES
+    rows, numbers = cifar_rows(4, 2)
+    assert labels(train)[8:12] == numbers
+    assert np.array_equal(np.asarray(train.image(9)).transpose(2, 0, 1).ravel(), rows[1])
+    assert train.name(9) == "cifar10/train[9]"
+    assert keys(open_train(spec)) == keys(train)
+
+
+# As Python 2 wrote the published files: strings are bytes, and the array is a string of them.
+PYTHON_2 = (
+    b"(dp0\nS'data'\np1\ncnumpy.core.multiarray\n_reconstruct\np2\n(cnumpy\nndarray\np3\n(I0\ntp4\n"
+    b"S'b'\np5\ntp6\nRp7\n(I1\n(I2\nI3072\ntp8\ncnumpy\ndtype\np9\n(S'u1'\np10\nI0\nI1\ntp11\n"
+    b"Rp12\n(I3\nS'|'\np13\nNNNI-1\nI-1\nI0\ntp14\nbI00\nS'" + b"ab" * 3072 + b"'\np15\ntp16\nb"
+    b"sS'labels'\np17\n(lp18\nI6\naI9\nas."
+)
+
+
+def test_cifar_as_python_2_wrote_it(tmp_path):
+    write_cifar(tmp_path, binary=False)
+    (tmp_path / "data_batch_1").write_bytes(PYTHON_2)
+    source = open_train(make_spec({"name": "cifar10", "root": str(tmp_path)}))
+    assert len(source) == 18 and labels(source)[:2] == [6, 9]
+    assert np.asarray(source.image(0))[0, :2, 0].tolist() == [ord("a"), ord("b")]
+
+
+class Hostile:
+    """Would create a file if it were unpickled in good faith."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_hostile_pickle_is_refused_and_does_nothing(tmp_path):
+    write_cifar(tmp_path, binary=False)
+    trap = tmp_path / "trap"
+    for content in (
+        Hostile(trap),
+        {b"data": Hostile(trap), b"labels": [1]},
+        {b"data": np.array([Hostile(trap)], object), b"labels": [1]},
+    ):
+        (tmp_path / "data_batch_3").write_bytes(pickle.dumps(content, protocol=2))
+        message = complaint({"name": "cifar10", "root": str(tmp_path)})
+        assert str(tmp_path / "data_batch_3") in message and "refused" in message
+        assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello",
+        pickle.dumps([1, 2], protocol=2),
+        pickle.dumps({b"labels": [1]}, protocol=2),
+        pickle.dumps({b"data": np.zeros((2, 100), np.uint8), b"labels": [1, 1]}, protocol=2),
+        pickle.dumps({b"data": np.zeros((1, 3072), np.float32), b"labels": [1]}, protocol=2),
+        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [1, 2]}, protocol=2),
+        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}, protocol=2),
+        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": ["a"]}, protocol=2),
+        PYTHON_2[:-2000],
+        PYTHON_2.replace(b"I3072", b"I3073"),
+        PYTHON_2.replace(b"'u1'", b"'O8'"),
+    ],
+)
+def test_other_files_are_not_cifar(tmp_path, content):
+    write_cifar(tmp_path, binary=False)
+    (tmp_path / "data_batch_2").write_bytes(content)
+    message = complaint({"name": "cifar10", "root": str(tmp_path)})
+    assert message.startswith(f"data.root: {tmp_path / 'data_batch_2'}: not a CIFAR-10 file")
+
+
+def test_missing_and_cut_cifar_files_are_named(tmp_path):
+    data = {"name": "cifar10", "root": str(tmp_path)}
+    assert "cifar-10-python.tar.gz" in complaint(data)
+    write_cifar(tmp_path, binary=True)
+    (tmp_path / "test_batch.bin").unlink()
+    assert complaint(data, open_evaluation) == (
+        f"data.root: {tmp_path / 'test_batch.bin'}: No such file or directory"
+    )
+    cut = tmp_path / "data_batch_5.bin"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    assert complaint(data).startswith(f"data.root: {cut}: not a CIFAR-10 file")
+
+
+# ---------------------------------------------------------------------------------------- decoding
+
+
+def test_sixteen_bits_become_their_upper_eight(tmp_path):
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16
+    for name in ("x.png", "x.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        for mode in ("L", "RGB"):
+            found = np.asarray(decode(str(tmp_path / name), mode))
+            assert np.array_equal(found if mode == "L" else found[..., 1], values >> 8)
+
+
+def test_palettes_are_looked_up_with_their_transparency(tmp_path):
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putdata([0, 1])
+    palette.save(tmp_path / "x.png", transparency=bytes([0, 128]))
+    path = str(tmp_path / "x.png")
+    assert decode(path, "RGB").tobytes() == bytes([10, 20, 30, 200, 100, 50])
+    assert decode(path, "RGBA").tobytes() == bytes([10, 20, 30, 0, 200, 100, 50, 128])
+    assert decode(path, "LA").tobytes()[1::2] == bytes([0, 128])
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+@pytest.mark.parametrize("stored", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_every_common_mode_converts(stored, mode):
+    image = Image.new("RGB", (6, 5), (200, 30, 90)).convert(stored)
+    found = to_mode(image, mode)
+    assert found.mode == mode and found.size == (6, 5)
+    if stored not in ("1", "L", "LA", "P") and mode == "RGB":
+        assert np.abs(np.asarray(found, int) - [200, 30, 90]).max() <= 3
+
+
+@pytest.mark.parametrize("stored", ["I", "F"])
+def test_pixels_of_unknown_range_are_refused(tmp_path, stored):
+    Image.new(stored, (4, 4), 70000).save(tmp_path / "x.tif")
+    with pytest.raises(DamagedImage, match=r"x\.tif: .*32-bit"):
+        decode(str(tmp_path / "x.tif"), "L")
+
+
+def test_orientation_notes_are_ignored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to show"
+    Image.new("RGB", (30, 10)).save(tmp_path / "x.jpg", exif=exif)
+    assert decode(str(tmp_path / "x.jpg"), "RGB").size == (30, 10)
+
+
+def test_every_cut_through_a_jpeg_is_damage(tmp_path):
+    write_images(tmp_path, ["x.jpg"])
+    path = tmp_path / "x.jpg"
+    content = path.read_bytes()
+    whole = decode(str(path), "RGB").tobytes()
+    for length in range(0, len(content), max(1, len(content) // 40)):
+        path.write_bytes(content[:length])
+        with pytest.raises(DamagedImage):
+            decode(str(path), "RGB")
+    path.write_bytes(content)
+    assert decode(str(path), "RGB").tobytes() == whole
