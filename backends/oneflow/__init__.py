@@ -1,0 +1,44 @@
+"""The OneFlow backend."""
+
+from collections.abc import Mapping
+
+from triptych.backends.oneflow import runtime
+
+runtime.load()  # before anything below imports oneflow
+
+import oneflow as flow  # noqa: E402
+
+from triptych.backends.oneflow.engine import Engine  # noqa: E402
+from triptych.core.config.spec import RunSpec  # noqa: E402
+from triptych.core.engine import Array  # noqa: E402
+from triptych.core.resources import check_precision, pick_device  # noqa: E402
+
+# OneFlow has no bfloat16 and no float16 arithmetic on the CPU.
+PRECISIONS = {"cpu": ("float32", "float64"), "cuda": ("float32", "float64")}
+
+
+def versions() -> dict[str, str]:
+    """Versions that can change a number."""
+    return {"oneflow": flow.__version__}
+
+
+def cuda_devices() -> int:
+    """CUDA devices the framework can use."""
+    return int(flow.cuda.device_count())
+
+
+def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
+    """An engine whose model holds ``state``; the optimizer is fresh.
+
+    ``spec.threads`` changes nothing here: OneFlow computes in one thread of its own.
+
+    Args:
+        state: every tensor of ``core.parameters.table(spec)``.
+
+    Raises:
+        UserError: a device or precision that is not to be had here.
+    """
+    # The count comes first: to name a CUDA device that is not there ends the process.
+    device = pick_device(spec, "oneflow", cuda_devices())
+    check_precision(spec, "oneflow", device, PRECISIONS)
+    return Engine(spec, state, device)

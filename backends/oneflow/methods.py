@@ -1,0 +1,65 @@
+"""The methods' modules: student, teacher and how one is moved towards the other."""
+
+import oneflow as flow
+from oneflow import Tensor, nn
+
+from triptych.backends.oneflow import flat, heads
+from triptych.backends.oneflow.vit import VisionTransformer
+from triptych.core.config.spec import RunSpec
+
+
+class Branch(nn.Module):
+    """Encoder and projector, and in the student the predictor. Images (N, C, H, W) -> (N, D)."""
+
+    def __init__(self, spec: RunSpec, *, predictor: bool) -> None:
+        super().__init__()
+        self.encoder = VisionTransformer(spec.model)
+        self.projector = heads.projector(spec.model.width, spec.method)
+        if predictor:
+            self.predictor = heads.predictor(spec.method)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Projection, and in the student its prediction."""
+        x = self.projector(self.encoder(images))
+        return self.predictor(x) if hasattr(self, "predictor") else x
+
+
+class MoCoV3(nn.Module):
+    """``core.engine.Model`` of MoCo v3; module paths are the canonical names."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        super().__init__()
+        self.student = Branch(spec, predictor=True)
+        self.teacher = Branch(spec, predictor=False).requires_grad_(False)
+
+    def pack(self) -> Tensor:
+        """Moves student and teacher into one buffer each (see ``flat.pack``).
+
+        Returns:
+            The part of the student's that is trained, in the order of ``named_parameters``.
+        """
+        student, teacher = dict(self.student.named_parameters()), dict(self.teacher.named_parameters())
+        # What both have comes first, in one order; of it what is frozen.
+        order = sorted(student, key=lambda name: (name not in teacher, student[name].requires_grad))
+        values = flat.pack(self.student, order)
+        self._targets = flat.pack(self.teacher, [name for name in order if name in teacher])
+        self._sources = values[: self._targets.numel()]
+        frozen = sum(p.numel() for p in student.values() if not p.requires_grad)
+        return values[frozen:]
+
+    def query(self, view: Tensor) -> Tensor:
+        """See ``core.engine.Model``."""
+        return self.student(view)
+
+    def key(self, view: Tensor) -> Tensor:
+        """See ``core.engine.Model``."""
+        return self.teacher(view)
+
+    @flow.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """See ``core.engine.Model``."""
+        # As a difference: what is equal in both stays so to the last bit.
+        self._targets.add_(self._sources - self._targets, alpha=1.0 - momentum)
+
+
+METHODS = {"moco_v3": MoCoV3}
