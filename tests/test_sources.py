@@ -51,7 +51,9 @@ def test_digits_keep_their_grey_values_and_their_split():
         assert np.abs(back - data.images[number]).max() < 0.05
     whole, held = np.bincount(data.target), np.bincount(labels(test))
     assert np.abs(held - whole / 5).max() < 1
-    assert train.name(0) == train.key(0) == f"digits[{numbers[0]}]" and train.classes == tuple("0123456789")
+    assert train.name(0) == train.key(0) == f"digits[{numbers[0]}]" and train.classes == tuple(
+        "0123456789"
+    )
     assert split_digest(test) == "bb57d526185901ac556adc382a09954f3b5be1f653f39b59d8a44e25e3a44e31"
 
 
