@@ -26,19 +26,16 @@ def tensor_slot(tensor: Tensor) -> Slot:
 
 def to_array(tensor: Tensor) -> Array:
     """A copy, on the host, once the tensor has its value."""
-    # OneFlow's own array is the tensor's memory, which the next operation in place changes.
-    return tensor.detach().cpu().numpy().copy()
-
-
-def to_tensor(array: Array, dtype: flow.dtype) -> Tensor:
-    """A copy, on the host: OneFlow works on while the caller may already refill the array."""
-    return flow.from_numpy(np.array(array, NUMPY[dtype], order="C"))
+    # The array that OneFlow gives is the tensor's memory: the next operation in place changes it.
+    return tensor.cpu().numpy().copy()
 
 
 @flow.no_grad()
 def from_array(tensor: Tensor, array: Array) -> None:
     """Sets a live tensor in place, in its own precision."""
-    tensor.copy_(to_tensor(array, tensor.dtype).reshape(*tensor.shape))
+    # A copy, since OneFlow reads it later than this returns.
+    own = np.array(array, NUMPY[tensor.dtype], order="C").reshape(tuple(tensor.shape))
+    tensor.copy_(flow.from_numpy(own))
 
 
 NUMPY = {flow.float32: np.float32, flow.float64: np.float64, flow.int64: np.int64}

@@ -33,8 +33,10 @@ class Engine(core.Engine):
 
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""
-        dtype = self.dtype if np.issubdtype(array.dtype, np.floating) else flow.int64
-        return convert.to_tensor(array, dtype).to(self.context.device)
+        floating = np.issubdtype(array.dtype, np.floating)
+        # A copy: OneFlow would share the memory, and work on while the caller refills it.
+        own = np.array(array, convert.NUMPY[self.dtype] if floating else array.dtype, order="C")
+        return flow.from_numpy(own).to(self.context.device)
 
     def array(self, tensor: Tensor) -> Array:
         """See ``core.engine.Engine``."""
@@ -66,12 +68,14 @@ class Engine(core.Engine):
         branch: str = "student",
         layers: Sequence[int] = (),
         tokens: str = "cls",
+        projection: bool = False,
     ) -> dict[str, Array]:
         """See ``core.engine.Engine``."""
-        encoder = getattr(self.model, branch).encoder.eval()
-        try:
-            found = encoder.tokens(self.tensor(images), layers)
-        finally:
-            encoder.train()
+        module = getattr(self.model, branch).eval()
+        found = module.encoder.tokens(self.tensor(images), layers)
         pick = {"cls": lambda x: x[:, 0], "mean": lambda x: x[:, 1:].mean(1), "all": lambda x: x}
-        return {name: self.array(pick[tokens](x)) for name, x in found.items()}
+        features = {name: pick[tokens](x) for name, x in found.items()}
+        if projection:
+            features["projection"] = module.projector(found["final"][:, 0])
+        module.train()
+        return {name: self.array(x) for name, x in features.items()}

@@ -19,17 +19,13 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.scale = (width // heads) ** -0.5
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Every token attends to every token."""
-        n, t, d = x.shape
-        qkv = self.qkv(x).reshape(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        query, key, value = flow.unbind(qkv, dim=0)
-        weights = F.softmax(flow.matmul(query * self.scale, key, transpose_b=True), dim=-1)
-        return self.proj(flow.matmul(weights, value).transpose(1, 2).reshape(n, t, d))
+        query, key, value = _split_heads(self.qkv(x), 3, self.heads)
+        return self.proj(_attend(query, key, value).transpose(1, 2).reshape(*x.shape))
 
 
 class Mlp(nn.Module):
@@ -100,13 +96,45 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
         x = self._embed(images)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
-        # The norm works row by row: only the row that is used.
-        return self.norm(x[:, 0])
+        return self.norm(class_token(last, x))
 
     def _embed(self, images: Tensor) -> Tensor:
         """Patches behind the class token, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
         patches = self.patch_embed(images)
         cls_token = self.cls_token.expand(len(patches), -1, -1)
         return flow.cat([cls_token, patches], dim=1) + self.pos_embed
+
+
+def class_token(block: Block, x: Tensor) -> Tensor:
+    """The class token's row of a block's output, (N, T, D) -> (N, D).
+
+    Of the last block's rows only this one reaches the loss, so only this one is computed; all
+    tokens still give keys and values.
+    """
+    n, _, width = x.shape
+    attention = block.attn
+    normal = block.norm1(x)
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    query = F.linear(normal[:, 0], weight[:width], bias[:width])
+    key_value = F.linear(normal, weight[width:], bias[width:])
+    key, value = _split_heads(key_value, 2, attention.heads)
+    mixed = _attend(query.reshape(n, attention.heads, 1, -1), key, value).reshape(n, width)
+    x = x[:, 0] + attention.proj(mixed)
+    return x + block.mlp(block.norm2(x))
+
+
+def _split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """(N, T, parts * D) -> ``parts`` of (N, H, T, D/H)."""
+    n, t, width = x.shape
+    split = x.reshape(n, t, parts, heads, width // (parts * heads)).permute(2, 0, 3, 1, 4)
+    # Indexing would build a tensor of zeros around the gradient of each part.
+    return flow.unbind(split, dim=0)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax attention. query (N, H, S, D/H), key and value (N, H, T, D/H)."""
+    scores = flow.matmul(query * query.shape[-1] ** -0.5, key, transpose_b=True)
+    return flow.matmul(F.softmax(scores, dim=-1), value)
