@@ -87,6 +87,16 @@ def test_ties_go_to_the_front_of_the_bank_and_to_the_lower_class():
     assert knn.classify(bank, np.array([4, 2, 2, 0]), query, k=3, temperature=0.1) == [2]
 
 
+def test_rounding_decides_no_tie():
+    """One image at 50 lengths: unit rows and products differ in the last bits only."""
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        row, query = rng.standard_normal((2, 1, 33))
+        bank = row * rng.uniform(0.1, 10.0, (50, 1))
+        labels = np.arange(50)[::-1].copy()
+        assert knn.classify(bank, labels, query, k=1, temperature=0.07) == [49]
+
+
 def test_a_tiny_temperature_is_the_nearest_neighbour(noisy):
     bank, labels, queries, _ = noisy
     np.testing.assert_array_equal(

@@ -232,6 +232,13 @@ def test_an_evaluation_that_a_signal_put_off_is_made_up_for(tmp_path, monkeypatc
     assert [row["step"] for row in rows] == [6, 6, 12, 12]
 
 
+def test_an_evaluation_that_was_made_is_not_repeated(tmp_path):
+    finished(tiny("evaluate.every=6", "train.stop_at=6"), tmp_path)
+    finished(tiny("evaluate.every=6"), tmp_path, resume="auto")
+    rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if "eval" in row]
+    assert [row["step"] for row in rows] == [6, 6, 12, 12]
+
+
 def test_only_a_later_signal_ends_the_process(monkeypatch):
     left = []
     monkeypatch.setattr(os, "_exit", left.append)
