@@ -58,6 +58,18 @@ def test_other_crops_are_told_from_the_golden_ones():
     assert max(gaps(centred, golden)) > CRITICAL
 
 
+def test_crops_keep_to_their_bounds_and_reach_them():
+    """On an image so large that rounding does not blur them."""
+    generator = stream(0, "test/bounds")
+    drawn = np.array(
+        [augment.crop_box(generator, (9000, 9000), (0.1, 0.5), (0.5, 1.5)) for _ in range(3000)]
+    )
+    area, ratio = drawn[:, 2] * drawn[:, 3] / 9000**2, drawn[:, 3] / drawn[:, 2]
+    for values, low, high in ((area, 0.1, 0.5), (ratio, 0.5, 1.5)):
+        assert low - 1e-3 < values.min() < low + 1e-2 * (high - low)
+        assert high - 1e-2 * (high - low) < values.max() < high + 1e-3
+
+
 @settings(deadline=None, max_examples=200)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**32))
 def test_a_crop_lies_inside_its_image(height, width, seed):
