@@ -46,7 +46,7 @@ lint: $(stamp)  ## style and types
 	$(VENV)/bin/mypy core --config-file setup.cfg
 
 test-paddle26: .venv-paddle26/stamp  ## the Paddle backend's tests on PaddlePaddle 2.6.2
-	TRIPTYCH_BACKENDS=paddle .venv-paddle26/bin/python -m pytest -k paddle
+	TRIPTYCH_BACKENDS=paddle .venv-paddle26/bin/python -m pytest -k "paddle or comparison"
 
 .venv-paddle26/stamp: $(inputs)
 	scripts/setup.sh $@ constraints/paddle26.txt dev paddle
