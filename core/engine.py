@@ -84,6 +84,24 @@ class Ops(Protocol):
     def labels(self, values: Array, like: Tensor, /) -> Tensor:
         """values: (N,) int64, each 0 <= value < M, as a tensor beside ``like``."""
 
+    def accuracy(
+        self, logits: Tensor, labels: Tensor, /, *, top: Sequence[int]
+    ) -> tuple[Tensor, ...]:
+        """Percent of rows whose label has one of the k largest logits, for each k of ``top``.
+
+        Equal logits count against the label: features that tell nothing apart score 0. No
+        gradient. logits: (N, M); labels: (N,) int64.
+        """
+
+    def row_dot(self, a: Tensor, b: Tensor, /) -> Tensor:
+        """Inner product of each row of ``a`` with the same row of ``b``. (N, D) -> (N, 1)."""
+
+    def gather_rows(self, x: Tensor, index: Array, /) -> Tensor:
+        """Rows in another order: result[i] = x[index[i]]. x: (N, ...); index: (M,) int64."""
+
+    def concat(self, parts: Sequence[Tensor], /, *, axis: int) -> Tensor:
+        """Tensors one behind the other along an axis."""
+
     def no_grad(self) -> AbstractContextManager[Any]:
         """No gradient is recorded inside."""
 
@@ -99,6 +117,24 @@ class Model(Protocol):
 
     def update_teacher(self, momentum: float, /) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student, parameters only, in place."""
+
+
+class Memory(Protocol):
+    """Keys of earlier steps (MoCo v1 and v2); state under ``memory.``."""
+
+    queue: Tensor
+    """(C, K), unit columns."""
+    pointer: int
+    """Column where the next keys go: on the host, see ``core.memory``."""
+
+    def enqueue(self, keys: Tensor, /) -> None:
+        """Overwrites the oldest columns, in place. keys: (N, C), unit rows."""
+
+
+class QueueModel(Model, Protocol):
+    """A model with a queue of keys."""
+
+    memory: Memory
 
 
 class Optimizer(Protocol):
@@ -171,8 +207,11 @@ class Engine(ABC):
         Args:
             images: (N, C, H, W), normalised.
             branch: "student" or "teacher".
-            layers: block indices (0-based) whose raw output is wanted besides the final one.
-            tokens: "cls" (N, D), "mean" of the patch tokens (N, D), or "all" (N, 1+L, D).
+            layers: indices (0-based) of blocks, in a ResNet of stages, whose raw output is wanted
+                besides the final one.
+            tokens: "cls" (N, D), "mean" of the patch tokens (N, D), or "all" (N, 1+L, D). A
+                ResNet's tokens are the positions of its map, row by row, behind their mean, which
+                stands in the place of the class token.
             projection: the projector's output (N, output_dim) is wanted too.
 
         Returns:

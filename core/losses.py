@@ -43,3 +43,23 @@ def symmetric_info_nce(
         ops, ops.l2_normalize(query2), ops.l2_normalize(key1), labels, temperature=temperature
     )
     return one + two, (one, two)
+
+
+def queue_logits(
+    ops: Ops, query: Tensor, key: Tensor, queue: Tensor, *, temperature: float
+) -> Tensor:
+    """Cosine similarities over T of each query with its own key and with the queue's (MoCo v1).
+
+    Args:
+        query: (N, D), not normalised.
+        key: (N, D), unit rows, no gradient: row i is query i's positive.
+        queue: (D, K), unit columns, no gradient. It must keep its values until the gradients are
+            there.
+        temperature: dimensionless.
+
+    Returns:
+        (N, 1+K), column 0 the positives.
+    """
+    # Dividing the queries touches N*D numbers; dividing the logits would touch N*K.
+    query = ops.l2_normalize(query) / temperature
+    return ops.concat([ops.row_dot(query, key), ops.matmul(query, queue)], axis=1)

@@ -76,11 +76,6 @@ class Plan:
         if optim.per == "epoch":
             epoch = step // self.steps_per_epoch
             coarse = float(epoch if self.unit == "epochs" else epoch * self.steps_per_epoch)
-        lr = self.peak_lr
-        if optim.schedule == "cosine":
-            lr = schedules.warmup_cosine(lr, optim.end_lr, self.warmup, self.total, coarse)
-        elif coarse < self.warmup:
-            lr = lr * coarse / self.warmup
         weight_decay = optim.weight_decay
         if optim.weight_decay_end is not None:
             weight_decay = schedules.cosine(
@@ -89,4 +84,14 @@ class Plan:
         ema = method.momentum
         if method.momentum_schedule == "cosine":
             ema = schedules.ema_momentum(ema, self.total, position)
-        return Hyper(step=step, lr=lr, weight_decay=weight_decay, ema=ema)
+        return Hyper(step=step, lr=self._lr(coarse), weight_decay=weight_decay, ema=ema)
+
+    def _lr(self, position: float) -> float:
+        optim, peak = self.spec.optim, self.peak_lr
+        if optim.schedule == "cosine":
+            return schedules.warmup_cosine(peak, optim.end_lr, self.warmup, self.total, position)
+        if position < self.warmup:
+            return peak * position / self.warmup
+        if optim.schedule == "multistep":
+            return schedules.multistep(peak, optim.milestones, optim.factor, position)
+        return peak

@@ -75,6 +75,10 @@ def _matrix(name: str, shape: tuple[int, ...]) -> Array:
     return _rounded(_normal(name, shape) / np.sqrt(int(np.prod(shape[1:]))))
 
 
+def _unit_columns(array: Array) -> Array:
+    return array / np.sqrt((array * array).sum(0, keepdims=True))
+
+
 RULES = {
     "matrix": lambda name, source, shape: _matrix(name, shape),
     "matrix+key": lambda name, source, shape: _rounded(
@@ -86,5 +90,7 @@ RULES = {
     "running_mean:0": lambda _, source, shape: np.zeros(shape),
     "running_var:1": lambda _, source, shape: np.ones(shape),
     "num_batches_tracked:0": lambda _, source, shape: np.zeros(shape),
+    "queue": lambda name, _, shape: _rounded(_unit_columns(_normal(name, shape))),
+    "queue_ptr:0": lambda _, source, shape: np.zeros(shape),
 }
 """README section 1: (name, the tensor that an EMA tensor is derived from, shape) -> values."""

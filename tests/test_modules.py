@@ -8,7 +8,8 @@ from native import differentiate, hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core import reference
 from triptych.core.parity.compare import certain, noise_names
-from triptych.core.reference import modules
+from triptych.core.reference import encoders, layers
+from triptych.core.reference.layers import TRAINING
 
 SPEC = tiny_spec()
 RNG = np.random.default_rng(1)
@@ -17,36 +18,36 @@ B = "student.encoder.blocks.0"
 
 
 def norm(values, x):
-    return modules.layer_norm(values, "student.encoder.norm", x, SPEC.model.layer_norm_eps)
+    return layers.layer_norm(values, "student.encoder.norm", x, SPEC.model.layer_norm_eps)
 
 
 def attention(values, x):
-    return modules.attention(values, f"{B}.attn", x, SPEC.model.heads)
+    return encoders.attention(values, f"{B}.attn", x, SPEC.model.heads)
 
 
 def feed_forward(values, x):
-    hidden = modules.gelu(modules.linear(values, f"{B}.mlp.fc1", x))
-    return modules.linear(values, f"{B}.mlp.fc2", hidden)
+    hidden = layers.gelu(layers.linear(values, f"{B}.mlp.fc1", x))
+    return layers.linear(values, f"{B}.mlp.fc2", hidden)
 
 
 def block(values, x):
-    return modules.block(values, B, x, SPEC.model)
+    return encoders.block(values, B, x, SPEC.model)
 
 
 def class_token(values, x):
-    return modules.vit(values, "student.encoder", x, SPEC.model)["final"][:, 0]
+    return encoders.vit(values, "student.encoder", x, SPEC.model)["final"][:, 0]
 
 
 def batch_norm(values, x):
-    return modules.batch_norm(values, "student.projector.1", x, training=True)
+    return layers.batch_norm(values, "student.projector.1", x, TRAINING)
 
 
 def projector(values, x):
-    return modules.mlp(values, "student.projector", x, 3, training=True)
+    return layers.mlp(values, "student.projector", x, 3, TRAINING)
 
 
 def predictor(values, x):
-    return modules.mlp(values, "student.predictor", x, 2, training=True)
+    return layers.mlp(values, "student.predictor", x, 2, TRAINING)
 
 
 MODULES = {

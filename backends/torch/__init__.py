@@ -19,8 +19,13 @@ PRECISIONS = {
 def versions() -> dict[str, str]:
     """Versions that can change a number."""
     import timm
+    import torchvision
 
-    return {"torch": torch.__version__, "timm": timm.__version__}
+    return {
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "torchvision": torchvision.__version__,
+    }
 
 
 def cuda_devices() -> int:

@@ -25,8 +25,8 @@ class Engine(core.Engine):
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
         model = METHODS[spec.method.name](spec).to(device=device, dtype=self.dtype)
         self.model = model.train()
-        for name, tensor in model.state_dict(keep_vars=True).items():
-            convert.from_array(tensor, state[name])
+        for name, slot in convert.model_slots(model).items():
+            slot.write(state[name])
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim)
 

@@ -1,16 +1,18 @@
-"""Projector and predictor: linear layers without bias and batch norm."""
+"""Projector and predictor: linear layers, with or without batch norm."""
 
 import itertools
 
 from torch import nn
 
+from triptych.backends.torch.layers import BatchNorm
 from triptych.core import parameters
-from triptych.core.config.spec import MocoV3Spec
+from triptych.core.config.spec import MethodSpec, MocoV3Spec, QueueSpec
 
 
-def projector(width: int, spec: MocoV3Spec) -> nn.Sequential:
+def projector(width: int, spec: MethodSpec) -> nn.Sequential:
     """(N, width) -> (N, output_dim)."""
-    return mlp(parameters.projector_widths(width, spec), last_norm=True)
+    widths = parameters.projector_widths(width, spec)
+    return plain_mlp(widths) if isinstance(spec, QueueSpec) else mlp(widths, last_norm=True)
 
 
 def predictor(spec: MocoV3Spec) -> nn.Sequential:
@@ -26,8 +28,20 @@ def mlp(widths: list[int], *, last_norm: bool) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(widths[:-1]):
-        layers += [nn.Linear(fan_in, fan_out, bias=False), nn.BatchNorm1d(fan_out), nn.ReLU(True)]
+        layers += [nn.Linear(fan_in, fan_out, bias=False), BatchNorm(fan_out), nn.ReLU(True)]
     layers.append(nn.Linear(widths[-2], widths[-1], bias=False))
     if last_norm:
-        layers.append(nn.BatchNorm1d(widths[-1], affine=False))
+        layers.append(BatchNorm(widths[-1], affine=False))
     return nn.Sequential(*layers)
+
+
+def plain_mlp(widths: list[int]) -> nn.Sequential:
+    """Linear layers with bias, and relu between them.
+
+    Args:
+        widths: as in ``mlp``.
+    """
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise(widths):
+        layers += [nn.Linear(fan_in, fan_out), nn.ReLU(True)]
+    return nn.Sequential(*layers[:-1])

@@ -1,28 +1,63 @@
 """Optimizers bound to named parameters; their state has canonical names."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from triptych.core.config.spec import OptimSpec
+from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.engine import Hyper
 
 
-class AdamW:
-    """PyTorch's AdamW, fused, one group: decay on every tensor that has a gradient.
+class Optimizer(ABC):
+    """``core.engine.Optimizer``, one group: what a rule does, it does to every tensor.
 
     Args:
         named: canonical name -> trainable parameter.
     """
 
+    count: int
+    """Updates done so far."""
+
     def __init__(self, named: Mapping[str, nn.Parameter], spec: OptimSpec) -> None:
         self.named = dict(named)
         self.clip_norm = spec.clip_norm
-        self._adamw = torch.optim.AdamW(
-            self.named.values(), betas=spec.betas, eps=spec.eps, fused=True
-        )
+
+    def step(self, hyper: Hyper) -> None:
+        """Clips where the spec says so, then one update."""
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.named.values(), self.clip_norm)
+        self._update(hyper)
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
         for parameter in self.named.values():
+            parameter.grad = None
+
+    def gradient_norm(self) -> Tensor:
+        """Global L2 norm of the gradients as they stand."""
+        return nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None])
+
+    @abstractmethod
+    def moments(self) -> dict[str, Tensor]:
+        """Canonical name -> moment."""
+
+    @abstractmethod
+    def _update(self, hyper: Hyper) -> None:
+        """One update with this step's rates."""
+
+    def _named(self, kind: str, tensors: Mapping[nn.Parameter, Tensor]) -> dict[str, Tensor]:
+        return {f"optimizer.{kind}.{name}": tensors[p] for name, p in self.named.items()}
+
+
+class AdamW(Optimizer):
+    """PyTorch's AdamW, fused: decay on every tensor that has a gradient."""
+
+    def __init__(self, named: Mapping[str, nn.Parameter], spec: AdamWSpec) -> None:
+        super().__init__(named, spec)
+        self._adamw = torch.optim.AdamW(named.values(), betas=spec.betas, eps=spec.eps, fused=True)
+        for parameter in named.values():
             # Made now and not at the first step, so that the state is complete from the start.
             self._adamw.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
@@ -30,24 +65,8 @@ class AdamW:
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
 
-    def step(self, hyper: Hyper) -> None:
-        """Clips where the spec says so, then one update."""
-        if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.named.values(), self.clip_norm)
-        for group in self._adamw.param_groups:
-            group.update(lr=hyper.lr, weight_decay=hyper.weight_decay)
-        self._adamw.step()
-
-    def zero_grad(self) -> None:
-        """Forgets the gradients."""
-        self._adamw.zero_grad(set_to_none=True)
-
-    def gradient_norm(self) -> Tensor:
-        """Global L2 norm of the gradients as they stand."""
-        return nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None])
-
     def moments(self) -> dict[str, Tensor]:
-        """Canonical name -> moment."""
+        """See ``Optimizer``."""
         return {
             f"optimizer.{kind}.{name}": self._adamw.state[parameter][kind]
             for kind in ("exp_avg", "exp_avg_sq")
@@ -56,7 +75,7 @@ class AdamW:
 
     @property
     def count(self) -> int:
-        """Updates done so far."""
+        """See ``Optimizer``."""
         return int(next(iter(self._adamw.state.values()))["step"])
 
     @count.setter
@@ -64,5 +83,67 @@ class AdamW:
         for state in self._adamw.state.values():
             state["step"].fill_(value)
 
+    def _update(self, hyper: Hyper) -> None:
+        for group in self._adamw.param_groups:
+            group.update(lr=hyper.lr, weight_decay=hyper.weight_decay)
+        self._adamw.step()
 
-OPTIMIZERS = {"adamw": AdamW}
+
+class Sgd(Optimizer):
+    """PyTorch's SGD with momentum, fused: decay added to the gradient of every tensor."""
+
+    def __init__(self, named: Mapping[str, nn.Parameter], spec: SgdSpec) -> None:
+        super().__init__(named, spec)
+        self.count = 0
+        self._sgd = torch.optim.SGD(named.values(), momentum=spec.momentum, fused=True)
+        for parameter in named.values():
+            self._sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def moments(self) -> dict[str, Tensor]:
+        """See ``Optimizer``."""
+        return {
+            f"optimizer.momentum_buffer.{name}": self._sgd.state[parameter]["momentum_buffer"]
+            for name, parameter in self.named.items()
+        }
+
+    def _update(self, hyper: Hyper) -> None:
+        for group in self._sgd.param_groups:
+            group.update(lr=hyper.lr, weight_decay=hyper.weight_decay)
+        self._sgd.step()
+        self.count += 1
+
+
+class Lars(Optimizer):
+    """LARS in MoCo v3's form (see ``core.reference.optim.lars``), which PyTorch has not."""
+
+    def __init__(self, named: Mapping[str, nn.Parameter], spec: LarsSpec) -> None:
+        super().__init__(named, spec)
+        self.count = 0
+        self._momentum, self._trust = spec.momentum, spec.trust_coefficient
+        self._buffers = {name: torch.zeros_like(p) for name, p in self.named.items()}
+        self._scaled = [p for p in self.named.values() if p.ndim > 1]
+
+    def moments(self) -> dict[str, Tensor]:
+        """See ``Optimizer``."""
+        return {f"optimizer.momentum_buffer.{n}": b for n, b in self._buffers.items()}
+
+    @torch.no_grad()
+    def _update(self, hyper: Hyper) -> None:
+        self._decay_and_scale(hyper.weight_decay)
+        parameters, buffers = list(self.named.values()), list(self._buffers.values())
+        torch._foreach_mul_(buffers, self._momentum)
+        torch._foreach_add_(buffers, [p.grad for p in parameters])
+        torch._foreach_add_(parameters, buffers, alpha=-hyper.lr)
+        self.count += 1
+
+    def _decay_and_scale(self, weight_decay: float) -> None:
+        """Changes the gradients of tensors of more than one dimension, in place."""
+        gradients = [p.grad for p in self._scaled]
+        torch._foreach_add_(gradients, self._scaled, alpha=weight_decay)
+        norms = torch.stack(torch._foreach_norm(self._scaled))
+        decayed = torch.stack(torch._foreach_norm(gradients))
+        ratios = torch.where((norms > 0) & (decayed > 0), self._trust * norms / decayed, 1.0)
+        torch._foreach_mul_(gradients, ratios.unbind())
+
+
+OPTIMIZERS = {"adamw": AdamW, "sgd": Sgd, "lars": Lars}

@@ -11,6 +11,8 @@ from timm.models.vision_transformer import Block
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
+from triptych.backends.torch.layers import BatchNorm
+from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
 
 
@@ -34,7 +36,10 @@ class VisionTransformer(TimmVisionTransformer):
             weight_init="skip",  # the initial values come with the state
         )
         self.pos_embed.requires_grad_(False)
-        self.patch_embed.requires_grad_(not spec.freeze_patch_embed)
+        if spec.stem == "conv":
+            self.patch_embed.proj = conv_stem(spec)
+        else:
+            self.patch_embed.requires_grad_(not spec.freeze_patch_embed)
 
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
         """All tokens after the last norm, and the raw output of chosen blocks.
@@ -60,6 +65,18 @@ class VisionTransformer(TimmVisionTransformer):
         for block in self.blocks[:-1]:
             x = block(x)
         return self.norm(class_token(self.blocks[-1], x))
+
+
+def conv_stem(spec: VitSpec) -> nn.Sequential:
+    """Takes the place of the patch projection. (N, C, H, W) -> (N, D, rows, columns)."""
+    layers: list[nn.Module] = []
+    for layer in parameters.conv_stem(spec):
+        layers += [
+            nn.Conv2d(layer.fan_in, layer.fan_out, layer.kernel, layer.stride, 1, bias=False),
+            BatchNorm(layer.fan_out),
+            nn.ReLU(True),
+        ]
+    return nn.Sequential(*layers, nn.Conv2d(spec.width, spec.width, 1))
 
 
 def class_token(block: Block, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from triptych.core.checkpoint import moco_v3
+from triptych.core.checkpoint import moco, moco_v3
 from triptych.core.checkpoint.manifest import Manifest, other_architecture
 from triptych.core.checkpoint.readers import read_file
 from triptych.core.checkpoint.retrieval import MANIFEST, latest, read
@@ -19,14 +19,11 @@ from triptych.core.engine import State
 from triptych.core.errors import UserError
 from triptych.core.parameters import table
 
-BRANCHES = ("student.", "teacher.", "optimizer.")
+BRANCHES = ("student.", "teacher.", "memory.", "optimizer.")
 """How canonical names begin."""
 
 OPTIONAL = "optimizer."
 """Weights may come with the optimizer's state; which entries, only the backend knows."""
-
-COUNT = "num_batches_tracked"
-"""The only tensors of a model that are integers."""
 
 SHOWN = 8
 """Lines printed of each kind of problem."""
@@ -45,7 +42,7 @@ class Format(Protocol):
         """The format's names and layouts."""
 
 
-FORMATS: dict[str, Format] = {"moco_v3": moco_v3}
+FORMATS: dict[str, Format] = {"moco": moco, "moco_v3": moco_v3}
 
 
 def load_weights(path: Path, spec: RunSpec) -> State:
@@ -89,13 +86,16 @@ def to_canonical(arrays: State, spec: RunSpec, path: Path) -> State:
     """Arrays under canonical names, from whichever format their names are of.
 
     Raises:
-        UserError: of none.
+        UserError: of none, or of another method's.
     """
     if any(name.startswith(BRANCHES) for name in arrays):
         return arrays
     for known in FORMATS.values():
         if known.matches(arrays):
-            return known.to_canonical(arrays, spec)
+            try:
+                return known.to_canonical(arrays, spec)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
     some = ", ".join(list(arrays)[:3]) or "nothing"
     raise UserError(
         f"{path}: holds {some}: names of no known format (canonical, {', '.join(FORMATS)})"
@@ -129,7 +129,7 @@ def mismatches(state: State, spec: RunSpec) -> list[str]:
             [
                 f"{n}: expected floating-point numbers, got {state[n].dtype}"
                 for n in common
-                if state[n].dtype.kind != "f" and not n.endswith(COUNT)
+                if state[n].dtype.kind != "f" and params[n].init.kind != "count"
             ],
         ),
         *_capped("not finite:", [n for n, a in state.items() if not np.isfinite(a).all()]),

@@ -1,9 +1,9 @@
 """The ``model`` section: encoders."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from triptych.core.config.fields import (
     Bool,
@@ -14,32 +14,66 @@ from triptych.core.config.fields import (
     Section,
 )
 
-VIT_PRESETS: dict[str, dict[str, int]] = {
+VIT_PRESETS: dict[str, dict[str, int | str]] = {
     "vit_tiny": {"width": 192, "depth": 12, "heads": 3},
     "vit_small": {"width": 384, "depth": 12, "heads": 12},  # MoCo v3 gives ViT-S 12 heads, not 6
     "vit_base": {"width": 768, "depth": 12, "heads": 12},
     "vit_large": {"width": 1024, "depth": 24, "heads": 16},
+    # The convolutional stem takes the place of one block (MoCo v3, section 5).
+    "vit_conv_small": {"width": 384, "depth": 11, "heads": 12, "stem": "conv"},
+    "vit_conv_base": {"width": 768, "depth": 11, "heads": 12, "stem": "conv"},
     "vit": {},
 }
 
+RESNET_DEPTHS: dict[str, tuple[int, int, int, int]] = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+"""Blocks of each of the four stages."""
 
-class VitSpec(Section):
-    """A vision transformer with timm's names and shapes."""
 
-    name: Literal["vit", "vit_tiny", "vit_small", "vit_base", "vit_large"]
-    """A named size fills width, depth and heads; "vit" wants them given."""
+class EncoderSpec(Section):
+    """What every encoder has."""
+
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224
     """Pixels: one number for a square, or [height, width]."""
     channels: Channels = 3
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of an image, pixels."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+
+class VitSpec(EncoderSpec):
+    """A vision transformer with timm's names and shapes."""
+
+    name: Literal[
+        "vit",
+        "vit_tiny",
+        "vit_small",
+        "vit_base",
+        "vit_large",
+        "vit_conv_small",
+        "vit_conv_base",
+    ]
+    """A named size fills width, depth, heads and stem; "vit" wants the first three given."""
     patch_size: PositiveInt = 16
     width: PositiveInt
     """Width of the residual stream; divisible by heads and by 4 (position table)."""
     depth: PositiveInt
     heads: PositiveInt
     mlp_ratio: PositiveInt = 4
-    stem: Literal["patch"] = "patch"
+    stem: Literal["patch", "conv"] = "patch"
+    """patch: one projection of each patch. conv: four 3x3 convolutions of stride 2, each with
+    batch norm and ReLU, then a 1x1 convolution (arXiv 2106.14881)."""
     freeze_patch_embed: Bool = True
-    """Keep the random patch projection fixed (MoCo v3, section 4.1)."""
+    """Keep the random patch projection fixed (MoCo v3, section 4.1); a conv stem is always
+    trained."""
     layer_norm_eps: PositiveFloat = 1e-6
 
     @model_validator(mode="before")
@@ -54,6 +88,14 @@ class VitSpec(Section):
             yield KeyedError("heads", f"width {self.width} is not divisible by heads {self.heads}")
         if self.width % 4:
             yield KeyedError("width", f"width {self.width} is not divisible by 4 (position table)")
+        if self.stem == "conv" and self.width % 8:
+            yield KeyedError("width", f"width {self.width} is not divisible by 8 (stem conv)")
+        if self.stem == "conv" and self.patch_size != 16:
+            yield KeyedError(
+                "patch_size",
+                f"stem conv halves an image four times: patch_size must be 16, is "
+                f"{self.patch_size}",
+            )
         for size in dict.fromkeys(self.size):
             if size % self.patch_size:
                 yield KeyedError(
@@ -62,12 +104,52 @@ class VitSpec(Section):
                 )
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of an image, pixels."""
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else size
-
-    @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of the patch grid."""
         return self.size[0] // self.patch_size, self.size[1] // self.patch_size
+
+    @property
+    def features(self) -> int:
+        """Width of the feature of an image: the class token."""
+        return self.width
+
+
+class ResnetSpec(EncoderSpec):
+    """A residual network with torchvision's names and shapes (arXiv 1512.03385).
+
+    In bottlenecks the stride is that of the 3x3 convolution ("version 1.5").
+    """
+
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+    width: PositiveInt = 64
+    """Channels of the first stage; each later stage has twice as many."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """imagenet: 7x7 convolution of stride 2, then a 3x3 maximum of stride 2. small: one 3x3
+    convolution of stride 1, for images of a few dozen pixels."""
+    zero_init_residual: Bool = False
+    """Start the gain of each block's last norm at 0: every block is the identity at first."""
+    init: Literal["fan_out", "fan_in"] = "fan_out"
+    """Convolutions start as N(0, sqrt(2 / fan)). fan_out: PyTorch's. fan_in: Paddle's."""
+
+    @property
+    def depths(self) -> tuple[int, int, int, int]:
+        """Blocks of each stage."""
+        return RESNET_DEPTHS[self.name]
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether blocks are of three convolutions (1x1, 3x3, 1x1) and not of two (3x3)."""
+        return self.name not in ("resnet18", "resnet34")
+
+    @property
+    def expansion(self) -> int:
+        """Channels that leave a block over those inside it."""
+        return 4 if self.bottleneck else 1
+
+    @property
+    def features(self) -> int:
+        """Width of the feature of an image: the last stage's channels, averaged over positions."""
+        return self.width * 8 * self.expansion
+
+
+ModelSpec = Annotated[VitSpec | ResnetSpec, Field(discriminator="name")]

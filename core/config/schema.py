@@ -94,6 +94,19 @@ def tags(node: Schema) -> list[str]:
     return list(node["discriminator"]["mapping"])
 
 
+def owners(path: KeyPath) -> tuple[str, list[str]]:
+    """Of the union at ``path[:-1]``: its discriminator, and the tags of members with the last key.
+
+    Where there is no union the list is empty.
+    """
+    node = schema()
+    for part in path[:-1]:
+        node = child(node, part)
+    union = node.get("discriminator", {"propertyName": "", "mapping": {}})
+    members = {tag: resolve({"$ref": ref}) for tag, ref in union["mapping"].items()}
+    return union["propertyName"], [t for t, m in members.items() if path[-1] in properties(m)]
+
+
 def resolve(node: Schema) -> Schema:
     """Follows a reference, if the node is one."""
     if not node.get("$ref"):

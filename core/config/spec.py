@@ -25,10 +25,8 @@ from triptych.core.config.augment import (
 from triptych.core.config.fields import (
     Bool,
     Channels,
-    Decay,
     Int,
     KeyedError,
-    NonNegativeFloat,
     NonNegativeInt,
     One,
     PositiveFloat,
@@ -36,30 +34,43 @@ from triptych.core.config.fields import (
     Section,
     Str,
 )
-from triptych.core.config.method import MocoV3Spec
-from triptych.core.config.model import VIT_PRESETS, VitSpec
+from triptych.core.config.method import MethodSpec, MocoV1Spec, MocoV2Spec, MocoV3Spec, QueueSpec
+from triptych.core.config.model import VIT_PRESETS, EncoderSpec, ModelSpec, ResnetSpec, VitSpec
+from triptych.core.config.optim import AdamWSpec, AnyOptimSpec, LarsSpec, OptimSpec, SgdSpec
 
 __all__ = [
     "VIT_PRESETS",
+    "AdamWSpec",
+    "AnyOptimSpec",
     "AugmentOp",
     "AugmentSpec",
+    "BatchNormSpec",
     "CheckpointSpec",
     "ColorJitter",
     "DataSpec",
+    "EncoderSpec",
     "EvaluateSpec",
     "GaussianBlur",
     "Grayscale",
     "HorizontalFlip",
     "KeyedError",
+    "LarsSpec",
     "LogSpec",
+    "MethodSpec",
+    "MocoV1Spec",
+    "MocoV2Spec",
     "MocoV3Spec",
+    "ModelSpec",
     "Op",
     "OptimSpec",
     "ParallelSpec",
+    "QueueSpec",
     "RandomAffine",
     "RandomResizedCrop",
+    "ResnetSpec",
     "RunSpec",
     "Section",
+    "SgdSpec",
     "Solarize",
     "TrainSpec",
     "VitSpec",
@@ -99,38 +110,13 @@ class DataSpec(Section):
             yield KeyedError("list", "data.name image_list needs data.list, the CSV or text file")
 
 
-class OptimSpec(Section):
-    """Optimizer and its schedules."""
+class BatchNormSpec(Section):
+    """Over which images batch norm takes its statistics."""
 
-    name: Literal["adamw"] = "adamw"
-    lr: PositiveFloat = 1.5e-4
-    """Base learning rate; see scale_lr_by."""
-    scale_lr_by: PositiveInt | None = 256
-    """Linear rule: peak = lr * batch_size / scale_lr_by; null: peak = lr."""
-    weight_decay: NonNegativeFloat = 0.1
-    """Decoupled; on every tensor that has a gradient, biases and norms included (MoCo v3)."""
-    weight_decay_end: NonNegativeFloat | None = None
-    """Half-cosine from weight_decay to this value; null: constant."""
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
-    clip_norm: PositiveFloat | None = None
-    """Clip the global L2 norm of the gradients; null: no clipping."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up."""
-    warmup_epochs: NonNegativeFloat | None = None
-    warmup_steps: NonNegativeInt | None = None
-    end_lr: NonNegativeFloat = 0.0
-    per: Literal["step", "epoch"] = "step"
-    """Whether schedules advance with every step or once per epoch."""
-
-    def contradictions(self) -> Iterator[KeyedError]:
-        """One warm-up in two units."""
-        if self.warmup_epochs is not None and self.warmup_steps is not None:
-            yield KeyedError(
-                "warmup_steps",
-                f"warmup_epochs is {self.warmup_epochs:g} and warmup_steps {self.warmup_steps}: "
-                "set one of them to null",
-            )
+    virtual_ranks: PositiveInt = 1
+    """Split the batch into so many contiguous parts, each normalised by itself, as that many
+    devices with a norm of their own each would; running statistics are those of the first part.
+    1: over the whole batch."""
 
 
 class TrainSpec(Section):
@@ -213,9 +199,10 @@ class RunSpec(Section):
     """CPU threads of the framework; auto: the cores this process may use."""
     data: DataSpec = DataSpec()
     augment: AugmentSpec = AugmentSpec()
-    model: VitSpec
-    method: MocoV3Spec
-    optim: OptimSpec = OptimSpec()
+    model: ModelSpec
+    batch_norm: BatchNormSpec = BatchNormSpec()
+    method: MethodSpec
+    optim: AnyOptimSpec = AdamWSpec()
     train: TrainSpec
     log: LogSpec = LogSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
@@ -245,13 +232,8 @@ class RunSpec(Section):
                     f"augment.{name}",
                     f"{count} values for {channels} channels: give one, or one each",
                 )
-        for unit in ("epochs", "steps"):
-            warmup, length = getattr(self.optim, f"warmup_{unit}"), getattr(self.train, unit)
-            if warmup is not None and length is not None and warmup > length:
-                yield KeyedError(
-                    f"optim.warmup_{unit}",
-                    f"a warm-up of {warmup:g} {unit} is longer than the run of {length} {unit}",
-                )
+        yield from self._schedule_contradictions()
+        yield from self._batch_contradictions()
         if self.evaluate.every and self.data.name == "image_list":
             yield KeyedError(
                 "evaluate.every", "a list has no held-out images for k-NN; set 0: never"
@@ -260,4 +242,38 @@ class RunSpec(Section):
             yield KeyedError(
                 "evaluate.every",
                 "k-NN needs data.eval_root, a folder of held-out images; or set 0: never",
+            )
+
+    def _schedule_contradictions(self) -> Iterator[KeyedError]:
+        for unit in ("epochs", "steps"):
+            warmup, length = getattr(self.optim, f"warmup_{unit}"), getattr(self.train, unit)
+            if warmup is not None and length is not None and warmup > length:
+                yield KeyedError(
+                    f"optim.warmup_{unit}",
+                    f"a warm-up of {warmup:g} {unit} is longer than the run of {length} {unit}",
+                )
+            last = max(self.optim.milestones, default=0.0)
+            if length is not None and last >= length:
+                yield KeyedError(
+                    "optim.milestones",
+                    f"{last:g} is not before the end of the run of {length} {unit}",
+                )
+
+    def _batch_contradictions(self) -> Iterator[KeyedError]:
+        batch, ranks = self.train.batch_size, self.batch_norm.virtual_ranks
+        if batch % ranks:
+            yield KeyedError(
+                "batch_norm.virtual_ranks",
+                f"train.batch_size {batch} is not divisible by {ranks}",
+            )
+        elif batch == ranks > 1:
+            yield KeyedError(
+                "batch_norm.virtual_ranks",
+                f"{ranks} parts of a batch of {batch} hold one image each; batch norm needs 2",
+            )
+        if isinstance(self.method, QueueSpec) and self.method.queue_size < batch:
+            yield KeyedError(
+                "method.queue_size",
+                f"{self.method.queue_size}: smaller than train.batch_size {batch}, so a step's "
+                "keys would overwrite each other",
             )

@@ -78,8 +78,12 @@ def _wrong(root: Node, path: KeyPath, node: schema.Schema) -> str:
 
 def _unknown(path: KeyPath, parent: schema.Schema) -> str:
     key, names = path[-1], list(schema.properties(parent))
+    tag, owners = schema.owners(path)
+    if owners:
+        return f"unknown key: only where {dotted((*path[:-1], tag))} is {', '.join(owners)}"
     elsewhere = [other for other in _all_keys() if other.endswith(f".{key}")]
-    hint = _hint(key, names) or (f" (did you mean {elsewhere[0]!r}?)" if elsewhere else "")
+    # The very key in another section tells more than one that is only spelled alike.
+    hint = (f" (did you mean {elsewhere[0]!r}?)" if elsewhere else "") or _hint(key, names)
     return f"unknown key{hint or '; expected one of ' + ', '.join(names)}"
 
 

@@ -10,75 +10,11 @@ from triptych.core import algorithms, parameters
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
 from triptych.core.engine import Array, Batch, Context, Hyper, Outcome, Slot, State, Tensor
-from triptych.core.reference import modules, ops
-from triptych.core.reference.optim import adamw, clip_coefficient
-
-
-class Model:
-    """``core.engine.Model``; ``values`` holds every tensor by its canonical name."""
-
-    def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
-        self.spec, self.values = spec, values
-        self._teacher = [
-            p.name for p in parameters.table(spec) if p.name.startswith("teacher.") and not p.buffer
-        ]
-
-    def branch(self, name: str, view: Tensor, *, training: bool = True) -> Tensor:
-        """Encoder and projector. (N, C, H, W) -> (N, D)."""
-        tokens = modules.vit(self.values, f"{name}.encoder", view, self.spec.model)["final"]
-        layers = self.spec.method.projector_layers
-        return modules.mlp(
-            self.values, f"{name}.projector", tokens[:, 0], layers, training=training
-        )
-
-    def query(self, view: Tensor) -> Tensor:
-        """See ``core.engine.Model``."""
-        layers = self.spec.method.predictor_layers
-        x = self.branch("student", view)
-        return modules.mlp(self.values, "student.predictor", x, layers, training=True)
-
-    def key(self, view: Tensor) -> Tensor:
-        """See ``core.engine.Model``."""
-        return self.branch("teacher", view)
-
-    def update_teacher(self, momentum: float) -> None:
-        """See ``core.engine.Model``."""
-        for name in self._teacher:
-            source = getval(self.values[name.replace("teacher.", "student.", 1)])
-            self.values[name] = momentum * self.values[name] + (1.0 - momentum) * source
-
-
-class Optimizer:
-    """AdamW over the trainable values."""
-
-    def __init__(self, engine: "Engine") -> None:
-        self._engine = engine
-        self.count = 0
-        self.moments = {
-            f"optimizer.{kind}.{name}": np.zeros_like(engine.model.values[name])
-            for kind in ("exp_avg", "exp_avg_sq")
-            for name in engine.trainable
-        }
-
-    def step(self, hyper: Hyper) -> None:
-        """See ``core.engine.Optimizer``."""
-        spec, grads = self._engine.spec.optim, self._engine.grads
-        factor = 1.0
-        if spec.clip_norm is not None:
-            factor = clip_coefficient(list(grads.values()), spec.clip_norm)
-        self.count += 1
-        for name, gradient in grads.items():
-            adamw(
-                self._engine.model.values[name],
-                gradient * factor,
-                self.moments[f"optimizer.exp_avg.{name}"],
-                self.moments[f"optimizer.exp_avg_sq.{name}"],
-                count=self.count,
-                lr=hyper.lr,
-                betas=spec.betas,
-                eps=spec.eps,
-                weight_decay=hyper.weight_decay,
-            )
+from triptych.core.reference import ops
+from triptych.core.reference.encoders import encode
+from triptych.core.reference.layers import EVALUATION
+from triptych.core.reference.model import Model
+from triptych.core.reference.optim import Optimizer
 
 
 class Engine(core.Engine):
@@ -92,7 +28,9 @@ class Engine(core.Engine):
         self.model = Model(spec, {p.name: self.tensor(state[p.name]) for p in table})
         self.trainable = [p.name for p in table if p.trainable]
         self.grads: State = {}
-        self.optimizer = Optimizer(self)
+        self.optimizer = Optimizer(
+            spec.optim, self.model.values, lambda: self.grads, self.trainable
+        )
 
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -144,12 +82,13 @@ class Engine(core.Engine):
     ) -> dict[str, Array]:
         """See ``core.engine.Engine``."""
         x = self.tensor(images)
-        found = modules.vit(self.model.values, f"{branch}.encoder", x, self.spec.model)
+        values, model = self.model.values, self.spec.model
+        found = encode(values, f"{branch}.encoder", x, model, EVALUATION)
         wanted = {name: found[name] for name in ("final", *(f"layer{i}" for i in layers))}
         pick = {"cls": lambda t: t[:, 0], "mean": lambda t: t[:, 1:].mean(1), "all": lambda t: t}
         features = {name: pick[tokens](value) for name, value in wanted.items()}
         if projection:
-            features["projection"] = self.model.branch(branch, x, training=False)
+            features["projection"] = self.model.branch(branch, x, EVALUATION)
         return features
 
     def _differentiate(self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper) -> Outcome:

@@ -1,8 +1,10 @@
 """``core.engine.Ops`` in NumPy."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import autograd.numpy as np
+from autograd.tracer import getval
 
 from triptych.core.engine import Array, Tensor
 
@@ -27,6 +29,28 @@ def cross_entropy(logits: Tensor, labels: Tensor, /) -> Tensor:
 def labels(values: Array, like: Tensor, /) -> Tensor:
     """See ``core.engine.Ops``."""
     return values
+
+
+def accuracy(logits: Tensor, labels: Tensor, /, *, top: Sequence[int]) -> tuple[Tensor, ...]:
+    """See ``core.engine.Ops``."""
+    logits = getval(logits)
+    others = np.sum(logits >= logits[np.arange(len(labels)), labels][:, None], axis=1) - 1
+    return tuple(100.0 * np.mean(others < k) for k in top)
+
+
+def row_dot(a: Tensor, b: Tensor, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    return np.sum(a * b, axis=1, keepdims=True)
+
+
+def gather_rows(x: Tensor, index: Array, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    return x[index]
+
+
+def concat(parts: Sequence[Tensor], /, *, axis: int) -> Tensor:
+    """See ``core.engine.Ops``."""
+    return np.concatenate(parts, axis=axis)
 
 
 def no_grad() -> AbstractContextManager[None]:

@@ -1,8 +1,11 @@
 """Update rules in NumPy, one tensor at a time, in place."""
 
+from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
 
-from triptych.core.engine import Array
+from triptych.core.config.spec import AdamWSpec, AnyOptimSpec, SgdSpec
+from triptych.core.engine import Array, Hyper, State
 
 
 def adamw(
@@ -30,7 +33,111 @@ def adamw(
     value -= lr * mean / scale
 
 
+def sgd(
+    value: Array,
+    gradient: Array,
+    momentum_buffer: Array,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """Momentum SGD, decay added to the gradient, learning rate outside the buffer (MoCo v1, v2)."""
+    momentum_buffer *= momentum
+    momentum_buffer += gradient + weight_decay * value
+    value -= lr * momentum_buffer
+
+
+def lars(
+    value: Array,
+    gradient: Array,
+    momentum_buffer: Array,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    trust_coefficient: float,
+) -> None:
+    """LARS (arXiv 1708.03888) in MoCo v3's form: lr outside the buffer, no epsilon.
+
+    Tensors of at most one dimension follow plain momentum SGD without decay.
+    """
+    if value.ndim > 1:
+        gradient = gradient + weight_decay * value
+        norms = float(np.linalg.norm(value)), float(np.linalg.norm(gradient))
+        ratio = trust_coefficient * norms[0] / norms[1] if all(norms) else 1.0
+        gradient = ratio * gradient
+    momentum_buffer *= momentum
+    momentum_buffer += gradient
+    value -= lr * momentum_buffer
+
+
 def clip_coefficient(gradients: list[Array], max_norm: float) -> float:
     """Factor on all gradients to clip their global L2 norm: min(1, max_norm / (norm + 1e-6))."""
     norm = np.sqrt(sum(float(np.sum(g * g)) for g in gradients))
     return min(1.0, max_norm / (float(norm) + 1e-6))
+
+
+class Optimizer:
+    """``core.engine.Optimizer``: the rule that the spec names, over the trainable values.
+
+    Args:
+        values: all tensors by name; those that are trained are changed in place.
+        gradients: gives the gradients of the step.
+        trainable: names.
+    """
+
+    def __init__(
+        self,
+        spec: AnyOptimSpec,
+        values: Mapping[str, Array],
+        gradients: Callable[[], State],
+        trainable: Sequence[str],
+    ) -> None:
+        self.spec, self._values, self._gradients = spec, values, gradients
+        self.count = 0
+        kinds = ("exp_avg", "exp_avg_sq") if spec.name == "adamw" else ("momentum_buffer",)
+        self.moments = {
+            f"optimizer.{kind}.{name}": np.zeros_like(values[name])
+            for kind in kinds
+            for name in trainable
+        }
+
+    def step(self, hyper: Hyper) -> None:
+        """See ``core.engine.Optimizer``."""
+        gradients, factor = self._gradients(), 1.0
+        if self.spec.clip_norm is not None:
+            factor = clip_coefficient(list(gradients.values()), self.spec.clip_norm)
+        self.count += 1
+        for name, gradient in gradients.items():
+            self._update(name, factor * gradient, hyper)
+
+    def _update(self, name: str, gradient: Array, hyper: Hyper) -> None:
+        spec, value = self.spec, self._values[name]
+        lr, decay = hyper.lr, hyper.weight_decay
+        if isinstance(spec, AdamWSpec):
+            adamw(
+                value,
+                gradient,
+                self.moments[f"optimizer.exp_avg.{name}"],
+                self.moments[f"optimizer.exp_avg_sq.{name}"],
+                count=self.count,
+                lr=lr,
+                betas=spec.betas,
+                eps=spec.eps,
+                weight_decay=decay,
+            )
+            return
+        buffer, momentum = self.moments[f"optimizer.momentum_buffer.{name}"], spec.momentum
+        if isinstance(spec, SgdSpec):
+            sgd(value, gradient, buffer, lr=lr, momentum=momentum, weight_decay=decay)
+        else:
+            lars(
+                value,
+                gradient,
+                buffer,
+                lr=lr,
+                momentum=momentum,
+                weight_decay=decay,
+                trust_coefficient=spec.trust_coefficient,
+            )

@@ -1,0 +1,67 @@
+"""MoCo v1 and v2: the order of one step over ``ops`` (arXiv 1911.05722, algorithm 1; 2003.04297).
+
+The two differ in their heads, temperature and augmentation, which are all in the spec.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+
+from triptych.core.config.spec import QueueSpec, RunSpec
+from triptych.core.engine import Array, Hyper, Ops, Outcome, QueueModel, Tensor
+from triptych.core.losses import queue_logits
+from triptych.core.random import stream
+
+
+def chance(spec: RunSpec) -> float:
+    """Loss when every key is as likely as the positive one: ln(1 + K)."""
+    return math.log(1 + cast(QueueSpec, spec.method).queue_size)
+
+
+def draws(spec: RunSpec, step: int) -> dict[str, Array]:
+    """``shuffle_perm``, (N,) int64: the order in which the key encoder sees the images."""
+    order = stream(spec.seed, "shuffle", step).permutation(spec.train.batch_size)
+    return {"shuffle_perm": order}
+
+
+def forward(
+    ops: Ops,
+    model: QueueModel,
+    views: tuple[Tensor, ...],
+    draws: Mapping[str, Array],
+    hyper: Hyper,
+    spec: QueueSpec,
+) -> Outcome:
+    """Queries, then the EMA, then shuffled keys, then the loss against keys and queue.
+
+    Args:
+        views: two of (N, C, H, W), for queries and for keys.
+    """
+    query = model.query(views[0])
+    with ops.no_grad():
+        # The teacher takes the student's weights from before this step's update (section 3.2).
+        model.update_teacher(hyper.ema)
+        # Shuffled, a key's batch norm sees other images than its query's did (section 3.3).
+        order = draws["shuffle_perm"]
+        shuffled = ops.l2_normalize(model.key(ops.gather_rows(views[1], order)))
+        key = ops.gather_rows(shuffled, np.argsort(order))
+    logits = queue_logits(ops, query, key, model.memory.queue, temperature=spec.temperature)
+    labels = ops.labels(np.zeros(len(query), np.int64), logits)
+    top1, top5 = ops.accuracy(logits, labels, top=(1, 5))
+    return Outcome(
+        ops.cross_entropy(logits, labels),
+        {"acc1": top1, "acc5": top5},
+        {"q_raw": query, "key": key},
+    )
+
+
+def finish(ops: Ops, model: QueueModel, outcome: Outcome, hyper: Hyper) -> None:
+    """The step's keys enter the queue.
+
+    Not before the backward pass is done, which reads the queue as the forward pass saw it. PyTorch
+    and Paddle would refuse, OneFlow would give wrong gradients without a word; a copy of the queue
+    would do as well, and cost one.
+    """
+    model.memory.enqueue(outcome.features["key"])

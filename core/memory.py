@@ -1,0 +1,33 @@
+"""Where the keys of a step go in the queue of MoCo (arXiv 1911.05722, section 3.2).
+
+Plain integers, kept on the host: nothing has to wait for a device to know them. The queue itself
+is a tensor of the backend, (C, K), a key in each of its K columns.
+"""
+
+from collections.abc import Iterator
+
+
+def segments(pointer: int, count: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Columns that keys overwrite, and which keys, in one piece or in two.
+
+    Key i goes to column (pointer + i) mod size: always over the oldest ones.
+
+    Args:
+        pointer: first column, 0 <= pointer < size.
+        count: keys of the step over all ranks, at most ``size``.
+        size: columns of the queue.
+
+    Raises:
+        ValueError: more keys than columns; or a pointer outside the queue.
+    """
+    if not 0 <= pointer < size or count > size:
+        raise ValueError(f"queue of {size}: cannot take {count} keys at column {pointer}")
+    first = min(count, size - pointer)
+    yield slice(pointer, pointer + first), slice(0, first)
+    if first < count:
+        yield slice(0, count - first), slice(first, count)
+
+
+def advance(pointer: int, count: int, size: int) -> int:
+    """The column where the next step's keys begin."""
+    return (pointer + count) % size

@@ -1,0 +1,40 @@
+"""Initial values, drawn with NumPy from the run's seed: the same on every backend."""
+
+import numpy as np
+
+from triptych.core.engine import Array
+from triptych.core.parameters.param import Param
+from triptych.core.random import stream
+
+
+def initial_value(param: Param, seed: int) -> Array:
+    """Draws one tensor in float64 and rounds it to float32, so that all precisions start alike."""
+    init = param.init
+    if init.kind == "count":
+        return np.zeros(param.shape, np.int64)
+    if init.kind == "constant":
+        return np.full(param.shape, init.value, np.float32)
+    if init.kind == "sincos":
+        return sincos_2d(*init.grid, param.shape[-1])
+    rng = stream(seed, f"init/{param.name}")
+    if init.kind == "uniform":
+        return rng.uniform(-init.value, init.value, param.shape).astype(np.float32)
+    value: Array = rng.standard_normal(param.shape)
+    scale = init.value
+    if init.kind == "unit_columns":
+        scale = 1.0 / np.linalg.norm(value, axis=0)
+    return (value * scale).astype(np.float32)
+
+
+def sincos_2d(rows: int, columns: int, width: int) -> Array:
+    """MoCo v3's position table: class token zero, then row-major patches.
+
+    The patch at (r, c) holds [sin(r w), cos(r w), sin(c w), cos(c w)], each of width/4 channels,
+    with w_k = 10000^(-k / (width/4)). (1, 1 + rows*columns, width), float32.
+    """
+    omega = 10000.0 ** (-np.arange(width // 4) / (width // 4))
+    r, c = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    row, column = r.reshape(-1, 1) * omega, c.reshape(-1, 1) * omega
+    patches = np.concatenate([np.sin(row), np.cos(row), np.sin(column), np.cos(column)], axis=1)
+    table: Array = np.concatenate([np.zeros((1, width)), patches])[None].astype(np.float32)
+    return table

@@ -1,0 +1,72 @@
+"""The tensors of a vision transformer, under timm's names, with MoCo v3's initial values."""
+
+import itertools
+import math
+
+from triptych.core.config.spec import VitSpec
+from triptych.core.parameters.param import (
+    ZEROS,
+    ConvNorm,
+    Init,
+    Param,
+    linear,
+    norm,
+    torch_default,
+    xavier,
+)
+
+
+def vit_params(spec: VitSpec) -> list[Param]:
+    """All tensors, in forward order (the bounds are the reference's own)."""
+    d, hidden = spec.width, spec.width * spec.mlp_ratio
+    positions = (1, 1 + math.prod(spec.grid), d)
+    params = [
+        Param("cls_token", (1, 1, d), Init("normal", 1e-6)),
+        Param("pos_embed", positions, Init("sincos", grid=spec.grid), trainable=False),
+        *(_conv_stem_params(spec) if spec.stem == "conv" else _patch_params(spec)),
+    ]
+    for i in range(spec.depth):
+        block = f"blocks.{i}."
+        params += [
+            *norm(block + "norm1", d),
+            # Query, key and value are three D x D matrices for the bound.
+            *linear(block + "attn.qkv", d, 3 * d, xavier(d, d)),
+            *linear(block + "attn.proj", d, d, xavier(d, d)),
+            *norm(block + "norm2", d),
+            *linear(block + "mlp.fc1", d, hidden, xavier(d, hidden)),
+            *linear(block + "mlp.fc2", hidden, d, xavier(hidden, d)),
+        ]
+    return [*params, *norm("norm", d)]
+
+
+def conv_stem(spec: VitSpec) -> list[ConvNorm]:
+    """The four convolutions that take the place of the patch projection, each followed by ReLU.
+
+    Behind them stands ``patch_embed.proj.12``, 1x1 and with a bias (arXiv 2106.14881; the names
+    are those of a sequential module).
+    """
+    widths = [spec.channels, *(spec.width // k for k in (8, 4, 2, 1))]
+    return [
+        ConvNorm(f"patch_embed.proj.{3 * i}", f"patch_embed.proj.{3 * i + 1}", *pair, 3, 2)
+        for i, pair in enumerate(itertools.pairwise(widths))
+    ]
+
+
+def _conv_stem_params(spec: VitSpec) -> list[Param]:
+    d, last = spec.width, "patch_embed.proj.12"
+    layers = conv_stem(spec)
+    return [
+        *(p for layer in layers for p in layer.params(torch_default(9 * layer.fan_in))),
+        Param(f"{last}.weight", (d, d, 1, 1), torch_default(d)),
+        Param(f"{last}.bias", (d,), torch_default(d)),
+    ]
+
+
+def _patch_params(spec: VitSpec) -> list[Param]:
+    d, patch = spec.width, spec.patch_size
+    fan_in, free = spec.channels * patch**2, not spec.freeze_patch_embed
+    weight, shape = "patch_embed.proj.weight", (d, spec.channels, patch, patch)
+    return [
+        Param(weight, shape, xavier(fan_in, d), trainable=free),
+        Param("patch_embed.proj.bias", (d,), ZEROS, trainable=free),
+    ]

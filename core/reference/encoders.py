@@ -1,0 +1,147 @@
+"""Encoders as functions of (values by canonical name, images).
+
+Each gives all tokens, (N, 1+L, D), by name: "layer<i>" (raw, of a block or a ResNet's stage) and
+"final", the first of which is the feature of the image.
+
+Shape letters: N images, C channels, L tokens, D width, H heads.
+"""
+
+from collections.abc import MutableMapping
+
+import autograd.numpy as np
+
+from triptych.core import parameters
+from triptych.core.config.spec import ModelSpec, ResnetSpec, VitSpec
+from triptych.core.engine import Tensor
+from triptych.core.parameters import ConvNorm, ResidualBlock
+from triptych.core.reference.layers import (
+    EVALUATION,
+    Norms,
+    Values,
+    batch_norm,
+    convolution,
+    gelu,
+    layer_norm,
+    linear,
+    max_pool,
+    relu,
+)
+
+
+def encode(
+    values: MutableMapping[str, Tensor], name: str, images: Tensor, spec: ModelSpec, norms: Norms
+) -> dict[str, Tensor]:
+    """Whichever encoder the spec names."""
+    if isinstance(spec, VitSpec):
+        return vit(values, name, images, spec, norms)
+    return resnet(values, name, images, spec, norms)
+
+
+def attention(values: Values, name: str, x: Tensor, heads: int) -> Tensor:
+    """Self-attention; qkv is three contiguous thirds, each of contiguous heads. (N, L, D)."""
+    n, length, width = x.shape
+    qkv = np.reshape(linear(values, f"{name}.qkv", x), (n, length, 3, heads, width // heads))
+    q, k, v = np.transpose(qkv, (2, 0, 3, 1, 4))  # each (N, H, L, D/H)
+    scores = q @ np.swapaxes(k, -1, -2) / np.sqrt(width // heads)
+    weights = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
+    weights = weights / np.sum(weights, axis=-1, keepdims=True)
+    mixed = np.reshape(np.transpose(weights @ v, (0, 2, 1, 3)), (n, length, width))
+    return linear(values, f"{name}.proj", mixed)
+
+
+def block(values: Values, name: str, x: Tensor, spec: VitSpec) -> Tensor:
+    """Pre-norm transformer block. (N, L, D)."""
+    eps = spec.layer_norm_eps
+    x = x + attention(
+        values, f"{name}.attn", layer_norm(values, f"{name}.norm1", x, eps), spec.heads
+    )
+    hidden = gelu(linear(values, f"{name}.mlp.fc1", layer_norm(values, f"{name}.norm2", x, eps)))
+    return x + linear(values, f"{name}.mlp.fc2", hidden)
+
+
+def patch_embed(values: Values, name: str, images: Tensor, spec: VitSpec) -> Tensor:
+    """Non-overlapping patches, row-major, projected. (N, C, H, W) -> (N, L, D)."""
+    n, channels = images.shape[:2]
+    (rows, columns), p = spec.grid, spec.patch_size
+    x = np.reshape(images, (n, channels, rows, p, columns, p))
+    x = np.reshape(np.transpose(x, (0, 2, 4, 1, 3, 5)), (n, rows * columns, channels * p * p))
+    weight = np.reshape(values[f"{name}.weight"], (spec.width, -1))
+    return x @ weight.T + values[f"{name}.bias"]
+
+
+def conv_stem(
+    values: MutableMapping[str, Tensor], name: str, images: Tensor, spec: VitSpec, norms: Norms
+) -> Tensor:
+    """Convolutions in the place of the patch projection. (N, C, H, W) -> (N, L, D)."""
+    x = images
+    for layer in parameters.conv_stem(spec):
+        x = relu(conv_norm(values, name, layer, x, norms))
+    tokens = _tokens(x)
+    last = f"{name}.patch_embed.proj.12"
+    return tokens @ values[f"{last}.weight"][:, :, 0, 0].T + values[f"{last}.bias"]
+
+
+def vit(
+    values: MutableMapping[str, Tensor],
+    name: str,
+    images: Tensor,
+    spec: VitSpec,
+    norms: Norms = EVALUATION,
+) -> dict[str, Tensor]:
+    """A vision transformer; also "patch_embed", (N, L, D), before positions are added."""
+    if spec.stem == "conv":
+        patches = conv_stem(values, name, images, spec, norms)
+    else:
+        patches = patch_embed(values, f"{name}.patch_embed.proj", images, spec)
+    token = np.tile(values[f"{name}.cls_token"], (len(images), 1, 1))
+    x = np.concatenate([token, patches], axis=1) + values[f"{name}.pos_embed"]
+    found = {"patch_embed": patches}
+    for i in range(spec.depth):
+        x = block(values, f"{name}.blocks.{i}", x, spec)
+        found[f"layer{i}"] = x
+    return {**found, "final": layer_norm(values, f"{name}.norm", x, spec.layer_norm_eps)}
+
+
+def conv_norm(
+    values: MutableMapping[str, Tensor], name: str, layer: ConvNorm, x: Tensor, norms: Norms
+) -> Tensor:
+    """A convolution and its batch norm. name: of the encoder."""
+    weight = values[f"{name}.{layer.conv}.weight"]
+    x = convolution(weight, x, stride=layer.stride, padding=layer.padding)
+    return batch_norm(values, f"{name}.{layer.norm}", x, norms)
+
+
+def residual_block(
+    values: MutableMapping[str, Tensor], name: str, block: ResidualBlock, x: Tensor, norms: Norms
+) -> Tensor:
+    """Two or three convolutions, added to the input. name: of the encoder. (N, C, H, W)."""
+    y = x
+    for i, layer in enumerate(block.layers):
+        y = conv_norm(values, name, layer, relu(y) if i else y, norms)
+    shortcut = conv_norm(values, name, block.shortcut, x, norms) if block.shortcut else x
+    return relu(y + shortcut)
+
+
+def resnet(
+    values: MutableMapping[str, Tensor],
+    name: str,
+    images: Tensor,
+    spec: ResnetSpec,
+    norms: Norms = EVALUATION,
+) -> dict[str, Tensor]:
+    """A residual network: the map's mean stands before its positions, as a class token does."""
+    x = relu(conv_norm(values, name, parameters.stem(spec), images, norms))
+    if spec.stem == "imagenet":
+        x = max_pool(x)
+    found = {}
+    for each in parameters.blocks(spec):
+        x = residual_block(values, name, each, x, norms)
+        found[f"layer{each.stage}"] = x
+    tokens = {key: _tokens(value) for key, value in found.items()}
+    tokens = {k: np.concatenate([t.mean(1, keepdims=True), t], axis=1) for k, t in tokens.items()}
+    return {**tokens, "final": tokens["layer3"]}
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """The positions of a map, row by row. (N, C, H, W) -> (N, H*W, C)."""
+    return np.swapaxes(np.reshape(x, (*x.shape[:2], -1)), 1, 2)

@@ -1,0 +1,143 @@
+"""Layers as functions of (values by canonical name, input).
+
+Shape letters: N images, D width, C channels.
+"""
+
+import itertools
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+
+import autograd.numpy as np
+from autograd.scipy.special import erf
+from autograd.tracer import getval
+
+from triptych.core.engine import Tensor
+
+Values = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Norms:
+    """How batch norms work at the moment.
+
+    training: with the statistics of the batch, which move the running ones; else with those.
+    virtual_ranks: parts of the batch that are normalised each by itself.
+    """
+
+    training: bool
+    virtual_ranks: int = 1
+
+
+TRAINING, EVALUATION = Norms(True), Norms(False)
+
+
+def linear(values: Values, name: str, x: Tensor) -> Tensor:
+    """x W^T + b. (..., in) -> (..., out)."""
+    y = x @ values[f"{name}.weight"].T
+    return y + values[f"{name}.bias"] if f"{name}.bias" in values else y
+
+
+def layer_norm(values: Values, name: str, x: Tensor, eps: float) -> Tensor:
+    """Over the last axis, biased variance (arXiv 1607.06450)."""
+    centred = x - np.mean(x, axis=-1, keepdims=True)
+    variance = np.mean(centred * centred, axis=-1, keepdims=True)
+    normal = centred / np.sqrt(variance + eps)
+    return normal * values[f"{name}.weight"] + values[f"{name}.bias"]
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x Phi(x), exact (arXiv 1606.08415)."""
+    return x * 0.5 * (1.0 + erf(x / np.sqrt(2.0)))
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0)."""
+    return np.maximum(x, 0.0)
+
+
+def batch_norm(
+    values: MutableMapping[str, Tensor],
+    name: str,
+    x: Tensor,
+    norms: Norms,
+    *,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Over all axes but the second of (N, C, ...) (arXiv 1502.03167).
+
+    In training the batch's mean and biased variance normalise, and the running statistics move by
+    ``momentum`` towards the mean and the unbiased variance: of virtual ranks those of the first,
+    which is the rank whose statistics would be saved.
+    """
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    axes = (0, *range(2, x.ndim))
+    if norms.training:
+        parts = np.split(x, norms.virtual_ranks)
+        means = [np.mean(part, axis=axes, keepdims=True) for part in parts]
+        centred = [part - mean for part, mean in zip(parts, means, strict=True)]
+        variances = [np.mean(c * c, axis=axes, keepdims=True) for c in centred]
+        n = parts[0].size // x.shape[1]
+        for key, batch in (("mean", means[0]), ("var", variances[0] * n / (n - 1))):
+            running, new = f"{name}.running_{key}", np.reshape(getval(batch), -1)
+            values[running] = (1.0 - momentum) * values[running] + momentum * new
+        values[f"{name}.num_batches_tracked"] = values[f"{name}.num_batches_tracked"] + 1
+        pairs = zip(centred, variances, strict=True)
+        normal = np.concatenate([c / np.sqrt(variance + eps) for c, variance in pairs])
+    else:
+        mean, variance = (np.reshape(values[f"{name}.running_{k}"], shape) for k in ("mean", "var"))
+        normal = (x - mean) / np.sqrt(variance + eps)
+    if f"{name}.weight" not in values:
+        return normal
+    gain, shift = (np.reshape(values[f"{name}.{k}"], shape) for k in ("weight", "bias"))
+    return normal * gain + shift
+
+
+def mlp(
+    values: MutableMapping[str, Tensor], name: str, x: Tensor, layers: int, norms: Norms
+) -> Tensor:
+    """Projector or predictor: linear, norm, relu, ..., linear, and a norm where there is one."""
+    for i in itertools.islice(itertools.count(0, 3), layers):
+        x = linear(values, f"{name}.{i}", x)
+        if f"{name}.{i + 1}.running_mean" in values:
+            x = batch_norm(values, f"{name}.{i + 1}", x, norms)
+        if i < 3 * (layers - 1):
+            x = relu(x)
+    return x
+
+
+def plain_mlp(values: Values, name: str, x: Tensor, layers: int) -> Tensor:
+    """The head of MoCo v1 (one layer) and v2 (two): linear, relu, linear."""
+    for i in range(layers):
+        x = linear(values, f"{name}.{2 * i}", relu(x) if i else x)
+    return x
+
+
+def convolution(weight: Tensor, x: Tensor, *, stride: int = 1, padding: int = 0) -> Tensor:
+    """A sum of products, one for each position in the kernel.
+
+    Args:
+        weight: (out, in, kh, kw).
+        x: (N, in, H, W).
+    """
+    n, channels, *size = x.shape
+    out, _, *kernel = weight.shape
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    height, width = ((s + 2 * padding - k) // stride + 1 for s, k in zip(size, kernel, strict=True))
+    y = 0.0
+    for i, j in itertools.product(*map(range, kernel)):
+        seen = _strided(x, i, j, height, width, stride)
+        y = y + weight[:, :, i, j] @ np.reshape(seen, (n, channels, height * width))
+    return np.reshape(y, (n, out, height, width))
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """Maximum of each 3x3 square, stride 2, padding 1. (N, C, H, W)."""
+    height, width = ((side - 1) // 2 + 1 for side in x.shape[2:])
+    x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    corners = itertools.product(range(3), range(3))
+    return np.max(np.stack([_strided(x, i, j, height, width, 2) for i, j in corners]), axis=0)
+
+
+def _strided(x: Tensor, i: int, j: int, height: int, width: int, stride: int) -> Tensor:
+    return x[:, :, i : i + stride * height : stride, j : j + stride * width : stride]
