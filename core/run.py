@@ -7,7 +7,7 @@ has reached its last step, result.json.
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import ModuleType
@@ -107,6 +107,7 @@ def train(
         engine = stack.enter_context(closing(_build(spec, module, begin)))
         stack.enter_context(occupied(run_dir))
         logs = stack.enter_context(closing(_open_logs(spec, run_dir, begin, say)))
+        say(_headline(stamp, engine, plan, len(source), run_dir))
         terminal = stack.enter_context(closing(Terminal(plan.last_step, begin.step)))
         trainer = Trainer(
             spec,
@@ -125,6 +126,8 @@ def train(
         signal = trainer.fit()
         if signal is None:
             _write_result(run_dir, trainer)
+    done = "done" if signal is None else "stopped, to go on with --resume auto"
+    say(f"{run_dir}: {done} after step {trainer.step} of {plan.total_steps}")
     return signal
 
 
@@ -138,6 +141,7 @@ def _build(spec: RunSpec, module: ModuleType, begin: start.Start) -> Engine:
             engine.close()
             lines = [f"{begin.path}: {line}" for line in str(error).splitlines()]
             raise UserError("\n".join(lines)) from error
+    begin.state.clear()  # the engine has its own; a large model is not to be held twice
     return engine
 
 
@@ -147,6 +151,18 @@ def _open_logs(spec: RunSpec, run_dir: Path, begin: start.Start, say: Say) -> Lo
     write_atomically(run_dir / "spec.yaml", text)
     say(text.rstrip())
     return Logs(run_dir, begin.step, before=begin.before, tensorboard=spec.log.tensorboard)
+
+
+def _headline(
+    stamp: Mapping[str, Any], engine: Engine, plan: Plan, images: int, run_dir: Path
+) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in stamp["versions"].items())
+    batch = plan.spec.train.batch_size
+    return (
+        f"{stamp['backend']} ({versions}) on {engine.context.device}, {engine.context.precision}, "
+        f"{stamp['threads']} threads: {plan.total_steps} steps of {batch} images, "
+        f"{plan.steps_per_epoch} for each pass over {images}; writing to {run_dir}"
+    )
 
 
 def _write_result(run_dir: Path, trainer: Trainer) -> None:
@@ -160,8 +176,8 @@ def _write_result(run_dir: Path, trainer: Trainer) -> None:
         "seed": spec.seed,
         "spec_hash": spec_hash(spec),
         "steps": trainer.step,
-        "first_loss": steps[0]["loss"],
-        "last_loss": steps[-1]["loss"],
+        "first_loss": steps[0]["loss"] if steps else None,
+        "last_loss": steps[-1]["loss"] if steps else None,
         "chance": trainer.health.chance,
         "state": trainer.health.state,
         "evaluations": [row for row in rows if "eval" in row],
