@@ -94,10 +94,8 @@ def train(
     spec = spec.model_copy(update={"backend": backend})
     source = open_train(spec)
     stamp = {
-        "backend": backend,
-        "versions": module.versions(),
-        "threads": cpu_threads(spec),
-        "data": split_digest(source),
+        **{"backend": backend, "versions": module.versions()},
+        **{"threads": cpu_threads(spec), "data": split_digest(source)},
     }
     with ExitStack() as stack:
         pipeline = stack.enter_context(Pipeline(spec, source))

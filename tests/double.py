@@ -5,10 +5,14 @@ As a script it is the command line with that engine: ``python tests/double.py tr
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
 
 from triptych import backends
-from triptych.core import config, reference
+from triptych.core import config, reference, run
 from triptych.core.cli import main
 from triptych.core.config.spec import RunSpec
 
@@ -49,6 +53,25 @@ ahead = SimpleNamespace(build=Ahead, versions=reference.versions)
 def load(name: str) -> ModuleType:
     """In the place of ``backends.load``."""
     return reference
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run of a test is on the reference engine."""
+    monkeypatch.setattr(backends, "load", load)
+    for variable in run.THREAD_VARIABLES:
+        monkeypatch.setenv(variable, "1")  # and so restored, whatever a run sets
+
+
+def finished(spec: RunSpec, folder: Path, **options: Any) -> Path:
+    """The folder of a run that has reached its end."""
+    if run.train(spec, "torch", folder, **options) is not None:
+        raise AssertionError("a signal ended the run")
+    return folder
+
+
+def saved(folder: Path) -> list[str]:
+    """Names of a run's checkpoints, oldest first."""
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,241 @@
+"""Runs on a real NumPy engine: when they stop, how they go on, and what they never overwrite."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from double import finished, install, saved, tiny
+
+from triptych import backends
+from triptych.core import reference, run, trainer
+from triptych.core.errors import UserError
+from triptych.core.files import occupied
+from triptych.core.logs import read_rows
+from triptych.core.signals import stop_request
+from triptych.core.soak import compare
+
+
+@pytest.fixture(autouse=True)
+def numpy_backend(monkeypatch):
+    install(monkeypatch)
+
+
+@pytest.fixture
+def whole(tmp_path_factory):
+    """An undisturbed run."""
+    return finished(tiny(), tmp_path_factory.mktemp("whole"))
+
+
+# -------------------------------------------------------------------------------- stop and go on
+
+
+@pytest.mark.parametrize("stop_at", [5, 11])
+def test_stopping_changes_no_schedule_and_resuming_no_number(whole, tmp_path, stop_at):
+    finished(tiny(f"train.stop_at={stop_at}", "log.every=3"), tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == stop_at
+    finished(tiny(), tmp_path, resume="auto")
+    extra = f"metrics.jsonl: {6} rows instead of 5"  # the row of the stop itself
+    assert [d for d in compare(whole, tmp_path) if "instead of {" not in d] == [extra]
+    last = read_rows(tmp_path / "metrics.jsonl")[-1]
+    assert last["loss"] == read_rows(whole / "metrics.jsonl")[-1]["loss"]
+
+
+def test_a_signal_finishes_the_step_saves_and_is_resumed(whole, tmp_path, monkeypatch):
+    honest = trainer.Trainer._advance
+
+    def signalled(self, batch):
+        if self.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(self, batch)
+
+    monkeypatch.setattr(trainer.Trainer, "_advance", signalled)
+    assert run.train(tiny(), "torch", tmp_path) == signal.SIGTERM
+    assert saved(tmp_path)[-1] == "step-00000007"
+    assert not (tmp_path / "result.json").exists()
+    monkeypatch.undo()
+    install(monkeypatch)
+    finished(tiny(), tmp_path, resume="auto")
+    assert compare(whole, tmp_path) == []
+
+
+def test_an_evaluation_that_a_signal_put_off_is_made_up_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.Trainer, "_agreed", lambda self, stop: self.step == 6)
+    spec = tiny("evaluate.every=6")
+    assert run.train(spec, "torch", tmp_path) == signal.SIGTERM
+    monkeypatch.undo()
+    install(monkeypatch)
+    finished(spec, tmp_path, resume="auto")
+    rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if "eval" in row]
+    assert [row["step"] for row in rows] == [6, 6, 12, 12]
+
+
+def test_an_evaluation_that_was_made_is_not_repeated(tmp_path):
+    finished(tiny("evaluate.every=6", "train.stop_at=6"), tmp_path)
+    finished(tiny("evaluate.every=6"), tmp_path, resume="auto")
+    rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if "eval" in row]
+    assert [row["step"] for row in rows] == [6, 6, 12, 12]
+
+
+def test_only_a_later_signal_ends_the_process(monkeypatch):
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    before = signal.getsignal(signal.SIGINT)
+    with stop_request() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+        assert left == [], "launchers send the same request twice"
+        stop.when = time.monotonic() - 10
+        os.kill(os.getpid(), signal.SIGINT)
+        assert left == [128 + signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_resume_drops_rows_of_lost_steps_and_torn_lines(whole, tmp_path):
+    finished(tiny("train.stop_at=8"), tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "loss": 99.0}\n{"step": 10, "lo')
+    finished(tiny("log.every=1"), tmp_path, resume="auto")
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 3, 6, 8, 9, 10, 11, 12]
+    assert rows[-1]["loss"] == read_rows(whole / "metrics.jsonl")[-1]["loss"]
+
+
+def test_a_damaged_line_ends_the_rows(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\0\0\0\n{"step": 3}\n')
+    assert read_rows(path) == [{"step": 1}]
+    assert read_rows(tmp_path / "none") == []
+
+
+def test_a_run_that_goes_on_elsewhere_takes_its_log_along(whole, tmp_path):
+    finished(tiny("train.stop_at=8"), tmp_path / "a")
+    finished(tiny(), tmp_path / "b", resume=str(tmp_path / "a"))
+    rows = [row["step"] for row in read_rows(tmp_path / "b" / "metrics.jsonl")]
+    assert rows == [1, 3, 6, 8, 9, 12]
+    assert saved(tmp_path / "a") == ["step-00000004", "step-00000008"], "left as it was"
+    result = json.loads((tmp_path / "b" / "result.json").read_text())
+    assert result["first_loss"] == read_rows(whole / "metrics.jsonl")[0]["loss"]
+
+
+def test_time_goes_on_after_a_resume(tmp_path):
+    finished(tiny("train.stop_at=8"), tmp_path)
+    before = json.loads((tmp_path / "result.json").read_text())["seconds"]
+    finished(tiny(), tmp_path, resume="auto")
+    after = json.loads((tmp_path / "result.json").read_text())["seconds"]
+    assert after > before > 0
+
+
+def test_resume_auto_with_nothing_saved_starts_and_says_so(whole, tmp_path):
+    said = []
+    finished(tiny(), tmp_path, resume="auto", say=said.append)
+    assert any("nothing saved" in line for line in said)
+    assert compare(whole, tmp_path) == []
+
+
+def test_other_versions_threads_and_data_are_said(tmp_path, monkeypatch):
+    finished(tiny("train.stop_at=8"), tmp_path)
+    monkeypatch.setattr(run, "split_digest", lambda source: "other")
+    monkeypatch.setattr(reference, "versions", lambda: {"numpy": "0.1"})
+    said = []
+    finished(tiny("threads=2"), tmp_path, resume="auto", say=said.append)
+    warnings = "\n".join(line for line in said if line.startswith("warning"))
+    assert "numpy" in warnings
+    assert "1 threads wrote this checkpoint, 2 go on" in warnings
+    assert "training images are not those" in warnings
+
+
+# ------------------------------------------------------------------------------ never damaged
+
+
+def refused(message, *arguments, **options):
+    with pytest.raises(UserError, match=message) as caught:
+        run.train(*arguments, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_a_run_is_refused(whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    refused("go on with --resume auto", tiny(), "torch", whole)
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_an_older_checkpoint_does_not_overwrite_a_newer_one(whole):
+    older = str(whole / "checkpoints" / "step-00000008")
+    refused("step-00000012, which is not to be overwritten", tiny(), "torch", whole, resume=older)
+    assert saved(whole) == ["step-00000004", "step-00000008", "step-00000012"]
+
+
+def test_another_run_is_not_overwritten(whole, tmp_path):
+    finished(tiny("train.stop_at=8"), tmp_path)
+    refused("not to be overwritten", tiny(), "torch", whole, resume=str(tmp_path))
+
+
+def test_a_changed_spec_is_refused(tmp_path):
+    finished(tiny("train.stop_at=8"), tmp_path)
+    refused("optim.lr", tiny("optim.lr=0.5"), "torch", tmp_path, resume="auto")
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / "file").touch()
+    refused("is a file", tiny(), "torch", tmp_path / "file")
+    refused("cannot write", tiny(), "torch", tmp_path / "file" / "below")
+
+
+def test_an_occupied_folder_is_refused(tmp_path):
+    pid = os.fork()
+    if pid == 0:
+        with occupied(tmp_path):
+            (tmp_path / "ready").touch()
+            time.sleep(60)
+    try:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        refused("another process is training there", tiny(), "torch", tmp_path)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    finished(tiny("train.stop_at=1"), tmp_path)  # the lock went with its process
+
+
+def test_nothing_is_written_before_everything_is_built(tmp_path, monkeypatch):
+    def refuse(spec, state):
+        raise UserError("precision: none of that here")
+
+    monkeypatch.setattr(reference, "build", refuse)
+    refused("none of that", tiny(), "torch", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_evaluation_without_labelled_images_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("triptych.core.evaluation.protocol.open_evaluation", lambda spec: None)
+    refused("set data.eval_root", tiny("evaluate.every=5"), "torch", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "PADDLE_TRAINERS_NUM"])
+def test_several_processes_are_refused(monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    assert run.choose_backend("torch", tiny()) == "torch"
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(UserError, match=f"{variable}=2: this version runs one process"):
+        run.choose_backend("torch", tiny())
+
+
+def test_the_choice_of_a_backend(monkeypatch):
+    monkeypatch.setattr(backends, "installed", lambda: ("oneflow", "paddle"))
+    said = []
+    assert run.choose_backend("torch", tiny("backend=paddle")) == "torch"
+    assert run.choose_backend(None, tiny("backend=paddle")) == "paddle"
+    assert run.choose_backend(None, tiny("threads=3"), said.append) == "oneflow"
+    assert said == ["backend: oneflow, the first installed"]
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    monkeypatch.setattr(backends, "installed", lambda: ())
+    with pytest.raises(UserError, match="pip install"):
+        run.choose_backend(None, tiny())
+
+
+def test_default_output():
+    assert str(run.default_output("moco_v3/digits", "torch")) == "runs/moco_v3-digits-torch"
