@@ -74,19 +74,29 @@ def train_all(
 ) -> list[Path]:
     """Trains one backend after the other; returns the run directories in the order of ``names``.
 
+    What a run says goes to ``<output>/<name>.log``, its errors also to the terminal.
+
     Raises:
-        UserError: a run did not reach its end; the reason stands above, in its own words.
+        UserError: ``output`` cannot be made, or a run did not reach its end.
+        SystemExit: a signal asked for a stop; the run has saved its state.
     """
-    run_dirs = []
-    for name in names:
-        run_dir = output / name
-        print(f"--- {name} ---", flush=True)
+    run_dirs = [output / name for name in names]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output}: cannot write: {error.strerror}") from error
+    for name, run_dir in zip(names, run_dirs, strict=True):
         pairs = ["-o", *overrides] if overrides else []
         command = ["train", "-c", str(path), *pairs, "--backend", name, "--output", str(run_dir)]
-        status = _wait(subprocess.Popen([*_TRIPTYCH, *command], stdin=subprocess.DEVNULL))
+        log = output / f"{name}.log"
+        with log.open("w") as file:
+            child = subprocess.Popen([*_TRIPTYCH, *command], stdin=subprocess.DEVNULL, stdout=file)
+        print(f"{name}: training, see {log}", flush=True)
+        status = _wait(child, log)
+        if status > 128:
+            raise SystemExit(status)
         if status:
-            raise UserError(f"{name}: training ended with exit status {status} (see above)")
-        run_dirs.append(run_dir)
+            raise UserError(f"{name}: training ended with exit status {status}; see {log}")
     return run_dirs
 
 
@@ -133,17 +143,28 @@ def print_table(records: Sequence[RunRecord]) -> None:
 _TRIPTYCH = (sys.executable, "-m", "triptych.core.cli")
 
 
-def _wait(child: "subprocess.Popen[bytes]") -> int:
+def _wait(child: "subprocess.Popen[bytes]", log: Path) -> int:
     """Waits for a run that saves its state when it is asked to stop, and passes the request on."""
     previous = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     try:
-        return child.wait()
+        return _follow(child, log)
     except KeyboardInterrupt:
         # A terminal has sent it to the child too, which is saving: let it finish.
         child.wait()
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _follow(child: "subprocess.Popen[bytes]", log: Path) -> int:
+    """Shows the run's latest line while it goes on, where there is a terminal."""
+    with Console().status("") as status:
+        while True:
+            try:
+                return child.wait(0.5)
+            except subprocess.TimeoutExpired:
+                last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+                status.update(Text(last))
 
 
 def _evaluate(spec_file: Path, weights: Path) -> list[Row]:

@@ -45,8 +45,18 @@ def test_every_backend_from_spec_to_page(tmp_path, capsys):
 
 
 def test_a_run_that_fails_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"torch: .* exit status 2"):
+    with pytest.raises(UserError, match=r"torch: .* exit status 2; see .*torch.log"):
         comparison.train_all("no/such/recipe", [], ["torch"], tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: cannot write"):
+        comparison.train_all("moco_v3/digits", [], ["torch"], tmp_path / "file")
+
+
+def test_a_run_that_was_stopped_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "_wait", lambda child, log: child.wait() and 143)
+    with pytest.raises(SystemExit) as stop:
+        comparison.train_all("no/such/recipe", [], ["torch"], tmp_path)
+    assert stop.value.code == 143
 
 
 def test_backends_are_checked_before_anything_runs(tmp_path, monkeypatch):
@@ -59,7 +69,7 @@ def test_backends_are_checked_before_anything_runs(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_request_to_stop_reaches_the_run():
+def test_a_request_to_stop_reaches_the_run(tmp_path):
     """The child saves and leaves; the parent must neither die before it nor leave it behind."""
     child = subprocess.Popen(
         [
@@ -73,9 +83,10 @@ def test_a_request_to_stop_reaches_the_run():
         stdout=subprocess.PIPE,
     )
     child.stdout.readline()
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    (tmp_path / "log").write_text("step 1\nstep 2")
+    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGTERM)).start()
     handler = signal.getsignal(signal.SIGTERM)
-    assert comparison._wait(child) == 7
+    assert comparison._wait(child, tmp_path / "log") == 7
     assert signal.getsignal(signal.SIGTERM) == handler
     child.stdout.close()
 
