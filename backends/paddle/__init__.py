@@ -20,8 +20,8 @@ PRECISIONS = {"cpu": ("float32", "float64"), "cuda": ("float32", "float64")}
 
 def versions() -> dict[str, str]:
     """Versions and settings that can change a number."""
-    kernels = os.environ.get("MKL_DEBUG_CPU_TYPE", "default")
-    return {"paddle": paddle.__version__, "mkl_debug_cpu_type": kernels}
+    kernels = os.environ.get("MKL_DEBUG_CPU_TYPE", "unset")
+    return {"paddle": paddle.__version__, "MKL_DEBUG_CPU_TYPE": kernels}
 
 
 def cuda_devices() -> int:

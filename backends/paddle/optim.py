@@ -10,7 +10,7 @@ from triptych.core.config.spec import OptimSpec
 from triptych.core.engine import Hyper
 
 EPSILON = 2.0**-27
-"""What is added to a root in place of eps: the constant of an addition may become a float32."""
+"""What is added in place of eps, a power of two: Paddle 2.6 rounds what it adds to float32."""
 
 
 class AdamW:

@@ -113,7 +113,9 @@ class VisionTransformer(nn.Layer):
         """Patches behind the class token, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
         patches = self.patch_embed(images)
         cls_token = self.cls_token.expand([len(patches), 1, -1])
-        return paddle.concat([cls_token, patches], axis=1) + self.pos_embed
+        x = paddle.concat([cls_token, patches], axis=1)
+        # Repeated first: a sum that broadcasts over the first axis takes twenty times as long.
+        return x + self.pos_embed.expand(x.shape)
 
 
 def class_token(block: Block, x: Tensor) -> Tensor:
