@@ -19,7 +19,8 @@ PRECISIONS = {"cpu": ("float32", "float64"), "cuda": ("float32", "float64")}
 
 def versions() -> dict[str, str]:
     """Versions that can change a number."""
-    return {"oneflow": flow.__version__}
+    kernels = runtime.blas_kernels() or "unset"
+    return {"oneflow": flow.__version__, runtime.BLAS_VARIABLE: kernels}
 
 
 def cuda_devices() -> int:

@@ -25,7 +25,7 @@ def pack(root: nn.Module, names: Iterable[str]) -> Tensor:
     for name, view in split(buffer, chosen).items():
         view.requires_grad_(chosen[name].requires_grad)
         # nn.Parameter(view) and parameter.data = view forget where the view begins: a reshape, a
-        # slice or an expand of the parameter would then read from the start of the buffer.
+        # slice or an expand of the parameter would read from the start of the buffer.
         view.__class__ = nn.Parameter
         path, _, attribute = name.rpartition(".")
         setattr(dict(root.named_modules())[path], attribute, view)

@@ -1,5 +1,7 @@
 """Projector and predictor: linear layers without bias and batch norm."""
 
+import itertools
+
 from oneflow import nn
 
 from triptych.backends.oneflow.layers import BatchNorm, Linear
@@ -13,7 +15,7 @@ def mlp(widths: list[int], *, last_norm: bool) -> nn.Sequential:
         widths: of the input, the hidden layers and the output.
     """
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths[:-2], widths[1:-1], strict=True):
+    for fan_in, fan_out in itertools.pairwise(widths[:-1]):
         layers += [Linear(fan_in, fan_out, bias=False), BatchNorm(fan_out), nn.ReLU()]
     layers.append(Linear(widths[-2], widths[-1], bias=False))
     if last_norm:

@@ -38,7 +38,8 @@ class MoCoV3(nn.Module):
         Returns:
             The part of the student's that is trained, in the order of ``named_parameters``.
         """
-        student, teacher = dict(self.student.named_parameters()), dict(self.teacher.named_parameters())
+        student = dict(self.student.named_parameters())
+        teacher = dict(self.teacher.named_parameters())
         # What both have comes first, in one order; of it what is frozen.
         order = sorted(student, key=lambda name: (name not in teacher, student[name].requires_grad))
         values = flat.pack(self.student, order)

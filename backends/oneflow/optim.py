@@ -22,9 +22,7 @@ class AdamW:
         values: the same parameters packed, in that order (``flat.pack``).
     """
 
-    def __init__(
-        self, named: Mapping[str, nn.Parameter], values: Tensor, spec: OptimSpec
-    ) -> None:
+    def __init__(self, named: Mapping[str, nn.Parameter], values: Tensor, spec: OptimSpec) -> None:
         self.named = dict(named)
         self.betas, self.eps, self.clip_norm = spec.betas, spec.eps, spec.clip_norm
         self.count = 0
@@ -58,6 +56,7 @@ class AdamW:
 
     def gradient_norm(self) -> Tensor:
         """Global L2 norm of the gradients as they stand."""
+        # flow.linalg.norm loses 2 % of twenty million float32 values.
         return (self._gradients * self._gradients).sum().sqrt()
 
     def moments(self) -> dict[str, Tensor]:

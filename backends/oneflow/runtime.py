@@ -30,7 +30,7 @@ PACKAGES = {
     "cudnn": "nvidia-cudnn-cu11==8.6.0.163",
 }
 
-
+BLAS_VARIABLE = "OPENBLAS_CORETYPE"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's ``mallopt``."""
 
@@ -71,22 +71,27 @@ def load_library(package: str, library: str) -> None:
 
 @contextmanager
 def fast_kernels() -> Iterator[None]:
-    """Makes OneFlow's OpenBLAS use AVX2: on many processors more than twice as fast.
-
-    It is older than they are, and gives those that it does not know kernels of 2007. It reads
-    its variable once, when it is loaded. The last bits of a run depend on it.
-    """
-    variable, cpuinfo = "OPENBLAS_CORETYPE", Path("/proc/cpuinfo")
-    flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
-    if variable in os.environ or not {"avx2", "fma"} <= flags:
-        yield
-        return
-    os.environ[variable] = "Haswell"
+    """OneFlow loaded inside gets the matrix products of ``blas_kernels``."""
+    before, kernels = os.environ.get(BLAS_VARIABLE), blas_kernels()
+    if kernels is not None:
+        os.environ[BLAS_VARIABLE] = kernels
     try:
         yield
     finally:
         # NumPy in a child process has an OpenBLAS of its own, which knows better.
-        del os.environ[variable]
+        if before is None:
+            os.environ.pop(BLAS_VARIABLE, None)
+
+
+def blas_kernels() -> str | None:
+    """What OneFlow's OpenBLAS is told to use: what the user says, else AVX2 where there is AVX2.
+
+    It is older than many processors and gives one that it does not know kernels of 2007, at less
+    than half the speed. The last bits of a run depend on it.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    return os.environ.get(BLAS_VARIABLE) or ("Haswell" if {"avx2", "fma"} <= flags else None)
 
 
 def keep_memory() -> None:
