@@ -9,96 +9,11 @@ import json
 import numpy as np
 import pytest
 from conftest import assert_close
-from golden_weights import GOLDEN, description, official_state, probe, views
+from golden_replay import CASES, disagreements, draws_of, hyper_of, replay, spec_file, summary
+from golden_weights import GOLDEN, official_state, views
 
-from triptych.core import algorithms, checkpoint, config
-from triptych.core.checkpoint.moco_v3 import names, to_canonical
+from triptych.core import algorithms, checkpoint
 from triptych.core.cli import main
-from triptych.core.engine import Batch, Hyper
-from triptych.core.parity import trace
-
-SPECS = GOLDEN / "specs"
-CASES = ["moco_v3_vit_tiny", "moco_v3_vit_s16_224"]
-
-
-def hyper_of(case: str, step: int = 0) -> Hyper:
-    settings = description(case)["config"]
-    return Hyper(step, settings["lr"], settings["wd"], settings["m"])
-
-
-def summary(record) -> dict[str, np.ndarray]:
-    """A record with gradients and states reduced to (norm, probe): whole models are large."""
-    reduced = {}
-    for name, array in record:
-        kind = name.partition("/")[0]
-        if name.startswith("state/optimizer."):
-            continue  # the golden numbers have no moments
-        if kind in ("grad", "state"):
-            norm = float(np.linalg.norm(array.astype(np.float64)))
-            reduced[name] = np.array([norm, probe(array)])
-        else:
-            reduced[name] = array
-    return reduced
-
-
-def replay(backend_name, case, precision="float64", steps=None, change=lambda state: state):
-    spec = config.load(SPECS / f"{case}.yaml", [f"precision={precision}", "threads=2"])
-    steps = steps or description(case)["config"]["steps"]
-    state = change(to_canonical(official_state(case), spec))
-    index = np.arange(spec.train.batch_size)
-    batches = (Batch(views(case, step), index) for step in range(steps))
-    return summary(
-        trace.trace(
-            spec, backend_name, state, batches, lambda _: {}, lambda k: hyper_of(case, k), steps
-        )
-    )
-
-
-def disagreements(got: dict[str, np.ndarray], case: str) -> list[str]:
-    """What of a float64 replay differs from the golden numbers by more than is allowed."""
-    wrong, noise = [], set()
-    told = description(case)
-    canonical = names(config.load(SPECS / f"{case}.yaml"))
-    official = {o: c for c, o in canonical.items()}
-    with np.load(GOLDEN / f"{case}.npz") as golden:
-
-        def check(name, error, allowed):
-            if not error <= allowed:
-                wrong.append(f"{name}: {error:.2e} > {allowed:.0e}")
-
-        for ours, theirs in (("backbone", "feat_backbone"), ("proj", "feat_proj")):
-            gap = np.abs(got[f"feature/{ours}"] - golden[theirs]).max()
-            check(theirs, gap / np.abs(golden[theirs]).max(), 1e-10)
-        for step in range(len(got["loss"])):
-            loss = golden["loss"][step]
-            check(f"loss/{step}", abs(got["loss"][step] - loss) / loss, 1e-10)
-            for name in ("q1", "q2", "k1", "k2"):
-                key = f"{name}/step{step}"
-                gap = np.abs(got[f"feature/{key}"] - golden[key]).max()
-                check(key, gap / np.abs(golden[key]).max(), 1e-10)
-            total = np.linalg.norm(golden["grad_norm"][step])
-            for i, name in enumerate(told["trainable_names"]):
-                norm = golden["grad_norm"][step, i]
-                if norm <= 1e-9 * total:
-                    noise.add(name)
-                else:
-                    gap = abs(
-                        got[f"grad/{official[name]}/step{step}"][1] - golden["grad_probe"][step, i]
-                    )
-                    check(f"grad {name}/{step}", gap / norm, 1e-8)
-        for step in range(len(got["loss"]) + 1):
-            for i, entry in enumerate(told["state"]):
-                norm = golden["state_norm"][step, i]
-                gap = abs(
-                    got[f"state/{official[entry['name']]}/step{step}"][1]
-                    - golden["state_probe"][step, i]
-                )
-                # AdamW makes steps of any size of a gradient that is only rounding.
-                source = entry["name"].replace("momentum_encoder", "base_encoder")
-                allowed = 1e-6 if source in noise else 1e-8
-                # A running mean behind a norm without shift is zero but for rounding.
-                check(f"state {entry['name']}/{step}", gap / max(norm, 1e-6), allowed)
-    return wrong
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -106,19 +21,18 @@ def test_replay_in_float64(backend, backend_name, case):
     assert disagreements(replay(backend_name, case), case) == []
 
 
-def test_the_reference_replays_too():
-    assert disagreements(replay("numpy", "moco_v3_vit_tiny"), "moco_v3_vit_tiny") == []
+@pytest.mark.parametrize("case", ["moco_v3_vit_tiny", "moco_v3_vit_conv_tiny", "moco_v1_resnet18"])
+def test_the_reference_replays_too(case):
+    assert disagreements(replay("numpy", case), case) == []
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_replay_in_float32(backend, backend_name, case):
-    # Beyond step 0 the large case says nothing in float32 (golden/README.md, section 3).
-    steps = {"moco_v3_vit_tiny": 3, "moco_v3_vit_s16_224": 1}[case]
-    got = replay(backend_name, case, "float32", steps)
+    got = replay(backend_name, case, "float32", CASES[case])
     assert got["loss"].dtype == np.float32
     with np.load(GOLDEN / f"{case}.npz") as golden:
         assert_close(got["loss"][:1], golden["loss"][:1], 1e-5)
-        assert_close(got["loss"], golden["loss"][:steps], 1e-4)
+        assert_close(got["loss"], golden["loss"][: CASES[case]], 1e-4)
 
 
 def transposed(state):
@@ -146,13 +60,42 @@ def branches_swapped(state):
     swapped = {}
     for name, value in state.items():
         branch, _, rest = name.partition(".")
-        swapped[name] = state.get(f"{other[branch]}.{rest}", value)
+        swapped[name] = state.get(f"{other.get(branch)}.{rest}", value)
     return swapped
+
+
+def kernels_turned(state):
+    """Rows and columns of the kernels exchanged: every shape stays as it was."""
+    turned = {n: a.swapaxes(2, 3).copy() for n, a in state.items() if a.ndim == 4}
+    return {**state, **turned}
+
+
+def norms_swapped(state):
+    """The first block's two norms exchanged."""
+    one, two = (f"student.encoder.layer1.0.bn{i}.weight" for i in (1, 2))
+    return {**state, one: state[two], two: state[one]}
+
+
+def queue_reversed(state):
+    """The oldest keys at the other end."""
+    return {**state, "memory.queue": state["memory.queue"][:, ::-1].copy()}
+
+
+def pointer_moved(state):
+    return {**state, "memory.pointer": np.array(8)}
 
 
 @pytest.mark.parametrize("change", [transposed, interleaved, rows_for_columns, branches_swapped])
 def test_wrong_weights_are_noticed(backend, backend_name, change):
     case = "moco_v3_vit_tiny"
+    assert disagreements(replay(backend_name, case, steps=1, change=change), case)
+
+
+@pytest.mark.parametrize(
+    "change", [kernels_turned, norms_swapped, queue_reversed, pointer_moved, branches_swapped]
+)
+def test_wrong_weights_of_a_queue_method_are_noticed(backend, backend_name, change):
+    case = "moco_v1_resnet18"
     assert disagreements(replay(backend_name, case, steps=1, change=change), case)
 
 
@@ -200,18 +143,62 @@ def test_a_wrong_step_is_noticed(backend, backend_name, forward, monkeypatch):
     assert disagreements(replay(backend_name, case, steps=1), case)
 
 
-def test_trace_from_files(backend, backend_name, tmp_path, capsys):
+def moco_step(order_of_keys=np.argsort, late_ema=False):
+    """MoCo's forward pass, with the keys put in the order ``order_of_keys(shuffle_perm)``."""
+
+    def forward(ops, model, views, draws, hyper, spec):
+        query, order = model.query(views[0]), draws["shuffle_perm"]
+        with ops.no_grad():
+            if not late_ema:
+                model.update_teacher(hyper.ema)
+            shuffled = ops.l2_normalize(model.key(ops.gather_rows(views[1], order)))
+            key = ops.gather_rows(shuffled, order_of_keys(order))
+            if late_ema:
+                model.update_teacher(hyper.ema)
+        return algorithms.moco.outcome(ops, model, query, key, spec)
+
+    return forward
+
+
+def swapped_views(ops, model, views, draws, hyper, spec):
+    return moco_step()(ops, model, views[::-1], draws, hyper, spec)
+
+
+QUEUE_STEPS = {
+    "key before EMA": moco_step(late_ema=True),
+    "not unshuffled": moco_step(lambda order: np.arange(len(order))),
+    "shuffled twice": moco_step(lambda order: order),
+    "views swapped": swapped_views,
+}
+
+
+@pytest.mark.parametrize("name", QUEUE_STEPS)
+def test_a_wrong_step_of_a_queue_method_is_noticed(backend, backend_name, name, monkeypatch):
+    monkeypatch.setattr(algorithms.moco, "forward", QUEUE_STEPS[name])
+    case = "moco_v1_resnet18"
+    assert disagreements(replay(backend_name, case, steps=1), case)
+
+
+def test_the_right_step_of_a_queue_method_is_right(backend, backend_name, monkeypatch):
+    monkeypatch.setattr(algorithms.moco, "forward", moco_step())
+    case = "moco_v1_resnet18"
+    assert disagreements(replay(backend_name, case, steps=1), case) == []
+
+
+@pytest.mark.parametrize("case", ["moco_v3_vit_tiny", "moco_v1_resnet18"])
+def test_trace_from_files(backend, backend_name, case, tmp_path, capsys):
     """The same replay as a user runs it: official names in a file, images in another."""
-    case = "moco_v3_vit_tiny"
     np.savez(tmp_path / "weights.npz", **official_state(case))
     one, two = zip(*(views(case, step) for step in range(3)), strict=True)
-    np.savez(tmp_path / "inputs.npz", view1=np.stack(one), view2=np.stack(two))
+    draws = [draws_of(case, step) for step in range(3)]
+    stacked = {name: np.stack([drawn[name] for drawn in draws]) for name in draws[0]}
+    np.savez(tmp_path / "inputs.npz", view1=np.stack(one), view2=np.stack(two), **stacked)
     fixed = hyper_of(case)
     (tmp_path / "hyper.json").write_text(
         json.dumps({"lr": fixed.lr, "weight_decay": fixed.weight_decay, "ema": fixed.ema})
     )
     command = f"parity trace --backend {backend_name} --steps 3 -c".split()
-    command.append(str(SPECS / f"{case}.yaml"))
+    command.append(str(spec_file(case)))
     for option, file in (
         ("--weights", "weights.npz"),
         ("--inputs", "inputs.npz"),

@@ -11,11 +11,17 @@ from triptych.core.reference import ops as reference
 N, M, D = 6, 9, 5
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, M, N)
+ORDER = np.array([4, 0, 5, 5, 1, 2, 0])
+"""Rows left out and taken twice."""
 CASES = {
     "l2_normalize": (lambda ops, x: ops.l2_normalize(x), [(N, D)]),
     "matmul": (lambda ops, a, b: ops.matmul(a, b), [(N, D), (D, M)]),
     "matmul_transposed": (lambda ops, a, b: ops.matmul(a, b, transpose_b=True), [(N, D), (M, D)]),
     "cross_entropy": (lambda ops, x: ops.cross_entropy(x, ops.labels(LABELS, x)), [(N, M)]),
+    "row_dot": (lambda ops, a, b: ops.row_dot(a, b), [(N, D), (N, D)]),
+    "gather_rows": (lambda ops, x: ops.gather_rows(x, ORDER), [(N, D, 2)]),
+    "concat_columns": (lambda ops, a, b: ops.concat([a, b], axis=1), [(N, 1), (N, D)]),
+    "concat_rows": (lambda ops, a, b: ops.concat([a, b], axis=0), [(N, D), (M, D)]),
 }
 
 
@@ -80,3 +86,45 @@ def test_nothing_is_recorded_inside_no_grad(backend, backend_name):
     x = RNG.standard_normal((N, D))
     _, (grad,) = differentiate(backend_name, half, x, probe=np.ones((N, D)))
     assert_close(grad, reference.l2_normalize(x), 1e-14)
+
+
+LOGITS = [
+    ([3.0, 1.0, 2.0, 0.0], 1.0, "the largest"),
+    ([2.0, 3.0, 1.0, 0.0], 0.0, "the second"),
+    ([1.0, 1.0, 1.0, 1.0], 0.0, "equal to all others"),
+]
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_accuracy_counts_labels_among_the_largest(backend, backend_name, precision):
+    rng = np.random.default_rng(2)
+    logits, labels = rng.standard_normal((40, 9)), rng.integers(0, 9, 40)
+    order = np.argsort(-logits, axis=1)
+    want = [100.0 * np.mean((order[:, :k] == labels[:, None]).any(1)) for k in (1, 5)]
+    for ops in (reference, backend.ops):
+        got = accuracies(backend_name, ops, logits.astype(precision), labels)
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert 0 < want[0] < want[1] < 100
+
+
+@pytest.mark.parametrize(("row", "top1", "what"), LOGITS, ids=[what for *_, what in LOGITS])
+def test_a_tie_is_no_success(backend, backend_name, row, top1, what):
+    for ops in (reference, backend.ops):
+        got = accuracies(backend_name, ops, np.array([row]), np.array([0]))
+        assert got[0] == 100.0 * top1
+
+
+def accuracies(backend_name, ops, logits, labels):
+    """Top-1 and top-5 as floats; the logits are ordinary outputs of a differentiated function."""
+    found = []
+
+    def function(x):
+        found.extend(ops.accuracy(x, ops.labels(labels, x), top=(1, 5)))
+        return x * 2.0
+
+    if ops is reference:
+        function(logits)
+    else:
+        _, (gradient,) = differentiate(backend_name, function, logits, probe=np.ones_like(logits))
+        assert (gradient == 2.0).all()
+    return [float(value) for value in found]

@@ -47,14 +47,21 @@ def forward(
         order = draws["shuffle_perm"]
         shuffled = ops.l2_normalize(model.key(ops.gather_rows(views[1], order)))
         key = ops.gather_rows(shuffled, np.argsort(order))
+    return outcome(ops, model, query, key, spec)
+
+
+def outcome(ops: Ops, model: QueueModel, query: Tensor, key: Tensor, spec: QueueSpec) -> Outcome:
+    """The loss against own keys and queue, how often the own key is nearest, and the features.
+
+    Args:
+        query: (N, D), not normalised.
+        key: (N, D), unit rows.
+    """
     logits = queue_logits(ops, query, key, model.memory.queue, temperature=spec.temperature)
     labels = ops.labels(np.zeros(len(query), np.int64), logits)
     top1, top5 = ops.accuracy(logits, labels, top=(1, 5))
-    return Outcome(
-        ops.cross_entropy(logits, labels),
-        {"acc1": top1, "acc5": top5},
-        {"q_raw": query, "key": key},
-    )
+    loss = ops.cross_entropy(logits, labels)
+    return Outcome(loss, {"acc1": top1, "acc5": top5}, {"q_raw": query, "key": key})
 
 
 def finish(ops: Ops, model: QueueModel, outcome: Outcome, hyper: Hyper) -> None:

@@ -122,7 +122,7 @@ def convolution(weight: Tensor, x: Tensor, *, stride: int = 1, padding: int = 0)
     """
     n, channels, *size = x.shape
     out, _, *kernel = weight.shape
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)), "constant")
     height, width = ((s + 2 * padding - k) // stride + 1 for s, k in zip(size, kernel, strict=True))
     y = 0.0
     for i, j in itertools.product(*map(range, kernel)):
@@ -134,7 +134,7 @@ def convolution(weight: Tensor, x: Tensor, *, stride: int = 1, padding: int = 0)
 def max_pool(x: Tensor) -> Tensor:
     """Maximum of each 3x3 square, stride 2, padding 1. (N, C, H, W)."""
     height, width = ((side - 1) // 2 + 1 for side in x.shape[2:])
-    x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), "constant", constant_values=-np.inf)
     corners = itertools.product(range(3), range(3))
     return np.max(np.stack([_strided(x, i, j, height, width, 2) for i, j in corners]), axis=0)
 
