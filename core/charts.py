@@ -18,8 +18,8 @@ LEFT, RIGHT, TOP, BOTTOM = 64.0, 22.0, 12.0, 46.0
 BUCKETS = 400
 """A longer curve keeps the lowest and the highest point of each so many pieces."""
 COLOURS = 6
-FLOOR = 1e-17
-"""Lowest value of a logarithmic axis; smaller ones, zero included, lie on it."""
+NOTHING = 1e-17
+"""Lower end of a logarithmic axis for zeros alone."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Axis:
-    """Maps values to pixels, low -> start, high -> end."""
+    """Maps values to pixels, low -> start, high -> end; a logarithmic one starts with 0 too."""
 
     low: float
     high: float
@@ -60,7 +60,7 @@ class Axis:
         """Pixel of a value."""
         low, high = self.low, self.high
         if self.log:
-            value, low, high = (math.log10(max(v, FLOOR)) for v in (value, low, high))
+            value, low, high = (math.log10(v) for v in (max(value, low), low, high))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
@@ -158,7 +158,7 @@ def _axes(series: Sequence[Series], levels: Sequence[Level], log: bool) -> tuple
     xs = [x for s in series for x, _ in s.points] or [0.0]
     ys = [y for s in series for _, y in s.points] + [level.value for level in levels] or [0.0]
     if log:
-        powers = [math.log10(max(y, FLOOR)) for y in ys]
+        powers = [math.log10(y) for y in ys if y > 0] or [math.log10(NOTHING)]
         low, high = 10.0 ** math.floor(min(powers)), 10.0 ** math.ceil(max(powers))
         low, high = (low, high) if high > low else (low / 10, high * 10)
     else:
@@ -182,9 +182,8 @@ def _grid(x: Axis, y: Axis, x_label: str, y_label: str) -> list[Element]:
     parts = [element("path", d=f"M{left:g} {top:g}V{bottom:g}H{right:g}", class_="axis")]
     for value in y.ticks():
         at = f"{y.at(value):.1f}"
-        label = "0" if y.log and value <= FLOOR * 1.1 else f"{value:.6g}"
         parts.append(element("path", d=f"M{left:g} {at}H{right:g}", class_="grid"))
-        parts.append(element("text", label, x=left - 8, y=at, class_="y"))
+        parts.append(element("text", f"{value:.6g}", x=left - 8, y=at, class_="y"))
     for value in x.ticks():
         parts.append(element("text", f"{value:.6g}", x=f"{x.at(value):.1f}", y=bottom + 18))
     parts.append(element("text", x_label, x=(left + right) / 2, y=HEIGHT - 6))

@@ -261,6 +261,15 @@ def test_axis_maps_its_ends():
     linear, log = charts.Axis(2, 4, 10, 30), charts.Axis(1e-4, 1e-2, 0, 100, log=True)
     assert (linear.at(2), linear.at(3), linear.at(4)) == (10, 20, 30)
     assert (log.at(1e-4), log.at(1e-3), log.at(1e-2)) == pytest.approx((0, 50, 100))
+    assert log.at(0) == log.at(-1) == 0
+
+
+def test_zeros_do_not_stretch_a_logarithmic_axis():
+    points = [(1, 0.0), (2, 2e-7), (3, 3e-5)]
+    series = [charts.Series("a", points, 0)]
+    drawing = charts.Chart("t", "s", series, "x", "y", log=True).drawing()
+    labels = [e.text for e in drawing.iter("text") if e.get("class") == "y"]
+    assert labels == ["1e-07", "1e-06", "1e-05", "0.0001"]
 
 
 def test_thinning_keeps_spikes_and_ends():
@@ -273,7 +282,9 @@ def test_thinning_keeps_spikes_and_ends():
 
 
 @pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize("points", [[(1, 0.0)], [(1, 2.0), (2, 2.0)], [(1, 1e-300), (2, 1e300)]])
+@pytest.mark.parametrize(
+    "points", [[(1, 0.0)], [(1, 2.0), (2, 2.0)], [(1, -1.0), (2, 0.0)], [(1, 1e-300), (2, 1e300)]]
+)
 def test_extreme_curves_stay_on_the_canvas(points, log):
     figure = charts.Chart("t", "s", [charts.Series("a", points, 0)], "x", "y", log=log).figure()
     drawn = [e.get("points") for e in figure.iter("polyline")]
