@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from triptych.core.algorithms import METHODS
 from triptych.core.config.spec import RunSpec
 from triptych.core.engine import Array, Batch, Hyper
 
@@ -29,11 +30,8 @@ def _leaf(name: str, framework: ModuleType, x: Array) -> Any:
     return framework.tensor(x).requires_grad_(True)
 
 
-def tiny_spec(precision: str = "float64", **sections: dict[str, Any]) -> RunSpec:
-    """MoCo v3 on a two-block ViT for 8x12 images: small, and no two dimensions are equal."""
-    given: dict[str, Any] = {
-        "precision": precision,
-        "threads": 1,
+TINY: dict[str, dict[str, Any]] = {
+    "moco_v3_vit": {
         "model": {
             "name": "vit",
             "width": 32,
@@ -43,7 +41,53 @@ def tiny_spec(precision: str = "float64", **sections: dict[str, Any]) -> RunSpec
             "image_size": [8, 12],
         },
         "method": {"name": "moco_v3", "hidden_dim": 48, "output_dim": 16},
+    },
+    "moco_v3_vit_conv": {
+        "model": {
+            "name": "vit",
+            "width": 32,
+            "depth": 1,
+            "heads": 4,
+            "stem": "conv",
+            "image_size": [32, 48],
+        },
+        "method": {"name": "moco_v3", "hidden_dim": 48, "output_dim": 16},
+    },
+    "moco_v3_resnet18": {
+        "model": {"name": "resnet18", "width": 4, "image_size": [40, 56]},
+        "method": {
+            "name": "moco_v3",
+            "hidden_dim": 48,
+            "output_dim": 16,
+            "projector_layers": 2,
+            "predictor_last_norm": False,
+        },
+        "optim": {"name": "lars", "weight_decay": 0.01},
+    },
+    "moco_v1_resnet18": {
+        "model": {"name": "resnet18", "width": 4, "stem": "small", "image_size": [8, 12]},
+        "method": {"name": "moco_v1", "output_dim": 16, "queue_size": 20},
+        "optim": {"name": "sgd"},
+        "batch_norm": {"virtual_ranks": 2},
+    },
+    "moco_v2_resnet50": {
+        "model": {"name": "resnet50", "width": 4, "stem": "small", "image_size": [16, 24]},
+        "method": {"name": "moco_v2", "output_dim": 16, "hidden_dim": 24, "queue_size": 20},
+        "optim": {"name": "sgd"},
+    },
+}
+"""Small models in which no two dimensions are equal; the queues are no multiple of the batch."""
+
+
+def tiny_spec(
+    precision: str = "float64", case: str = "moco_v3_vit", **sections: dict[str, Any]
+) -> RunSpec:
+    """One of ``TINY``, with a batch of 8, changed where ``sections`` say so."""
+    given: dict[str, Any] = {
+        "precision": precision,
+        "threads": 1,
         "train": {"steps": 100, "batch_size": 8},
+        **TINY[case],
     }
     for key, section in sections.items():
         given[key] = {**given.get(key, {}), **section}
@@ -56,6 +100,12 @@ def random_batch(spec: RunSpec, step: int = 0) -> Batch:
     shape = (spec.train.batch_size, spec.model.channels, *spec.model.size)
     views = tuple(rng.standard_normal(shape).astype(np.float32) for _ in range(2))
     return Batch(views, np.arange(spec.train.batch_size, dtype=np.int64))
+
+
+def draws(spec: RunSpec, step: int = 0) -> dict[str, Array]:
+    """What the method draws."""
+    found: dict[str, Array] = METHODS[spec.method.name].draws(spec, step)
+    return found
 
 
 def hyper(step: int = 0, **changes: float) -> Hyper:

@@ -1,0 +1,162 @@
+"""The whole model of every backend against the float64 NumPy reference."""
+
+import numpy as np
+import pytest
+from conftest import TOLERANCE, assert_close, relative_error
+from native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
+
+from triptych.core import reference
+from triptych.core.parity.compare import certain, noise_names
+
+WITHOUT_EFFECT = {
+    "moco_v3_vit": {"student.encoder.norm.bias"},
+    "moco_v3_vit_conv": {"student.encoder.norm.bias"},
+}
+"""A shift in front of a batch norm moves nothing: its gradient is only rounding."""
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("case", TINY)
+def test_loss_features_and_gradients(backend, case, precision):
+    spec = tiny_spec(precision, case)
+    state = lively_state(spec)
+    engines = backend.build(spec, state), reference.build(spec, state)
+    batch = random_batch(spec)
+    (values, grads), (want, want_grads) = (
+        e.loss_and_grads(batch, draws(spec), hyper()) for e in engines
+    )
+    assert set(values) == set(want)
+    assert set(grads) == set(want_grads)
+    features = {"float64": TOLERANCE["float64"]["features"], "float32": 1e-4}[precision]
+    for name in want:
+        assert_close(values[name], want[name], features, name)
+    noise = noise_names({f"grad/{n}/step0": g for n, g in want_grads.items()}, precision)
+    assert WITHOUT_EFFECT.get(case, set()) <= noise
+    assert len(noise) < len(want_grads) / 3
+    for name in set(want_grads) - noise:
+        error = relative_error(
+            certain(f"grad/{name}/step0", grads[name]),
+            certain(f"grad/{name}/step0", want_grads[name]),
+        )
+        assert error < {"float64": 1e-10, "float32": 1e-3}[precision], name
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_state_after_three_steps(backend, case):
+    spec = tiny_spec(case=case, optim={"clip_norm": 1.0})
+    state = lively_state(spec)
+    engines = backend.build(spec, state), reference.build(spec, state)
+    for step in range(3):
+        for engine in engines:
+            engine.train_step(random_batch(spec, step), draws(spec, step), hyper(step))
+    # What matters is what moved: a state that stayed at its start would be close as well.
+    got, want = (e.export_state() for e in engines)
+    assert set(got) == set(want)
+    for name, value in want.items():
+        start = state.get(name, np.zeros_like(value))
+        moved = np.abs(value - start).max()
+        if moved > 1e-4:
+            assert np.abs(got[name] - value).max() / moved < 1e-8, name
+    assert int(got["optimizer.step"]) == 3
+    passes = 2 if spec.method.name == "moco_v3" else 1
+    for name in want:
+        if name.endswith("num_batches_tracked"):
+            assert int(got[name]) == 3 * passes, name
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_embedding(backend, case):
+    spec = tiny_spec(case=case)
+    state = lively_state(spec)
+    images = random_batch(spec).views[0]
+    for branch in ("student", "teacher"):
+        for tokens in ("cls", "mean", "all"):
+            options = {"branch": branch, "layers": (0,), "tokens": tokens, "projection": True}
+            got, want = (
+                package.build(spec, state).embed(images, **options)
+                for package in (backend, reference)
+            )
+            assert set(got) == {"final", "layer0", "projection"}
+            for name in want:
+                assert_close(got[name], want[name], 1e-12, f"{branch} {tokens} {name}")
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_embedding_leaves_the_state_alone(backend, case):
+    spec = tiny_spec(case=case)
+    engine = backend.build(spec, lively_state(spec))
+    before = engine.export_state()
+    engine.embed(random_batch(spec).views[0], projection=True)
+    after = engine.export_state()
+    assert all(np.array_equal(before[n], after[n]) for n in before)
+    engine.train_step(random_batch(spec), draws(spec), hyper())
+    statistics = next(name for name in before if name.endswith("running_mean"))
+    assert not np.array_equal(engine.export_state()[statistics], after[statistics])
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("case", TINY)
+def test_a_state_moves_to_a_fresh_engine_and_goes_on_bit_for_bit(backend, case, precision):
+    spec = tiny_spec(precision, case)
+    first = backend.build(spec, lively_state(spec))
+    for step in range(3):
+        first.train_step(random_batch(spec, step), draws(spec, step), hyper(step))
+    state = first.export_state()
+    second = backend.build(spec, lively_state(spec))
+    second.import_state(state)
+    for engine in (first, second):
+        for step in range(3, 6):
+            engine.train_step(random_batch(spec, step), draws(spec, step), hyper(step))
+    one, two = first.export_state(), second.export_state()
+    assert all(np.array_equal(one[n], two[n]) for n in one)
+    weight = "student.projector.0.weight"
+    assert not np.array_equal(one[weight], state[weight])
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_a_state_moves_to_another_framework_and_goes_on(backend, case):
+    """Queue, pointer, momentum and statistics included: the reference is the other framework."""
+    spec = tiny_spec(case=case)
+    other, engine = (
+        reference.build(spec, lively_state(spec)),
+        backend.build(spec, lively_state(spec)),
+    )
+    for step in range(3):
+        other.train_step(random_batch(spec, step), draws(spec, step), hyper(step))
+    engine.import_state(other.export_state())
+    for step in range(3, 5):
+        losses = []
+        for one in (other, engine):
+            metrics = one.train_step(random_batch(spec, step), draws(spec, step), hyper(step))
+            losses.append(one.read(metrics)["loss"])
+        assert_close(losses[1], losses[0], TOLERANCE["float64"]["features"], f"step {step}")
+    back = engine.export_state()
+    assert set(back) == set(other.export_state())
+    if "memory.pointer" in back:
+        assert int(back["memory.pointer"]) == 5 * 8 % 20
+
+
+def test_a_wrong_state_is_refused_whole(backend):
+    spec = tiny_spec()
+    engine = backend.build(spec, lively_state(spec))
+    before = engine.export_state()
+    wrong = {n: a + 1 for n, a in before.items()}
+    wrong["student.encoder.extra"] = wrong.pop("student.encoder.cls_token")
+    wrong["student.encoder.norm.bias"] = np.zeros(3)
+    with pytest.raises(ValueError) as caught:
+        engine.import_state(wrong)
+    for part in ("missing student.encoder.cls_token", "unused student.encoder.extra", "norm.bias"):
+        assert part in str(caught.value)
+    after = engine.export_state()
+    assert all(np.array_equal(before[n], after[n]) for n in before)
+
+
+def test_precision_that_a_device_lacks_is_refused_by_name(backend, backend_name):
+    from triptych.core.errors import UserError
+
+    spec = tiny_spec("float16")
+    with pytest.raises(UserError, match=f"precision: {backend_name} has no float16"):
+        backend.build(spec, lively_state(spec))
+    spec = tiny_spec().model_copy(update={"device": "cuda:7"})
+    with pytest.raises(UserError, match=f"device: 'cuda:7', but {backend_name} sees"):
+        backend.build(spec, lively_state(spec))

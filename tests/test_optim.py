@@ -1,0 +1,135 @@
+"""Update rules: NumPy's against the golden micro-runs, every backend's against NumPy's."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from conftest import relative_error
+from golden_weights import GOLDEN
+from native import draws, hyper, lively_state, random_batch, tiny_spec
+
+from triptych.core.config.spec import RunSpec
+from triptych.core.parameters import table
+from triptych.core.reference import optim
+
+NPZ = np.load(GOLDEN / "optimizers.npz")
+RUNS = json.loads((GOLDEN / "optimizers.json").read_text())["runs"]
+TENSORS = sorted({key.split("/")[1] for key in NPZ.files if key.startswith("init/")})
+
+
+def golden_steps(run, tensor, update=lambda rule, *arguments, **rates: rule(*arguments, **rates)):
+    """Each step's value by our rule, and the recorded one."""
+    settings = dict(RUNS[run])
+    value = NPZ[f"init/{tensor}"].astype(np.float64).copy()
+    moments = [np.zeros_like(value), np.zeros_like(value)]
+    rates = {"lr": settings["lr"], "weight_decay": settings["wd"]}
+    for step in range(3):
+        key = f"grad/{tensor}/step{step}"
+        if key in NPZ:
+            if run == "adamw":
+                options = {"count": step + 1, "betas": settings["betas"], "eps": settings["eps"]}
+                update(optim.adamw, value, NPZ[key], *moments, **options, **rates)
+            elif run == "sgd":
+                options = {"momentum": settings["momentum"]}
+                update(optim.sgd, value, NPZ[key], moments[0], **options, **rates)
+            else:
+                options = {
+                    "momentum": settings["momentum"],
+                    "trust_coefficient": settings["trust"],
+                }
+                update(optim.lars, value, NPZ[key], moments[0], **options, **rates)
+        yield value, NPZ[f"{run}/{tensor}/after_step{step}"]
+
+
+@pytest.mark.parametrize("tensor", TENSORS)
+@pytest.mark.parametrize("run", RUNS)
+def test_rules_follow_the_golden_runs(run, tensor):
+    for value, want in golden_steps(run, tensor):
+        np.testing.assert_allclose(value, want, rtol=1e-13, atol=1e-15)
+
+
+def test_the_golden_runs_cover_the_exceptions():
+    assert set(RUNS) == {"lars_wd", "lars_nowd", "adamw", "sgd"}
+    assert {"bias1", "w2", "w4", "w2_zero_param", "w2_zero_grad", "w2_nograd"} <= set(TENSORS)
+    assert not any(key.startswith("grad/w2_nograd") for key in NPZ.files)
+
+
+@pytest.mark.parametrize(
+    ("run", "tensor", "change"),
+    [
+        ("lars_wd", "bias1", {"weight_decay": 0.2}),
+        ("lars_wd", "w2", {"weight_decay": 0.2}),
+        ("lars_wd", "w4", {"trust_coefficient": 0.002}),
+        ("sgd", "bias1", {"weight_decay": 0.2}),
+        ("sgd", "w2", {"momentum": 0.8}),
+        ("adamw", "bias1", {"weight_decay": 0.2}),
+    ],
+)
+def test_a_changed_rate_shows_where_it_acts(run, tensor, change):
+    def changed(rule, *arguments, **rates):
+        rule(*arguments, **{**rates, **change})
+
+    gaps = [np.abs(value - want).max() for value, want in golden_steps(run, tensor, changed)]
+    # LARS leaves vectors alone: neither decayed nor scaled.
+    assert (max(gaps) < 1e-14) == (run == "lars_wd" and tensor == "bias1")
+
+
+def rates(step):
+    """A warm-up from 0, then a cosine; decay 0 at first."""
+    lr = 0.05 * min(step / 10, 0.5 * (1 + math.cos(math.pi * (step - 10) / 40)))
+    return hyper(step, lr=lr, weight_decay=0.01 if step > 3 else 0.0)
+
+
+OPTIONS = {
+    "adamw": {"name": "adamw"},
+    "sgd": {"name": "sgd", "momentum": 0.8},
+    "lars": {"name": "lars", "trust_coefficient": 0.02},
+    "lars clipped": {"name": "lars", "clip_norm": 0.5},
+    "sgd clipped": {"name": "sgd", "clip_norm": 0.5},
+}
+
+
+def gaps_after(backend, options, steps, rule_options=None):
+    """Largest relative error of any value or moment, the rule being fed the engine's gradients."""
+    spec = tiny_spec(case="moco_v1_resnet18", model={"zero_init_residual": True})
+    spec = RunSpec.model_validate({**spec.model_dump(), "optim": options})
+    state = lively_state(spec)
+    for name in state:
+        # Gradients of exactly zero (behind a gain of zero), and a tensor of zeros with a gradient.
+        if name.endswith(("layer1.0.bn2.weight", "layer2.0.downsample.0.weight")):
+            state[name] = np.zeros_like(state[name])
+    engine = backend.build(spec, state)
+    values = {name: array.astype(np.float64) for name, array in state.items()}
+    gradients: dict[str, np.ndarray] = {}
+    trainable = [param.name for param in table(spec) if param.trainable]
+    changed = type(spec.optim).model_validate({**spec.optim.model_dump(), **(rule_options or {})})
+    rule = optim.Optimizer(changed, values, lambda: gradients, trainable)
+    for step in range(steps):
+        _, found = engine.trace_step(random_batch(spec, step), draws(spec, step), rates(step))
+        gradients.update(found)
+        rule.step(rates(step))
+    after = engine.export_state()
+    want = {**{name: values[name] for name in trainable}, **rule.moments}
+    assert int(after["optimizer.step"]) == rule.count == steps
+    assert {n for n in after if n.startswith("optimizer.")} == {*rule.moments, "optimizer.step"}
+    return {name: relative_error(after[name], want[name]) for name in want}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_fifty_steps_with_a_changing_rate(backend, options):
+    gaps = gaps_after(backend, OPTIONS[options], 50)
+    worst = max(gaps, key=gaps.get)
+    assert gaps[worst] < 1e-10, (worst, gaps[worst])
+
+
+@pytest.mark.parametrize(
+    ("options", "change"),
+    [
+        ("lars", {"trust_coefficient": 0.0201}),
+        ("sgd", {"momentum": 0.801}),
+        ("adamw", {"eps": 1.1e-8}),
+    ],
+)
+def test_the_comparison_sees_another_rule(backend, options, change):
+    assert max(gaps_after(backend, OPTIONS[options], 5, change).values()) > 1e-8
