@@ -181,6 +181,24 @@ def test_splitting_heads_and_merging_them(paddle):
     assert np.array_equal(grad, x[:, :, :8].reshape(2, 5, 4, 2).transpose(0, 2, 1, 3))
 
 
+def test_the_plain_forms_compute_the_same(paddle):
+    """Those of a GPU and of an exported graph, where the fast forms of the CPU are not used."""
+    engine = build("float32")
+    encoder = engine.model.student.encoder
+    images = paddle.to_tensor(random_batch(engine.spec).views[0])
+    want = encoder(images)
+    want.sum().backward()
+    grads = {n: p.grad.numpy() for n, p in encoder.named_parameters() if p.grad is not None}
+    encoder.clear_gradients()
+    got = paddle.jit.to_static(encoder, full_graph=True)(images)
+    got.sum().backward()
+    assert_close(got.numpy(), want.numpy(), 1e-5)
+    assert len(grads) > 20
+    for name, parameter in encoder.named_parameters():
+        if name in grads and "qkv.bias" not in name:
+            assert_close(parameter.grad.numpy(), grads[name], 1e-4, name)
+
+
 # ------------------------------------------------------------------------ optimizer, teacher, state
 
 

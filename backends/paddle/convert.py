@@ -13,14 +13,17 @@ from triptych.core.engine import Array, Slot
 def slots(model: nn.Layer, optimizer: object) -> dict[str, Slot]:
     """Every tensor of the run by canonical name."""
     weights = linear_weights(model)
-    found = {name: tensor_slot(t, name in weights) for name, t in model.state_dict().items()}
-    for name, moment in optimizer.moments().items():
-        _, _, parameter = name.split(".", 2)
-        found[name] = tensor_slot(moment, parameter in weights)
-    found["optimizer.step"] = Slot(
-        (), lambda: np.array(optimizer.count), lambda a: setattr(optimizer, "count", int(a))
-    )
-    return found
+    moments = {
+        name: tensor_slot(tensor, name.split(".", 2)[2] in weights)
+        for name, tensor in optimizer.moments().items()
+    }
+    return {**model_slots(model), **moments, "optimizer.step": counter_slot(optimizer, "count")}
+
+
+def model_slots(model: nn.Layer) -> dict[str, Slot]:
+    """Every tensor of student and teacher by canonical name."""
+    weights = linear_weights(model)
+    return {n: tensor_slot(tensor, n in weights) for n, tensor in model.state_dict().items()}
 
 
 def tensor_slot(tensor: Tensor, transposed: bool) -> Slot:
@@ -30,6 +33,15 @@ def tensor_slot(tensor: Tensor, transposed: bool) -> Slot:
         shape[::-1] if transposed else shape,
         partial(to_array, tensor, transposed),
         partial(from_array, tensor, transposed),
+    )
+
+
+def counter_slot(owner: object, attribute: str) -> Slot:
+    """A number that the host keeps, as an int64 scalar."""
+    return Slot(
+        (),
+        lambda: np.array(getattr(owner, attribute), np.int64),
+        lambda array: setattr(owner, attribute, int(array)),
     )
 
 

@@ -28,11 +28,10 @@ class Engine(core.Engine):
         with _new_layers_in(self.dtype):
             self.model = METHODS[spec.method.name](spec)
         self.model.train()
+        for name, slot in convert.model_slots(self.model).items():
+            slot.write(state[name])
         trainable = {n: p for n, p in self.model.named_parameters() if not p.stop_gradient}
         self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim)
-        slots = self.slots()
-        for name in self.model.state_dict():
-            slots[name].write(state[name])
 
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""

@@ -19,6 +19,11 @@ EPSILON = 2.0**-16
 least that older cuDNNs take, 1e-5, and the most that Paddle takes, 1e-3."""
 
 
+def plain_forms_serve(x: Tensor) -> bool:
+    """Whether Paddle's own forms are fast: on a GPU; in a graph to export they are also smaller."""
+    return not paddle.in_dynamic_mode() or not x.place.is_cpu_place()
+
+
 class LayerNorm(nn.Layer):
     """Normalises over the last axis, then scales and shifts.
 
@@ -36,7 +41,7 @@ class LayerNorm(nn.Layer):
         """(..., D) -> (..., D)."""
         factor, epsilon = exact_epsilon(self.epsilon, x)
         x = x if factor == 1.0 else x * factor
-        if not x.place.is_cpu_place():
+        if plain_forms_serve(x):
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, epsilon)
         # The backward pass of layer_norm takes 20 times as long as its forward pass. Batch norm
         # with each row as a channel computes the same.
@@ -142,7 +147,7 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``, with a faster way to add the bias and to sum its gradient."""
-    if bias is None or not x.place.is_cpu_place():
+    if bias is None or plain_forms_serve(x):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias)
 

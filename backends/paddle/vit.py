@@ -5,6 +5,7 @@ Shape letters: N images, L patches, T tokens, D width, H heads.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import paddle
@@ -13,7 +14,14 @@ from paddle import Tensor, nn
 from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn.initializer import Constant
 
-from triptych.backends.paddle.layers import Gelu, LayerNorm, Linear, PatchEmbed, linear
+from triptych.backends.paddle.layers import (
+    Gelu,
+    LayerNorm,
+    Linear,
+    PatchEmbed,
+    linear,
+    plain_forms_serve,
+)
 from triptych.core.config.spec import VitSpec
 
 
@@ -28,8 +36,8 @@ class Attention(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Every token attends to every token."""
-        query, key, value = _SplitHeads.apply(self.qkv(x), 3, self.heads)
-        return self.proj(_MergeHeads.apply(_attend(query, key, value)))
+        query, key, value = _split_heads(self.qkv(x), 3, self.heads)
+        return self.proj(_merge_heads(_attend(query, key, value)))
 
 
 class Mlp(nn.Layer):
@@ -112,10 +120,9 @@ class VisionTransformer(nn.Layer):
     def _embed(self, images: Tensor) -> Tensor:
         """Patches behind the class token, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
         patches = self.patch_embed(images)
-        cls_token = self.cls_token.expand([len(patches), 1, -1])
-        x = paddle.concat([cls_token, patches], axis=1)
+        x = paddle.concat([self.cls_token.expand_as(patches[:, :1]), patches], axis=1)
         # Repeated first: a sum that broadcasts over the first axis takes twenty times as long.
-        return x + self.pos_embed.expand(x.shape)
+        return x + self.pos_embed.expand_as(x)
 
 
 def class_token(block: Block, x: Tensor) -> Tensor:
@@ -124,14 +131,14 @@ def class_token(block: Block, x: Tensor) -> Tensor:
     Of the last block's rows only this one reaches the loss, so only this one is computed; all
     tokens still give keys and values.
     """
-    n, _, width = x.shape
-    attention = block.attn
+    width, attention = x.shape[-1], block.attn
+    heads = attention.heads
     normal = block.norm1(x)
     weights = paddle.split(attention.qkv.weight, [width, 2 * width], axis=1)
     biases = paddle.split(attention.qkv.bias, [width, 2 * width])
-    query = linear(normal[:, 0], weights[0], biases[0]).reshape([n, attention.heads, 1, -1])
-    key, value = _SplitHeads.apply(linear(normal, weights[1], biases[1]), 2, attention.heads)
-    x = x[:, 0] + attention.proj(_attend(query, key, value).reshape([n, width]))
+    query = linear(normal[:, 0], weights[0], biases[0]).reshape([-1, heads, 1, width // heads])
+    key, value = _split_heads(linear(normal, weights[1], biases[1]), 2, heads)
+    x = x[:, 0] + attention.proj(_attend(query, key, value).reshape([-1, width]))
     return x + block.mlp(block.norm2(x))
 
 
@@ -141,12 +148,26 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return paddle.matmul(F.softmax(scores), value)
 
 
-class _SplitHeads(PyLayer):
+def _split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     """(N, T, parts * D) -> ``parts`` of (N, H, T, D/H).
 
-    A head of a token is a row, and rows are gathered: Paddle's transpose moves numbers one by one
-    and takes longer than the attention itself.
+    A head of a token is a row, and rows are gathered: on the CPU Paddle's transpose moves numbers
+    one by one and takes longer than the attention itself.
     """
+    if plain_forms_serve(x):
+        return x.reshape([0, 0, parts, heads, -1]).transpose([2, 0, 3, 1, 4]).unbind(0)
+    return _SplitHeads.apply(x, parts, heads)
+
+
+def _merge_heads(x: Tensor) -> Tensor:
+    """(N, H, T, D/H) -> (N, T, D)."""
+    if plain_forms_serve(x):
+        return x.transpose([0, 2, 1, 3]).flatten(2)
+    return _MergeHeads.apply(x)
+
+
+class _SplitHeads(PyLayer):
+    """``_split_heads`` by rows."""
 
     @staticmethod
     def forward(ctx: PyLayerContext, x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
@@ -163,7 +184,7 @@ class _SplitHeads(PyLayer):
 
 
 class _MergeHeads(PyLayer):
-    """(N, H, T, D/H) -> (N, T, D)."""
+    """``_merge_heads`` by rows."""
 
     @staticmethod
     def forward(ctx: PyLayerContext, x: Tensor) -> Tensor:
@@ -180,7 +201,7 @@ class _MergeHeads(PyLayer):
 
 @lru_cache(maxsize=16)
 def _head_rows(
-    n: int, t: int, parts: int, heads: int, place: paddle.base.libpaddle.Place
+    n: int, t: int, parts: int, heads: int, place: Any
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Where the rows (n, t, part, head) go: for each part the order (n, head, t), and the way back.
 
@@ -190,5 +211,5 @@ def _head_rows(
     rows = np.arange(n * t * parts * heads, dtype=np.int32).reshape(n, t, parts, heads)
     order = rows.transpose(2, 0, 3, 1).reshape(parts, -1)
     back = np.argsort(order.reshape(-1)).astype(np.int32)
-    parts_order = tuple(paddle.to_tensor(part, place=place) for part in order)
-    return parts_order, paddle.to_tensor(back, place=place)
+    there = tuple(paddle.to_tensor(part, place=place) for part in order)
+    return there, paddle.to_tensor(back, place=place)
