@@ -16,7 +16,7 @@ def test_equal_and_nearly_equal_pass():
 @pytest.mark.parametrize(
     "wrong",
     [
-        VALUES + [5e-6, 0, 0],
+        VALUES + np.array([5e-6, 0, 0]),
         -VALUES,
         np.full(3, np.nan),
         np.array([np.inf, -2.0, 4.0]),
@@ -37,4 +37,4 @@ def test_zero_expected_values_accept_only_zeros():
 
 
 def test_the_error_is_relative_to_the_largest_expected_value():
-    assert relative_error(VALUES + [0.4, 0, 0], VALUES) == pytest.approx(0.1)
+    assert relative_error(VALUES + np.array([0.4, 0, 0]), VALUES) == pytest.approx(0.1)
