@@ -163,7 +163,7 @@ def _untimed(path: Path) -> Iterator[Row]:
 
 def _last_step(run_dir: Path) -> int:
     rows = read_rows(run_dir / "metrics.jsonl")
-    return int(rows[-1]["step"]) if rows else -1
+    return int(rows[-1]["step"]) if rows else 0
 
 
 def _log(run_dir: Path) -> int:
