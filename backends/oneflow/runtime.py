@@ -36,7 +36,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def load() -> None:
-    """Imports ``oneflow``: without noise, its matrix products and its memory at full speed.
+    """Imports ``oneflow``: without noise, its matrix products at full speed.
 
     Raises:
         UserError: a CUDA library is missing.
@@ -95,10 +95,10 @@ def blas_kernels() -> str | None:
 
 
 def keep_memory() -> None:
-    """Makes the C library keep freed memory for the next tensor.
+    """Makes the C library keep freed memory for the next array.
 
-    OneFlow has no cache of its own on the CPU. Without this, memory of large tensors goes back to
-    the kernel and returns page fault by page fault.
+    OneFlow keeps that of its tensors itself. What NumPy computes for it would go back to the kernel
+    and return page fault by page fault.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
