@@ -25,13 +25,6 @@ from triptych.core.errors import UserError
 from triptych.core.parameters import initial_state
 from triptych.core.run import choose_backend
 
-ALIASES = {
-    "mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k": "moco_v3/vit_small",
-    "mocov3_vit-base-p16_16xb256-amp-coslr-300e_in1k": "moco_v3/vit_base",
-    "mocov3_vit-large-p16_64xb64-amp-coslr-300e_in1k": "moco_v3/vit_large",
-}
-"""mmpretrain's names of pretraining runs -> recipes."""
-
 Images = Array | Sequence[Image.Image | str | Path]
 """What ``Encoder.encode`` takes."""
 
@@ -95,7 +88,7 @@ def list_models(pattern: str = "*") -> list[str]:
     Args:
         pattern: as of a shell, e.g. ``"*vit-small*"``.
     """
-    names = [*config.recipes(), *ALIASES]
+    names = [*config.recipes(), *config.ALIASES]
     return [name for name in names if fnmatchcase(name, pattern)]
 
 
@@ -118,7 +111,7 @@ def get_model(
     Raises:
         UserError: no such recipe or backend, or weights that are not exactly this model's.
     """
-    spec = config.load(ALIASES.get(str(name), name), overrides)
+    spec = config.load(name, overrides)
     state = checkpoint.load_weights(Path(weights), spec) if weights else initial_state(spec)
     model = {key: array for key, array in state.items() if not key.startswith("optimizer.")}
     module = backends.load(choose_backend(backend, spec, say=_quiet))

@@ -10,7 +10,8 @@ from PIL import Image
 
 from triptych import core
 from triptych.core import checkpoint, config
-from triptych.core.api import ALIASES, Encoder
+from triptych.core.api import Encoder
+from triptych.core.config import ALIASES
 from triptych.core.data import evaluation_batches, open_train
 from triptych.core.errors import UserError
 from triptych.core.parameters import initial_state
@@ -54,7 +55,10 @@ def test_models_are_listed_by_pattern() -> None:
 @pytest.mark.parametrize("alias", ALIASES)
 def test_an_alias_is_a_recipe_of_that_size(alias: str) -> None:
     spec = config.load(ALIASES[alias])
-    assert spec.model.name.removeprefix("vit_") in alias and spec.train.epochs == 300
+    assert spec.model.name.removeprefix("vit_") in alias
+    assert f"-{spec.train.epochs}e_" in alias
+    assert spec.method.name.replace("_", "") in alias.replace("_", "")
+    assert config.load(alias) == spec
 
 
 def test_images_in_any_form_have_the_same_features(encoder: Encoder, tmp_path: Path) -> None:

@@ -70,10 +70,14 @@ def test_crops_keep_to_their_bounds_and_reach_them():
         assert high - 1e-2 * (high - low) < values.max() < high + 1e-3
 
 
+SAMPLERS = {"inception": augment.crop_box, "fitted": augment.fitted_box}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @settings(deadline=None, max_examples=200)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**32))
-def test_a_crop_lies_inside_its_image(height, width, seed):
-    top, left, h, w = augment.crop_box(
+def test_a_crop_lies_inside_its_image(sampler, height, width, seed):
+    top, left, h, w = SAMPLERS[sampler](
         stream(seed, "test"), (height, width), (0.08, 1.0), (3 / 4, 4 / 3)
     )
     assert 0 <= top and 0 <= left and h > 0 and w > 0
@@ -92,6 +96,21 @@ def test_a_crop_lies_inside_its_image(height, width, seed):
 def test_without_a_fitting_crop_the_middle_is_taken(here, expected):
     # No part of an image is larger than the whole.
     assert augment.crop_box(stream(0, "x"), here, (2.0, 2.0), (3 / 4, 4 / 3)) == expected
+
+
+@pytest.mark.parametrize(
+    ("sampler", "area", "logarithm"), [("inception", 0.496, 0.038), ("fitted", 0.488, 0.027)]
+)
+def test_samplers_differ_as_the_originals_do(sampler, area, logarithm):
+    """Mean area and log-ratio that torchvision and PaddleFleetX give at 500 x 375, scale 0.2."""
+    generator = stream(0, "test/samplers")
+    ops = [spec.RandomResizedCrop(op="random_resized_crop", scale=(0.2, 1.0), sampler=sampler)]
+    drawn = np.array(
+        [augment.draw(ops, generator, (375, 500), (8, 8))[0].keywords["box"] for _ in range(30000)]
+    )
+    height, width = drawn[:, 2], drawn[:, 3]
+    assert np.mean(height * width) / (375 * 500) == pytest.approx(area, abs=0.005)
+    assert np.mean(np.log(width / height)) == pytest.approx(logarithm, abs=0.004)
 
 
 def drawn(ops: list[spec.Op], count: int) -> Counter[str]:

@@ -17,11 +17,17 @@ PUBLISHED = {
     "moco_v3/vit_small": (84_266_752, 21_665_664, 42_815_104, 4_607_954_304),
     "moco_v3/vit_base": (215_678_464, 85_798_656, 108_150_016, 17_581_972_224),
     "moco_v3/vit_large": (652_781_568, 303_301_632, 326_454_272, 61_603_111_936),
+    "moco_v3/resnet50_100ep": (68_012_160, 23_508_032, 35_058_752, 4_109_364_224),
+    "moco_v2/resnet50": (55_933_312, 23_508_032, 27_966_656, 4_109_364_224),
+    "moco_v1/resnet50": (47_540_608, 23_508_032, 23_770_304, 4_109_364_224),
 }
 ROUNDED = {
     "moco_v3/vit_small": ("84.27 M", "4.61 GFLOPs"),
     "moco_v3/vit_base": ("215.68 M", "17.58 GFLOPs"),
     "moco_v3/vit_large": ("652.78 M", "61.60 GFLOPs"),
+    "moco_v3/resnet50_100ep": ("68.01 M", "4.11 GFLOPs"),
+    "moco_v2/resnet50": ("55.93 M (55,933,312)", "4.11 GFLOPs"),
+    "moco_v1/resnet50": ("47.54 M", "4.11 GFLOPs"),
 }
 
 
@@ -73,6 +79,28 @@ def test_counts_follow_the_spec(change, gaps):
         assert flops(after) - flops(before) == gaps[3]
 
 
+def test_counts_of_the_convolutional_stem():
+    totals = {"small": (82_170_208, 20_617_392), "base": (208_480_960, 82_199_904)}
+    for size, (total, encoder) in totals.items():
+        counts = parameter_counts(config.load(f"moco_v3/vit_conv_{size}"))
+        assert (counts.total, counts.encoder) == (total, encoder)
+
+
+def test_flops_of_a_small_resnet_by_hand():
+    """ResNet-18 of width 2, images of 8 x 12 pixels, the small stem."""
+    changes = ["model={name: resnet18, width: 2, stem: small, image_size: [8, 12], channels: 1}"]
+    spec = config.load(
+        "moco_v1/resnet50", [*changes, "data.channels=1", "augment.mean=[0.5]", "augment.std=[0.5]"]
+    )
+    first = 96 * (2 * 1 * 9 + 2 * 2)  # positions x (in x out x kernel + 2 per output)
+    total = first + 4 * 96 * (2 * 2 * 9 + 2 * 2)
+    for width, positions in ((4, 24), (8, 6), (16, 2)):
+        half = width // 2
+        total += positions * (half * width * 9 + 2 * width + half * width + 2 * width)
+        total += 3 * positions * (width * width * 9 + 2 * width)
+    assert flops(spec) == total
+
+
 def test_flops_of_a_small_encoder_by_hand():
     spec = config.load("moco_v3/digits")
     tokens, width, depth = 17, spec.model.width, spec.model.depth
@@ -91,7 +119,8 @@ def test_the_text_holds_the_rounded_numbers(info, recipe):
     assert "one image through one encoder" in out
     assert "data/imagenet/train" in out and "unknown: give --dataset-size N" in out
     assert "  random_resized_crop" not in out.split("view2")[0].split("view1")[0]
-    assert out.count("solarize") == 2  # view 2, and the resolved spec
+    # In view 2 of MoCo v3, and in the resolved spec.
+    assert out.count("solarize") == (2 if "moco_v3" in recipe else 0)
 
 
 def test_a_known_size_gives_steps(info):
@@ -201,7 +230,7 @@ def test_the_summary_is_plain_data():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "info: give env, or -c with a file or one of: moco_v3/digits"),
+        ((), "info: give env, or -c with a file or one of: moco_v1/"),
         (("env", "-c", "moco_v3/digits"), "info: give env, or -c with a file"),
         (("envy",), "invalid choice: 'envy'"),
         (("-c", "nope.yaml"), "nope.yaml: no such file"),

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from native import tiny_spec
+from native import TINY, tiny_spec
 
-from triptych.core import parameters
+from triptych.core import config, parameters
+from triptych.core.config.model import RESNET_DEPTHS
 from triptych.core.config.spec import RunSpec
 
 
@@ -46,6 +47,53 @@ def test_uniform_bounds_of_vit_small(name):
     # A uniform variable's standard deviation is its bound over sqrt(3).
     assert value.std() == pytest.approx(param.init.value / math.sqrt(3), rel=0.01)
     assert abs(value.mean()) < 0.01 * param.init.value
+
+
+def drawn(param):
+    return parameters.initial_value(param, seed=0).astype(np.float64)
+
+
+def test_initial_values_of_resnet50():
+    """The fact sheet's: Kaiming-normal by what goes out; Paddle counts what comes in."""
+    ours, paddles = (by_name(config.load(f"moco_v2/resnet50{end}")) for end in ("", "_paddle"))
+    for params, stem, shortcut in ((ours, 0.0253, 0.03125), (paddles, 0.1166, 0.0442 * 4)):
+        assert drawn(params["student.encoder.conv1.weight"]).std() == pytest.approx(stem, rel=0.03)
+        name = "student.encoder.layer1.0.downsample.0.weight"
+        wide = shortcut * math.sqrt(2048 / 256) if params is ours else shortcut
+        assert drawn(params[name]).std() == pytest.approx(wide, rel=0.03)
+    for name in ("student.projector.0.weight", "student.projector.2.weight"):
+        assert np.abs(drawn(ours[name])).max() == pytest.approx(0.0221, rel=2e-3)
+    assert np.abs(drawn(ours["student.projector.0.bias"])).max() == pytest.approx(0.0221, rel=2e-2)
+    assert drawn(paddles["student.projector.2.weight"]).std() == pytest.approx(0.01, rel=0.01)
+    hidden = drawn(paddles["student.projector.0.weight"])
+    assert np.abs(hidden).max() == pytest.approx(0.03827, rel=2e-3)
+    assert not drawn(paddles["student.projector.0.bias"]).any()
+
+
+def test_residual_gains_start_at_zero_where_the_recipe_says_so():
+    zero, one = (by_name(config.load(f"moco_v3/resnet50_{n}ep")) for n in (1000, 800))
+    for params, gain in ((zero, 0.0), (one, 1.0)):
+        assert (drawn(params["student.encoder.layer3.2.bn3.weight"]) == gain).all()
+        assert (drawn(params["student.encoder.layer3.2.bn2.weight"]) == 1.0).all()
+        assert (drawn(params["student.encoder.layer3.0.downsample.1.weight"]) == 1.0).all()
+
+
+def test_the_queue_starts_as_random_unit_columns():
+    state = parameters.initial_state(tiny_spec(case="moco_v2_resnet50"))
+    queue = state["memory.queue"].astype(np.float64)
+    np.testing.assert_allclose((queue**2).sum(0), 1.0, rtol=1e-6)
+    assert queue.shape == (16, 20) and abs(queue.mean()) < 0.05
+    assert state["memory.pointer"].dtype == np.int64 and state["memory.pointer"].shape == ()
+
+
+def test_the_convolutional_stem_starts_like_pytorchs_layers():
+    params = by_name(recipe("vit_conv_small"))
+    for i, fan_in in ((0, 27), (3, 48 * 9), (6, 96 * 9), (9, 192 * 9), (12, 384)):
+        bound = params[f"student.encoder.patch_embed.proj.{i}.weight"].init.value
+        assert bound == pytest.approx(1 / math.sqrt(fan_in))
+    # Freezing is for the patch projection.
+    assert params["student.encoder.patch_embed.proj.0.weight"].trainable
+    assert "student.encoder.patch_embed.proj.0.bias" not in params
 
 
 def test_position_table_is_row_first():
@@ -92,10 +140,22 @@ def test_a_seed_moves_every_drawn_tensor_and_a_change_of_depth_none():
         np.testing.assert_array_equal(one[param.name], deeper[param.name])
 
 
-def test_names_are_those_of_the_torch_modules():
+@pytest.mark.parametrize("case", TINY)
+def test_names_are_those_of_the_torch_modules(case):
     pytest.importorskip("torch")
-    from triptych.backends.torch.methods import MoCoV3
+    from triptych.backends.torch.methods import METHODS
 
-    spec = tiny_spec()
-    state = {n: tuple(t.shape) for n, t in MoCoV3(spec).state_dict().items()}
+    spec = tiny_spec(case=case)
+    state = {n: tuple(t.shape) for n, t in METHODS[spec.method.name](spec).state_dict().items()}
+    # The queue's pointer is a number of the host.
+    state.update({"memory.pointer": ()} if "memory.queue" in state else {})
     assert state == {p.name: p.shape for p in parameters.table(spec)}
+
+
+@pytest.mark.parametrize("name", RESNET_DEPTHS)
+def test_resnets_have_torchvisions_tensors(name):
+    models = pytest.importorskip("torchvision").models
+    theirs = getattr(models, name)().state_dict()
+    want = [(n, tuple(t.shape)) for n, t in theirs.items() if not n.startswith("fc.")]
+    spec = config.load("moco_v2/resnet50", [f"model.name={name}"])
+    assert [(p.name, p.shape) for p in parameters.encoder(spec.model)] == want

@@ -22,6 +22,15 @@ PUBLISHED = [
     ("moco_v3/vit_base", (), B4096),
     ("moco_v3/vit_large", (), B4096),
     ("moco_v3/vit_small", ("train.batch_size=1024",), B1024),
+    ("moco_v3/vit_conv_small", (), B4096),
+    ("moco_v3/vit_conv_base", (), B4096),
+    ("moco_v3/resnet50_100ep", (), "moco_v3_r50_100ep"),
+    ("moco_v3/resnet50_300ep", (), "moco_v3_r50_300ep"),
+    ("moco_v3/resnet50_1000ep", (), "moco_v3_r50_1000ep"),
+    ("moco_v1/resnet50", (), "moco_v1_pretrain"),
+    ("moco_v1/resnet50_paddle", (), "moco_v1_pretrain"),
+    ("moco_v2/resnet50", (), "moco_v2_pretrain"),
+    ("moco_v2/resnet50_paddle", (), "moco_v2_pretrain"),
 ]
 
 
@@ -30,8 +39,9 @@ def difference(recipe: str, overrides: tuple[str, ...], golden: str) -> dict[str
     spec = config.load(recipe, overrides)
     plan = Plan(spec, IMAGES // spec.train.batch_size)
     rows = [plan.hyper(int(step)) for step in GOLDEN[f"{golden}/iter"]]
+    positions = [plan.position(int(step)) for step in GOLDEN[f"{golden}/iter"]]
     own = {
-        "epoch": [plan.position(int(step)) for step in GOLDEN[f"{golden}/iter"]],
+        "epoch": np.floor(positions) if spec.optim.per == "epoch" else positions,
         "lr": [row.lr for row in rows],
         "wd": [row.weight_decay for row in rows],
         "m": [row.ema for row in rows],
@@ -45,6 +55,32 @@ def test_recipes_have_the_published_schedules(recipe, overrides, golden):
     gaps = difference(recipe, overrides, golden)
     assert set(gaps) == {"epoch", "lr", "wd", "m"}
     assert max(gaps.values()) <= 1e-15, gaps
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["milestones=[119, 160]", "milestones=[120]", "factor=0.2", "lr=0.031"],
+)
+def test_the_comparison_sees_other_milestones(change):
+    gaps = difference("moco_v1/resnet50", (f"optim.{change}",), "moco_v1_pretrain")
+    assert gaps["lr"] > 1e-3
+
+
+def test_milestones_of_the_fact_sheet():
+    plan = Plan(config.load("moco_v1/resnet50"), 5004)
+    rates = [plan.hyper(epoch * 5004).lr for epoch in (0, 119, 120, 159, 160, 199)]
+    assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003], rel=1e-12)
+    assert plan.hyper(120 * 5004 - 1).lr == 0.03
+    plan = Plan(config.load("moco_v2/resnet50"), 5004)
+    rates = [plan.hyper(epoch * 5004 + 77).lr for epoch in (0, 1, 50, 100, 150, 199)]
+    want = [0.03, 0.0299981, 0.0256066, 0.015, 0.00439340, 1.8505e-6]
+    assert rates == pytest.approx(want, rel=1e-4)
+
+
+def test_milestones_in_steps_and_a_warm_up():
+    steps = plan("optim.schedule=multistep", "optim.milestones=[100, 200]", "optim.factor=0.5")
+    rates = [steps.hyper(step).lr for step in (0, 15, 30, 99, 100, 199, 200, 299)]
+    assert rates == pytest.approx([0, 5e-4, 1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4, 2.5e-4], rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from triptych.core.config import tree, validation, yaml12
-from triptych.core.config.recipes import CONFIGS, find, recipes
+from triptych.core.config.recipes import ALIASES, CONFIGS, find, recipes
 from triptych.core.config.spec import RunSpec
 
-__all__ = ["CONFIGS", "dump", "find", "load", "recipes"]
+__all__ = ["ALIASES", "CONFIGS", "dump", "find", "load", "recipes"]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:

@@ -34,6 +34,9 @@ class RandomResizedCrop(AugmentOp):
     """Area of the crop as a fraction of the image."""
     ratio: PositiveInterval = (3 / 4, 4 / 3)
     """Aspect ratio of the crop, width / height."""
+    sampler: Literal["inception", "fitted"] = "inception"
+    """inception: parts are drawn until one fits (torchvision). fitted: the area is drawn from what
+    fits the drawn ratio (PaddleFleetX)."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
 

@@ -10,6 +10,18 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 """The shipped recipes: in a checkout, and in an installed package."""
 
 
+ALIASES = {
+    "mocov2_resnet50_8xb32-coslr-200e_in1k": "moco_v2/resnet50",
+    "mocov3_resnet50_8xb512-amp-coslr-100e_in1k": "moco_v3/resnet50_100ep",
+    "mocov3_resnet50_8xb512-amp-coslr-300e_in1k": "moco_v3/resnet50_300ep",
+    "mocov3_resnet50_8xb512-amp-coslr-800e_in1k": "moco_v3/resnet50_800ep",
+    "mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k": "moco_v3/vit_small",
+    "mocov3_vit-base-p16_16xb256-amp-coslr-300e_in1k": "moco_v3/vit_base",
+    "mocov3_vit-large-p16_64xb64-amp-coslr-300e_in1k": "moco_v3/vit_large",
+}
+"""mmpretrain's names of pretraining runs -> recipes."""
+
+
 def recipes() -> dict[str, Path]:
     """Name, like ``moco_v3/vit_small``, and file of every recipe, sorted; shared parts left out."""
     files = {
@@ -20,13 +32,14 @@ def recipes() -> dict[str, Path]:
 
 
 def find(name_or_path: str | Path, folder: str | Path = "") -> Path:
-    """The file that is meant: a path relative to ``folder``, or else a recipe's name.
+    """The file that is meant: a path relative to ``folder``, or else a recipe's name or alias.
 
     Raises:
         UserError: neither exists; the nearest name is given.
     """
     path = Path(os.path.normpath(Path(folder) / name_or_path))
     known = recipes()
+    known.update({alias: known[name] for alias, name in ALIASES.items()})
     if os.path.exists(path) and not (os.path.isdir(path) and str(name_or_path) in known):
         return path
     if str(name_or_path) in known:

@@ -66,7 +66,8 @@ def _crop(op: spec.RandomResizedCrop, generator: Generator, here: Size, size: Si
     """Always ends at ``size``: where the coin says no, the whole image is resized."""
     box = (0, 0, *here)
     if generator.random() < op.p:
-        box = crop_box(generator, here, op.scale, op.ratio)
+        sampler = crop_box if op.sampler == "inception" else fitted_box
+        box = sampler(generator, here, op.scale, op.ratio)
     return partial(pixels.crop_resize, box=box, size=size, interpolation=op.interpolation)
 
 
@@ -95,6 +96,31 @@ def crop_box(
             left = int(generator.integers(width - w, endpoint=True))
             return top, left, h, w
     return _middle(here, ratio)
+
+
+def fitted_box(
+    generator: Generator, here: Size, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """A random part of an image, as PaddleFleetX draws it for MoCo: none is drawn in vain.
+
+    Args:
+        here: (height, width) of the image.
+        scale: as in ``crop_box``, bounded by the largest part that fits.
+        ratio: range of width / height, drawn uniformly.
+
+    Returns:
+        top, left, height, width.
+    """
+    height, width = here
+    proportion = generator.uniform(*ratio)
+    largest = min(width / height / proportion, height / width * proportion)
+    area = height * width * generator.uniform(*(min(bound, largest) for bound in scale))
+    # A part as large as the image may be rounded to more than it.
+    w = min(max(1, math.floor(math.sqrt(area * proportion))), width)
+    h = min(max(1, math.floor(math.sqrt(area / proportion))), height)
+    top = int(generator.integers(height - h, endpoint=True))
+    left = int(generator.integers(width - w, endpoint=True))
+    return top, left, h, w
 
 
 def _middle(here: Size, ratio: tuple[float, float]) -> Box:
