@@ -21,9 +21,12 @@ def slots(model: nn.Layer, optimizer: object) -> dict[str, Slot]:
 
 
 def model_slots(model: nn.Layer) -> dict[str, Slot]:
-    """Every tensor of student and teacher by canonical name."""
+    """Every tensor of student, teacher and memory by canonical name."""
     weights = linear_weights(model)
-    return {n: tensor_slot(tensor, n in weights) for n, tensor in model.state_dict().items()}
+    found = {n: tensor_slot(tensor, n in weights) for n, tensor in model.state_dict().items()}
+    if hasattr(model, "memory"):
+        found["memory.pointer"] = counter_slot(model.memory, "pointer")
+    return found
 
 
 def tensor_slot(tensor: Tensor, transposed: bool) -> Slot:

@@ -1,4 +1,4 @@
-"""Projector and predictor: linear layers without bias and batch norm."""
+"""Projector and predictor: linear layers, with or without batch norm."""
 
 import itertools
 
@@ -6,12 +6,13 @@ from paddle import nn
 
 from triptych.backends.paddle.layers import BatchNorm, Linear, ReLU
 from triptych.core import parameters
-from triptych.core.config.spec import MocoV3Spec
+from triptych.core.config.spec import MethodSpec, MocoV3Spec, QueueSpec
 
 
-def projector(width: int, spec: MocoV3Spec) -> nn.Sequential:
+def projector(width: int, spec: MethodSpec) -> nn.Sequential:
     """(N, width) -> (N, output_dim)."""
-    return mlp(parameters.projector_widths(width, spec), last_norm=True)
+    widths = parameters.projector_widths(width, spec)
+    return plain_mlp(widths) if isinstance(spec, QueueSpec) else mlp(widths, last_norm=True)
 
 
 def predictor(spec: MocoV3Spec) -> nn.Sequential:
@@ -32,3 +33,15 @@ def mlp(widths: list[int], *, last_norm: bool) -> nn.Sequential:
     if last_norm:
         layers.append(BatchNorm(widths[-1], affine=False))
     return nn.Sequential(*layers)
+
+
+def plain_mlp(widths: list[int]) -> nn.Sequential:
+    """Linear layers with bias, and relu between them.
+
+    Args:
+        widths: as in ``mlp``.
+    """
+    layers: list[nn.Layer] = []
+    for fan_in, fan_out in itertools.pairwise(widths):
+        layers += [Linear(fan_in, fan_out), ReLU()]
+    return nn.Sequential(*layers[:-1])

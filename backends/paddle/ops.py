@@ -1,5 +1,7 @@
 """``core.engine.Ops`` in Paddle."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -51,3 +53,27 @@ def labels(values: Array, like: Tensor, /) -> Tensor:
             f"labels: expected int64, 0 <= label < {like.shape[-1]}, got {values.dtype} {values}"
         )
     return paddle.to_tensor(values, place=like.place)
+
+
+@paddle.no_grad()
+def accuracy(logits: Tensor, labels: Tensor, /, *, top: Sequence[int]) -> tuple[Tensor, ...]:
+    """See ``core.engine.Ops``."""
+    own = paddle.take_along_axis(logits, labels.unsqueeze(1), 1)
+    others = (logits >= own.expand_as(logits)).astype("int64").sum(1) - 1
+    return tuple((others < k).astype(logits.dtype).mean() * 100.0 for k in top)
+
+
+def row_dot(a: Tensor, b: Tensor, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    return (a * b).sum(1, keepdim=True)
+
+
+def gather_rows(x: Tensor, index: Array, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    # x[index] would read beyond the end without a word.
+    return paddle.gather(x, paddle.to_tensor(index, place=x.place))
+
+
+def concat(parts: Sequence[Tensor], /, *, axis: int) -> Tensor:
+    """See ``core.engine.Ops``."""
+    return paddle.concat(list(parts), axis=axis)

@@ -1,54 +1,44 @@
-"""Optimizers bound to named parameters; their state has canonical names."""
+"""Optimizers bound to named parameters; their state has canonical names.
+
+Paddle's own keep momentum, decay and the powers of the betas as float32. Only operations in place
+leave a parameter where it is: ``p *= s`` makes a new one that nobody knows.
+"""
 
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 
 import paddle
 from paddle import Tensor
 
-from triptych.core.config.spec import OptimSpec
+from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.engine import Hyper
 
 EPSILON = 2.0**-27
 """What is added in place of eps, a power of two: Paddle 2.6 rounds what it adds to float32."""
 
 
-class AdamW:
-    """AdamW: decay on every tensor that has a gradient.
-
-    Paddle's own keeps the decay and the powers of the betas as float32. Only operations in place
-    leave a parameter where it is: ``p *= s`` makes a new one that nobody knows.
+class Optimizer(ABC):
+    """``core.engine.Optimizer``, one group: what a rule does, it does to every tensor.
 
     Args:
         named: canonical name -> trainable parameter.
     """
 
+    count: int
+    """Updates done so far, and during one that one too."""
+
     def __init__(self, named: Mapping[str, Tensor], spec: OptimSpec) -> None:
         self.named = dict(named)
-        self.betas, self.eps, self.clip_norm = spec.betas, spec.eps, spec.clip_norm
+        self.clip_norm = spec.clip_norm
         self.count = 0
-        self._exp_avg = {name: paddle.zeros_like(p) for name, p in self.named.items()}
-        self._exp_avg_sq = {name: paddle.zeros_like(p) for name, p in self.named.items()}
 
     @paddle.no_grad()
     def step(self, hyper: Hyper) -> None:
         """Clips where the spec says so, then one update."""
         self._clip()
         self.count += 1
-        beta1, beta2 = self.betas
-        # m / (sqrt(v) / c + eps), with numerator and denominator times EPSILON / eps.
-        factor = EPSILON / self.eps
-        rate = factor * hyper.lr / (1.0 - beta1**self.count)
-        correction = factor / math.sqrt(1.0 - beta2**self.count)
-        for name, parameter in self.named.items():
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            mean, square = self._exp_avg[name], self._exp_avg_sq[name]
-            mean.scale_(beta1).add_(gradient * (1.0 - beta1))
-            square.scale_(beta2).add_(paddle.square(gradient).scale_(1.0 - beta2))
-            size = paddle.sqrt(square).scale_(correction, EPSILON)
-            parameter.scale_(1.0 - hyper.lr * hyper.weight_decay).subtract_(mean * rate / size)
+        self._update(hyper)
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""
@@ -57,26 +47,114 @@ class AdamW:
 
     def gradient_norm(self) -> Tensor:
         """Global L2 norm of the gradients as they stand."""
-        gradients = [p.grad for p in self.named.values() if p.grad is not None]
-        # paddle.linalg.norm and paddle.dot lose 1 % of a large float32 tensor.
-        return paddle.sqrt(sum(paddle.square(gradient).sum() for gradient in gradients))
+        return paddle.sqrt(sum(_squares(gradient) for _, _, gradient in self._trained()))
 
+    @abstractmethod
     def moments(self) -> dict[str, Tensor]:
         """Canonical name -> moment."""
-        return {
-            f"optimizer.{kind}.{name}": moments[name]
-            for kind, moments in (("exp_avg", self._exp_avg), ("exp_avg_sq", self._exp_avg_sq))
-            for name in self.named
-        }
+
+    @abstractmethod
+    def _update(self, hyper: Hyper) -> None:
+        """One update with this step's rates."""
+
+    def _zeros(self) -> dict[str, Tensor]:
+        return {name: paddle.zeros_like(p) for name, p in self.named.items()}
+
+    def _trained(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, parameter and gradient of what has one."""
+        for name, parameter in self.named.items():
+            if parameter.grad is not None:
+                yield name, parameter, parameter.grad
 
     def _clip(self) -> None:
         if self.clip_norm is None:
             return
         scale = self.clip_norm / (float(self.gradient_norm()) + 1e-6)
         if scale < 1.0:
-            for parameter in self.named.values():
-                if parameter.grad is not None:
-                    parameter.grad.scale_(scale)
+            for _, _, gradient in self._trained():
+                gradient.scale_(scale)
 
 
-OPTIMIZERS = {"adamw": AdamW}
+class AdamW(Optimizer):
+    """AdamW: decay on every tensor that has a gradient."""
+
+    def __init__(self, named: Mapping[str, Tensor], spec: AdamWSpec) -> None:
+        super().__init__(named, spec)
+        self.betas, self.eps = spec.betas, spec.eps
+        self._exp_avg, self._exp_avg_sq = self._zeros(), self._zeros()
+
+    def moments(self) -> dict[str, Tensor]:
+        """See ``Optimizer``."""
+        return {
+            **_named("exp_avg", self._exp_avg),
+            **_named("exp_avg_sq", self._exp_avg_sq),
+        }
+
+    def _update(self, hyper: Hyper) -> None:
+        beta1, beta2 = self.betas
+        # m / (sqrt(v) / c + eps), with numerator and denominator times EPSILON / eps.
+        factor = EPSILON / self.eps
+        rate = factor * hyper.lr / (1.0 - beta1**self.count)
+        correction = factor / math.sqrt(1.0 - beta2**self.count)
+        for name, parameter, gradient in self._trained():
+            mean, square = self._exp_avg[name], self._exp_avg_sq[name]
+            mean.scale_(beta1).add_(gradient * (1.0 - beta1))
+            square.scale_(beta2).add_(paddle.square(gradient).scale_(1.0 - beta2))
+            size = paddle.sqrt(square).scale_(correction, EPSILON)
+            parameter.scale_(1.0 - hyper.lr * hyper.weight_decay).subtract_(mean * rate / size)
+
+
+class Sgd(Optimizer):
+    """SGD with momentum: decay added to the gradient of every tensor."""
+
+    def __init__(self, named: Mapping[str, Tensor], spec: SgdSpec) -> None:
+        super().__init__(named, spec)
+        self._momentum, self._buffers = spec.momentum, self._zeros()
+
+    def moments(self) -> dict[str, Tensor]:
+        """See ``Optimizer``."""
+        return _named("momentum_buffer", self._buffers)
+
+    def _update(self, hyper: Hyper) -> None:
+        for name, parameter, gradient in self._trained():
+            decayed = (parameter * hyper.weight_decay).add_(gradient)
+            buffer = self._buffers[name].scale_(self._momentum).add_(decayed)
+            parameter.subtract_(buffer * hyper.lr)
+
+
+class Lars(Optimizer):
+    """LARS in MoCo v3's form (see ``core.reference.optim.lars``), which Paddle has not."""
+
+    def __init__(self, named: Mapping[str, Tensor], spec: LarsSpec) -> None:
+        super().__init__(named, spec)
+        self._momentum, self._trust = spec.momentum, spec.trust_coefficient
+        self._buffers = self._zeros()
+
+    def moments(self) -> dict[str, Tensor]:
+        """See ``Optimizer``."""
+        return _named("momentum_buffer", self._buffers)
+
+    def _update(self, hyper: Hyper) -> None:
+        for name, parameter, gradient in self._trained():
+            if parameter.ndim > 1:
+                gradient = (parameter * hyper.weight_decay).add_(gradient)
+                gradient.scale_(self._ratio(parameter, gradient))
+            buffer = self._buffers[name].scale_(self._momentum).add_(gradient)
+            parameter.subtract_(buffer * hyper.lr)
+
+    def _ratio(self, parameter: Tensor, gradient: Tensor) -> float:
+        squares = paddle.stack([_squares(parameter), _squares(gradient)])
+        norm, decayed = paddle.sqrt(squares).tolist()
+        return self._trust * norm / decayed if norm and decayed else 1.0
+
+
+def _squares(x: Tensor) -> Tensor:
+    # paddle.linalg.norm and paddle.dot lose 1 % of a large float32 tensor.
+    return paddle.square(x).sum()
+
+
+def _named(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"optimizer.{kind}.{name}": tensor for name, tensor in tensors.items()}
+
+
+OPTIMIZERS = {"adamw": AdamW, "sgd": Sgd, "lars": Lars}

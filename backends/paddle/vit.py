@@ -15,13 +15,17 @@ from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn.initializer import Constant
 
 from triptych.backends.paddle.layers import (
+    BatchNorm,
+    Conv2D,
     Gelu,
     LayerNorm,
     Linear,
     PatchEmbed,
+    ReLU,
     linear,
     plain_forms_serve,
 )
+from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
 
 
@@ -88,8 +92,11 @@ class VisionTransformer(nn.Layer):
         self.blocks = nn.LayerList([Block(spec) for _ in range(spec.depth)])
         self.norm = LayerNorm(spec.width, spec.layer_norm_eps)
         self.pos_embed.stop_gradient = True
-        for parameter in self.patch_embed.parameters():
-            parameter.stop_gradient = spec.freeze_patch_embed
+        if spec.stem == "conv":
+            self.patch_embed.proj = conv_stem(spec)
+        else:
+            for parameter in self.patch_embed.parameters():
+                parameter.stop_gradient = spec.freeze_patch_embed
 
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
         """All tokens after the last norm, and the raw output of chosen blocks.
@@ -123,6 +130,18 @@ class VisionTransformer(nn.Layer):
         x = paddle.concat([self.cls_token.expand_as(patches[:, :1]), patches], axis=1)
         # Repeated first: a sum that broadcasts over the first axis takes twenty times as long.
         return x + self.pos_embed.expand_as(x)
+
+
+def conv_stem(spec: VitSpec) -> nn.Sequential:
+    """Takes the place of the patch projection. (N, C, H, W) -> (N, D, rows, columns)."""
+    layers: list[nn.Layer] = []
+    for layer in parameters.conv_stem(spec):
+        layers += [
+            Conv2D(layer.fan_in, layer.fan_out, layer.kernel, layer.stride, 1, bias=False),
+            BatchNorm(layer.fan_out),
+            ReLU(),
+        ]
+    return nn.Sequential(*layers, Conv2D(spec.width, spec.width, 1))
 
 
 def class_token(block: Block, x: Tensor) -> Tensor:

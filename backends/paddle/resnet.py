@@ -1,0 +1,90 @@
+"""Residual network: the twin of torchvision's, of any width, and with a stem for small images too.
+
+Shape letters: N images, L positions of a map, D channels.
+"""
+
+from collections.abc import Sequence
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from triptych.backends.paddle.layers import BatchNorm, Conv2D, relu
+from triptych.core import parameters
+from triptych.core.config.spec import ResnetSpec
+from triptych.core.parameters import ConvNorm, ResidualBlock
+
+
+class Block(nn.Layer):
+    """Two convolutions, or the three of a bottleneck, added to the input. (N, D, H, W)."""
+
+    def __init__(self, spec: ResidualBlock) -> None:
+        super().__init__()
+        self.bottleneck = len(spec.layers) == 3
+        self.conv1, self.bn1 = _conv_norm(spec.layers[0])
+        self.conv2, self.bn2 = _conv_norm(spec.layers[1])
+        if self.bottleneck:
+            self.conv3, self.bn3 = _conv_norm(spec.layers[2])
+        self.downsample = nn.Sequential(*_conv_norm(spec.shortcut)) if spec.shortcut else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """ReLU between the convolutions, and after the sum."""
+        y = relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.bottleneck:
+            y = self.bn3(self.conv3(relu(y)))
+        return relu(y + (self.downsample(x) if self.downsample else x))
+
+
+class ResNet(nn.Layer):
+    """The twin of torchvision's module without its classifier; parameters have its names."""
+
+    def __init__(self, spec: ResnetSpec) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv_norm(parameters.stem(spec))
+        self.pooled = spec.stem == "imagenet"
+        blocks = list(parameters.blocks(spec))
+        for i in range(len(spec.depths)):
+            stage = [Block(block) for block in blocks if block.stage == i]
+            self.add_sublayer(f"layer{i + 1}", nn.Sequential(*stage))
+
+    def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
+        """The last map, and those of chosen stages, their mean before their positions.
+
+        Args:
+            images: (N, C, H, W).
+            layers: 0-based stages.
+
+        Returns:
+            "final" and "layer<i>", each (N, 1+L, D).
+        """
+        x = self._stem(images)
+        kept: dict[str, Tensor] = {}
+        for i, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
+            x = stage(x)
+            if i in layers:
+                kept[f"layer{i}"] = _with_mean(x)
+        return {"final": _with_mean(x), **kept}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The last map's mean over positions. (N, C, H, W) -> (N, D)."""
+        x = self._stem(images)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        # Of a mean over two axes the gradient is slow; pooling divides it by a float32 number.
+        return x.flatten(2).mean(-1)
+
+    def _stem(self, images: Tensor) -> Tensor:
+        x = relu(self.bn1(self.conv1(images)))
+        # Asked for its mask as well it would be faster, and make -3e38 of a channel of nan.
+        return F.max_pool2d(x, 3, 2, 1) if self.pooled else x
+
+
+def _conv_norm(layer: ConvNorm) -> tuple[Conv2D, BatchNorm]:
+    shape = (layer.fan_in, layer.fan_out, layer.kernel, layer.stride, layer.padding)
+    return Conv2D(*shape, bias=False), BatchNorm(layer.fan_out)
+
+
+def _with_mean(x: Tensor) -> Tensor:
+    """(N, D, H, W) -> (N, 1+L, D)."""
+    positions = x.flatten(2).transpose([0, 2, 1])
+    return paddle.concat([positions.mean(1, keepdim=True), positions], axis=1)
