@@ -11,17 +11,30 @@ from triptych.core.engine import Array, Slot
 
 def slots(model: nn.Module, optimizer: object) -> dict[str, Slot]:
     """Every tensor of the run by canonical name."""
-    tensors = {**model.state_dict(), **optimizer.moments()}
-    found = {name: tensor_slot(tensor) for name, tensor in tensors.items()}
-    found["optimizer.step"] = Slot(
-        (), lambda: np.array(optimizer.count), lambda a: setattr(optimizer, "count", int(a))
-    )
+    moments = {name: tensor_slot(tensor) for name, tensor in optimizer.moments().items()}
+    return {**model_slots(model), **moments, "optimizer.step": counter_slot(optimizer, "count")}
+
+
+def model_slots(model: nn.Module) -> dict[str, Slot]:
+    """Every tensor of student, teacher and memory by canonical name."""
+    found = {name: tensor_slot(tensor) for name, tensor in model.state_dict().items()}
+    if hasattr(model, "memory"):
+        found["memory.pointer"] = counter_slot(model.memory, "pointer")
     return found
 
 
 def tensor_slot(tensor: Tensor) -> Slot:
     """A tensor whose canonical array has its own shape."""
     return Slot(tuple(tensor.shape), partial(to_array, tensor), partial(from_array, tensor))
+
+
+def counter_slot(owner: object, attribute: str) -> Slot:
+    """A number that the host keeps, as an int64 scalar."""
+    return Slot(
+        (),
+        lambda: np.array(getattr(owner, attribute), np.int64),
+        lambda array: setattr(owner, attribute, int(array)),
+    )
 
 
 def to_array(tensor: Tensor) -> Array:

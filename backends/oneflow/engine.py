@@ -26,8 +26,8 @@ class Engine(core.Engine):
         model = METHODS[spec.method.name](spec).to(device).to(self.dtype)
         self.model = model.train()
         values = model.pack()
-        for name, tensor in model.state_dict().items():
-            convert.from_array(tensor, state[name])
+        for name, slot in convert.model_slots(model).items():
+            slot.write(state[name])
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = OPTIMIZERS[spec.optim.name](trainable, values, spec.optim)
 

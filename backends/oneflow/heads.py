@@ -1,11 +1,23 @@
-"""Projector and predictor: linear layers without bias and batch norm."""
+"""Projector and predictor: linear layers, with or without batch norm."""
 
 import itertools
 
 from oneflow import nn
 
 from triptych.backends.oneflow.layers import BatchNorm, Linear
-from triptych.core.config.spec import MocoV3Spec
+from triptych.core import parameters
+from triptych.core.config.spec import MethodSpec, MocoV3Spec, QueueSpec
+
+
+def projector(width: int, spec: MethodSpec) -> nn.Sequential:
+    """(N, width) -> (N, output_dim)."""
+    widths = parameters.projector_widths(width, spec)
+    return plain_mlp(widths) if isinstance(spec, QueueSpec) else mlp(widths, last_norm=True)
+
+
+def predictor(spec: MocoV3Spec) -> nn.Sequential:
+    """(N, output_dim) -> (N, output_dim)."""
+    return mlp(parameters.predictor_widths(spec), last_norm=spec.predictor_last_norm)
 
 
 def mlp(widths: list[int], *, last_norm: bool) -> nn.Sequential:
@@ -23,14 +35,13 @@ def mlp(widths: list[int], *, last_norm: bool) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def projector(width: int, spec: MocoV3Spec) -> nn.Sequential:
-    """(N, width) -> (N, output_dim)."""
-    hidden = [spec.hidden_dim] * (spec.projector_layers - 1)
-    return mlp([width, *hidden, spec.output_dim], last_norm=True)
+def plain_mlp(widths: list[int]) -> nn.Sequential:
+    """Linear layers with bias, and relu between them.
 
-
-def predictor(spec: MocoV3Spec) -> nn.Sequential:
-    """(N, output_dim) -> (N, output_dim)."""
-    hidden = [spec.hidden_dim] * (spec.predictor_layers - 1)
-    widths = [spec.output_dim, *hidden, spec.output_dim]
-    return mlp(widths, last_norm=spec.predictor_last_norm)
+    Args:
+        widths: as in ``mlp``.
+    """
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise(widths):
+        layers += [Linear(fan_in, fan_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])

@@ -5,19 +5,18 @@ for broadcasting a column are 10 to 500 times slower. Hyper-parameters are opera
 attributes of a kernel are rounded to float32. A ``Function`` keeps only saved tensors: any other
 attribute of its context ends in a crash.
 
-Shape letters: N rows, D columns.
+Shape letters: N rows or images, D columns, C channels, P positions of a map.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 
-import numpy as np
 import oneflow as flow
 import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 
-from triptych.core.engine import Array
+from triptych.backends.oneflow import kernels
 
 Linear = nn.Linear
 
@@ -53,9 +52,21 @@ def column_sum(x: Tensor) -> Tensor:
     return flow.matmul(_constant(1, x.shape[0], 1.0, x.dtype, x.device), x)
 
 
+def row_sum(x: Tensor) -> Tensor:
+    """(N, D) -> (N, 1)."""
+    return flow.matmul(x, _constant(x.shape[1], 1, 1.0, x.dtype, x.device))
+
+
 def repeat(x: Tensor, columns: int) -> Tensor:
     """(N, 1) -> (N, columns), exactly."""
     return flow.matmul(x, _constant(1, columns, 1.0, x.dtype, x.device))
+
+
+def channel_sum(x: Tensor) -> Tensor:
+    """(N, C, P) -> (1, C, 1)."""
+    n, channels, positions = x.shape
+    rows = x.reshape(n, channels) if positions == 1 else row_sum(x.reshape(-1, positions))
+    return column_sum(rows.reshape(n, channels)).reshape(1, channels, 1)
 
 
 def _centred(x: Tensor) -> Tensor:
@@ -102,8 +113,8 @@ class LayerNorm(nn.Module):
         return y.reshape(*x.shape)
 
 
-class _NormalizeColumns(flow.autograd.Function):
-    """weight * centred * inverse + bias, as a function of the x it was made from."""
+class _NormalizeChannels(flow.autograd.Function):
+    """weight * centred * inverse + bias, as a function of the x it was made from. (N, C, P)."""
 
     @staticmethod
     def forward(
@@ -111,22 +122,29 @@ class _NormalizeColumns(flow.autograd.Function):
     ) -> Tensor:
         normal = centred * inverse
         ctx.save_for_backward(normal, inverse, weight)
-        return normal * weight + bias
+        return normal * weight.reshape(1, -1, 1) + bias.reshape(1, -1, 1)
 
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
         normal, inverse, weight = ctx.saved_tensors
-        n, width = normal.shape
-        grad_weight, grad_bias = column_sum(grad * normal), column_sum(grad)
-        grad_x = (grad - grad_bias / n - normal * (grad_weight / n)) * (weight * inverse)
-        return grad_x, None, None, grad_weight.reshape(width), grad_bias.reshape(width)
+        n, width, positions = normal.shape
+        along, whole = channel_sum(grad * normal), channel_sum(grad)
+        count = n * positions
+        grad_x = (grad - whole / count - normal * (along / count)) * (
+            weight.reshape(1, -1, 1) * inverse
+        )
+        return grad_x, None, None, along.reshape(width), whole.reshape(width)
 
 
 class BatchNorm(nn.Module):
-    """Batch norm of rows of features, two passes; the running variance is the unbiased one.
+    """Batch norm over all axes but the second; the running variance is the unbiased one.
 
-    The built-in one takes the variance as E[x^2] - E[x]^2, which loses the digits of a mean.
+    The built-in one takes the variance as E[x^2] - E[x]^2, which loses the digits of a mean, and
+    rounds eps and momentum to float32. In training each of ``virtual_ranks`` contiguous parts of
+    the batch is normalised by itself; the running statistics are those of the first part.
     """
+
+    virtual_ranks = 1
 
     def __init__(
         self, width: int, *, affine: bool = True, eps: float = 1e-5, momentum: float = 0.1
@@ -140,95 +158,87 @@ class BatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", flow.tensor(0, dtype=flow.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, D) -> (N, D).
+        """(N, C, ...), of the same shape.
 
         Raises:
-            ValueError: one row in training mode, which has no variance.
+            ValueError: one value per channel in training mode, which has no variance.
         """
-        n, width = x.shape
-        if self.training and n < 2:
-            raise ValueError("batch norm: expected at least 2 rows in training mode, got 1")
-        with flow.no_grad():
-            if self.training:
-                mean = column_sum(x) / n
-                centred = x - mean
-                square = column_sum(centred * centred)
-                self._track(mean.reshape(width), (square / (n - 1)).reshape(width))
-                inverse = (square / n + self.eps).rsqrt()
-            else:
-                inverse = (self.running_var + self.eps).rsqrt().reshape(1, width)
-        affine = self.weight is not None
-        weight = self.weight if affine else _constant(1, width, 1.0, x.dtype, x.device)
-        bias = self.bias if affine else _constant(1, width, 0.0, x.dtype, x.device)
-        if self.training:
-            return _NormalizeColumns.apply(x, centred, inverse, weight, bias)
-        return (x - self.running_mean) * inverse * weight + bias
+        if not self.training:
+            return self._evaluate(x)
+        n, width = x.shape[:2]
+        ranks = self.virtual_ranks
+        if x.numel() == width * ranks:
+            raise ValueError("batch norm: expected at least 2 values per channel, got 1")
+        # The parts of the batch become further channels.
+        parts = x.reshape(ranks, n // ranks, width, -1).transpose(0, 1) if ranks > 1 else x
+        parts = parts.reshape(n // ranks, ranks * width, -1)
+        weight, bias = (_repeated(tensor, ranks) for tensor in self._affine())
+        y = self._normalise(parts, weight, bias)
+        if ranks > 1:
+            y = y.reshape(n // ranks, ranks, width, -1).transpose(0, 1)
+        return y.reshape(*x.shape)
 
+    def _normalise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """(N, C, P)."""
+        n, channels, positions = x.shape
+        count = n * positions
+        with flow.no_grad():
+            mean = channel_sum(x) / count
+        centred = x - mean
+        if positions > 1 and x.dtype == flow.float32:
+            # The kernel is fast, and exact enough where there is no mean. With momentum 1 it
+            # leaves the statistics of the batch, which no rounded momentum has touched.
+            kept, variance = (flow.zeros(channels, dtype=x.dtype, device=x.device) for _ in "mv")
+            y = flow._C.normalization(
+                centred, kept, variance, weight, bias, 1, self.eps, 1.0, True
+            )
+            self._track(mean.reshape(-1) + kept, variance)
+            return y
+        with flow.no_grad():
+            centred = centred.detach()
+            square = channel_sum(centred * centred)
+            self._track(mean.reshape(-1), (square / (count - 1)).reshape(-1))
+            inverse = (square / count + self.eps).rsqrt()
+        return _NormalizeChannels.apply(x, centred, inverse, weight, bias)
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        inverse = (self.running_var + self.eps).rsqrt().reshape(*shape)
+        weight, bias = (tensor.reshape(*shape) for tensor in self._affine())
+        return (x - self.running_mean.reshape(*shape)) * inverse * weight + bias
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        if self.weight is not None:
+            return self.weight, self.bias
+        like = self.running_mean
+        return tuple(
+            _constant(1, len(like), value, like.dtype, like.device).reshape(-1)
+            for value in (1.0, 0.0)
+        )
+
+    @flow.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
-        keep = 1.0 - self.momentum
-        self.running_mean.mul_(keep).add_(mean, alpha=self.momentum)
-        self.running_var.mul_(keep).add_(variance, alpha=self.momentum)
+        width, keep = len(self.running_mean), 1.0 - self.momentum
+        self.running_mean.mul_(keep).add_(mean[:width], alpha=self.momentum)
+        self.running_var.mul_(keep).add_(variance[:width], alpha=self.momentum)
         self.num_batches_tracked.add_(1)
 
 
-# atanh(erf(x / sqrt 2)) / x as a polynomial in x^2: the normal distribution within 3e-8.
-_TANH_FORM = (
-    0.7978849414847404,
-    0.03633308441989718,
-    -3.259474880745478e-05,
-    -5.53063177518842e-05,
-    3.964773795707766e-06,
-    -1.3226636592469782e-07,
-    1.756280874378105e-09,
-)
-_BLOCK = 32768  # values: what is worked on stays in the cache
+def set_virtual_ranks(model: nn.Module, count: int) -> None:
+    """Tells every batch norm inside how many parts a batch has."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.virtual_ranks = count
 
 
-def gelu_float32(x: Array, *, slope: bool) -> tuple[Array, Array | None]:
-    """x Phi(x), exact but for rounding, and where asked its derivative Phi(x) + x phi(x).
-
-    OneFlow's kernel takes 10 ns a value, and three times as much after a matrix product, whose
-    AVX code leaves the processor in a state that slows plain SSE code down.
-
-    Args:
-        x: float32.
-    """
-    flat = x.reshape(-1)
-    y, dy = np.empty_like(flat), np.empty_like(flat) if slope else None
-    scratch = np.empty((3, min(_BLOCK, flat.size)), np.float32)
-    with np.errstate(all="ignore"):  # what is not finite shows in the loss
-        for start in range(0, flat.size, _BLOCK):
-            block = flat[start : start + _BLOCK]
-            square, phi, cdf = scratch[:, : block.size]
-            np.multiply(block, block, out=square)
-            _normal_cdf(block, square, out=cdf)
-            np.multiply(block, cdf, out=y[start : start + _BLOCK])
-            if dy is not None:
-                np.multiply(square, np.float32(-0.5), out=phi)
-                np.exp(phi, out=phi)
-                phi *= np.float32(1.0 / np.sqrt(2.0 * np.pi))
-                phi *= block
-                np.add(cdf, phi, out=dy[start : start + _BLOCK])
-    return y.reshape(x.shape), None if dy is None else dy.reshape(x.shape)
-
-
-def _normal_cdf(x: Array, square: Array, *, out: Array) -> None:
-    first, *middle, last = (np.float32(c) for c in _TANH_FORM)
-    np.multiply(square, last, out=out)
-    for coefficient in reversed(middle):
-        out += coefficient
-        out *= square
-    out += first
-    out *= x
-    np.tanh(out, out=out)
-    out *= np.float32(0.5)
-    out += np.float32(0.5)
+def _repeated(x: Tensor, times: int) -> Tensor:
+    return flow.cat([x] * times) if times > 1 else x
 
 
 class _GeluFloat32(flow.autograd.Function):
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
-        y, dy = gelu_float32(x.numpy(), slope=True)
+        y, dy = kernels.gelu(x.numpy(), slope=True)
         ctx.save_for_backward(flow.from_numpy(dy))
         return flow.from_numpy(y)
 
@@ -242,17 +252,66 @@ class Gelu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        if not _numpy_forms or x.dtype != flow.float32 or x.is_cuda:
+        if not in_numpy(x):
             return F.gelu(x)
         if flow.is_grad_enabled() and x.requires_grad:
             return _GeluFloat32.apply(x)
-        return flow.from_numpy(gelu_float32(x.numpy(), slope=False)[0])
+        return flow.from_numpy(kernels.gelu(x.numpy(), slope=False)[0])
+
+
+def in_numpy(x: Tensor) -> bool:
+    """Whether ``kernels`` compute instead of OneFlow's own."""
+    return _numpy_forms and x.dtype == flow.float32 and not x.is_cuda
+
+
+@cache
+def _convolution(stride: int, padding: int, of_x: bool) -> type[flow.autograd.Function]:
+    """The convolution of x and weight. of_x: whether x gets a gradient, too."""
+
+    class Convolution(flow.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor, weight: Tensor) -> Tensor:
+            ctx.save_for_backward(x, weight)
+            return flow.from_numpy(kernels.convolve(x.numpy(), weight.numpy(), stride, padding))
+
+        @staticmethod
+        def backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, Tensor]:
+            x, weight = (saved.numpy() for saved in ctx.saved_tensors)
+            grad_x, grad_weight = kernels.convolve_backward(
+                x, weight, grad.numpy(), stride, padding, of_x=of_x
+            )
+            return flow.from_numpy(grad_x) if of_x else None, flow.from_numpy(grad_weight)
+
+    return Convolution
+
+
+class Conv2d(nn.Conv2d):
+    """OneFlow's, square, with faster ways to compute it on the CPU. (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, O, height, width)."""
+        y = self._convolve(x, self.kernel_size[0], self.stride[0], self.padding[0])
+        return y if self.bias is None else y + self.bias.reshape(1, -1, 1, 1)
+
+    def _convolve(self, x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+        weight = self.weight
+        if in_numpy(x):
+            if not flow.is_grad_enabled() or not (x.requires_grad or weight.requires_grad):
+                y = kernels.convolve(x.numpy(), weight.numpy(), stride, padding)
+                return flow.from_numpy(y)
+            return _convolution(stride, padding, x.requires_grad).apply(x, weight)
+        if kernel == stride == 1:
+            n, channels, height, width = x.shape
+            product = flow.matmul(weight.reshape(-1, channels), x.reshape(n, channels, -1))
+            return product.reshape(n, -1, height, width)
+        return F.conv2d(x, weight, None, stride, padding)
 
 
 class PatchEmbed(nn.Module):
     """Non-overlapping patches, each mapped linearly. (N, C, H, W) -> (N, L, D).
 
-    The convolution is its matrix product: the kernel is twice as slow.
+    The convolution is its matrix product: the kernel is twice as slow. ``proj`` may also be a
+    whole stem, which then maps images to (N, D, rows, columns).
     """
 
     def __init__(self, channels: int, width: int, patch_size: int) -> None:
@@ -261,6 +320,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Patches in row-major order."""
+        if isinstance(self.proj, nn.Sequential):
+            return self.proj(images).flatten(2).transpose(1, 2)
         weight = self.proj.weight
         n, c, height, width = images.shape
         p = weight.shape[-1]

@@ -4,32 +4,39 @@ import oneflow as flow
 from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import flat, heads
-from triptych.backends.oneflow.vit import VisionTransformer
+from triptych.backends.oneflow.encoders import encoder
+from triptych.backends.oneflow.layers import set_virtual_ranks
+from triptych.backends.oneflow.memory import Queue
 from triptych.core.config.spec import RunSpec
 
 
 class Branch(nn.Module):
-    """Encoder and projector, and in the student the predictor. Images (N, C, H, W) -> (N, D)."""
+    """Encoder and projector, and where asked the predictor. Images (N, C, H, W) -> (N, D)."""
 
     def __init__(self, spec: RunSpec, *, predictor: bool) -> None:
         super().__init__()
-        self.encoder = VisionTransformer(spec.model)
-        self.projector = heads.projector(spec.model.width, spec.method)
+        self.encoder = encoder(spec.model)
+        self.projector = heads.projector(spec.model.features, spec.method)
         if predictor:
             self.predictor = heads.predictor(spec.method)
+        set_virtual_ranks(self, spec.batch_norm.virtual_ranks)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Projection, and in the student its prediction."""
+        """Projection, and where there is a predictor its prediction."""
         x = self.projector(self.encoder(images))
         return self.predictor(x) if hasattr(self, "predictor") else x
 
 
-class MoCoV3(nn.Module):
-    """``core.engine.Model`` of MoCo v3; module paths are the canonical names."""
+class Pair(nn.Module):
+    """``core.engine.Model``: a student, and a teacher that follows it; paths are canonical names.
 
-    def __init__(self, spec: RunSpec) -> None:
+    Args:
+        predictor: whether the student has one.
+    """
+
+    def __init__(self, spec: RunSpec, *, predictor: bool) -> None:
         super().__init__()
-        self.student = Branch(spec, predictor=True)
+        self.student = Branch(spec, predictor=predictor)
         self.teacher = Branch(spec, predictor=False).requires_grad_(False)
 
     def pack(self) -> Tensor:
@@ -63,4 +70,19 @@ class MoCoV3(nn.Module):
         self._targets.add_(self._sources - self._targets, alpha=1.0 - momentum)
 
 
-METHODS = {"moco_v3": MoCoV3}
+class MoCo(Pair):
+    """``core.engine.QueueModel`` of MoCo v1 and v2."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        super().__init__(spec, predictor=False)
+        self.memory = Queue(spec.method)
+
+
+class MoCoV3(Pair):
+    """``core.engine.Model`` of MoCo v3."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        super().__init__(spec, predictor=True)
+
+
+METHODS = {"moco_v1": MoCo, "moco_v2": MoCo, "moco_v3": MoCoV3}

@@ -1,11 +1,13 @@
 """``core.engine.Ops`` in OneFlow."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import oneflow as flow
 import oneflow.nn.functional as F
 from oneflow import Tensor
 
-from triptych.backends.oneflow.layers import repeat, row_mean
+from triptych.backends.oneflow.layers import repeat, row_mean, row_sum
 from triptych.core.engine import Array
 
 no_grad = flow.no_grad
@@ -14,9 +16,8 @@ no_grad = flow.no_grad
 def l2_normalize(x: Tensor, /) -> Tensor:
     """See ``core.engine.Ops``."""
     # F.normalize bounds the squared norm by eps, in float32: rows near zero get wrong gradients.
-    width = x.shape[1]
-    norm = (row_mean(x * x) * width).clamp(min=1e-24).sqrt()
-    return x * repeat(1.0 / norm, width)
+    norm = row_sum(x * x).clamp(min=1e-24).sqrt()
+    return x * repeat(1.0 / norm, x.shape[1])
 
 
 def matmul(a: Tensor, b: Tensor, /, *, transpose_b: bool = False) -> Tensor:
@@ -39,9 +40,39 @@ def labels(values: Array, like: Tensor, /) -> Tensor:
     Raises:
         ValueError: a label is out of range, of which the kernel would make a constant loss.
     """
-    classes = like.shape[1]
-    if values.size and not 0 <= values.min() <= values.max() < classes:
+    return _index(values, like.shape[1], like, "label")
+
+
+@flow.no_grad()
+def accuracy(logits: Tensor, labels: Tensor, /, *, top: Sequence[int]) -> tuple[Tensor, ...]:
+    """See ``core.engine.Ops``."""
+    own = repeat(logits.gather(1, labels.reshape(-1, 1)), logits.shape[1])
+    others = row_sum((logits >= own).to(logits.dtype)) - 1.0
+    return tuple(100.0 * (others < k).to(logits.dtype).mean() for k in top)
+
+
+def row_dot(a: Tensor, b: Tensor, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    return row_sum(a * b)
+
+
+def gather_rows(x: Tensor, index: Array, /) -> Tensor:
+    """See ``core.engine.Ops``.
+
+    Raises:
+        ValueError: an index is out of range, for which the kernel would give zeros.
+    """
+    return x.index_select(0, _index(index, len(x), x, "row"))
+
+
+def concat(parts: Sequence[Tensor], /, *, axis: int) -> Tensor:
+    """See ``core.engine.Ops``."""
+    return flow.cat(list(parts), dim=axis)
+
+
+def _index(values: Array, size: int, like: Tensor, what: str) -> Tensor:
+    if values.size and not 0 <= values.min() <= values.max() < size:
         raise ValueError(
-            f"labels: expected 0 <= label < {classes}, got {values.min()}..{values.max()}"
+            f"{what}s: expected 0 <= {what} < {size}, got {values.min()}..{values.max()}"
         )
     return flow.from_numpy(values.astype(np.int64)).to(like.device)

@@ -1,34 +1,38 @@
 """Optimizers bound to named parameters; their state has canonical names."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import oneflow as flow
 from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import flat
-from triptych.core.config.spec import OptimSpec
+from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.engine import Hyper
 
 
-class AdamW:
-    """AdamW on packed tensors: decay on every one that has a gradient.
+class Optimizer(ABC):
+    """``core.engine.Optimizer`` on packed tensors: what a rule does, it does to all at once.
 
-    OneFlow's own rounds learning rate, betas and eps to float32, as every attribute of its
-    kernels; operands of tensor operations are exact.
+    OneFlow's own optimizers round their rates to float32, as every attribute of its kernels;
+    operands of tensor operations are exact.
 
     Args:
         named: canonical name -> trainable parameter.
         values: the same parameters packed, in that order (``flat.pack``).
     """
 
+    kinds: tuple[str, ...]
+    """Names of the moments."""
+
     def __init__(self, named: Mapping[str, nn.Parameter], values: Tensor, spec: OptimSpec) -> None:
         self.named = dict(named)
-        self.betas, self.eps, self.clip_norm = spec.betas, spec.eps, spec.clip_norm
+        self.clip_norm = spec.clip_norm
         self.count = 0
         self._values = values
         self._gradients = flow.zeros_like(values)
-        self._exp_avg, self._exp_avg_sq = flow.zeros_like(values), flow.zeros_like(values)
+        self._moments = [flow.zeros_like(values) for _ in self.kinds]
         self.gradients = flat.split(self._gradients, self.named)
         for name, view in self.gradients.items():
             # The backward pass adds to a gradient that is there, in place.
@@ -37,18 +41,11 @@ class AdamW:
     @flow.no_grad()
     def step(self, hyper: Hyper) -> None:
         """Clips where the spec says so, then one update."""
-        gradients = self._gradients
         if self.clip_norm is not None:
-            gradients.mul_((self.clip_norm / (self.gradient_norm() + 1e-6)).clamp(max=1.0))
+            factor = (self.clip_norm / (self.gradient_norm() + 1e-6)).clamp(max=1.0)
+            self._gradients.mul_(factor)
         self.count += 1
-        beta1, beta2 = self.betas
-        self._values.mul_(1.0 - hyper.lr * hyper.weight_decay)
-        self._exp_avg.mul_(beta1).add_(gradients, alpha=1.0 - beta1)
-        self._exp_avg_sq.mul_(beta2).addcmul_(gradients, gradients, value=1.0 - beta2)
-        correction = math.sqrt(1.0 - beta2**self.count)
-        scale = self._exp_avg_sq.sqrt().div_(correction).add_(self.eps)
-        rate = hyper.lr / (1.0 - beta1**self.count)
-        self._values.addcdiv_(self._exp_avg, scale, value=-rate)
+        self._update(hyper)
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""
@@ -63,9 +60,86 @@ class AdamW:
         """Canonical name -> moment."""
         return {
             f"optimizer.{kind}.{name}": view
-            for kind, buffer in (("exp_avg", self._exp_avg), ("exp_avg_sq", self._exp_avg_sq))
+            for kind, buffer in zip(self.kinds, self._moments, strict=True)
             for name, view in flat.split(buffer, self.named).items()
         }
 
+    @abstractmethod
+    def _update(self, hyper: Hyper) -> None:
+        """One update with this step's rates."""
 
-OPTIMIZERS = {"adamw": AdamW}
+
+class AdamW(Optimizer):
+    """AdamW: decay on every tensor that has a gradient."""
+
+    kinds = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, named: Mapping[str, nn.Parameter], values: Tensor, spec: AdamWSpec) -> None:
+        super().__init__(named, values, spec)
+        self.betas, self.eps = spec.betas, spec.eps
+
+    def _update(self, hyper: Hyper) -> None:
+        beta1, beta2 = self.betas
+        gradients, (exp_avg, exp_avg_sq) = self._gradients, self._moments
+        self._values.mul_(1.0 - hyper.lr * hyper.weight_decay)
+        exp_avg.mul_(beta1).add_(gradients, alpha=1.0 - beta1)
+        exp_avg_sq.mul_(beta2).addcmul_(gradients, gradients, value=1.0 - beta2)
+        correction = math.sqrt(1.0 - beta2**self.count)
+        scale = exp_avg_sq.sqrt().div_(correction).add_(self.eps)
+        rate = hyper.lr / (1.0 - beta1**self.count)
+        self._values.addcdiv_(exp_avg, scale, value=-rate)
+
+
+class Sgd(Optimizer):
+    """SGD with momentum: decay added to the gradient of every tensor."""
+
+    kinds = ("momentum_buffer",)
+
+    def __init__(self, named: Mapping[str, nn.Parameter], values: Tensor, spec: SgdSpec) -> None:
+        super().__init__(named, values, spec)
+        self._momentum = spec.momentum
+
+    def _update(self, hyper: Hyper) -> None:
+        (buffer,) = self._moments
+        buffer.mul_(self._momentum).add_(self._gradients)
+        buffer.add_(self._values, alpha=hyper.weight_decay)
+        self._values.add_(buffer, alpha=-hyper.lr)
+
+
+class Lars(Optimizer):
+    """LARS in MoCo v3's form (see ``core.reference.optim.lars``)."""
+
+    kinds = ("momentum_buffer",)
+
+    def __init__(self, named: Mapping[str, nn.Parameter], values: Tensor, spec: LarsSpec) -> None:
+        super().__init__(named, values, spec)
+        self._momentum, self._trust = spec.momentum, spec.trust_coefficient
+        scaled = [name for name, parameter in self.named.items() if parameter.ndim > 1]
+        views = flat.split(values.detach(), self.named)
+        self._scaled = [(views[name], self.gradients[name]) for name in scaled]
+
+    def _update(self, hyper: Hyper) -> None:
+        self._decay_and_scale(hyper.weight_decay)
+        (buffer,) = self._moments
+        buffer.mul_(self._momentum).add_(self._gradients)
+        self._values.add_(buffer, alpha=-hyper.lr)
+
+    def _decay_and_scale(self, weight_decay: float) -> None:
+        """Changes the gradients of tensors of more than one dimension, in place."""
+        for value, gradient in self._scaled:
+            gradient.add_(value, alpha=weight_decay)
+        norms = _norms([value for value, _ in self._scaled])
+        decayed = _norms([gradient for _, gradient in self._scaled])
+        usable = (norms > 0) & (decayed > 0)
+        ratios = flow.where(usable, self._trust * norms / decayed, flow.ones_like(norms))
+        for (_, gradient), ratio in zip(self._scaled, ratios.split(1), strict=True):
+            gradient.mul_(ratio)
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    """The L2 norm of each, side by side."""
+    squares = [flow.matmul(t.reshape(1, -1), t.reshape(-1, 1)).reshape(1) for t in tensors]
+    return flow.cat(squares).sqrt()
+
+
+OPTIMIZERS = {"adamw": AdamW, "sgd": Sgd, "lars": Lars}

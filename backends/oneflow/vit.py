@@ -9,7 +9,15 @@ import oneflow as flow
 import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 
-from triptych.backends.oneflow.layers import Gelu, LayerNorm, Linear, PatchEmbed
+from triptych.backends.oneflow.layers import (
+    BatchNorm,
+    Conv2d,
+    Gelu,
+    LayerNorm,
+    Linear,
+    PatchEmbed,
+)
+from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
 
 
@@ -73,7 +81,10 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.Sequential(*[Block(spec) for _ in range(spec.depth)])
         self.norm = LayerNorm(spec.width, spec.layer_norm_eps)
         self.pos_embed.requires_grad_(False)
-        self.patch_embed.requires_grad_(not spec.freeze_patch_embed)
+        if spec.stem == "conv":
+            self.patch_embed.proj = conv_stem(spec)
+        else:
+            self.patch_embed.requires_grad_(not spec.freeze_patch_embed)
 
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
         """All tokens after the last norm, and the raw output of chosen blocks.
@@ -106,6 +117,18 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed(images)
         cls_token = self.cls_token.expand(len(patches), -1, -1)
         return flow.cat([cls_token, patches], dim=1) + self.pos_embed
+
+
+def conv_stem(spec: VitSpec) -> nn.Sequential:
+    """Takes the place of the patch projection. (N, C, H, W) -> (N, D, rows, columns)."""
+    layers: list[nn.Module] = []
+    for layer in parameters.conv_stem(spec):
+        layers += [
+            Conv2d(layer.fan_in, layer.fan_out, layer.kernel, layer.stride, 1, bias=False),
+            BatchNorm(layer.fan_out),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(*layers, Conv2d(spec.width, spec.width, 1))
 
 
 def class_token(block: Block, x: Tensor) -> Tensor:
