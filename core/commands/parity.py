@@ -109,7 +109,7 @@ def _tolerance(item: str) -> tuple[str, float]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from triptych.core import comparison
+    from triptych.core.comparison import run as train_everywhere
 
     names = arguments.backends.split(",") if arguments.backends else None
-    return comparison.run(arguments.config, arguments.overrides, names, arguments.output)
+    return train_everywhere(arguments.config, arguments.overrides, names, arguments.output)

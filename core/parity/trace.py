@@ -17,6 +17,8 @@ from triptych.core.plan import Plan
 
 Record = Iterator[tuple[str, Array]]
 
+_write_array: Callable[..., None] = np.lib.format.write_array
+
 
 def trace(
     spec: RunSpec,
@@ -156,7 +158,7 @@ def save(record: Record, path: Path) -> None:
         with zipfile.ZipFile(aside, "w") as archive:
             for name, array in record:
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+                    _write_array(file, np.asanyarray(array), allow_pickle=False)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
