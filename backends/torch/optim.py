@@ -80,6 +80,7 @@ class AdamW(Optimizer):
 
     @count.setter
     def count(self, value: int) -> None:
+        """Goes on from ``value`` updates."""
         for state in self._adamw.state.values():
             state["step"].fill_(value)
 
