@@ -128,7 +128,7 @@ def test_batch_norm_far_from_zero(layers):
 def test_batch_norm_refuses_a_batch_of_one(flow, layers):
     # The kernel gives zeros.
     layer = layers.BatchNorm(6)
-    with pytest.raises(ValueError, match="at least 2 rows in training mode"):
+    with pytest.raises(ValueError, match="at least 2 values per channel"):
         layer(flow.ones(1, 6))
     layer.eval()
     layer(flow.ones(1, 6))

@@ -1,7 +1,8 @@
-"""What NumPy computes faster than OneFlow's CPU kernels, on float32 arrays that tensors share.
+"""What NumPy computes faster than OneFlow's CPU kernels, on the memory of tensors.
 
-No function changes its input. Shape letters: N images, C and O channels, K side of a kernel, P
-positions of a map.
+No function changes its input; what is not finite goes through and shows in the loss.
+
+Shape letters: R virtual ranks, N images, C and O channels, K side of a kernel, P positions.
 """
 
 import itertools
@@ -25,28 +26,34 @@ BLOCK = 32768  # values: what is worked on stays in the cache
 COLUMNS = 512  # positions at least that a matrix product takes at once
 
 
+_quiet = np.errstate(all="ignore")
+
+
+@_quiet
 def gelu(x: Array, *, slope: bool) -> tuple[Array, Array | None]:
     """x Phi(x), exact but for rounding, and where asked its derivative Phi(x) + x phi(x).
 
     OneFlow's kernel takes 10 ns a value, and three times as much after a matrix product, whose
     AVX code leaves the processor in a state that slows plain SSE code down.
+
+    Args:
+        x: float32.
     """
     flat = x.reshape(-1)
     y, dy = np.empty_like(flat), np.empty_like(flat) if slope else None
     scratch = np.empty((3, min(BLOCK, flat.size)), np.float32)
-    with np.errstate(all="ignore"):  # what is not finite shows in the loss
-        for start in range(0, flat.size, BLOCK):
-            block = flat[start : start + BLOCK]
-            square, phi, cdf = scratch[:, : block.size]
-            np.multiply(block, block, out=square)
-            _normal_cdf(block, square, out=cdf)
-            np.multiply(block, cdf, out=y[start : start + BLOCK])
-            if dy is not None:
-                np.multiply(square, np.float32(-0.5), out=phi)
-                np.exp(phi, out=phi)
-                phi *= np.float32(1.0 / np.sqrt(2.0 * np.pi))
-                phi *= block
-                np.add(cdf, phi, out=dy[start : start + BLOCK])
+    for start in range(0, flat.size, BLOCK):
+        block = flat[start : start + BLOCK]
+        square, phi, cdf = scratch[:, : block.size]
+        np.multiply(block, block, out=square)
+        _normal_cdf(block, square, out=cdf)
+        np.multiply(block, cdf, out=y[start : start + BLOCK])
+        if dy is not None:
+            np.multiply(square, np.float32(-0.5), out=phi)
+            np.exp(phi, out=phi)
+            phi *= np.float32(1.0 / np.sqrt(2.0 * np.pi))
+            phi *= block
+            np.add(cdf, phi, out=dy[start : start + BLOCK])
     return y.reshape(x.shape), None if dy is None else dy.reshape(x.shape)
 
 
@@ -63,6 +70,7 @@ def _normal_cdf(x: Array, square: Array, *, out: Array) -> None:
     out += np.float32(0.5)
 
 
+@_quiet
 def convolve(x: Array, weight: Array, stride: int, padding: int) -> Array:
     """A convolution as matrix products, a few images at a time.
 
@@ -83,6 +91,7 @@ def convolve(x: Array, weight: Array, stride: int, padding: int) -> Array:
     return y.reshape(len(x), fan_out, height, width)
 
 
+@_quiet
 def convolve_backward(
     x: Array, weight: Array, grad: Array, stride: int, padding: int, *, of_x: bool
 ) -> tuple[Array | None, Array]:
@@ -153,3 +162,62 @@ def _taps(
     for i, j in itertools.product(range(kernel), repeat=2):
         rows, columns = slice(i, i + stride * height, stride), slice(j, j + stride * width, stride)
         yield (i, j), padded[:, :, rows, columns]
+
+
+@_quiet
+def normalize(x: Array, affine: Array, eps: float) -> tuple[Array, Array, Array, Array]:
+    """Batch norm, each rank by itself.
+
+    Args:
+        x: (R, N, C, P).
+        affine: gain and shift, (2, C).
+
+    Returns:
+        The result; x without its channels' means; one over the standard deviations, (R, C); mean
+        and unbiased variance of the first rank, (2, C).
+    """
+    count = x.shape[1] * x.shape[3]
+    mean = _sums(x) / count
+    centred = x - _per_channel(mean, x)
+    square = _dots(centred, centred)
+    inverse = 1.0 / np.sqrt(square / count + eps)
+    y = centred * _per_channel(affine[0] * inverse, x)
+    y += affine[1].reshape(-1, 1)
+    statistics = np.stack([mean[0], square[0] / (count - 1)])
+    return y, centred, inverse.astype(x.dtype), statistics.astype(x.dtype)
+
+
+@_quiet
+def normalize_backward(centred: Array, factors: Array, grad: Array) -> tuple[Array, Array, Array]:
+    """The gradients of batch norm by x, gain and shift.
+
+    Args:
+        centred: (R, N, C, P).
+        factors: gain, (1, C), over one over the standard deviations, (R, C).
+        grad: (R, N, C, P).
+    """
+    count = grad.shape[1] * grad.shape[3]
+    gain, inverse = factors[0], factors[1:]
+    whole, along = _sums(grad), _dots(grad, centred) * inverse
+    grad_x = centred * _per_channel(along * inverse / -count, grad)
+    grad_x += grad
+    grad_x -= _per_channel(whole / count, grad)
+    grad_x *= _per_channel(gain * inverse, grad)
+    return grad_x, along.sum(0).astype(grad.dtype), whole.sum(0).astype(grad.dtype)
+
+
+def _per_channel(values: Array, like: Array) -> Array:
+    return values.astype(like.dtype)[:, None, :, None]
+
+
+def _sums(x: Array) -> Array:
+    """(R, N, C, P) -> (R, C), float64."""
+    ones = np.ones(x.shape[3], x.dtype)
+    rows: Array = x.reshape(-1, x.shape[3]) @ ones
+    return rows.reshape(x.shape[:3]).sum(1, dtype=np.float64)
+
+
+def _dots(x: Array, y: Array) -> Array:
+    """Inner products of two (R, N, C, P) over images and positions, (R, C), float64."""
+    rows = np.einsum("ij,ij->i", x.reshape(-1, x.shape[3]), y.reshape(-1, x.shape[3]))
+    return rows.reshape(x.shape[:3]).sum(1, dtype=np.float64)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 
+import numpy as np
 import oneflow as flow
 import oneflow.nn.functional as F
 from oneflow import Tensor, nn
@@ -25,13 +26,18 @@ _numpy_forms = True
 
 @contextmanager
 def numpy_forms(enabled: bool) -> Iterator[None]:
-    """Whether NumPy computes in the tensors' memory where it is faster: on the CPU, in float32."""
+    """Whether ``kernels`` compute where they are faster than OneFlow's own: on the CPU."""
     global _numpy_forms
     before, _numpy_forms = _numpy_forms, enabled
     try:
         yield
     finally:
         _numpy_forms = before
+
+
+def in_numpy(x: Tensor) -> bool:
+    """Whether ``kernels`` compute, and not OneFlow's own."""
+    return _numpy_forms and not x.is_cuda
 
 
 @lru_cache(maxsize=128)
@@ -63,10 +69,11 @@ def repeat(x: Tensor, columns: int) -> Tensor:
 
 
 def channel_sum(x: Tensor) -> Tensor:
-    """(N, C, P) -> (1, C, 1)."""
-    n, channels, positions = x.shape
-    rows = x.reshape(n, channels) if positions == 1 else row_sum(x.reshape(-1, positions))
-    return column_sum(rows.reshape(n, channels)).reshape(1, channels, 1)
+    """(N, C, P, 1) -> (1, C, 1, 1)."""
+    n, channels, positions, _ = x.shape
+    rows = x.reshape(-1, positions)
+    rows = rows if positions == 1 else row_sum(rows)
+    return column_sum(rows.reshape(n, channels)).reshape(1, channels, 1, 1)
 
 
 def _centred(x: Tensor) -> Tensor:
@@ -114,7 +121,10 @@ class LayerNorm(nn.Module):
 
 
 class _NormalizeChannels(flow.autograd.Function):
-    """weight * centred * inverse + bias, as a function of the x it was made from. (N, C, P)."""
+    """weight * centred * inverse + bias, as a function of the x it was made from. (N, C, P, 1).
+
+    With three dimensions the kernels would repeat a channel's value a hundred times as slowly.
+    """
 
     @staticmethod
     def forward(
@@ -122,18 +132,39 @@ class _NormalizeChannels(flow.autograd.Function):
     ) -> Tensor:
         normal = centred * inverse
         ctx.save_for_backward(normal, inverse, weight)
-        return normal * weight.reshape(1, -1, 1) + bias.reshape(1, -1, 1)
+        return normal * weight.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
 
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
         normal, inverse, weight = ctx.saved_tensors
-        n, width, positions = normal.shape
+        count = grad.numel() / grad.shape[1]
         along, whole = channel_sum(grad * normal), channel_sum(grad)
-        count = n * positions
-        grad_x = (grad - whole / count - normal * (along / count)) * (
-            weight.reshape(1, -1, 1) * inverse
-        )
-        return grad_x, None, None, along.reshape(width), whole.reshape(width)
+        factor = weight.reshape(1, -1, 1, 1) * inverse
+        grad_x = (grad - whole / count - normal * (along / count)) * factor
+        return grad_x, None, None, along.reshape(-1), whole.reshape(-1)
+
+
+class _NormalizeInNumpy(flow.autograd.Function):
+    """y as a function of the x it was made from, (R, N, C, P); see ``kernels.normalize``."""
+
+    @staticmethod
+    def forward(
+        ctx: object,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        y: Tensor,
+        centred: Tensor,
+        factors: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(centred, factors)
+        return y
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
+        centred, factors = (tensor.numpy() for tensor in ctx.saved_tensors)
+        found = kernels.normalize_backward(centred, factors, grad.numpy())
+        return *(flow.from_numpy(array) for array in found), None, None, None
 
 
 class BatchNorm(nn.Module):
@@ -169,37 +200,37 @@ class BatchNorm(nn.Module):
         ranks = self.virtual_ranks
         if x.numel() == width * ranks:
             raise ValueError("batch norm: expected at least 2 values per channel, got 1")
+        parts = x.reshape(ranks, n // ranks, width, -1)
+        if x.ndim > 2 and in_numpy(x):
+            return self._normalize_in_numpy(parts).reshape(*x.shape)
         # The parts of the batch become further channels.
-        parts = x.reshape(ranks, n // ranks, width, -1).transpose(0, 1) if ranks > 1 else x
-        parts = parts.reshape(n // ranks, ranks * width, -1)
-        weight, bias = (_repeated(tensor, ranks) for tensor in self._affine())
-        y = self._normalise(parts, weight, bias)
+        channels = parts.transpose(0, 1) if ranks > 1 else parts
+        y = self._normalize(channels.reshape(n // ranks, ranks * width, -1, 1))
         if ranks > 1:
             y = y.reshape(n // ranks, ranks, width, -1).transpose(0, 1)
         return y.reshape(*x.shape)
 
-    def _normalise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """(N, C, P)."""
-        n, channels, positions = x.shape
-        count = n * positions
+    def _normalize(self, x: Tensor) -> Tensor:
+        """(N, C, P, 1)."""
+        count = x.numel() // x.shape[1]
         with flow.no_grad():
             mean = channel_sum(x) / count
-        centred = x - mean
-        if positions > 1 and x.dtype == flow.float32:
-            # The kernel is fast, and exact enough where there is no mean. With momentum 1 it
-            # leaves the statistics of the batch, which no rounded momentum has touched.
-            kept, variance = (flow.zeros(channels, dtype=x.dtype, device=x.device) for _ in "mv")
-            y = flow._C.normalization(
-                centred, kept, variance, weight, bias, 1, self.eps, 1.0, True
-            )
-            self._track(mean.reshape(-1) + kept, variance)
-            return y
-        with flow.no_grad():
-            centred = centred.detach()
+            centred = x - mean
             square = channel_sum(centred * centred)
             self._track(mean.reshape(-1), (square / (count - 1)).reshape(-1))
             inverse = (square / count + self.eps).rsqrt()
+        weight, bias = (flow.cat([tensor] * self.virtual_ranks) for tensor in self._affine())
         return _NormalizeChannels.apply(x, centred, inverse, weight, bias)
+
+    def _normalize_in_numpy(self, x: Tensor) -> Tensor:
+        """(R, N, C, P)."""
+        weight, bias = self._affine()
+        # One array, since each wait for OneFlow's queue costs as much as many additions.
+        affine = flow.stack([weight.detach(), bias.detach()]).numpy()
+        y, centred, inverse, statistics = kernels.normalize(x.numpy(), affine, self.eps)
+        self._track(*flow.from_numpy(statistics))
+        y, centred, factors = map(flow.from_numpy, (y, centred, np.vstack([affine[:1], inverse])))
+        return _NormalizeInNumpy.apply(x, weight, bias, y, centred, factors)
 
     def _evaluate(self, x: Tensor) -> Tensor:
         shape = (1, -1, *[1] * (x.ndim - 2))
@@ -231,10 +262,6 @@ def set_virtual_ranks(model: nn.Module, count: int) -> None:
             module.virtual_ranks = count
 
 
-def _repeated(x: Tensor, times: int) -> Tensor:
-    return flow.cat([x] * times) if times > 1 else x
-
-
 class _GeluFloat32(flow.autograd.Function):
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
@@ -252,16 +279,11 @@ class Gelu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        if not in_numpy(x):
+        if x.dtype != flow.float32 or not in_numpy(x):
             return F.gelu(x)
         if flow.is_grad_enabled() and x.requires_grad:
             return _GeluFloat32.apply(x)
         return flow.from_numpy(kernels.gelu(x.numpy(), slope=False)[0])
-
-
-def in_numpy(x: Tensor) -> bool:
-    """Whether ``kernels`` compute instead of OneFlow's own."""
-    return _numpy_forms and x.dtype == flow.float32 and not x.is_cuda
 
 
 @cache
