@@ -5,17 +5,16 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_close, requested
-from native import differentiate, hyper, lively_state, random_batch, tiny_spec
-from scipy.special import ndtr
+from conftest import assert_close
+from native import draws, hyper, lively_state, random_batch, tiny_spec
+from oneflow_engines import build, framework
 
 from triptych import backends
-from triptych.core.errors import NonFiniteError, UserError
+from triptych.core.errors import UserError
 
 RNG = np.random.default_rng(0)
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,213 +23,7 @@ SOURCES = sorted((ROOT / "backends" / "oneflow").glob("*.py"))
 
 @pytest.fixture(scope="module", autouse=True)
 def flow():
-    """The framework, loaded by the backend; missing although requested, it fails."""
-    names = requested()
-    if "oneflow" not in (backends.installed() if names is None else names):
-        pytest.skip("oneflow is not installed, or not requested by TRIPTYCH_BACKENDS")
-    backends.load("oneflow")
-    import oneflow
-
-    return oneflow
-
-
-@pytest.fixture
-def layers(flow):
-    from triptych.backends.oneflow import layers
-
-    return layers
-
-
-@pytest.fixture
-def kernels(flow):
-    from triptych.backends.oneflow import kernels
-
-    return kernels
-
-
-def build(precision="float64", change=None, **sections):
-    spec = tiny_spec(precision, **sections)
-    return backends.load("oneflow").build(spec, {**lively_state(spec), **(change or {})})
-
-
-def normalized(x, axis, eps):
-    x = x.astype(np.longdouble)
-    centred = x - x.mean(axis, keepdims=True)
-    return centred / np.sqrt(np.square(centred).mean(axis, keepdims=True) + np.longdouble(eps))
-
-
-# ------------------------------------------------------------------------------------------ norms
-
-
-@pytest.mark.parametrize("eps", [1e-6, 1e-5, 0.02])
-def test_layer_norm_takes_eps_to_the_last_bit(flow, layers, eps):
-    # The kernel of the batch norm would do this fast, with eps rounded to float32.
-    x = RNG.standard_normal((5, 3, 16)) * 1e-6  # the class token at the start
-    value, _ = differentiate("oneflow", layers.LayerNorm(16, eps).to(flow.float64), x, probe=x)
-    assert_close(value, normalized(x, -1, eps), 1e-13)
-
-
-def test_layer_norm_far_from_zero(layers):
-    # A variance taken as E[x^2] - E[x]^2 is 3e-4 off here.
-    x = (RNG.standard_normal((64, 96)) + 30.0).astype(np.float32)
-    value, _ = differentiate("oneflow", layers.LayerNorm(96, 1e-6), x, probe=x)
-    assert_close(value, normalized(x, -1, 1e-6), 1e-5)
-
-
-def test_layer_norm_is_not_the_slow_one(flow, layers):
-    # The kernel takes twelve times as long; twice leaves room for a busy machine.
-    x = flow.tensor(RNG.standard_normal((2000, 64)).astype(np.float32)).requires_grad_(True)
-    plain, fast = flow.nn.LayerNorm(64, 1e-6), layers.LayerNorm(64, 1e-6)
-    seconds = {plain: [], fast: []}
-    for _ in range(5):
-        for layer, times in seconds.items():
-            start = time.process_time()
-            layer(x).sum().backward()
-            x.grad.numpy()
-            times.append(time.process_time() - start)
-    assert 2 * min(seconds[fast]) < min(seconds[plain])
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_takes_eps_to_the_last_bit(flow, layers, training):
-    x = RNG.standard_normal((8, 6)) * 1e-4
-    layer = layers.BatchNorm(6, affine=False).to(flow.float64)
-    if not training:
-        layer.running_mean.copy_(flow.tensor(x.mean(0)))
-        layer.running_var.copy_(flow.tensor(x.var(0)))
-        layer.eval()
-    assert_close(layer(flow.tensor(x)).numpy(), normalized(x, 0, 1e-5), 1e-13)
-
-
-def test_running_statistics_are_those_of_pytorch(flow, layers):
-    layer = layers.BatchNorm(6).to(flow.float64)
-    mean, variance = np.zeros(6), np.ones(6)
-    for _ in range(5):
-        x = RNG.standard_normal((8, 6)) * 3 + 1
-        layer(flow.tensor(x))
-        mean = 0.9 * mean + 0.1 * x.mean(0)
-        variance = 0.9 * variance + 0.1 * x.var(0, ddof=1)
-    assert_close(layer.running_mean.numpy(), mean, 1e-14)
-    assert_close(layer.running_var.numpy(), variance, 1e-14)
-    assert layer.num_batches_tracked.dtype == flow.int64
-    assert int(layer.num_batches_tracked.numpy()) == 5
-    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
-    assert len(layer.state_dict()) == 5
-
-
-def test_batch_norm_far_from_zero(layers):
-    # The kernel is 1e-4 off here.
-    x = (RNG.standard_normal((64, 32)) + 20.0).astype(np.float32)
-    value, _ = differentiate("oneflow", layers.BatchNorm(32), x, probe=x)
-    assert_close(value, normalized(x, 0, 1e-5), 1e-5)
-
-
-def test_batch_norm_refuses_a_batch_of_one(flow, layers):
-    # The kernel gives zeros.
-    layer = layers.BatchNorm(6)
-    with pytest.raises(ValueError, match="at least 2 values per channel"):
-        layer(flow.ones(1, 6))
-    layer.eval()
-    layer(flow.ones(1, 6))
-
-
-# -------------------------------------------------------------------------------------- arithmetic
-
-
-def test_gelu_in_numpy_is_exact_but_for_rounding(kernels):
-    x = np.concatenate([np.linspace(-12, 12, 99_999), RNG.standard_normal(1001) * 100])
-    x = x.astype(np.float32)
-    assert len(x) > 3 * kernels.BLOCK > 0 < len(x) % kernels.BLOCK
-    exact = x.astype(np.float64)
-    density = np.exp(-(exact**2) / 2) / np.sqrt(2 * np.pi)
-    y, dy = kernels.gelu(x, slope=True)
-    assert np.abs(y - exact * ndtr(exact)).max() < 1e-6 * 100
-    near = np.abs(x) < 12
-    assert np.abs(y - exact * ndtr(exact))[near].max() < 1e-6
-    assert np.abs(dy - ndtr(exact) - exact * density).max() < 1e-6
-    again, none = kernels.gelu(x.reshape(1000, 101), slope=False)
-    assert none is None and np.array_equal(again.reshape(-1), y)
-
-
-def test_gelu_leaves_its_input_and_what_is_not_finite(flow, layers):
-    x = np.array([np.nan, np.inf, 1e20, -1e20, 0.0], np.float32)
-    before = flow.tensor(x)
-    y = layers.Gelu()(before).numpy()
-    assert np.array_equal(before.numpy(), x, equal_nan=True)
-    assert np.isnan(y[0]) and y[1] == np.inf
-    assert np.array_equal(y[2:], [np.float32(1e20), 0.0, 0.0])
-
-
-@pytest.mark.parametrize("precision", ["float64", "float32"])
-def test_numpy_forms_can_be_switched_off(layers, precision):
-    spec = tiny_spec(precision)
-    results = []
-    for enabled in (True, False):
-        with layers.numpy_forms(enabled):
-            results.append(build(precision).loss_and_grads(random_batch(spec), {}, hyper()))
-    (values, grads), (plain_values, plain_grads) = results
-    equal = all(np.array_equal(grads[n], plain_grads[n]) for n in grads)
-    # Only float32 has such a form; float64 is the same computation.
-    assert equal == (precision == "float64")
-    assert_close(values["loss"], plain_values["loss"], 1e-6)
-
-
-def test_small_rows_are_normalised_by_their_norm(flow):
-    # F.normalize compares eps with the squared norm.
-    from triptych.backends.oneflow import ops
-
-    x = np.array([[3e-9, 4e-9], [3e-13, 4e-13]])
-    value, (grad,) = differentiate("oneflow", ops.l2_normalize, x, probe=np.ones_like(x))
-    assert_close(value, [[0.6, 0.8], [0.3, 0.4]], 1e-14)
-    assert_close(grad[1], [1e12, 1e12], 1e-14)
-
-
-@pytest.mark.parametrize("labels", [[0, 3], [-1, 0]])
-def test_labels_that_oneflow_would_take_are_refused(flow, labels):
-    from triptych.backends.oneflow import ops
-
-    with pytest.raises(ValueError, match="labels: expected 0 <= label < 3"):
-        ops.labels(np.array(labels), flow.zeros(2, 3))
-
-
-@pytest.mark.parametrize("precision", ["float64", "float32"])
-@pytest.mark.parametrize("column", [0, 1, 2])
-def test_nan_beside_the_label_reaches_the_loss(flow, precision, column):
-    from triptych.backends.oneflow import ops
-
-    logits = np.zeros((2, 3), precision)
-    logits[0, column] = np.nan
-    x = flow.tensor(logits)
-    assert np.isnan(ops.cross_entropy(x, ops.labels(np.array([1, 1]), x)).numpy())
-
-
-@pytest.mark.parametrize("precision", ["float64", "float32"])
-def test_masked_logits_are_not_taken_for_nan(flow, precision):
-    from triptych.backends.oneflow import ops
-
-    x = flow.tensor(np.array([[-np.inf, 0.0, 0.0]], precision))
-    assert_close(ops.cross_entropy(x, ops.labels(np.array([1]), x)).numpy(), np.log(2.0), 1e-5)
-
-
-@pytest.mark.parametrize("precision", ["float64", "float32"])
-@pytest.mark.parametrize("where", ["student.encoder.cls_token", "student.projector.0.weight"])
-def test_nan_reaches_the_loss(where, precision):
-    bad = lively_state(tiny_spec())[where].copy()
-    bad.flat[0] = np.nan
-    with pytest.raises(NonFiniteError, match=f"first bad tensor: {where}"):
-        build(precision, {where: bad}).train_step(random_batch(tiny_spec()), {}, hyper())
-
-
-def test_norm_of_a_large_gradient(flow):
-    # flow.linalg.norm loses 0.2 % here.
-    from triptych.backends.oneflow.optim import AdamW
-
-    gradient = RNG.standard_normal(1 << 22).astype(np.float32)
-    parameter = flow.nn.Parameter(flow.zeros(*gradient.shape))
-    optimizer = AdamW({"a": parameter}, parameter.detach(), tiny_spec().optim)
-    (parameter * flow.tensor(gradient)).sum().backward()
-    norm = optimizer.gradient_norm().numpy()
-    assert_close(norm, np.linalg.norm(gradient.astype(np.float64)), 1e-6)
+    return framework()
 
 
 # ------------------------------------------------------------------------ packed tensors, optimizer
@@ -482,4 +275,47 @@ def test_the_plain_loop_computes_the_same(flow):
         batch = random_batch(spec, step)
         loss = engine.train_step(batch, {}, hyper(step))["loss"]
         assert_close(loop.step(batch, hyper(step)), engine.array(loss), 1e-4 * 10**step)
+    loop.wait()
+
+
+BLOCK = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3", 7: "bn3"}
+
+
+def torchvision_names(spec):
+    """The plain queue loop's prefix of a layer -> that of the canonical name."""
+    depths = spec.model.depths
+    places = [(stage + 1, i) for stage, depth in enumerate(depths) for i in range(depth)]
+    names = {"0.": "encoder.conv1.", "1.": "encoder.bn1."}
+    for at, (stage, i) in enumerate(places, 4):
+        block = f"encoder.layer{stage}.{i}"
+        names |= {f"{at}.layers.{k}.": f"{block}.{layer}." for k, layer in BLOCK.items()}
+        names |= {f"{at}.shortcut.{k}.": f"{block}.downsample.{k}." for k in (0, 1)}
+    head = 4 + len(places) + 2
+    return names | {f"{head}.": "projector.0.", f"{head + 2}.": "projector.2."}
+
+
+@pytest.mark.parametrize("case", ["resnet18", "resnet50"])
+def test_the_plain_queue_loop_computes_the_same(flow, case):
+    """From the same weights and queue it has the same losses."""
+    from triptych.backends.oneflow.baseline_queue import PlainLoop
+
+    model = {"name": case, "width": 64, "stem": "imagenet", "image_size": 64}
+    method = {"queue_size": 32, "hidden_dim": None}
+    sections = {"case": "moco_v2_resnet50", "model": model, "method": method}
+    engine = build("float32", **sections)
+    spec = engine.spec
+    loop, state = PlainLoop(spec), engine.export_state()
+    names = torchvision_names(spec)
+    for module, branch in ((loop.query, "student"), (loop.key, "teacher")):
+        found = {}
+        for name in module.state_dict():
+            prefix = next(p for p in sorted(names, key=len, reverse=True) if name.startswith(p))
+            canonical_name = f"{branch}.{names[prefix]}{name[len(prefix) :]}"
+            found[name] = flow.tensor(state[canonical_name])
+        module.load_state_dict(found)
+    loop.queue = flow.tensor(state["memory.queue"])
+    for step in range(3):
+        batch, at = random_batch(spec, step), hyper(step, lr=1e-4)
+        loss = engine.train_step(batch, draws(spec, step), at)["loss"]
+        assert_close(loop.step(batch, at), engine.array(loss), 1e-4 * 10**step)
     loop.wait()

@@ -9,6 +9,9 @@ from triptych.backends.oneflow.layers import set_virtual_ranks
 from triptych.backends.oneflow.memory import Queue
 from triptych.core.config.spec import RunSpec
 
+BLOCK = 1 << 20
+"""Values that are averaged at once."""
+
 
 class Branch(nn.Module):
     """Encoder and projector, and where asked the predictor. Images (N, C, H, W) -> (N, D)."""
@@ -50,8 +53,12 @@ class Pair(nn.Module):
         # What both have comes first, in one order; of it what is frozen.
         order = sorted(student, key=lambda name: (name not in teacher, student[name].requires_grad))
         values = flat.pack(self.student, order)
-        self._targets = flat.pack(self.teacher, [name for name in order if name in teacher])
-        self._sources = values[: self._targets.numel()]
+        targets = flat.pack(self.teacher, [name for name in order if name in teacher])
+        sources = values[: targets.numel()].detach()
+        self._blocks = [
+            (targets[start : start + BLOCK], sources[start : start + BLOCK])
+            for start in range(0, targets.numel(), BLOCK)
+        ]
         frozen = sum(p.numel() for p in student.values() if not p.requires_grad)
         return values[frozen:]
 
@@ -66,8 +73,10 @@ class Pair(nn.Module):
     @flow.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """See ``core.engine.Model``."""
-        # As a difference: what is equal in both stays so to the last bit.
-        self._targets.add_(self._sources - self._targets, alpha=1.0 - momentum)
+        # As a difference: what is equal in both stays so to the last bit. In blocks, since of a
+        # whole model the differences would be two copies, beside the activations of the student.
+        for target, source in self._blocks:
+            target.add_(source - target, alpha=1.0 - momentum)
 
 
 class MoCo(Pair):
