@@ -149,19 +149,28 @@ class Gelu(nn.Layer):
 
 
 class ReLU(nn.Layer):
-    """max(x, 0), and nan for nan."""
+    """``relu_``: the layer before it loses its result, as with PyTorch's in-place module."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        return relu(x)
+        return relu_(x)
 
 
-def relu(x: Tensor) -> Tensor:
-    """max(x, 0), and nan for nan. Any shape.
+def relu_(x: Tensor) -> Tensor:
+    """max(x, 0), and nan for nan, in place. Any shape.
 
     ``F.relu`` makes 0 of nan: a network that has gone bad would train on at the chance level.
     """
     return _Relu.apply(x) if paddle.in_dynamic_mode() else F.leaky_relu(x, 0.0)
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """Maximum of each 3x3 square, stride 2, padding 1, and nan where one is. (N, C, H, W)."""
+    if plain_forms_serve(x):
+        return F.max_pool2d(x, 3, 2, 1)
+    # With the positions asked for the backward pass takes a fifth of the time, but nan is lost.
+    nan = x.detach().sum() * 0.0
+    return F.max_pool2d(x, 3, 2, 1, return_mask=True)[0] + nan
 
 
 class Linear(nn.Linear):
@@ -233,25 +242,22 @@ def sum_rows(x: Tensor) -> Tensor:
 
 
 class _Relu(PyLayer):
-    """``relu``. It keeps the result, which the next layer keeps too, where leaky_relu would keep
-    its input besides."""
+    """``relu_``. It keeps the result, as the next layer does; leaky_relu keeps its input besides.
+
+    Batch norms, sums and linear layers, which stand before it, do not need their results.
+    """
 
     @staticmethod
     def forward(ctx: PyLayerContext, x: Tensor) -> Tensor:
-        y = F.leaky_relu(x, 0.0)
+        y = F.leaky_relu_(x, 0.0)
         ctx.save_for_backward(y)
         return y
 
     @staticmethod
     def backward(ctx: PyLayerContext, grad: Tensor) -> Tensor:
         (y,) = ctx.saved_tensor()
-        y = y.detach()
-        y.stop_gradient = False
-        # The gradient of clip is the fastest way to 0 where y is 0: comparing, casting and
-        # multiplying take twice as long, where five times. Its bounds belong to the range.
-        with paddle.enable_grad():
-            clipped = paddle.clip(y, paddle.finfo(y.dtype).tiny, math.inf)
-        return paddle.grad(clipped, y, grad)[0]
+        # 1 above 0, and y itself at 0; a comparison and a cast take three times as long, where ten.
+        return paddle.heaviside(y, y).multiply_(grad)
 
 
 class _ScaleShift(PyLayer):

@@ -6,10 +6,9 @@ Shape letters: N images, L positions of a map, D channels.
 from collections.abc import Sequence
 
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from triptych.backends.paddle.layers import BatchNorm, Conv2D, relu
+from triptych.backends.paddle.layers import BatchNorm, Conv2D, max_pool, relu_
 from triptych.core import parameters
 from triptych.core.config.spec import ResnetSpec
 from triptych.core.parameters import ConvNorm, ResidualBlock
@@ -29,11 +28,11 @@ class Block(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """ReLU between the convolutions, and after the sum."""
-        y = relu(self.bn1(self.conv1(x)))
+        y = relu_(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         if self.bottleneck:
-            y = self.bn3(self.conv3(relu(y)))
-        return relu(y + (self.downsample(x) if self.downsample else x))
+            y = self.bn3(self.conv3(relu_(y)))
+        return relu_(y.add_(self.downsample(x) if self.downsample else x))
 
 
 class ResNet(nn.Layer):
@@ -74,9 +73,9 @@ class ResNet(nn.Layer):
         return x.flatten(2).mean(-1)
 
     def _stem(self, images: Tensor) -> Tensor:
-        x = relu(self.bn1(self.conv1(images)))
-        # Asked for its mask as well it would be faster, and make -3e38 of a channel of nan.
-        return F.max_pool2d(x, 3, 2, 1) if self.pooled else x
+        x = self.bn1(self.conv1(images))
+        # The order does not matter, and a pooled map has a quarter of the values.
+        return relu_(max_pool(x) if self.pooled else x)
 
 
 def _conv_norm(layer: ConvNorm) -> tuple[Conv2D, BatchNorm]:
