@@ -15,7 +15,11 @@ from triptych.core.config.spec import ResnetSpec
 
 
 class ResNet(resnet.ResNet):
-    """torchvision's module without its classifier; parameters keep torchvision's names."""
+    """torchvision's module without its classifier; parameters keep torchvision's names.
+
+    In PyTorch's own order of dimensions: with channels last the convolutions are a sixth faster on
+    the CPU, but the float32 statistics of the norms lose two digits.
+    """
 
     def __init__(self, spec: ResnetSpec) -> None:
         # Not torchvision's own, which has one width, and draws initial values; they come with the

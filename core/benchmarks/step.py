@@ -20,13 +20,27 @@ import numpy as np
 
 from triptych import backends
 from triptych.core import cli, config, parameters
+from triptych.core.algorithms import METHODS
 from triptych.core.config.spec import RunSpec
 from triptych.core.engine import Batch, Engine, Hyper
 from triptych.core.errors import UserError
 from triptych.core.resources import cpu_threads
 
-DEFAULTS = ("device=cpu", "train.batch_size=8", "train.steps=1000", "train.epochs=null")
+DEFAULTS = (
+    "device=cpu",
+    "train.batch_size=8",
+    "train.steps=1000",
+    "train.epochs=null",
+    "batch_norm.virtual_ranks=1",
+)
 """What the benchmark changes in a recipe: a batch that fits a small machine."""
+
+PLAIN_LOOPS = {
+    "moco_v1": "baseline_queue",
+    "moco_v2": "baseline_queue",
+    "moco_v3": "baseline",
+}
+"""Method -> module of a backend with its ``PlainLoop``."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,9 +110,11 @@ def _measure(spec: RunSpec, name: str, part: str, rounds: int) -> dict[str, Any]
     steps: dict[str, Callable[[int], None]] = {}
     package = backends.load(name)
     if part in ("both", "engine"):
-        steps["engine"] = _engine_step(package.build(spec, parameters.initial_state(spec)), batches)
+        engine = package.build(spec, parameters.initial_state(spec))
+        steps["engine"] = _engine_step(engine, batches)
     if part in ("both", "plain"):
-        baseline = importlib.import_module(f"triptych.backends.{name}.baseline")
+        module = PLAIN_LOOPS[spec.method.name]
+        baseline = importlib.import_module(f"triptych.backends.{name}.{module}")
         steps["plain"] = _plain_step(baseline.PlainLoop(spec), batches)
     times = _alternate(steps, rounds)
     result: dict[str, Any] = {k: statistics.median(v) for k, v in times.items()}
@@ -123,11 +139,13 @@ def _alternate(steps: dict[str, Callable[[int], None]], rounds: int) -> dict[str
 
 
 def _engine_step(engine: Engine, batches: list[Batch]) -> Callable[[int], None]:
-    token = engine.slots()["student.encoder.cls_token"]
+    trained = next(param.name for param in parameters.table(engine.spec) if param.trainable)
+    small = engine.slots()[trained]
 
     def step(i: int) -> None:
-        engine.train_step(batches[i % 2], {}, _hyper(i))
-        token.read()  # waits until the update is done
+        draws = METHODS[engine.spec.method.name].draws(engine.spec, i)
+        engine.train_step(batches[i % 2], draws, _hyper(i))
+        small.read()  # waits until the update is done
 
     return step
 

@@ -114,7 +114,8 @@ def fitted_box(
     height, width = here
     proportion = generator.uniform(*ratio)
     largest = min(width / height / proportion, height / width * proportion)
-    area = height * width * generator.uniform(*(min(bound, largest) for bound in scale))
+    fraction = generator.uniform(min(scale[0], largest), min(scale[1], largest))
+    area = height * width * fraction
     # A part as large as the image may be rounded to more than it.
     w = min(max(1, math.floor(math.sqrt(area * proportion))), width)
     h = min(max(1, math.floor(math.sqrt(area / proportion))), height)

@@ -1,0 +1,73 @@
+"""The plain loop that the step benchmark measures against: MoCo v1 and v2 on a ResNet.
+
+As a careful user writes it for one process, with torchvision's network, PyTorch's SGD, a copy of
+the queue for the loss, and the accuracy that the authors log; nothing of the engine.
+"""
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from triptych.core.config.spec import RunSpec
+from triptych.core.engine import Batch, Hyper
+
+
+class PlainLoop:
+    """One run in float32 on the CPU, from the framework's own initial weights."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        method = spec.method
+        self.temperature, size = method.temperature, method.queue_size
+        self.query, self.key = _encoder(spec), _encoder(spec)
+        self.key.load_state_dict(self.query.state_dict())
+        self.key.requires_grad_(False)
+        self.queue = F.normalize(torch.randn(method.output_dim, size), dim=0)
+        self.pointer = 0
+        self.optimizer = torch.optim.SGD(
+            self.query.parameters(), lr=spec.optim.lr, momentum=spec.optim.momentum
+        )
+
+    def step(self, batch: Batch, hyper: Hyper) -> float:
+        """One training step; returns the loss."""
+        one, two = (torch.from_numpy(view) for view in batch.views)
+        q = F.normalize(self.query(one), dim=1)
+        with torch.no_grad():
+            for source, target in zip(self.query.parameters(), self.key.parameters(), strict=True):
+                target.mul_(hyper.ema).add_(source, alpha=1.0 - hyper.ema)
+            order = torch.randperm(len(two))
+            k = F.normalize(self.key(two[order]), dim=1)[order.argsort()]
+        positive = (q * k).sum(1, keepdim=True)
+        logits = torch.cat([positive, q @ self.queue.clone()], dim=1) / self.temperature
+        loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64))
+        self._enqueue(k)
+        _accuracy(logits)
+        for group in self.optimizer.param_groups:
+            group["lr"], group["weight_decay"] = hyper.lr, hyper.weight_decay
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def wait(self) -> None:
+        """Nothing runs behind the host's back on the CPU."""
+
+    @torch.no_grad()
+    def _enqueue(self, keys: Tensor) -> None:
+        """The queue's size is a multiple of the batch."""
+        self.queue[:, self.pointer : self.pointer + len(keys)] = keys.T
+        self.pointer = (self.pointer + len(keys)) % self.queue.shape[1]
+
+
+def _encoder(spec: RunSpec) -> nn.Module:
+    network = getattr(torchvision.models, spec.model.name)(num_classes=spec.method.output_dim)
+    if spec.method.name == "moco_v2":
+        width = network.fc.in_features
+        network.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), network.fc)
+    return network
+
+
+@torch.no_grad()
+def _accuracy(logits: Tensor) -> tuple[float, float]:
+    best = logits.topk(5, dim=1).indices == 0
+    return best[:, :1].float().sum().item(), best.float().sum().item()
