@@ -380,9 +380,9 @@ def test_the_queue_and_the_optimizer_work_in_place():
 
 
 def test_teachers_larger_than_a_block_follow_whole(monkeypatch):
-    from triptych.backends.oneflow import methods
+    from triptych.backends.oneflow import flat
 
-    monkeypatch.setattr(methods, "BLOCK", 1000)
+    monkeypatch.setattr(flat, "BLOCK", 1000)
     engine = build(case="moco_v2_resnet50")
     before = engine.export_state()
     engine.model.update_teacher(0.75)

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping
 import oneflow as flow
 from oneflow import Tensor, nn
 
+BLOCK = 1 << 20
+"""Values that an update takes at once, so that what it computes on the way stays small."""
+
 
 def pack(root: nn.Module, names: Iterable[str]) -> Tensor:
     """Moves parameters into one new buffer, of which each becomes a view.
@@ -39,3 +42,8 @@ def split(buffer: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         views[name] = buffer[start : start + tensor.numel()].reshape(*tensor.shape)
         start += tensor.numel()
     return views
+
+
+def blocks(buffer: Tensor) -> list[Tensor]:
+    """Views of a packed buffer, ``BLOCK`` values each, the last one fewer."""
+    return [buffer[start : start + BLOCK] for start in range(0, buffer.numel(), BLOCK)]

@@ -165,12 +165,15 @@ def _taps(
 
 
 @_quiet
-def normalize(x: Array, affine: Array, eps: float) -> tuple[Array, Array, Array, Array]:
+def normalize(
+    x: Array, affine: Array, eps: float, *, keep: bool
+) -> tuple[Array, Array, Array, Array]:
     """Batch norm, each rank by itself.
 
     Args:
         x: (R, N, C, P).
         affine: gain and shift, (2, C).
+        keep: whether the second result is wanted; else the first one takes its place.
 
     Returns:
         The result; x without its channels' means; one over the standard deviations, (R, C); mean
@@ -181,7 +184,8 @@ def normalize(x: Array, affine: Array, eps: float) -> tuple[Array, Array, Array,
     centred = x - _per_channel(mean, x)
     square = _dots(centred, centred)
     inverse = 1.0 / np.sqrt(square / count + eps)
-    y = centred * _per_channel(affine[0] * inverse, x)
+    factor = _per_channel(affine[0] * inverse, x)
+    y = np.multiply(centred, factor, out=None if keep else centred)
     y += affine[1].reshape(-1, 1)
     statistics = np.stack([mean[0], square[0] / (count - 1)])
     return y, centred, inverse.astype(x.dtype), statistics.astype(x.dtype)

@@ -227,8 +227,11 @@ class BatchNorm(nn.Module):
         weight, bias = self._affine()
         # One array, since each wait for OneFlow's queue costs as much as many additions.
         affine = flow.stack([weight.detach(), bias.detach()]).numpy()
-        y, centred, inverse, statistics = kernels.normalize(x.numpy(), affine, self.eps)
+        keep = flow.is_grad_enabled()
+        y, centred, inverse, statistics = kernels.normalize(x.numpy(), affine, self.eps, keep=keep)
         self._track(*flow.from_numpy(statistics))
+        if not keep:
+            return flow.from_numpy(y)
         y, centred, factors = map(flow.from_numpy, (y, centred, np.vstack([affine[:1], inverse])))
         return _NormalizeInNumpy.apply(x, weight, bias, y, centred, factors)
 

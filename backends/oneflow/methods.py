@@ -9,9 +9,6 @@ from triptych.backends.oneflow.layers import set_virtual_ranks
 from triptych.backends.oneflow.memory import Queue
 from triptych.core.config.spec import RunSpec
 
-BLOCK = 1 << 20
-"""Values that are averaged at once."""
-
 
 class Branch(nn.Module):
     """Encoder and projector, and where asked the predictor. Images (N, C, H, W) -> (N, D)."""
@@ -55,10 +52,7 @@ class Pair(nn.Module):
         values = flat.pack(self.student, order)
         targets = flat.pack(self.teacher, [name for name in order if name in teacher])
         sources = values[: targets.numel()].detach()
-        self._blocks = [
-            (targets[start : start + BLOCK], sources[start : start + BLOCK])
-            for start in range(0, targets.numel(), BLOCK)
-        ]
+        self._blocks = list(zip(flat.blocks(targets), flat.blocks(sources), strict=True))
         frozen = sum(p.numel() for p in student.values() if not p.requires_grad)
         return values[frozen:]
 
@@ -73,8 +67,8 @@ class Pair(nn.Module):
     @flow.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """See ``core.engine.Model``."""
-        # As a difference: what is equal in both stays so to the last bit. In blocks, since of a
-        # whole model the differences would be two copies, beside the activations of the student.
+        # As a difference: what is equal in both stays so to the last bit. In blocks: at once it
+        # would take two copies of the model, beside the activations of the student.
         for target, source in self._blocks:
             target.add_(source - target, alpha=1.0 - momentum)
 

@@ -33,6 +33,8 @@ class Optimizer(ABC):
         self._values = values
         self._gradients = flow.zeros_like(values)
         self._moments = [flow.zeros_like(values) for _ in self.kinds]
+        buffers = (values.detach(), self._gradients, *self._moments)
+        self._blocks = list(zip(*map(flat.blocks, buffers), strict=True))
         self.gradients = flat.split(self._gradients, self.named)
         for name, view in self.gradients.items():
             # The backward pass adds to a gradient that is there, in place.
@@ -45,7 +47,9 @@ class Optimizer(ABC):
             factor = (self.clip_norm / (self.gradient_norm() + 1e-6)).clamp(max=1.0)
             self._gradients.mul_(factor)
         self.count += 1
-        self._update(hyper)
+        self._prepare(hyper)
+        for value, gradient, *moments in self._blocks:
+            self._update(hyper, value, gradient, *moments)
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""
@@ -54,7 +58,7 @@ class Optimizer(ABC):
     def gradient_norm(self) -> Tensor:
         """Global L2 norm of the gradients as they stand."""
         # flow.linalg.norm loses 2 % of twenty million float32 values.
-        return (self._gradients * self._gradients).sum().sqrt()
+        return flow.stack([(g * g).sum() for g in flat.blocks(self._gradients)]).sum().sqrt()
 
     def moments(self) -> dict[str, Tensor]:
         """Canonical name -> moment."""
@@ -64,9 +68,12 @@ class Optimizer(ABC):
             for name, view in flat.split(buffer, self.named).items()
         }
 
+    def _prepare(self, hyper: Hyper) -> None:  # noqa: B027 - most rules look at no whole tensor
+        """Changes the gradients of whole tensors before the update."""
+
     @abstractmethod
-    def _update(self, hyper: Hyper) -> None:
-        """One update with this step's rates."""
+    def _update(self, hyper: Hyper, value: Tensor, gradient: Tensor, *moments: Tensor) -> None:
+        """One update of a block of values with this step's rates, in place."""
 
 
 class AdamW(Optimizer):
@@ -78,16 +85,14 @@ class AdamW(Optimizer):
         super().__init__(named, values, spec)
         self.betas, self.eps = spec.betas, spec.eps
 
-    def _update(self, hyper: Hyper) -> None:
-        beta1, beta2 = self.betas
-        gradients, (exp_avg, exp_avg_sq) = self._gradients, self._moments
-        self._values.mul_(1.0 - hyper.lr * hyper.weight_decay)
-        exp_avg.mul_(beta1).add_(gradients, alpha=1.0 - beta1)
-        exp_avg_sq.mul_(beta2).addcmul_(gradients, gradients, value=1.0 - beta2)
+    def _update(self, hyper: Hyper, value: Tensor, gradient: Tensor, *moments: Tensor) -> None:
+        (beta1, beta2), (exp_avg, exp_avg_sq) = self.betas, moments
+        value.mul_(1.0 - hyper.lr * hyper.weight_decay)
+        exp_avg.mul_(beta1).add_(gradient, alpha=1.0 - beta1)
+        exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
         correction = math.sqrt(1.0 - beta2**self.count)
         scale = exp_avg_sq.sqrt().div_(correction).add_(self.eps)
-        rate = hyper.lr / (1.0 - beta1**self.count)
-        self._values.addcdiv_(exp_avg, scale, value=-rate)
+        value.addcdiv_(exp_avg, scale, value=-hyper.lr / (1.0 - beta1**self.count))
 
 
 class Sgd(Optimizer):
@@ -99,11 +104,10 @@ class Sgd(Optimizer):
         super().__init__(named, values, spec)
         self._momentum = spec.momentum
 
-    def _update(self, hyper: Hyper) -> None:
-        (buffer,) = self._moments
-        buffer.mul_(self._momentum).add_(self._gradients)
-        buffer.add_(self._values, alpha=hyper.weight_decay)
-        self._values.add_(buffer, alpha=-hyper.lr)
+    def _update(self, hyper: Hyper, value: Tensor, gradient: Tensor, *moments: Tensor) -> None:
+        (buffer,) = moments
+        buffer.mul_(self._momentum).add_(gradient).add_(value, alpha=hyper.weight_decay)
+        value.add_(buffer, alpha=-hyper.lr)
 
 
 class Lars(Optimizer):
@@ -118,22 +122,21 @@ class Lars(Optimizer):
         views = flat.split(values.detach(), self.named)
         self._scaled = [(views[name], self.gradients[name]) for name in scaled]
 
-    def _update(self, hyper: Hyper) -> None:
-        self._decay_and_scale(hyper.weight_decay)
-        (buffer,) = self._moments
-        buffer.mul_(self._momentum).add_(self._gradients)
-        self._values.add_(buffer, alpha=-hyper.lr)
-
-    def _decay_and_scale(self, weight_decay: float) -> None:
-        """Changes the gradients of tensors of more than one dimension, in place."""
+    def _prepare(self, hyper: Hyper) -> None:
+        """Decays and scales the gradients of tensors of more than one dimension."""
         for value, gradient in self._scaled:
-            gradient.add_(value, alpha=weight_decay)
+            gradient.add_(value, alpha=hyper.weight_decay)
         norms = _norms([value for value, _ in self._scaled])
         decayed = _norms([gradient for _, gradient in self._scaled])
         usable = (norms > 0) & (decayed > 0)
         ratios = flow.where(usable, self._trust * norms / decayed, flow.ones_like(norms))
         for (_, gradient), ratio in zip(self._scaled, ratios.split(1), strict=True):
             gradient.mul_(ratio)
+
+    def _update(self, hyper: Hyper, value: Tensor, gradient: Tensor, *moments: Tensor) -> None:
+        (buffer,) = moments
+        buffer.mul_(self._momentum).add_(gradient)
+        value.add_(buffer, alpha=-hyper.lr)
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:
