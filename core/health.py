@@ -86,8 +86,14 @@ class Health:
     _spreads: list[float] = field(default_factory=list)
     _advised: set[State] = field(default_factory=set)
 
-    def observe(self, loss: float, spread: float) -> State:
-        """Takes one logged step into account and says what the state is now."""
+    def observe(self, loss: float, spread: float, *, settled: bool = True) -> State:
+        """Takes one logged step into account and says what the state is now.
+
+        Args:
+            settled: whether the loss can be judged yet. Before, the state stays as it is.
+        """
+        if not settled:
+            return self.state
         self._losses = [*self._losses, loss][-PATIENCE:]
         self._spreads = [*self._spreads, spread][-PATIENCE:]
         state = judge(self._losses, self._spreads, self.chance, best=self._best)

@@ -60,7 +60,7 @@ class Trainer:
         self.health = Health(self.method.chance(self.spec))
         for row in self.logs.kept:
             if "eval" not in row:
-                self.health.observe(row["loss"], row["feature_std"])
+                self._observe(row["step"], row)
                 self.health.advice(row["step"] / self.plan.total_steps)
 
     def fit(self) -> int | None:
@@ -157,7 +157,7 @@ class Trainer:
             "epoch": self.step / self.plan.steps_per_epoch,
             "loss": values["loss"],
             "chance": self.health.chance,
-            "state": self.health.observe(values["loss"], values["feature_std"]),
+            "state": self._observe(self.step, values),
             "lr": hyper.lr,
             "weight_decay": hyper.weight_decay,
             "ema": hyper.ema,
@@ -175,6 +175,10 @@ class Trainer:
         self.terminal.status(health_line(row, self.plan.total_steps), news=news)
         if advice := self.health.advice(self.step / self.plan.total_steps):
             self.terminal.line(advice)
+
+    def _observe(self, step: int, values: Mapping[str, Any]) -> str:
+        settled = step > self.method.settled(self.spec)
+        return self.health.observe(values["loss"], values["feature_std"], settled=settled)
 
     def _evaluate(self) -> None:
         with self.meter.pause():

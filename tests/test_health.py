@@ -90,6 +90,20 @@ def test_judge_is_a_function_of_its_arguments(best):
     assert found in STATES
 
 
+def test_a_loss_that_cannot_be_judged_yet_is_not():
+    """A queue of random vectors: the loss starts low and climbs to chance without a collapse."""
+    climb = [0.2, 4.9, 5.5, 5.9, 6.1, 6.15, 6.2, 6.23, 6.23, 6.23]
+    hasty, patient = Health(6.24), Health(6.24)
+    for step, loss in enumerate(climb):
+        hasty.observe(loss, 0.3)
+        patient.observe(loss, 0.3, settled=step >= 4)
+        assert step >= 4 or patient.state == "at chance"
+    assert (hasty.state, patient.state) == ("collapsed", "at chance")
+    for _ in range(PATIENCE):
+        patient.observe(5.0, 0.3)
+    assert patient.state == "learning"
+
+
 def test_advice_is_given_once_and_late():
     health = Health(CHANCE)
     for i in range(PATIENCE):

@@ -148,6 +148,11 @@ def test_chance_is_the_loss_of_equal_features(engines):
         assert float(engine.array(loss)) == pytest.approx(moco.chance(spec), rel=1e-12)
 
 
+@pytest.mark.parametrize(("size", "steps"), [(8, 1), (16, 2), (20, 3)])
+def test_a_loss_is_judged_once_the_queue_holds_keys_only(size, steps):
+    assert moco.settled(tiny_spec(case=CASE, method={"queue_size": size})) == steps
+
+
 # ------------------------------------------------------------------------- shuffle and statistics
 
 

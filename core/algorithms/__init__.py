@@ -1,7 +1,8 @@
 """The methods: one module each, found by ``method.name`` of the spec.
 
-Each has ``chance(spec)``, ``draws(spec, step)``, ``forward(ops, model, views, draws, hyper,
-method spec)`` and ``finish(ops, model, outcome, hyper)``.
+Each has ``chance(spec)``, ``settled(spec)`` (steps at the start whose loss tells nothing about the
+features), ``draws(spec, step)``, ``forward(ops, model, views, draws, hyper, method spec)`` and
+``finish(ops, model, outcome, hyper)``.
 """
 
 from types import ModuleType

@@ -20,6 +20,11 @@ def chance(spec: RunSpec) -> float:
     return math.log(1 + cast(QueueSpec, spec.method).queue_size)
 
 
+def settled(spec: RunSpec) -> int:
+    """Steps until the queue holds keys only: its random start is told from a key at no cost."""
+    return math.ceil(cast(QueueSpec, spec.method).queue_size / spec.train.batch_size)
+
+
 def draws(spec: RunSpec, step: int) -> dict[str, Array]:
     """``shuffle_perm``, (N,) int64: the order in which the key encoder sees the images."""
     order = stream(spec.seed, "shuffle", step).permutation(spec.train.batch_size)

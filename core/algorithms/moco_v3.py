@@ -13,6 +13,11 @@ def chance(spec: RunSpec) -> float:
     return 4.0 * spec.method.temperature * math.log(spec.train.batch_size)
 
 
+def settled(spec: RunSpec) -> int:
+    """The loss tells how good the features are from the first step on."""
+    return 0
+
+
 def draws(spec: RunSpec, step: int) -> dict[str, Array]:
     """MoCo v3 draws nothing beyond the augmented views."""
     return {}
