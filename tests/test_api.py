@@ -61,6 +61,19 @@ def test_an_alias_is_a_recipe_of_that_size(alias: str) -> None:
     assert config.load(alias) == spec
 
 
+def test_a_residual_network_encodes_as_well(backend, backend_name: str) -> None:
+    small = ("model.width=2", "method.queue_size=256", "precision=float64", "threads=1")
+    encoder = core.get_model("moco_v2/digits", backend_name, overrides=small)
+    images = digits(5)
+    features = encoder.encode(images)
+    assert features.shape == (5, 16)
+    # The feature is the mean over the positions of the last map: two by two here.
+    every = encoder.encode(images, tokens="all")
+    assert every.shape == (5, 1 + 4, 16)
+    np.testing.assert_allclose(every[:, 1:].mean(1), features, rtol=1e-12)
+    np.testing.assert_array_equal(every[:, 0], features)
+
+
 def test_images_in_any_form_have_the_same_features(encoder: Encoder, tmp_path: Path) -> None:
     """And these are the features that evaluation sees."""
     pixels = digits(5)
