@@ -21,7 +21,7 @@ import numpy as np
 from triptych import backends
 from triptych.core import cli, config, parameters
 from triptych.core.algorithms import METHODS
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import MocoV3Spec, ResnetSpec, RunSpec, VitSpec
 from triptych.core.engine import Batch, Engine, Hyper
 from triptych.core.errors import UserError
 from triptych.core.resources import cpu_threads
@@ -34,13 +34,6 @@ DEFAULTS = (
     "batch_norm.virtual_ranks=1",
 )
 """What the benchmark changes in a recipe: a batch that fits a small machine."""
-
-PLAIN_LOOPS = {
-    "moco_v1": "baseline_queue",
-    "moco_v2": "baseline_queue",
-    "moco_v3": "baseline",
-}
-"""Method -> module of a backend with its ``PlainLoop``."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.rounds < 1:
         raise UserError(f"--rounds {arguments.rounds}: expected at least 1")
     spec = config.load(arguments.config, [*DEFAULTS, *arguments.overrides])
+    _plain_loop(spec)
     if arguments.part:
         print(json.dumps(_measure(spec, arguments.backend, arguments.part, arguments.rounds)))
         return 0
@@ -73,6 +67,20 @@ def run(arguments: argparse.Namespace) -> int:
             row["time_over_torch"] = row["engine_seconds"] / by_name["torch"]["engine_seconds"]
     print(json.dumps(rows, indent=2) if arguments.json else _table(spec, rows))
     return 0
+
+
+def _plain_loop(spec: RunSpec) -> str:
+    """The module of a backend that holds the loop to compare with."""
+    model = spec.model
+    if isinstance(spec.method, MocoV3Spec):
+        if isinstance(model, VitSpec) and model.stem == "patch":
+            return "baseline"
+    elif isinstance(model, ResnetSpec) and (model.stem, model.width) == ("imagenet", 64):
+        return "baseline_queue"
+    raise UserError(
+        f"bench step: there is no plain loop of {spec.method.name} on {model.name} (stem "
+        f"{model.stem}) to compare with; take MoCo v3 on a ViT, or v1 or v2 on a ResNet"
+    )
 
 
 def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -113,8 +121,7 @@ def _measure(spec: RunSpec, name: str, part: str, rounds: int) -> dict[str, Any]
         engine = package.build(spec, parameters.initial_state(spec))
         steps["engine"] = _engine_step(engine, batches)
     if part in ("both", "plain"):
-        module = PLAIN_LOOPS[spec.method.name]
-        baseline = importlib.import_module(f"triptych.backends.{name}.{module}")
+        baseline = importlib.import_module(f"triptych.backends.{name}.{_plain_loop(spec)}")
         steps["plain"] = _plain_step(baseline.PlainLoop(spec), batches)
     times = _alternate(steps, rounds)
     result: dict[str, Any] = {k: statistics.median(v) for k, v in times.items()}
