@@ -100,6 +100,23 @@ def test_norms_of_large_tensors(flow):
     assert_close(_norms([flow.tensor(array) for array in arrays]).numpy(), want, 1e-6)
 
 
+@pytest.mark.parametrize("optim", [{}, {"name": "sgd"}, {"name": "lars"}])
+def test_blocks_make_no_difference(monkeypatch, optim):
+    """Also where the first trained tensor is not the first of the packed ones."""
+    from triptych.backends.oneflow import flat
+
+    states = []
+    for size in (1 << 20, 1000):
+        monkeypatch.setattr(flat, "BLOCK", size)
+        engine = build(optim={"clip_norm": 1e9, **optim})
+        assert len(engine.optimizer._blocks) == -(-engine.optimizer._values.numel() // size)
+        assert engine.optimizer._values.storage_offset() > 0
+        for step in range(2):
+            engine.train_step(random_batch(engine.spec, step), {}, hyper(step))
+        states.append(engine.export_state())
+    assert all(np.array_equal(states[0][name], value) for name, value in states[1].items())
+
+
 def test_optimizer_and_teacher_work_in_place():
     engine = build()
     before = dict(engine.model.named_parameters())

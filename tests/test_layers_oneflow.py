@@ -365,16 +365,3 @@ def test_the_queue_and_the_optimizer_work_in_place():
     engine.train_step(random_batch(engine.spec), draws(engine.spec), hyper())
     tensors = engine.model.state_dict()
     assert {name: tensor.numpy().ctypes.data for name, tensor in tensors.items()} == places
-
-
-def test_teachers_larger_than_a_block_follow_whole(monkeypatch):
-    from triptych.backends.oneflow import flat
-
-    monkeypatch.setattr(flat, "BLOCK", 1000)
-    engine = build(case="moco_v2_resnet50")
-    before = engine.export_state()
-    engine.model.update_teacher(0.75)
-    for name, value in engine.export_state().items():
-        if name.startswith("teacher.") and name.endswith(("weight", "bias")):
-            student = before[name.replace("teacher.", "student.", 1)]
-            assert_close(value, 0.75 * before[name] + 0.25 * student, 1e-15)

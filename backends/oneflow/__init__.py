@@ -31,7 +31,8 @@ def cuda_devices() -> int:
 def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
     """An engine whose model holds ``state``; the optimizer is fresh.
 
-    ``spec.threads`` changes nothing here: OneFlow computes in one thread of its own.
+    ``spec.threads`` changes nothing here: OneFlow computes in one thread of its own, and NumPy in
+    as many as its environment said when it was loaded.
 
     Args:
         state: every tensor of ``core.parameters.table(spec)``.

@@ -35,6 +35,7 @@ def pack(root: nn.Module, names: Iterable[str]) -> Tensor:
     return buffer
 
 
+@flow.no_grad()
 def split(buffer: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Views of a packed buffer, with the names and shapes of ``like``, in its order."""
     views, start = {}, 0
@@ -44,6 +45,10 @@ def split(buffer: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return views
 
 
+@flow.no_grad()
 def blocks(buffer: Tensor) -> list[Tensor]:
-    """Views of a packed buffer, ``BLOCK`` values each, the last one fewer."""
+    """Views of a packed buffer, ``BLOCK`` values each, the last one fewer.
+
+    The buffer may be a view, too, but not a detached one: ``detach`` forgets where it begins.
+    """
     return [buffer[start : start + BLOCK] for start in range(0, buffer.numel(), BLOCK)]

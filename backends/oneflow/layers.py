@@ -226,7 +226,8 @@ class BatchNorm(nn.Module):
         """(R, N, C, P)."""
         weight, bias = self._affine()
         # One array, since each wait for OneFlow's queue costs as much as many additions.
-        affine = flow.stack([weight.detach(), bias.detach()]).numpy()
+        with flow.no_grad():
+            affine = flow.stack([weight, bias]).numpy()
         keep = flow.is_grad_enabled()
         y, centred, inverse, statistics = kernels.normalize(x.numpy(), affine, self.eps, keep=keep)
         self._track(*flow.from_numpy(statistics))

@@ -51,8 +51,8 @@ class Pair(nn.Module):
         order = sorted(student, key=lambda name: (name not in teacher, student[name].requires_grad))
         values = flat.pack(self.student, order)
         targets = flat.pack(self.teacher, [name for name in order if name in teacher])
-        sources = values[: targets.numel()].detach()
-        self._blocks = list(zip(flat.blocks(targets), flat.blocks(sources), strict=True))
+        sources = flat.blocks(values[: targets.numel()])
+        self._blocks = list(zip(flat.blocks(targets), sources, strict=True))
         frozen = sum(p.numel() for p in student.values() if not p.requires_grad)
         return values[frozen:]
 

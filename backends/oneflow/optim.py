@@ -33,7 +33,7 @@ class Optimizer(ABC):
         self._values = values
         self._gradients = flow.zeros_like(values)
         self._moments = [flow.zeros_like(values) for _ in self.kinds]
-        buffers = (values.detach(), self._gradients, *self._moments)
+        buffers = (values, self._gradients, *self._moments)
         self._blocks = list(zip(*map(flat.blocks, buffers), strict=True))
         self.gradients = flat.split(self._gradients, self.named)
         for name, view in self.gradients.items():
@@ -119,7 +119,7 @@ class Lars(Optimizer):
         super().__init__(named, values, spec)
         self._momentum, self._trust = spec.momentum, spec.trust_coefficient
         scaled = [name for name, parameter in self.named.items() if parameter.ndim > 1]
-        views = flat.split(values.detach(), self.named)
+        views = flat.split(values, self.named)
         self._scaled = [(views[name], self.gradients[name]) for name in scaled]
 
     def _prepare(self, hyper: Hyper) -> None:
