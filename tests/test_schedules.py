@@ -107,8 +107,14 @@ def test_total_steps_are_whole_batches():
 
 
 def plan(*overrides: str, steps_per_epoch: int = 10) -> Plan:
-    """A run of 300 steps with a warm-up of 30, changed."""
-    return Plan(config.load("moco_v3/digits", overrides), steps_per_epoch)
+    """A run of 300 steps with a warm-up of 30 to a rate of 1e-3, changed."""
+    settled = (
+        "train.steps=300",
+        "optim.warmup_steps=30",
+        "optim.lr=1e-3",
+        "optim.weight_decay=0.05",
+    )
+    return Plan(config.load("moco_v3/digits", [*settled, *overrides]), steps_per_epoch)
 
 
 def test_steps_and_epochs_are_the_same_schedule():
