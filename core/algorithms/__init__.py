@@ -6,6 +6,11 @@ method spec)`` and ``finish(ops, model, outcome, hyper)``.
 
 from types import ModuleType
 
-from triptych.core.algorithms import moco, moco_v3
+from triptych.core.algorithms import moca, moco, moco_v3
 
-METHODS: dict[str, ModuleType] = {"moco_v1": moco, "moco_v2": moco, "moco_v3": moco_v3}
+METHODS: dict[str, ModuleType] = {
+    "moco_v1": moco,
+    "moco_v2": moco,
+    "moco_v3": moco_v3,
+    "moca": moca,
+}

@@ -25,7 +25,7 @@ def projector(width: int, spec: MethodSpec) -> list[Param]:
 
 def predictor(spec: MethodSpec) -> list[Param]:
     """What stands behind the student's projector: nothing in MoCo v1 and v2."""
-    if isinstance(spec, QueueSpec):
+    if not isinstance(spec, MocoV3Spec):
         return []
     return _normed(predictor_widths(spec), last_norm=spec.predictor_last_norm)
 

@@ -8,6 +8,7 @@ from triptych.core.config.spec import MocoV3Spec, QueueSpec, RunSpec
 from triptych.core.engine import Array, Tensor
 from triptych.core.reference.encoders import encode
 from triptych.core.reference.layers import Norms, mlp, plain_mlp
+from triptych.core.reference.moca import Codebook, Moca
 
 
 class Model:
@@ -15,7 +16,7 @@ class Model:
 
     def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
         self.spec, self.values = spec, values
-        self.memory = Queue(values)
+        self.memory: Queue | Codebook = Queue(values)
         self._training = Norms(True, spec.batch_norm.virtual_ranks)
         self._teacher = [
             p.name for p in parameters.table(spec) if p.name.startswith("teacher.") and not p.buffer
@@ -46,6 +47,14 @@ class Model:
         for name in self._teacher:
             source = getval(self.values[name.replace("teacher.", "student.", 1)])
             self.values[name] = momentum * self.values[name] + (1.0 - momentum) * source
+
+
+class MocaModel(Moca, Model):
+    """``core.engine.MocaModel``."""
+
+    def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
+        Model.__init__(self, spec, values)
+        Moca.__init__(self, spec, values)
 
 
 class Queue:
