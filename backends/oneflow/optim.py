@@ -8,6 +8,7 @@ import oneflow as flow
 from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import flat
+from triptych.core import groups
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.engine import Hyper
 
@@ -70,24 +71,42 @@ class Optimizer(ABC):
 
 
 class AdamW(Optimizer):
-    """AdamW: decay on every tensor that has a gradient."""
+    """AdamW, with the groups of ``core.groups``."""
 
     kinds = ("exp_avg", "exp_avg_sq")
 
     def __init__(self, named: Mapping[str, nn.Parameter], values: Tensor, spec: AdamWSpec) -> None:
         super().__init__(named, values, spec)
         self.betas, self.eps = spec.betas, spec.eps
+        self._spec, self._runs = spec, _runs(self.named, spec)
 
     def _update(self, hyper: Hyper) -> None:
         beta1, beta2 = self.betas
         gradients, (exp_avg, exp_avg_sq) = self._gradients, self._moments
-        self._values.mul_(1.0 - hyper.lr * hyper.weight_decay)
         exp_avg.mul_(beta1).add_(gradients, alpha=1.0 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(gradients, gradients, value=1.0 - beta2)
         correction = math.sqrt(1.0 - beta2**self.count)
         scale = exp_avg_sq.sqrt().div_(correction).add_(self.eps)
-        rate = hyper.lr / (1.0 - beta1**self.count)
-        self._values.addcdiv_(exp_avg, scale, value=-rate)
+        for group, part in self._runs:
+            lr, decay = groups.rates(group, self._spec, hyper)
+            values = self._values[part]
+            values.mul_(1.0 - lr * decay)
+            rate = lr / (1.0 - beta1**self.count)
+            values.addcdiv_(exp_avg[part], scale[part], value=-rate)
+
+
+def _runs(named: Mapping[str, nn.Parameter], spec: AdamWSpec) -> list[tuple[groups.Group, slice]]:
+    """Parts of the packed parameters that lie together and are of one group."""
+    runs: list[tuple[groups.Group, slice]] = []
+    start = 0
+    for name, parameter in named.items():
+        group, stop = groups.group(name, parameter.ndim, spec), start + parameter.numel()
+        if runs and runs[-1][0] == group:
+            runs[-1] = group, slice(runs[-1][1].start, stop)
+        else:
+            runs.append((group, slice(start, stop)))
+        start = stop
+    return runs
 
 
 class Sgd(Optimizer):
