@@ -30,6 +30,8 @@ EQUAL_SPREAD = 0.01
 PINNED = 0.002
 """A loss this close to chance, relative to it, in every row: only equal features do that. Random
 features scatter around a value above chance (by a few percent for MoCo v3 at its start)."""
+LEAST = 1e-6
+"""Chance level, in nats, that counts as none."""
 LONG = 0.1
 """Fraction of the run, beyond which a run still at chance gets advice."""
 
@@ -86,8 +88,15 @@ class Health:
     _spreads: list[float] = field(default_factory=list)
     _advised: set[State] = field(default_factory=set)
 
-    def observe(self, loss: float, spread: float) -> State:
-        """Takes one logged step into account and says what the state is now."""
+    def observe(self, loss: float, spread: float, chance: float | None = None) -> State:
+        """Takes one logged step into account and says what the state is now.
+
+        Args:
+            chance: of this step, where it is another at each.
+        """
+        if chance is not None and chance != self.chance:
+            # Targets that are all alike can be met without looking: no gain is possible.
+            loss = loss * self.chance / max(chance, LEAST)
         self._losses = [*self._losses, loss][-PATIENCE:]
         self._spreads = [*self._spreads, spread][-PATIENCE:]
         state = judge(self._losses, self._spreads, self.chance, best=self._best)

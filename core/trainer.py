@@ -60,7 +60,7 @@ class Trainer:
         self.health = Health(self.method.chance(self.spec))
         for row in self.logs.kept:
             if "eval" not in row:
-                self.health.observe(row["loss"], row["feature_std"])
+                self.health.observe(row["loss"], row["feature_std"], row["chance"])
                 self.health.advice(row["step"] / self.plan.total_steps)
 
     def fit(self) -> int | None:
@@ -152,12 +152,14 @@ class Trainer:
         hyper = self.plan.hyper(self.step - 1)
         speed, wait = self.meter.lap(self.pipeline.waited)
         before = self.health.state
+        # Where the targets move, so does the chance level, and the method measures it.
+        chance = values.get("chance", self.health.chance)
         row: Row = {
             "step": self.step,
             "epoch": self.step / self.plan.steps_per_epoch,
             "loss": values["loss"],
-            "chance": self.health.chance,
-            "state": self.health.observe(values["loss"], values["feature_std"]),
+            "chance": chance,
+            "state": self.health.observe(values["loss"], values["feature_std"], chance),
             "lr": hyper.lr,
             "weight_decay": hyper.weight_decay,
             "ema": hyper.ema,

@@ -212,9 +212,7 @@ class BatchNorm(nn.Module):
             # The kernel is fast, and exact enough where there is no mean. With momentum 1 it
             # leaves the statistics of the batch, which no rounded momentum has touched.
             kept, variance = (flow.zeros(channels, dtype=x.dtype, device=x.device) for _ in "mv")
-            y = flow._C.normalization(
-                centred, kept, variance, weight, bias, 1, self.eps, 1.0, True
-            )
+            y = flow._C.normalization(centred, kept, variance, weight, bias, 1, self.eps, 1.0, True)
             self._track(mean.reshape(-1) + kept, variance)
             return y
         with flow.no_grad():

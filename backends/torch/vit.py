@@ -106,9 +106,7 @@ def blocks(spec: VitSpec) -> nn.Sequential:
     """The blocks of a ViT by themselves. (N, T, D) -> (N, T, D)."""
     norm = partial(nn.LayerNorm, eps=spec.layer_norm_eps)
     size = {"num_heads": spec.heads, "mlp_ratio": spec.mlp_ratio, "qkv_bias": True}
-    return nn.Sequential(
-        *[Block(spec.width, **size, norm_layer=norm) for _ in range(spec.depth)]
-    )
+    return nn.Sequential(*[Block(spec.width, **size, norm_layer=norm) for _ in range(spec.depth)])
 
 
 def class_token(block: Block, x: Tensor) -> Tensor:

@@ -68,8 +68,7 @@ def forward(
         codes, bows, kept = targets(ops, model, images, draws, spec)
     rounds = _rounds(orders[0].shape[1], spec)
     seen = [
-        model.encode(images, ids[:, : one.visible])
-        for ids, one in zip(orders, rounds, strict=True)
+        model.encode(images, ids[:, : one.visible]) for ids, one in zip(orders, rounds, strict=True)
     ]
     pooled = [_pool(ops, last, spec) for _, last in seen]
     weights = model.image_weights(model.memory.words)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 from triptych.core.config.spec import MocoV3Spec, RunSpec
 from triptych.core.engine import Array, Hyper, Model, Ops, Outcome, Tensor
@@ -10,7 +11,7 @@ from triptych.core.losses import symmetric_info_nce
 
 def chance(spec: RunSpec) -> float:
     """Loss when every key is as likely as the positive one: two terms of 2 T ln N each."""
-    return 4.0 * spec.method.temperature * math.log(spec.train.batch_size)
+    return 4.0 * cast(MocoV3Spec, spec.method).temperature * math.log(spec.train.batch_size)
 
 
 def draws(spec: RunSpec, step: int) -> dict[str, Array]:

@@ -145,6 +145,4 @@ class MocaSpec(Section):
         return self.words_from == "first_rank"
 
 
-MethodSpec = Annotated[
-    MocoV1Spec | MocoV2Spec | MocoV3Spec | MocaSpec, Field(discriminator="name")
-]
+MethodSpec = Annotated[MocoV1Spec | MocoV2Spec | MocoV3Spec | MocaSpec, Field(discriminator="name")]

@@ -7,6 +7,7 @@ linear (out, in), convolution (out, in, kh, kw). The teacher repeats encoder and
 """
 
 from dataclasses import replace
+from typing import cast
 
 from triptych.core.config.spec import MocaSpec, ModelSpec, RunSpec, VitSpec
 from triptych.core.engine import State
@@ -62,9 +63,9 @@ def table(spec: RunSpec) -> list[Param]:
     """All tensors of student, teacher and memory, each in forward order."""
     model, method = spec.model, spec.method
     student = prefixed("student.encoder.", encoder(model))
-    if isinstance(method, MocaSpec) and isinstance(model, VitSpec):
-        own = prefixed("student.", moca_params(model, method))
-        kept = codebook(model, method)
+    if isinstance(method, MocaSpec):
+        vit = cast(VitSpec, model)  # a spec with another encoder is refused
+        own, kept = prefixed("student.", moca_params(vit, method)), codebook(vit, method)
     else:
         student += prefixed("student.projector.", projector(model.features, method))
         own = prefixed("student.predictor.", predictor(method))

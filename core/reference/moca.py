@@ -1,12 +1,13 @@
 """``core.engine.MocaModel`` in NumPy."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import autograd.numpy as np
 from autograd.tracer import getval
 
 from triptych.core import memory, parameters
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
 from triptych.core.engine import Array, Tensor
 from triptych.core.reference.encoders import block, masked_vit, vit
 from triptych.core.reference.layers import TRAINING, batch_norm, layer_norm, linear, relu
@@ -21,24 +22,24 @@ class Moca:
     """
 
     def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
-        self.spec, self.values = spec, values
-        self.grid = spec.model.grid
-        self.memory = Codebook(values)
+        self.values = values
+        self.vit, self.method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
+        self.grid = self.vit.grid
 
     def teacher_tokens(self, images: Tensor) -> Tensor:
         """See ``core.engine.MocaModel``."""
-        return vit(self.values, "teacher.encoder", images, self.spec.model)["final"][:, 1:]
+        return vit(self.values, "teacher.encoder", images, self.vit)["final"][:, 1:]
 
     def encode(self, images: Tensor, ids: Array) -> tuple[Tensor, Tensor]:
         """See ``core.engine.MocaModel``."""
-        found = masked_vit(self.values, "student.encoder", images, ids, self.spec.model)
-        early = self.spec.method.early_layer
+        found = masked_vit(self.values, "student.encoder", images, ids, self.vit)
+        early = self.method.early_layer
         return found[-2 - early] if early else found[-1], found[-1]
 
     def decode(self, image: Tensor, early: Tensor, ids: Array) -> Tensor:
         """See ``core.engine.MocaModel``."""
         values, name = self.values, "student.decoder"
-        spec = parameters.decoder_spec(self.spec.model, self.spec.method)
+        spec = parameters.decoder_spec(self.vit, self.method)
         seen = layer_norm(values, f"{name}.early_norm", early[:, 1:], spec.layer_norm_eps)
         x = linear(values, f"{name}.embed", np.concatenate([image[:, None], seen], axis=1))
         unseen = (len(ids), ids.shape[1] - seen.shape[1], 1)

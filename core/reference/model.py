@@ -25,7 +25,7 @@ class Model:
     def branch(self, name: str, view: Tensor, norms: Norms) -> Tensor:
         """Encoder and projector. (N, C, H, W) -> (N, D)."""
         tokens = encode(self.values, f"{name}.encoder", view, self.spec.model, norms)["final"]
-        method, projector = self.spec.method, f"{name}.projector"
+        method, projector = self._contrastive, f"{name}.projector"
         layers = len(parameters.projector_widths(self.spec.model.features, method)) - 1
         if isinstance(method, QueueSpec):
             return plain_mlp(self.values, projector, tokens[:, 0], layers)
@@ -55,6 +55,7 @@ class MocaModel(Moca, Model):
     def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
         Model.__init__(self, spec, values)
         Moca.__init__(self, spec, values)
+        self.memory = Codebook(values)
 
 
 class Queue:

@@ -1,0 +1,179 @@
+"""What the methods' shared steps ask of a backend: fused operations, and networks with memory.
+
+Shape letters: N images per batch, C channels, H height, W width, L patches, D feature width.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeAlias
+
+from numpy.typing import NDArray
+
+Tensor: TypeAlias = Any
+"""A framework's own tensor."""
+Array = NDArray[Any]
+
+
+class Ops(Protocol):
+    """Fused tensor operations that the shared mathematics needs; a backend's ``ops`` module."""
+
+    def l2_normalize(self, x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
+        """x / max(|x|, eps) over the last axis. x: (N, D)."""
+
+    def matmul(self, a: Tensor, b: Tensor, /, *, transpose_b: bool = False) -> Tensor:
+        """a: (N, D); b: (D, M), or (M, D) with ``transpose_b``. Returns (N, M)."""
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor, /) -> Tensor:
+        """Mean over rows of -log softmax(logits)[label]. logits: (N, M); labels: (N,) int64."""
+
+    def labels(self, values: Array, like: Tensor, /) -> Tensor:
+        """values: (N,) int64, each 0 <= value < M, as a tensor beside ``like``."""
+
+    def accuracy(
+        self, logits: Tensor, labels: Tensor, /, *, top: Sequence[int]
+    ) -> tuple[Tensor, ...]:
+        """Percent of rows whose label has one of the k largest logits, for each k of ``top``.
+
+        Equal logits count against the label: features that tell nothing apart score 0. No
+        gradient. logits: (N, M); labels: (N,) int64.
+        """
+
+    def row_dot(self, a: Tensor, b: Tensor, /) -> Tensor:
+        """Inner product of each row of ``a`` with the same row of ``b``. (N, D) -> (N, 1)."""
+
+    def gather_rows(self, x: Tensor, index: Array, /) -> Tensor:
+        """Rows in another order: result[i] = x[index[i]]. x: (N, ...); index: (M,) int64."""
+
+    def soft_assign(self, x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Codes softmax(sharpness * cosine(x, word)) of tokens, and how much the cosines differ.
+
+        No gradient. Norms are taken as 1e-5 at least.
+
+        Args:
+            x: (N, L, D).
+            words: (K, D), unit rows.
+            sharpness: (1,).
+
+        Returns:
+            (N, L, K) codes, and (N,): largest less mean cosine of each token, mean over L.
+        """
+
+    def mean_tokens(self, x: Tensor, index: Array, /) -> Tensor:
+        """Mean over some tokens, the same of each image. x: (N, L, D); index: (M,). (N, D)."""
+
+    def gather_tokens(self, x: Tensor, image: Array, token: Array, /) -> Tensor:
+        """Chosen tokens: result[i] = x[image[i], token[i]].
+
+        x: (N, L, D); image, token: (M,) int64. Returns (M, D).
+        """
+
+    def kl_divergence(self, target: Tensor, logits: Tensor, /) -> Tensor:
+        """Mean over rows of sum_k t_k (ln t_k - ln softmax(z)_k), where 0 ln 0 = 0.
+
+        Args:
+            target: (N, K), no gradient; rows sum to 1.
+            logits: (N, K).
+        """
+
+    def entropy(self, p: Tensor, /) -> Tensor:
+        """Mean over rows of -sum_k p_k ln p_k, where 0 ln 0 = 0. p: (N, K). No gradient."""
+
+    def concat(self, parts: Sequence[Tensor], /, *, axis: int) -> Tensor:
+        """Tensors one behind the other along an axis."""
+
+    def no_grad(self) -> AbstractContextManager[Any]:
+        """No gradient is recorded inside."""
+
+
+class Model(Protocol):
+    """Student and teacher as a method's shared step sees them; a native module of the backend."""
+
+    def query(self, view: Tensor, /) -> Tensor:
+        """Student encoder, projector and predictor in training mode. (N, C, H, W) -> (N, D)."""
+
+    def key(self, view: Tensor, /) -> Tensor:
+        """Teacher encoder and projector in training mode. (N, C, H, W) -> (N, D)."""
+
+    def update_teacher(self, momentum: float, /) -> None:
+        """teacher <- momentum * teacher + (1 - momentum) * student, parameters only, in place."""
+
+
+class Memory(Protocol):
+    """Keys of earlier steps (MoCo v1 and v2); state under ``memory.``."""
+
+    queue: Tensor
+    """(C, K), unit columns."""
+    pointer: int
+    """Column where the next keys go: on the host, see ``core.memory``."""
+
+    def enqueue(self, keys: Tensor, /) -> None:
+        """Overwrites the oldest columns, in place. keys: (N, C), unit rows."""
+
+
+class QueueModel(Model, Protocol):
+    """A model with a queue of keys."""
+
+    memory: Memory
+
+
+class Codebook(Protocol):
+    """Visual words of MOCA, teacher tokens of earlier steps; state under ``memory.``."""
+
+    words: Tensor
+    """(K, D), unit rows."""
+    distance: Tensor
+    """(1,): running mean of how much a token's cosines with the words differ."""
+    distance_used: Tensor
+    """(1,): ``distance`` as it was at the last update, which sets the temperature."""
+    pointer: int
+    """Row where the next words go."""
+    updates: int
+    """Updates done."""
+
+    def update(self, words: Tensor, differences: Sequence[Tensor], /) -> None:
+        """Overwrites the oldest rows, and moves the running mean once for each view, in place.
+
+        Args:
+            words: (M, D), unit rows.
+            differences: a scalar of each view.
+        """
+
+
+class MocaModel(Protocol):
+    """MOCA's networks as its step sees them; a native module of the backend."""
+
+    memory: Codebook
+    grid: tuple[int, int]
+    """(rows, columns) of an image's patches."""
+
+    def update_teacher(self, momentum: float, /) -> None:
+        """As in ``Model``."""
+
+    def teacher_tokens(self, images: Tensor, /) -> Tensor:
+        """All patches through the teacher and its last norm. (N, C, H, W) -> (N, L, D)."""
+
+    def encode(self, images: Tensor, ids: Array, /) -> tuple[Tensor, Tensor]:
+        """Only the patches ``ids``, (N, T) int64, through the student.
+
+        Returns:
+            Two of (N, 1+T, D), class token first: output of the early block, raw (behind the last
+            norm where that is the last block); and of the last block, behind the last norm.
+        """
+
+    def decode(self, image: Tensor, early: Tensor, ids: Array, /) -> Tensor:
+        """Features of the visible patches and of further ones.
+
+        Args:
+            image: (N, D), takes the place of the class token.
+            early: (N, 1+T, D), of ``encode``.
+            ids: (N, M) int64, the visible T first.
+
+        Returns:
+            (N * M, decoder width), image by image.
+        """
+
+    def image_weights(self, words: Tensor, /) -> Tensor:
+        """Weights of the image predictor made from the words, times kappa. (K, D) -> (K, D)."""
+
+    def dense_weights(self, words: Tensor, /) -> Tensor:
+        """The same of the dense predictor. (K, D) -> (K, decoder width)."""
