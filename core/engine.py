@@ -171,7 +171,8 @@ class Engine(ABC):
             tokens: "cls" (N, D), "mean" of the patch tokens (N, D), or "all" (N, 1+L, D). A
                 ResNet's tokens are the positions of its map, row by row, behind their mean, which
                 stands in the place of the class token.
-            projection: the projector's output (N, output_dim) is wanted too.
+            projection: the projector's output (N, output_dim) is wanted too, of a method that has
+                one.
 
         Returns:
             "final": after the last norm; "layer<i>": output of block i; "projection"; arrays in

@@ -1,5 +1,7 @@
 """``core.engine.Model`` in NumPy: student, teacher and queue."""
 
+from typing import cast
+
 import numpy as np
 from autograd.tracer import getval
 
@@ -25,7 +27,8 @@ class Model:
     def branch(self, name: str, view: Tensor, norms: Norms) -> Tensor:
         """Encoder and projector. (N, C, H, W) -> (N, D)."""
         tokens = encode(self.values, f"{name}.encoder", view, self.spec.model, norms)["final"]
-        method, projector = self._contrastive, f"{name}.projector"
+        method = cast(QueueSpec | MocoV3Spec, self.spec.method)
+        projector = f"{name}.projector"
         layers = len(parameters.projector_widths(self.spec.model.features, method)) - 1
         if isinstance(method, QueueSpec):
             return plain_mlp(self.values, projector, tokens[:, 0], layers)
