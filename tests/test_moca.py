@@ -200,7 +200,7 @@ def test_official_names_both_ways():
     [
         ("method.border=7", "method.border", "leave nothing of a grid of 14 x 14"),
         ("method.early_layer=12", "method.early_layer", "the model has 12 blocks"),
-        ("method.mask_ratios=[0.55, 0.55]", "method.mask_ratios", "would overlap"),
+        ("method.mask_ratios=[0.55, 0.6]", "method.mask_ratios", "would overlap"),
         ("method.decoder_ratios=[0.6, 0.55]", "method.decoder_ratios", "round 1"),
         ("train.batch_size=16", "method.new_words", "only 2 images"),
         ("train.batch_size=100", "method.word_ranks", "not divisible by 8"),

@@ -37,8 +37,8 @@ def golden_ops(pipeline):
             found.append((name, p, *bounds, op["hue"][1]))
         elif name == "GaussianBlur":
             found.append((name, p, op["radius_uniform"]))
-        elif name == "Solarize":
-            found.append((name, p, op["threshold"]))
+        elif name in ("Solarize", "Solarization"):
+            found.append(("Solarize", p, op["threshold"]))
         elif name == "Normalize":
             normalize = (op["mean"], op["std"])
         elif name != "ToTensor":
