@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_close, relative_error, requested
-from native import differentiate, hyper, lively_state, random_batch, tiny_spec
+from conftest import assert_close, relative_error
+from native import draws, hyper, lively_state, random_batch, tiny_spec
+from paddle_engines import build, framework
 
 from triptych import backends
-from triptych.core.errors import NonFiniteError, UserError
+from triptych.core.errors import UserError
 
 RNG = np.random.default_rng(0)
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,131 +22,10 @@ SQUARE = "student.encoder.blocks.0.attn.proj.weight"
 
 @pytest.fixture(scope="module", autouse=True)
 def paddle():
-    """The framework, loaded by the backend; missing although requested, it fails."""
-    names = requested()
-    if "paddle" not in (backends.installed() if names is None else names):
-        pytest.skip("paddle is not installed, or not requested by TRIPTYCH_BACKENDS")
-    backends.load("paddle")
-    import paddle
-
-    return paddle
+    return framework()
 
 
-@pytest.fixture
-def layers(paddle):
-    """The backend's layers, float64 while the test runs."""
-    from triptych.backends.paddle import layers
-
-    paddle.set_default_dtype("float64")
-    yield layers
-    paddle.set_default_dtype("float32")
-
-
-def build(precision="float64", change=None, **sections):
-    spec = tiny_spec(precision, **sections)
-    return backends.load("paddle").build(spec, {**lively_state(spec), **(change or {})})
-
-
-def normalized(x, axis, epsilon):
-    x = x.astype(np.longdouble)
-    centred = x - x.mean(axis, keepdims=True)
-    return centred / np.sqrt(np.square(centred).mean(axis, keepdims=True) + np.longdouble(epsilon))
-
-
-# ------------------------------------------------------------------------------------------ norms
-
-
-@pytest.mark.parametrize("epsilon", [1e-6, 1e-5, 0.02])
-def test_layer_norm_takes_epsilon_to_the_last_bit(layers, epsilon):
-    # Paddle's own rounds it to float32 and takes none above 1e-3.
-    x = RNG.standard_normal((5, 3, 16)) * 1e-6  # the class token at the start
-    layer = layers.LayerNorm(16, epsilon)
-    value, _ = differentiate("paddle", layer, x, probe=np.ones_like(x))
-    assert_close(value, normalized(x, -1, epsilon), 1e-13)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_takes_epsilon_to_the_last_bit(layers, paddle, training):
-    x = RNG.standard_normal((8, 6)) * 1e-4
-    layer = layers.BatchNorm(6, affine=False)
-    if not training:
-        layer.running_mean.set_value(x.mean(0))
-        layer.running_var.set_value(x.var(0))
-        layer.eval()
-    assert_close(layer(paddle.to_tensor(x)).numpy(), normalized(x, 0, 1e-5), 1e-13)
-
-
-@pytest.mark.parametrize("shape", [(8, 6), (4, 6, 3, 5)])
-def test_running_statistics_are_those_of_pytorch(layers, paddle, shape):
-    layer = layers.BatchNorm(6)
-    mean, variance = np.zeros(6), np.ones(6)
-    for _ in range(5):
-        x = RNG.standard_normal(shape) * 3 + 1
-        layer(paddle.to_tensor(x))
-        axes = tuple(i for i in range(x.ndim) if i != 1)
-        mean = 0.9 * mean + 0.1 * x.mean(axes)
-        variance = 0.9 * variance + 0.1 * x.var(axes, ddof=1)
-    assert_close(layer.running_mean.numpy(), mean, 1e-14)
-    assert_close(layer.running_var.numpy(), variance, 1e-14)
-    assert layer.num_batches_tracked.dtype == paddle.int64
-    assert int(layer.num_batches_tracked) == 5
-    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
-    assert len(layer.state_dict()) == 5
-
-
-def test_batch_norm_refuses_a_batch_of_one(layers, paddle):
-    layer = layers.BatchNorm(6)
-    with pytest.raises(ValueError, match="more than one value per channel"):
-        layer(paddle.ones([1, 6]))
-    layer.eval()
-    layer(paddle.ones([1, 6]))
-
-
-# -------------------------------------------------------------------------------------- arithmetic
-
-
-@pytest.mark.parametrize("precision", ["float64", "float32"])
-@pytest.mark.parametrize("margin", [1.0, 59.9, 60.1, 64.0, 65.0, 80.0, 1000.0])
-def test_cross_entropy_beyond_a_margin_of_64(paddle, margin, precision):
-    from triptych.backends.paddle import ops
-
-    logits = np.zeros((2, 4), precision)
-    logits[0, 1] = margin
-    x = paddle.to_tensor(logits, stop_gradient=False)
-    loss = ops.cross_entropy(x, ops.labels(np.zeros(2, np.int64), x))
-    rest = np.log(np.exp(-margin) * 3 + 1.0)
-    assert_close(
-        loss.numpy(),
-        (margin + rest + np.log(4.0)) / 2,
-        1e-15 if x.dtype == paddle.float64 else 1e-6,
-    )
-
-
-def test_cross_entropy_passes_nan_on(paddle):
-    from triptych.backends.paddle import ops
-
-    x = paddle.to_tensor([[0.0, float("nan")], [1.0, 2.0]])
-    assert np.isnan(ops.cross_entropy(x, ops.labels(np.zeros(2, np.int64), x)).numpy())
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [np.array([0.0, 1.7]), np.array([0, 3]), np.array([-1, 0]), np.array([0, 1], np.int32)],
-)
-def test_labels_that_paddle_would_take_are_refused(paddle, labels):
-    from triptych.backends.paddle import ops
-
-    with pytest.raises(ValueError, match="labels: expected int64, 0 <= label < 3"):
-        ops.labels(labels, paddle.zeros([2, 3]))
-
-
-@pytest.mark.parametrize("where", ["student.encoder.cls_token", "student.projector.0.weight"])
-def test_nan_reaches_the_loss(where):
-    # F.relu makes 0 of nan: the run would go on, at the chance level for ever.
-    bad = lively_state(tiny_spec())[where].copy()
-    bad.flat[0] = np.nan
-    with pytest.raises(NonFiniteError, match=f"first bad tensor: {where}"):
-        build(change={where: bad}).train_step(random_batch(tiny_spec()), {}, hyper())
+# ------------------------------------------------------------------------ optimizer, teacher, state
 
 
 def test_norm_of_a_large_gradient(paddle):
@@ -158,48 +38,6 @@ def test_norm_of_a_large_gradient(paddle):
     (parameter * paddle.to_tensor(gradient)).sum().backward()
     norm = AdamW({"a": parameter}, tiny_spec().optim).gradient_norm().numpy()
     assert_close(norm, np.linalg.norm(gradient.astype(np.float64)), 1e-6)
-
-
-def test_splitting_heads_and_merging_them(paddle):
-    from triptych.backends.paddle import vit
-
-    x = RNG.standard_normal((2, 5, 3 * 8))
-    probe = RNG.standard_normal((3, 2, 4, 5, 2))
-
-    def gathered(x):
-        return paddle.stack(vit._SplitHeads.apply(x, 3, 4))
-
-    def transposed(x):
-        return x.reshape([2, 5, 3, 4, 2]).transpose([2, 0, 3, 1, 4])
-
-    (a, (da,)), (b, (db,)) = (
-        differentiate("paddle", f, x, probe=probe) for f in (gathered, transposed)
-    )
-    assert np.array_equal(a, b) and np.array_equal(da, db)
-    value, (grad,) = differentiate("paddle", vit._MergeHeads.apply, a[0], probe=x[:, :, :8])
-    assert np.array_equal(value, a[0].transpose(0, 2, 1, 3).reshape(2, 5, 8))
-    assert np.array_equal(grad, x[:, :, :8].reshape(2, 5, 4, 2).transpose(0, 2, 1, 3))
-
-
-def test_the_plain_forms_compute_the_same(paddle):
-    """Those of a GPU and of an exported graph, where the fast forms of the CPU are not used."""
-    engine = build("float32")
-    encoder = engine.model.student.encoder
-    images = paddle.to_tensor(random_batch(engine.spec).views[0])
-    want = encoder(images)
-    want.sum().backward()
-    grads = {n: p.grad.numpy() for n, p in encoder.named_parameters() if p.grad is not None}
-    encoder.clear_gradients()
-    got = paddle.jit.to_static(encoder, full_graph=True)(images)
-    got.sum().backward()
-    assert_close(got.numpy(), want.numpy(), 1e-5)
-    assert len(grads) > 20
-    for name, parameter in encoder.named_parameters():
-        if name in grads and "qkv.bias" not in name:
-            assert_close(parameter.grad.numpy(), grads[name], 1e-4, name)
-
-
-# ------------------------------------------------------------------------ optimizer, teacher, state
 
 
 @pytest.mark.parametrize("eps", [1e-8, 0.1])
@@ -335,3 +173,37 @@ def test_a_fresh_process():
     assert (caught, threads) == (1, 2)
     # 2048 pages of 4 KiB where the C library gives memory back.
     assert faults < 100 or platform.libc_ver()[0] != "glibc"
+
+
+# ---------------------------------------------------------------------------------- the benchmark
+
+
+def paddle_name(name):
+    """What a tensor of a branch is called in the networks that Paddle brings."""
+    name = name.replace("running_mean", "_mean").replace("running_var", "_variance")
+    name = name.replace("projector.0.", "fc.0.").replace("projector.2.", "fc.2.")
+    return name.removeprefix("encoder.")
+
+
+def test_the_plain_queue_loop_computes_the_same(paddle, monkeypatch):
+    from triptych.backends.paddle.baseline_queue import PlainLoop
+
+    model = {"width": 64, "stem": "imagenet", "image_size": 64}
+    sections = {"model": model, "method": {"queue_size": 32, "hidden_dim": None}}
+    engine = build("float32", case="moco_v2_resnet50", **sections)
+    spec, state, loop = engine.spec, engine.export_state(), PlainLoop(engine.spec)
+    for branch, network in (("student", loop.query), ("teacher", loop.key)):
+        named = network.state_dict()
+        for name, array in state.items():
+            if name.startswith(branch) and not name.endswith("tracked"):
+                tensor = named.pop(paddle_name(name.removeprefix(f"{branch}.")))
+                tensor.set_value(array.T.copy() if array.ndim == 2 else array)
+        assert not named
+    loop.queue.set_value(state["memory.queue"])
+    for step in range(2):
+        batch, drawn = random_batch(spec, step), draws(spec, step)
+        order = paddle.to_tensor(drawn["shuffle_perm"])
+        monkeypatch.setattr(paddle, "randperm", lambda n, order=order: order)
+        rates = hyper(step, weight_decay=spec.optim.weight_decay)
+        loss = engine.train_step(batch, drawn, rates)["loss"]
+        assert_close(loop.step(batch, rates), engine.array(loss), 1e-4 * 10**step)

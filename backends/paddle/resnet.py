@@ -73,9 +73,8 @@ class ResNet(nn.Layer):
         return x.flatten(2).mean(-1)
 
     def _stem(self, images: Tensor) -> Tensor:
-        x = self.bn1(self.conv1(images))
-        # The order does not matter, and a pooled map has a quarter of the values.
-        return relu_(max_pool(x) if self.pooled else x)
+        x = relu_(self.bn1(self.conv1(images)))
+        return max_pool(x) if self.pooled else x
 
 
 def _conv_norm(layer: ConvNorm) -> tuple[Conv2D, BatchNorm]:

@@ -1,0 +1,220 @@
+"""Layers, operations and queue of Paddle: each test fails where a plain form is put back."""
+
+import numpy as np
+import pytest
+from conftest import assert_close
+from native import differentiate, draws, hyper, lively_state, random_batch, tiny_spec
+from paddle_engines import build, framework, normalized
+
+from triptych.core.errors import NonFiniteError
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def paddle():
+    return framework()
+
+
+@pytest.fixture
+def layers(paddle):
+    """The backend's layers, float64 while the test runs."""
+    from triptych.backends.paddle import layers
+
+    paddle.set_default_dtype("float64")
+    yield layers
+    paddle.set_default_dtype("float32")
+
+
+# ------------------------------------------------------------------------------------------ norms
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-5, 0.02])
+def test_layer_norm_takes_epsilon_to_the_last_bit(layers, epsilon):
+    # Paddle's own rounds it to float32 and takes none above 1e-3.
+    x = RNG.standard_normal((5, 3, 16)) * 1e-6  # the class token at the start
+    layer = layers.LayerNorm(16, epsilon)
+    value, _ = differentiate("paddle", layer, x, probe=np.ones_like(x))
+    assert_close(value, normalized(x, -1, epsilon), 1e-13)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_takes_epsilon_to_the_last_bit(layers, paddle, training):
+    x = RNG.standard_normal((8, 6)) * 1e-4
+    layer = layers.BatchNorm(6, affine=False)
+    if not training:
+        layer.running_mean.set_value(x.mean(0))
+        layer.running_var.set_value(x.var(0))
+        layer.eval()
+    assert_close(layer(paddle.to_tensor(x)).numpy(), normalized(x, 0, 1e-5), 1e-13)
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (4, 6, 3, 5)])
+def test_running_statistics_are_those_of_pytorch(layers, paddle, shape):
+    layer = layers.BatchNorm(6)
+    mean, variance = np.zeros(6), np.ones(6)
+    for _ in range(5):
+        x = RNG.standard_normal(shape) * 3 + 1
+        layer(paddle.to_tensor(x))
+        axes = tuple(i for i in range(x.ndim) if i != 1)
+        mean = 0.9 * mean + 0.1 * x.mean(axes)
+        variance = 0.9 * variance + 0.1 * x.var(axes, ddof=1)
+    assert_close(layer.running_mean.numpy(), mean, 1e-14)
+    assert_close(layer.running_var.numpy(), variance, 1e-14)
+    assert layer.num_batches_tracked.dtype == paddle.int64
+    assert int(layer.num_batches_tracked) == 5
+    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
+    assert len(layer.state_dict()) == 5
+
+
+def test_batch_norm_refuses_a_batch_of_one(layers, paddle):
+    layer = layers.BatchNorm(6)
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        layer(paddle.ones([1, 6]))
+    layer.eval()
+    layer(paddle.ones([1, 6]))
+
+
+# -------------------------------------------------------------------------------------- arithmetic
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("margin", [1.0, 59.9, 60.1, 64.0, 65.0, 80.0, 1000.0])
+def test_cross_entropy_beyond_a_margin_of_64(paddle, margin, precision):
+    from triptych.backends.paddle import ops
+
+    logits = np.zeros((2, 4), precision)
+    logits[0, 1] = margin
+    x = paddle.to_tensor(logits, stop_gradient=False)
+    loss = ops.cross_entropy(x, ops.labels(np.zeros(2, np.int64), x))
+    rest = np.log(np.exp(-margin) * 3 + 1.0)
+    assert_close(
+        loss.numpy(),
+        (margin + rest + np.log(4.0)) / 2,
+        1e-15 if x.dtype == paddle.float64 else 1e-6,
+    )
+
+
+def test_cross_entropy_passes_nan_on(paddle):
+    from triptych.backends.paddle import ops
+
+    x = paddle.to_tensor([[0.0, float("nan")], [1.0, 2.0]])
+    assert np.isnan(ops.cross_entropy(x, ops.labels(np.zeros(2, np.int64), x)).numpy())
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.array([0.0, 1.7]), np.array([0, 3]), np.array([-1, 0]), np.array([0, 1], np.int32)],
+)
+def test_labels_that_paddle_would_take_are_refused(paddle, labels):
+    from triptych.backends.paddle import ops
+
+    with pytest.raises(ValueError, match="labels: expected int64, 0 <= label < 3"):
+        ops.labels(labels, paddle.zeros([2, 3]))
+
+
+def test_relu_works_in_place_and_keeps_nan(layers, paddle):
+    x = np.array([[np.nan, 2.0, 0.0, -1.0, np.inf, 5e-324]])
+    value, (grad,) = differentiate(
+        "paddle", lambda x: layers.relu_(x * 1.0), x, probe=np.full_like(x, 3.0)
+    )
+    np.testing.assert_array_equal(value, np.maximum(x, 0.0))
+    np.testing.assert_array_equal(grad[0, 1:], [3.0, 0.0, 0.0, 3.0, 3.0])
+    tensor = paddle.to_tensor(x)
+    before = tensor.data_ptr()
+    assert layers.relu_(tensor).data_ptr() == before
+
+
+def test_max_pool_is_the_plain_one(layers, paddle):
+    x, probe = RNG.standard_normal((2, 3, 7, 10)), RNG.standard_normal((2, 3, 4, 5))
+    (a, (da,)), (b, (db,)) = (
+        differentiate("paddle", f, x, probe=probe)
+        for f in (layers.max_pool, lambda x: paddle.nn.functional.max_pool2d(x, 3, 2, 1))
+    )
+    assert np.array_equal(a, b) and np.array_equal(da, db)
+
+
+def test_max_pool_of_nan(layers, paddle):
+    # With return_mask: -3e38, and a gradient written in front of the tensor.
+    x = np.ones((2, 3, 7, 10))
+    x[0, 0] = np.nan
+    value, (grad,) = differentiate("paddle", layers.max_pool, x, probe=np.ones((2, 3, 4, 5)))
+    assert np.isnan(value[0, 0]).all() and (value.ravel()[20:] == 1).all()
+    assert (grad[0, 0] == 0).all() and grad.sum() == 100
+
+
+@pytest.mark.parametrize(
+    ("case", "where"),
+    [
+        ("moco_v3_vit", "student.encoder.cls_token"),
+        ("moco_v3_vit", "student.projector.0.weight"),
+        ("moco_v3_vit_conv", "student.encoder.patch_embed.proj.0.weight"),
+        ("moco_v3_resnet18", "student.encoder.conv1.weight"),
+        ("moco_v2_resnet50", "student.encoder.layer1.0.conv3.weight"),
+    ],
+)
+def test_nan_reaches_the_loss(case, where):
+    # F.relu makes 0 of nan: the run would go on, at the chance level for ever.
+    spec = tiny_spec(case=case)
+    bad = lively_state(spec)[where].copy()
+    bad.flat[0] = np.nan
+    with pytest.raises(NonFiniteError, match=f"first bad tensor: {where}"):
+        build(change={where: bad}, case=case).train_step(random_batch(spec), draws(spec), hyper())
+
+
+def test_splitting_heads_and_merging_them(paddle):
+    from triptych.backends.paddle import vit
+
+    x = RNG.standard_normal((2, 5, 3 * 8))
+    probe = RNG.standard_normal((3, 2, 4, 5, 2))
+
+    def gathered(x):
+        return paddle.stack(vit._SplitHeads.apply(x, 3, 4))
+
+    def transposed(x):
+        return x.reshape([2, 5, 3, 4, 2]).transpose([2, 0, 3, 1, 4])
+
+    (a, (da,)), (b, (db,)) = (
+        differentiate("paddle", f, x, probe=probe) for f in (gathered, transposed)
+    )
+    assert np.array_equal(a, b) and np.array_equal(da, db)
+    value, (grad,) = differentiate("paddle", vit._MergeHeads.apply, a[0], probe=x[:, :, :8])
+    assert np.array_equal(value, a[0].transpose(0, 2, 1, 3).reshape(2, 5, 8))
+    assert np.array_equal(grad, x[:, :, :8].reshape(2, 5, 4, 2).transpose(0, 2, 1, 3))
+
+
+@pytest.mark.parametrize("case", ["moco_v3_vit", "moco_v3_vit_conv", "moco_v3_resnet18"])
+def test_the_plain_forms_compute_the_same(paddle, case):
+    """Those of a GPU and of an exported graph, where the fast forms of the CPU are not used."""
+    engine = build("float32", case=case)
+    encoder = engine.model.student.encoder
+    images = paddle.to_tensor(random_batch(engine.spec).views[0])
+    want = encoder(images)
+    want.sum().backward()
+    grads = {n: p.grad.numpy() for n, p in encoder.named_parameters() if p.grad is not None}
+    encoder.clear_gradients()
+    got = paddle.jit.to_static(encoder, full_graph=True)(images)
+    got.sum().backward()
+    assert_close(got.numpy(), want.numpy(), 1e-5)
+    assert len(grads) > 20
+    for name, parameter in encoder.named_parameters():
+        if name in grads and "qkv.bias" not in name:
+            assert_close(parameter.grad.numpy(), grads[name], 1e-4, name)
+
+
+def test_rows_beyond_the_end_are_refused(paddle):
+    from triptych.backends.paddle import ops
+
+    with pytest.raises(IndexError):
+        ops.gather_rows(paddle.ones([3, 2]), np.array([0, 3]))
+
+
+def test_keys_enter_the_queue_where_it_is():
+    spec = tiny_spec(case="moco_v2_resnet50")
+    memory = build(case="moco_v2_resnet50").model.memory
+    queue, address = memory.queue, memory.queue.data_ptr()
+    memory.enqueue(queue[:, :8].T * 2.0)
+    assert memory.queue is queue and queue.data_ptr() == address
+    start = lively_state(spec)["memory.queue"]
+    np.testing.assert_array_equal(queue.numpy()[:, :8], 2 * start[:, :8])
+    np.testing.assert_array_equal(queue.numpy()[:, 8:], start[:, 8:])
