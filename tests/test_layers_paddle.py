@@ -125,6 +125,24 @@ def test_relu_works_in_place_and_keeps_nan(layers, paddle):
     assert layers.relu_(tensor).data_ptr() == before
 
 
+@pytest.mark.parametrize(("stride", "size", "fast"), [(1, 3, 1), (2, 5, 1), (2, 6, 1), (1, 9, 0)])
+def test_convolution_of_single_positions(layers, paddle, monkeypatch, stride, size, fast):
+    calls, mix = [], layers.mix_channels
+    monkeypatch.setattr(layers, "mix_channels", lambda *given: calls.append(1) or mix(*given))
+    layer = layers.Conv2D(96, 80, 1, stride, bias=False)
+    layer.weight.set_value(RNG.standard_normal(layer.weight.shape))
+    x = RNG.standard_normal((2, 96, size, size))
+    probe = RNG.standard_normal(layer(paddle.to_tensor(x)).shape)
+    value, (grad,) = differentiate("paddle", layer, x, probe=probe)
+    gradient = layer.weight.grad.numpy().copy()
+    layer.clear_gradients()
+    plain = differentiate("paddle", super(type(layer), layer).forward, x, probe=probe)
+    assert len(calls) == 2 * fast
+    assert_close(value, plain[0], 1e-14)
+    assert_close(grad, plain[1][0], 1e-14)
+    assert_close(gradient, layer.weight.grad.numpy(), 1e-14)
+
+
 def test_max_pool_is_the_plain_one(layers, paddle):
     x, probe = RNG.standard_normal((2, 3, 7, 10)), RNG.standard_normal((2, 3, 4, 5))
     (a, (da,)), (b, (db,)) = (
