@@ -185,22 +185,24 @@ def paddle_name(name):
     return name.removeprefix("encoder.")
 
 
-def test_the_plain_queue_loop_computes_the_same(paddle, monkeypatch):
+@pytest.mark.parametrize(("name", "steps"), [("resnet18", 3), ("resnet50", 1)])
+def test_the_plain_queue_loop_computes_the_same(paddle, monkeypatch, name, steps):
+    """From the same weights and queue it has the same losses, as long as rounding lets it."""
     from triptych.backends.paddle.baseline_queue import PlainLoop
 
-    model = {"width": 64, "stem": "imagenet", "image_size": 64}
+    model = {"name": name, "width": 64, "stem": "imagenet", "image_size": 64}
     sections = {"model": model, "method": {"queue_size": 32, "hidden_dim": None}}
     engine = build("float32", case="moco_v2_resnet50", **sections)
     spec, state, loop = engine.spec, engine.export_state(), PlainLoop(engine.spec)
     for branch, network in (("student", loop.query), ("teacher", loop.key)):
         named = network.state_dict()
-        for name, array in state.items():
-            if name.startswith(branch) and not name.endswith("tracked"):
-                tensor = named.pop(paddle_name(name.removeprefix(f"{branch}.")))
+        for key, array in state.items():
+            if key.startswith(branch) and not key.endswith("tracked"):
+                tensor = named.pop(paddle_name(key.removeprefix(f"{branch}.")))
                 tensor.set_value(array.T.copy() if array.ndim == 2 else array)
         assert not named
     loop.queue.set_value(state["memory.queue"])
-    for step in range(2):
+    for step in range(steps):
         batch, drawn = random_batch(spec, step), draws(spec, step)
         order = paddle.to_tensor(drawn["shuffle_perm"])
         monkeypatch.setattr(paddle, "randperm", lambda n, order=order: order)
