@@ -4,20 +4,19 @@ The step is the whole resume state outside the engine: batches, draws and hyper-
 functions of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from math import isfinite
 from pathlib import Path
 from signal import SIGTERM
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from triptych.core import checkpoint
 from triptych.core.algorithms import METHODS
 from triptych.core.config.spec import RunSpec
-from triptych.core.data import Pipeline
 from triptych.core.engine import Batch, Engine
 from triptych.core.errors import NonFiniteError
 from triptych.core.health import Health
@@ -30,6 +29,20 @@ from triptych.core.terminal import Terminal, evaluation_line, health_line
 Reading = Callable[[], dict[str, float]]
 
 
+class Feed(Protocol):
+    """What the trainer wants of ``core.data.Pipeline``."""
+
+    waited: float
+    """Seconds spent waiting for batches so far."""
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        """Names of the damaged files met so far."""
+
+    def batches(self, start: int, stop: int, /) -> Iterator[Batch]:
+        """The batches of the steps ``start`` … ``stop - 1``."""
+
+
 @dataclass
 class Trainer:
     """Trains from ``step`` to the plan's last step.
@@ -40,7 +53,7 @@ class Trainer:
 
     spec: RunSpec
     engine: Engine
-    pipeline: Pipeline
+    pipeline: Feed
     plan: Plan
     run_dir: Path
     logs: Logs

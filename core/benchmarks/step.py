@@ -1,7 +1,8 @@
 """A training step beside a plain loop of the same computation in the same framework.
 
 Both run in one process and take turns, so that whatever else the machine does hits both; peak
-memory is that of a process of its own for each. The figures are ratios: only those travel.
+memory is that of a process of its own for each. The training loop is set against bare steps of the
+engine in the same way. The figures are ratios: only those travel.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import numpy as np
 from triptych import backends
 from triptych.core import cli, config, parameters
 from triptych.core.algorithms import METHODS
+from triptych.core.benchmarks import loop
 from triptych.core.config.spec import MocoV3Spec, ResnetSpec, RunSpec, VitSpec
 from triptych.core.engine import Batch, Engine, Hyper
 from triptych.core.errors import UserError
@@ -45,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_backend_argument(parser)
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed steps of each")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--part", choices=("both", "engine", "plain"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--part", choices=("both", "engine", "plain", "loop"), help=argparse.SUPPRESS
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -84,7 +88,7 @@ def _plain_loop(spec: RunSpec) -> str:
 
 
 def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    parts = {part: _child(name, part, arguments) for part in ("both", "engine", "plain")}
+    parts = {part: _child(name, part, arguments) for part in ("both", "engine", "plain", "loop")}
     both = parts["both"]
     peaks = {part: parts[part]["peak_mib"] for part in ("engine", "plain")}
     return {
@@ -95,6 +99,7 @@ def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "engine_peak_mib": peaks["engine"],
         "plain_peak_mib": peaks["plain"],
         "memory_over_plain": peaks["engine"] / peaks["plain"],
+        "loop_over_bare": parts["loop"]["loop_over_bare"],
     }
 
 
@@ -117,9 +122,12 @@ def _measure(spec: RunSpec, name: str, part: str, rounds: int) -> dict[str, Any]
     batches = [_batch(spec, i) for i in range(2)]
     steps: dict[str, Callable[[int], None]] = {}
     package = backends.load(name)
-    if part in ("both", "engine"):
+    if part != "plain":
         engine = package.build(spec, parameters.initial_state(spec))
         steps["engine"] = _engine_step(engine, batches)
+    if part == "loop":
+        ratio = loop.over_bare(spec, engine, batches, steps["engine"], rounds=rounds)
+        return {"loop_over_bare": ratio}
     if part in ("both", "plain"):
         baseline = importlib.import_module(f"triptych.backends.{name}.{_plain_loop(spec)}")
         steps["plain"] = _plain_step(baseline.PlainLoop(spec), batches)
@@ -182,12 +190,15 @@ def _table(spec: RunSpec, rows: list[dict[str, Any]]) -> str:
         f"one training step: {spec.model.name} {spec.model.size[0]}x{spec.model.size[1]}, batch "
         f"{spec.train.batch_size}, {spec.precision}, {cpu_threads(spec)} threads"
     )
-    lines = [head, "backend   step s   plain s  speed/plain   MiB  memory/plain  time/torch"]
+    lines = [
+        head,
+        "backend   step s   plain s  speed/plain   MiB  memory/plain  loop/bare  time/torch",
+    ]
     for row in rows:
         over = f"{row['time_over_torch']:10.2f}" if "time_over_torch" in row else "         -"
         lines.append(
             f"{row['backend']:8} {row['engine_seconds']:7.3f} {row['plain_seconds']:9.3f} "
             f"{row['speed_over_plain']:12.3f} {row['engine_peak_mib']:5.0f} "
-            f"{row['memory_over_plain']:13.3f} {over}"
+            f"{row['memory_over_plain']:13.3f} {row['loop_over_bare']:10.3f} {over}"
         )
     return "\n".join(lines)
