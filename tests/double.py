@@ -17,6 +17,7 @@ from triptych.core.cli import main
 from triptych.core.config.spec import RunSpec
 
 TINY = (
+    "data.workers=0",
     "model.image_size=8",
     "model.width=8",
     "model.depth=1",

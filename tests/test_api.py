@@ -17,6 +17,7 @@ from triptych.core.errors import UserError
 from triptych.core.parameters import initial_state
 
 SMALL = (
+    "data.workers=0",
     "model.width=8",
     "model.depth=1",
     "model.heads=2",

@@ -11,7 +11,13 @@ from triptych.core.benchmarks import step as benchmark
 from triptych.core.cli import main
 from triptych.core.engine import Hyper
 
-SMALL = ("model.name=resnet18", "model.image_size=32", "method.queue_size=64", "threads=1", "log.every=2")
+SMALL = (
+    "model.name=resnet18",
+    "model.image_size=32",
+    "method.queue_size=64",
+    "threads=1",
+    "log.every=2",
+)
 RATIOS = ("speed_over_plain", "memory_over_plain", "loop_over_bare")
 
 

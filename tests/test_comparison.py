@@ -15,6 +15,7 @@ from triptych.core.errors import UserError
 from triptych.core.run_record import read_run
 
 SHORT = [
+    "data.workers=0",
     "train.steps=3",
     "train.batch_size=32",
     "optim.warmup_steps=1",

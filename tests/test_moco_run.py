@@ -10,6 +10,7 @@ from triptych.core.engine import Batch, Hyper
 from triptych.core.logs import read_rows
 
 SMALL = (
+    "data.workers=0",
     "model.width=2",
     "model.image_size=8",
     "method.queue_size=40",
