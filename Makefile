@@ -5,7 +5,7 @@
 #   VENV=.venv                where the environment is
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench lint test-paddle26
+.PHONY: help demo demo-all test soak bench lint test-paddle26
 
 VENV ?= .venv
 BACKENDS ?= torch oneflow paddle
@@ -29,6 +29,9 @@ $(stamp): $(inputs)
 
 demo: $(stamp)  ## the same spec on every backend, then the curves side by side in runs/demo
 	$(python) -m triptych.core.demo $$(cat $(stamp))
+
+demo-all: $(stamp)  ## every short recipe of the digits on every backend, in runs/demo-all
+	$(python) -m triptych.core.demo --all $$(cat $(stamp))
 
 test: $(stamp)  ## the test suite
 	$(under_test) $(python) -m pytest

@@ -1,21 +1,49 @@
 """The demonstration: one recipe on every backend, then the curves side by side in runs/demo.
 
-``python -m triptych.core.demo [BACKEND ...]``; ``make demo`` calls it after the set-up.
+``python -m triptych.core.demo [--all] [BACKEND ...]``; ``make demo`` and ``make demo-all``, which
+goes through every short recipe of the digits, call it after the set-up.
 """
 
+import argparse
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from triptych.core import cli, comparison
+from triptych.core.config.recipes import recipes
 from triptych.core.errors import UserError
 
 RECIPE = "moco_v3/digits"
 OUTPUT = Path("runs") / "demo"
+LONG = "digits_long"
+"""Recipes of the digits that take more than minutes."""
 
 
-def run(names: Sequence[str], output: Path = OUTPUT) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs what the command line asks for; returns the exit status.
+
+    Raises:
+        UserError: as ``run``.
+    """
+    parser = argparse.ArgumentParser(prog="demo", description="train the digits on every backend")
+    parser.add_argument("--all", action="store_true", help="every short recipe of the digits")
+    parser.add_argument("names", nargs="*", metavar="BACKEND", help="default: all installed")
+    found = parser.parse_args(arguments)
+    if not found.all:
+        return run(found.names)
+    for recipe in short_recipes():
+        print(f"\n{recipe}", flush=True)
+        run(found.names, OUTPUT.with_name("demo-all") / recipe.replace("/", "-"), recipe)
+    return 0
+
+
+def short_recipes() -> list[str]:
+    """Names of the recipes of the digits that take minutes."""
+    return [name for name in recipes() if "/digits" in name and not name.endswith(LONG)]
+
+
+def run(names: Sequence[str], output: Path = OUTPUT, recipe: str = RECIPE) -> int:
     """Trains the recipe on each backend and compares; what an earlier demo wrote is replaced.
 
     Args:
@@ -30,7 +58,7 @@ def run(names: Sequence[str], output: Path = OUTPUT) -> int:
     chosen = comparison.choose([name for name in names if name != "none"] if names else None)
     for name in chosen:
         clear(output / name)
-    return comparison.run(RECIPE, [], chosen, output)
+    return comparison.run(recipe, [], chosen, output)
 
 
 def clear(run_dir: Path) -> None:
@@ -48,4 +76,4 @@ def clear(run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.exit_status(lambda: run(sys.argv[1:])))
+    sys.exit(cli.exit_status(main))

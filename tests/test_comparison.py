@@ -106,6 +106,16 @@ def test_demo_replaces_its_own_runs_only(tmp_path, monkeypatch):
     assert not earlier.exists() and other.exists()
 
 
+def test_demo_all_goes_through_every_short_recipe(monkeypatch):
+    called = []
+    monkeypatch.setattr(demo, "run", lambda *arguments: called.append(arguments))
+    assert demo.main(["--all", "torch"]) == 0
+    recipes = ["moco_v1/digits", "moco_v2/digits", "moco_v3/digits", "moco_v3/digits_resnet"]
+    assert [recipe for _, _, recipe in called if recipe in recipes] == recipes
+    assert {tuple(names) for names, _, _ in called} == {("torch",)}
+    assert len({output for _, output, _ in called}) == len(called)
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
 def test_demo_never_removes_what_is_not_a_run(tmp_path, kind):
     precious = tmp_path / "precious"
