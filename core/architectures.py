@@ -7,7 +7,7 @@ from triptych.core.config.spec import ResnetSpec, RunSpec, VitSpec
 from triptych.core.parameters import ConvNorm, Param, blocks, conv_stem, stem, table
 
 PARAMETERS_COUNTED = (
-    "student and teacher (encoder and projector each) and predictor, "
+    "student and teacher (encoder and projector each), predictors and decoder, "
     "frozen tensors included, running statistics not"
 )
 FLOPS_COUNTED = (
@@ -50,17 +50,22 @@ def flops(spec: RunSpec) -> int:
 
 def _vit_flops(model: VitSpec) -> int:
     width, patches = model.width, math.prod(model.grid)
-    tokens = patches + 1
     embed = patches * model.channels * model.patch_size**2 * width
     if model.stem == "conv":
         size, embed = model.size, patches * width**2
         for layer in conv_stem(model):
             size, cost = _conv_norm_flops(layer, size)
             embed += cost
+    return embed + block_flops(model, patches + 1)
+
+
+def block_flops(model: VitSpec, tokens: int) -> int:
+    """Multiply-adds of some tokens through all blocks and the last norm, as ``flops`` counts."""
+    width = model.width
     linear = (4 + 2 * model.mlp_ratio) * tokens * width**2
     attention = 2 * tokens**2 * width
     norms = (2 * model.depth + 1) * tokens * width * 5
-    return embed + model.depth * (linear + attention) + norms
+    return model.depth * (linear + attention) + norms
 
 
 def _resnet_flops(model: ResnetSpec) -> int:

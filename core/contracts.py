@@ -1,6 +1,6 @@
 """The pieces that the shared parts and a backend hand each other.
 
-Shape letters: N images per batch, C channels, H height, W width, D feature width.
+Shape letters: N images per batch, C channels, H height, W width, L patches, D feature width.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,6 +42,8 @@ class Outcome:
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    """What ``finish`` needs besides; no gradient."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Context:
 class Ops(Protocol):
     """Fused tensor operations that the shared mathematics needs; a backend's ``ops`` module."""
 
-    def l2_normalize(self, x: Tensor, /) -> Tensor:
-        """x / max(|x|, 1e-12) over the last axis. x: (N, D)."""
+    def l2_normalize(self, x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
+        """x / max(|x|, eps) over the last axis. x: (N, D)."""
 
     def matmul(self, a: Tensor, b: Tensor, /, *, transpose_b: bool = False) -> Tensor:
         """a: (N, D); b: (D, M), or (M, D) with ``transpose_b``. Returns (N, M)."""
@@ -88,6 +90,40 @@ class Ops(Protocol):
 
     def gather_rows(self, x: Tensor, index: Array, /) -> Tensor:
         """Rows in another order: result[i] = x[index[i]]. x: (N, ...); index: (M,) int64."""
+
+    def soft_assign(self, x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Codes softmax(sharpness * cosine(x, word)) of tokens, and how much the cosines differ.
+
+        No gradient. Norms are taken as 1e-5 at least.
+
+        Args:
+            x: (N, L, D).
+            words: (K, D), unit rows.
+            sharpness: (1,).
+
+        Returns:
+            (N, L, K) codes, and (N,): largest less mean cosine of each token, mean over L.
+        """
+
+    def mean_tokens(self, x: Tensor, index: Array, /) -> Tensor:
+        """Mean over some tokens, the same of each image. x: (N, L, D); index: (M,). (N, D)."""
+
+    def gather_tokens(self, x: Tensor, image: Array, token: Array, /) -> Tensor:
+        """Chosen tokens: result[i] = x[image[i], token[i]].
+
+        x: (N, L, D); image, token: (M,) int64. Returns (M, D).
+        """
+
+    def kl_divergence(self, target: Tensor, logits: Tensor, /) -> Tensor:
+        """Mean over rows of sum_k t_k (ln t_k - ln softmax(z)_k), where 0 ln 0 = 0.
+
+        Args:
+            target: (N, K), no gradient; rows sum to 1.
+            logits: (N, K).
+        """
+
+    def entropy(self, p: Tensor, /) -> Tensor:
+        """Mean over rows of -sum_k p_k ln p_k, where 0 ln 0 = 0. p: (N, K). No gradient."""
 
     def concat(self, parts: Sequence[Tensor], /, *, axis: int) -> Tensor:
         """Tensors one behind the other along an axis."""
@@ -125,6 +161,69 @@ class QueueModel(Model, Protocol):
     """A model with a queue of keys."""
 
     memory: Memory
+
+
+class Codebook(Protocol):
+    """Visual words of MOCA, teacher tokens of earlier steps; state under ``memory.``."""
+
+    words: Tensor
+    """(K, D), unit rows."""
+    distance: Tensor
+    """(1,): running mean of how much a token's cosines with the words differ."""
+    distance_used: Tensor
+    """(1,): ``distance`` as it was at the last update, which sets the temperature."""
+    pointer: int
+    """Row where the next words go."""
+    updates: int
+    """Updates done."""
+
+    def update(self, words: Tensor, differences: Sequence[Tensor], /) -> None:
+        """Overwrites the oldest rows, and moves the running mean once for each view, in place.
+
+        Args:
+            words: (M, D), unit rows.
+            differences: a scalar of each view.
+        """
+
+
+class MocaModel(Protocol):
+    """MOCA's networks as its step sees them; a native module of the backend."""
+
+    memory: Codebook
+    grid: tuple[int, int]
+    """(rows, columns) of an image's patches."""
+
+    def update_teacher(self, momentum: float, /) -> None:
+        """As in ``Model``."""
+
+    def teacher_tokens(self, images: Tensor, /) -> Tensor:
+        """All patches through the teacher and its last norm. (N, C, H, W) -> (N, L, D)."""
+
+    def encode(self, images: Tensor, ids: Array, /) -> tuple[Tensor, Tensor]:
+        """Only the patches ``ids``, (N, T) int64, through the student.
+
+        Returns:
+            Two of (N, 1+T, D), class token first: output of the early block, raw (behind the last
+            norm where that is the last block); and of the last block, behind the last norm.
+        """
+
+    def decode(self, image: Tensor, early: Tensor, ids: Array, /) -> Tensor:
+        """Features of the visible patches and of further ones.
+
+        Args:
+            image: (N, D), takes the place of the class token.
+            early: (N, 1+T, D), of ``encode``.
+            ids: (N, M) int64, the visible T first.
+
+        Returns:
+            (N * M, decoder width), image by image.
+        """
+
+    def image_weights(self, words: Tensor, /) -> Tensor:
+        """Weights of the image predictor made from the words, times kappa. (K, D) -> (K, D)."""
+
+    def dense_weights(self, words: Tensor, /) -> Tensor:
+        """The same of the dense predictor. (K, D) -> (K, decoder width)."""
 
 
 class Optimizer(Protocol):

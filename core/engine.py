@@ -14,13 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from triptych.core import parameters
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import (
     Array,
     Batch,
+    Codebook,
     Context,
     Hyper,
     Memory,
+    MocaModel,
     Model,
     Ops,
     Optimizer,
@@ -35,10 +38,12 @@ from triptych.core.errors import NonFiniteError
 __all__ = [
     "Array",
     "Batch",
+    "Codebook",
     "Context",
     "Engine",
     "Hyper",
     "Memory",
+    "MocaModel",
     "Model",
     "Ops",
     "Optimizer",
@@ -113,7 +118,16 @@ class Engine(ABC):
         Returns:
             "final": after the last norm; "layer<i>": output of block i; "projection"; arrays in
             the run's precision.
+
+        Raises:
+            ValueError: ``projection`` of a method that has no projector.
         """
+
+    def require_projector(self) -> None:
+        """Raises ValueError where the method has no projector (MOCA)."""
+        names = (param.name for param in parameters.table(self.spec))
+        if not any(name.startswith("student.projector.") for name in names):
+            raise ValueError(f"method {self.spec.method.name} has no projector")
 
     def any(self, flag: bool) -> bool:
         """Logical or over ranks."""

@@ -6,10 +6,10 @@ looks like. Both are judged from the history alone, so a resumed run that replay
 same words as one that was never stopped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 State = Literal["at chance", "learning", "collapsed"]
 STATES: tuple[State, ...] = get_args(State)
@@ -30,12 +30,21 @@ EQUAL_SPREAD = 0.01
 PINNED = 0.002
 """A loss this close to chance, relative to it, in every row: only equal features do that. Random
 features scatter around a value above chance (by a few percent for MoCo v3 at its start)."""
+LEAST = 1e-6
+"""Chance level, in nats, that counts as none."""
+LOST = 0.05
+"""Fall of the k-NN accuracy, below the best so far, that is worth a line."""
 LONG = 0.1
 """Fraction of the run, beyond which a run still at chance gets advice."""
 
 
 def judge(
-    losses: Sequence[float], spreads: Sequence[float], chance: float, *, best: float = 0.0
+    losses: Sequence[float],
+    spreads: Sequence[float],
+    chance: float,
+    *,
+    best: float = 0.0,
+    flat: float = FLAT_SPREAD,
 ) -> State:
     """The state at the last of some logged steps.
 
@@ -44,6 +53,7 @@ def judge(
         spreads: feature spreads of the same steps.
         chance: loss of features that tell nothing apart; > 0.
         best: largest relative gain over chance, averaged over WINDOW steps, since the start.
+        flat: spread below which features that do not beat chance have collapsed.
 
     Returns:
         "collapsed": the features of a window are equal, or nearly so without beating chance; or
@@ -54,7 +64,7 @@ def judge(
     gains = [1.0 - loss / chance for loss in losses]
     gain, spread = fmean(gains[-WINDOW:]), fmean(spreads[-WINDOW:])
     whole = len(losses) >= WINDOW
-    if whole and (spread < EQUAL_SPREAD or (spread < FLAT_SPREAD and gain < GAIN)):
+    if whole and (spread < EQUAL_SPREAD or (spread < flat and gain < GAIN)):
         return "collapsed"
     if best >= LEARNED and max(gains[-WINDOW:]) < GAIN:
         return "collapsed"
@@ -65,38 +75,52 @@ def judge(
 
 COLLAPSED = (
     "collapsed: the features no longer tell images apart. Resume from a checkpoint before this "
-    "with a lower optim.lr or a longer warm-up; keep model.freeze_patch_embed on"
+    "with a lower optim.lr or a longer warm-up; {remedy}"
 )
 STUCK = (
     "still at chance: nothing is being learned yet. Look at optim.lr and its warm-up, at "
     "method.temperature, and whether the two augmented views still share content"
 )
+WORSE = (
+    "the features get worse, whatever the loss says: k-NN {now:.1f} % after {best:.1f} %. "
+    "Lower optim.lr; {remedy}"
+)
 
 
 @dataclass
 class Health:
-    """Follows one run. chance: as in ``judge``."""
+    """Follows one run. chance, flat: as in ``judge``; remedy: what else helps when it collapses."""
 
     chance: float
+    flat: float = FLAT_SPREAD
+    remedy: str = "make the two views share more"
     state: State = "at chance"
     lasting: int = 0
     """Logged steps in the present state."""
     _best: float = 0.0
     _losses: list[float] = field(default_factory=list)
     _spreads: list[float] = field(default_factory=list)
+    _top1: float = 0.0
+    _worse: bool = False
     _advised: set[State] = field(default_factory=set)
 
-    def observe(self, loss: float, spread: float, *, settled: bool = True) -> State:
+    def observe(
+        self, loss: float, spread: float, *, chance: float | None = None, settled: bool = True
+    ) -> State:
         """Takes one logged step into account and says what the state is now.
 
         Args:
+            chance: of this step, where it is another at each.
             settled: whether the loss can be judged yet. Before, the state stays as it is.
         """
         if not settled:
             return self.state
+        if chance is not None and chance != self.chance:
+            # Targets that are all alike can be met without looking: no gain is possible.
+            loss = loss * self.chance / max(chance, LEAST)
         self._losses = [*self._losses, loss][-PATIENCE:]
         self._spreads = [*self._spreads, spread][-PATIENCE:]
-        state = judge(self._losses, self._spreads, self.chance, best=self._best)
+        state = judge(self._losses, self._spreads, self.chance, best=self._best, flat=self.flat)
         if len(self._losses) >= WINDOW:
             self._best = max(self._best, 1.0 - fmean(self._losses[-WINDOW:]) / self.chance)
         self.lasting = self.lasting + 1 if state == self.state else 1
@@ -113,4 +137,18 @@ class Health:
         if self.state in self._advised or not (stuck or self.state == "collapsed"):
             return None
         self._advised.add(self.state)
-        return STUCK if stuck else COLLAPSED
+        return STUCK if stuck else COLLAPSED.format(remedy=self.remedy)
+
+    def evaluated(self, row: Mapping[str, Any]) -> str | None:
+        """One line, once, when features got worse by LOST since their best, whatever the loss.
+
+        Args:
+            row: a k-NN result, "labels" and "top1" among its keys.
+        """
+        if row["labels"] != "all":
+            return None
+        self._top1 = max(self._top1, row["top1"])
+        if self._worse or self._top1 - row["top1"] < LOST:
+            return None
+        self._worse = True
+        return WORSE.format(best=100 * self._top1, now=100 * row["top1"], remedy=self.remedy)

@@ -1,10 +1,14 @@
 """Where the keys of a step go in the queue of MoCo (arXiv 1911.05722, section 3.2).
 
+The words of MOCA's codebook likewise, (K, D) with a word in each row.
+
 Plain integers, kept on the host: nothing has to wait for a device to know them. The queue itself
 is a tensor of the backend, (C, K), a key in each of its K columns.
 """
 
 from collections.abc import Iterator
+
+from triptych.core.engine import Tensor
 
 
 def segments(pointer: int, count: int, size: int) -> Iterator[tuple[slice, slice]]:
@@ -31,3 +35,12 @@ def segments(pointer: int, count: int, size: int) -> Iterator[tuple[slice, slice
 def advance(pointer: int, count: int, size: int) -> int:
     """The column where the next step's keys begin."""
     return (pointer + count) % size
+
+
+DISTANCE_MOMENTUM = 0.99
+"""Of the running mean that sets the temperature of MOCA's codes."""
+
+
+def moved(distance: Tensor, difference: Tensor) -> Tensor:
+    """The running mean after one view. Scalars, or tensors of one number."""
+    return DISTANCE_MOMENTUM * distance + (1.0 - DISTANCE_MOMENTUM) * difference

@@ -86,10 +86,16 @@ class Plan:
             ema = schedules.ema_momentum(ema, self.total, position)
         return Hyper(step=step, lr=self._lr(coarse), weight_decay=weight_decay, ema=ema)
 
+    @property
+    def _lr_total(self) -> float:
+        """Length of the cosine of the learning rate, which may pass the end of the run."""
+        return float(int(self.total * self.spec.optim.lr_epochs_mul))
+
     def _lr(self, position: float) -> float:
         optim, peak = self.spec.optim, self.peak_lr
         if optim.schedule == "cosine":
-            return schedules.warmup_cosine(peak, optim.end_lr, self.warmup, self.total, position)
+            total = self.total if optim.lr_epochs_mul == 1.0 else self._lr_total
+            return schedules.warmup_cosine(peak, optim.end_lr, self.warmup, total, position)
         if position < self.warmup:
             return peak * position / self.warmup
         if optim.schedule == "multistep":

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,7 @@ from triptych.core.engine import Engine
 from triptych.core.errors import UserError
 from triptych.core.evaluation.protocol import KnnProtocol
 from triptych.core.files import occupied, write_atomically
-from triptych.core.logs import Logs, read_rows
+from triptych.core.logs import Logs, Row, read_rows
 from triptych.core.plan import Plan
 from triptych.core.resources import cpu_threads
 from triptych.core.terminal import Terminal
@@ -115,7 +116,7 @@ def train(
             run_dir,
             logs,
             terminal,
-            evaluate=lambda step: knn.engine(engine, step) if knn else [],
+            evaluate=partial(_evaluate, spec, engine, knn),
             stamp=stamp,
             step=begin.step,
             saved=begin.path,
@@ -127,6 +128,11 @@ def train(
     done = "done" if signal is None else "stopped, to go on with --resume auto"
     say(f"{run_dir}: {done} after step {trainer.step} of {plan.total_steps}")
     return signal
+
+
+def _evaluate(spec: RunSpec, engine: Engine, knn: KnnProtocol | None, step: int) -> list[Row]:
+    chosen = spec.evaluate
+    return knn.engine(engine, step, branch=chosen.branch, tokens=chosen.tokens) if knn else []
 
 
 def _build(spec: RunSpec, module: ModuleType, begin: start.Start) -> Engine:
@@ -176,7 +182,7 @@ def _write_result(run_dir: Path, trainer: Trainer) -> None:
         "steps": trainer.step,
         "first_loss": steps[0]["loss"] if steps else None,
         "last_loss": steps[-1]["loss"] if steps else None,
-        "chance": trainer.health.chance,
+        "chance": steps[-1]["chance"] if steps else trainer.health.chance,
         "state": trainer.health.state,
         "evaluations": [row for row in rows if "eval" in row],
         "seconds": seconds,

@@ -54,6 +54,7 @@ def health_line(row: Row, total: int) -> str:
         f"step {row['step']}/{total} loss {row['loss']:.3f} (chance {row['chance']:.3f}) "
         f"{row['state']}",
         f"feature std {row['feature_std']:.2f}",
+        *_words(row),
         f"grad {row['gradient_norm']:.3g}",
         f"lr {_scientific(row['lr'])}",
         f"ema {row['ema']:.4g}",
@@ -63,6 +64,13 @@ def health_line(row: Row, total: int) -> str:
     if row.get("skipped"):
         parts.append(f"{row['skipped']} damaged files skipped")
     return " | ".join(parts)
+
+
+def _words(row: Row) -> list[str]:
+    """MOCA: nats that all words, and the words of one image, are spread over."""
+    if "word_entropy" not in row:
+        return []
+    return [f"words {row['word_entropy']:.2f} nats, of an image {row['bow_entropy']:.2f}"]
 
 
 def evaluation_line(row: Row) -> str:

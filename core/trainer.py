@@ -70,10 +70,13 @@ class Trainer:
         self.named = 0
         """Damaged files that have been told of."""
         self.meter = Meter(self.spec.train.batch_size, self.seconds)
-        self.health = Health(self.method.chance(self.spec))
+        chance = self.method.chance(self.spec)
+        self.health = Health(chance, self.method.FLAT, self.method.REMEDY)
         for row in self.logs.kept:
-            if "eval" not in row:
-                self._observe(row["step"], row)
+            if "eval" in row:
+                self.health.evaluated(row)
+            else:
+                self._observe(row["step"], row, row["chance"])
                 self.health.advice(row["step"] / self.plan.total_steps)
 
     def fit(self) -> int | None:
@@ -165,12 +168,14 @@ class Trainer:
         hyper = self.plan.hyper(self.step - 1)
         speed, wait = self.meter.lap(self.pipeline.waited)
         before = self.health.state
+        # Where the targets move, so does the chance level, and the method measures it.
+        chance = values.get("chance", self.health.chance)
         row: Row = {
             "step": self.step,
             "epoch": self.step / self.plan.steps_per_epoch,
             "loss": values["loss"],
-            "chance": self.health.chance,
-            "state": self._observe(self.step, values),
+            "chance": chance,
+            "state": self._observe(self.step, values, chance),
             "lr": hyper.lr,
             "weight_decay": hyper.weight_decay,
             "ema": hyper.ema,
@@ -189,15 +194,18 @@ class Trainer:
         if advice := self.health.advice(self.step / self.plan.total_steps):
             self.terminal.line(advice)
 
-    def _observe(self, step: int, values: Mapping[str, Any]) -> str:
+    def _observe(self, step: int, values: Mapping[str, Any], chance: float) -> str:
+        loss, spread = values["loss"], self.method.spread(values)
         settled = step > self.method.settled(self.spec)
-        return self.health.observe(values["loss"], values["feature_std"], settled=settled)
+        return self.health.observe(loss, spread, chance=chance, settled=settled)
 
     def _evaluate(self) -> None:
         with self.meter.pause():
             for row in self.evaluate(self.step):
                 self.logs.write(row)
                 self.terminal.line(evaluation_line(row))
+                if advice := self.health.evaluated(row):
+                    self.terminal.line(advice)
 
     def _evaluated(self) -> bool:
         return any("eval" in row and row["step"] == self.step for row in self.logs.kept)

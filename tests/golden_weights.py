@@ -24,10 +24,12 @@ def description(case: str) -> dict[str, Any]:
 def official_state(case: str) -> dict[str, Array]:
     """The initial state dict under the reference's own names: float64, integers int64."""
     with np.load(GOLDEN / f"{case}.npz") as arrays:
-        table = arrays["pos_embed"] if "pos_embed" in arrays else None
+        tables = {name: arrays[name] for name in arrays.files if name.endswith("pos_embed")}
     state = {}
     for entry in description(case)["state"]:
         if entry["rule"] == "fixed_sincos":
+            own = "decoder" if entry["name"].startswith("decoder") else "encoder"
+            table = tables.get(f"{own}_pos_embed", tables.get("pos_embed"))
             state[entry["name"]] = table.astype(np.float64)
             continue
         name, shape = entry["name"], tuple(entry["shape"])
@@ -39,7 +41,7 @@ def official_state(case: str) -> dict[str, Array]:
 def views(case: str, step: int) -> tuple[Array, Array]:
     """The two views of a step, (N, 3, H, W), float64."""
     config = description(case)["config"]
-    shape = (config["N"], 3, config["img"], config["img"])
+    shape = (config.get("N", config.get("N_per_view")), 3, config["img"], config["img"])
     return tuple(
         np.float32(_philox(1000 + 10 * step + view).standard_normal(shape)).astype(np.float64)
         for view in (1, 2)
@@ -79,6 +81,10 @@ def _unit_columns(array: Array) -> Array:
     return array / np.sqrt((array * array).sum(0, keepdims=True))
 
 
+def _unit_rows(array: Array) -> Array:
+    return array / np.sqrt((array * array).sum(1, keepdims=True))
+
+
 RULES = {
     "matrix": lambda name, source, shape: _matrix(name, shape),
     "matrix+key": lambda name, source, shape: _rounded(
@@ -91,6 +97,11 @@ RULES = {
     "running_var:1": lambda _, source, shape: np.ones(shape),
     "num_batches_tracked:0": lambda _, source, shape: np.zeros(shape),
     "queue": lambda name, _, shape: _rounded(_unit_columns(_normal(name, shape))),
+    "codebook": lambda name, _, shape: _rounded(_unit_rows(np.maximum(_normal(name, shape), 0))),
+    "dist_norm:0.5": lambda _, source, shape: np.full(shape, 0.5),
+    "scale:kappa": lambda _, source, shape: np.full(shape, 3.0),
+    "_embedding_ptr:0": lambda _, source, shape: np.zeros(shape),
+    "_track_num_batches:0": lambda _, source, shape: np.zeros(shape),
     "queue_ptr:0": lambda _, source, shape: np.zeros(shape),
 }
 """README section 1: (name, the tensor that an EMA tensor is derived from, shape) -> values."""

@@ -75,6 +75,29 @@ TINY: dict[str, dict[str, Any]] = {
         "method": {"name": "moco_v2", "output_dim": 16, "hidden_dim": 24, "queue_size": 20},
         "optim": {"name": "sgd"},
     },
+    "moca_vit": {
+        "model": {
+            "name": "vit",
+            "width": 32,
+            "depth": 3,
+            "heads": 4,
+            "patch_size": 4,
+            "image_size": [12, 20],
+            "freeze_patch_embed": False,
+            "init": "moca",
+        },
+        "method": {
+            "name": "moca",
+            "words": 22,
+            "new_words": 4,
+            "border": 1,
+            "early_layer": 1,
+            "decoder_width": 24,
+            "decoder_heads": 3,
+            "decoder_depth": 1,
+        },
+        "optim": {"name": "adamw", "decay_on": "matrices", "generator_lr": 2e-3, "clip_norm": 0.5},
+    },
 }
 """Small models in which no two dimensions are equal; the queues are no multiple of the batch."""
 

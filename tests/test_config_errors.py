@@ -9,6 +9,7 @@ from spec_files import SMALL, complaints, write
 
 from triptych.core import config
 from triptych.core.config import schema as schemas
+from triptych.core.config.spec import MocaSpec
 from triptych.core.errors import UserError
 
 
@@ -57,7 +58,7 @@ WRONG = [
     ),
     ("backend=pytorch", "backend: 'pytorch': expected one of torch, oneflow, paddle or null (did"),
     ("precision=half", "precision: 'half': expected one of float32, float64, bfloat16, float16"),
-    ("method.name=moca", "method.name: 'moca': expected one of moco_v1, moco_v2, moco_v3"),
+    ("method.name=dino", "method.name: 'dino': expected one of moca, moco_v1, moco_v2, moco_v3"),
     ("model.name=resnet5", "model.name: 'resnet5': expected one of resnet101, resnet152, resnet18"),
     ("model.name=[a]", "model.name: ['a']: expected one of resnet101"),
     # An unknown key, with the nearest one, or the one of this name in another section.
@@ -164,7 +165,7 @@ def test_a_wrong_override_has_its_line(override, message):
         (("width: 64", "width: 66"), 3, "model.width: width 66 is not divisible by 4"),
         (("  steps: 3", "  steps: three"), 8, "train.steps: 'three': expected an integer > 0"),
         (("method: {name: moco_v3}\n", ""), 1, "method: missing: expected a mapping"),
-        (("{name: moco_v3}", "{}"), 6, "method.name: missing: expected one of moco_v1"),
+        (("{name: moco_v3}", "{}"), 6, "method.name: missing: expected one of moca, moco_v1"),
         (("{name: moco_v3}", "{name: moco_v3, name: b}"), 6, "method.name: duplicate key, first"),
         (("  steps: 3", "  3: steps\n  steps: 3"), 8, "train: a key is not text"),
         (("  steps: 3", "  ? [a]\n  : 3\n  steps: 3"), 8, "train: a key is not text"),
@@ -247,13 +248,16 @@ FLOATS = [
 
 
 OF_LARS = {"optim.momentum", "optim.trust_coefficient"}
+OF_MOCA = {f"method.{name}" for name in MocaSpec.model_fields} - {"method.momentum"}
 
 
 @pytest.mark.parametrize("key", FLOATS)
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "-1"])
 def test_no_number_may_be_nan_infinite_or_negative(key, value):
     # LARS has every number that SGD has, and one more.
-    path = write("a.yaml", SMALL + ("optim: {name: lars}\n" if key in OF_LARS else ""))
+    other = "optim: {name: lars}\n" if key in OF_LARS else ""
+    other += "_base_: moca/digits\n" if key in OF_MOCA else ""
+    path = write("a.yaml", other if key in OF_MOCA else SMALL + other)
     (line,) = complaints(path, f"{key}={value}")
     assert line.startswith(f"-o {key}={value}: {key}: {value}: expected a ")
 

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from triptych.core.algorithms import METHODS, moca
 from triptych.core.health import LEARNED, PATIENCE, STATES, WINDOW, Health, judge
 
 CHANCE = 4 * 0.2 * math.log(256)
@@ -127,3 +128,37 @@ def test_advice_names_what_to_change():
     assert "optim.lr" in stuck.advice(0.5)
     assert "checkpoint before" in collapsed.advice(0.0)
     assert collapsed.advice(0.5) is None
+
+
+def test_every_method_says_what_to_watch():
+    for name, method in METHODS.items():
+        health = Health(CHANCE, method.FLAT, method.REMEDY)
+        for loss in START:
+            health.observe(loss, 0.001)
+        assert health.state == "collapsed", name
+        assert method.REMEDY in health.advice(0.0)
+
+
+def test_moca_watches_the_words_too():
+    """Features may differ while all images have the same words: then there is nothing to learn."""
+    values = {"feature_std": 0.2, "word_entropy": 5.0, "bow_entropy": 4.9}
+    assert moca.spread(values) == 0.2
+    blind = {**values, "bow_entropy": 4.9999}
+    health = Health(0.3, moca.FLAT, moca.REMEDY)
+    for _ in range(WINDOW):
+        health.observe(0.1, moca.spread(blind))
+    assert health.state == "collapsed", "whatever the loss"
+    nearly_parallel = Health(0.3, moca.FLAT, moca.REMEDY)
+    for _ in range(WINDOW):
+        nearly_parallel.observe(0.4, moca.spread({**values, "feature_std": 0.04}))
+    assert nearly_parallel.state == "at chance", "as in a good run"
+
+
+def test_features_that_get_worse_are_told_of_once():
+    health = Health(CHANCE, remedy="wait")
+    told = [
+        health.evaluated({"labels": labels, "top1": top1})
+        for labels, top1 in (("all", 0.8), (10, 0.1), ("all", 0.78), ("all", 0.74), ("all", 0.6))
+    ]
+    assert [text is not None for text in told] == [False, False, False, True, False]
+    assert "74.0 % after 80.0 %" in told[3] and told[3].endswith("wait")

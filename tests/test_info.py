@@ -230,7 +230,7 @@ def test_the_summary_is_plain_data():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "info: give env, or -c with a file or one of: moco_v1/"),
+        ((), "info: give env, or -c with a file or one of: moca/"),
         (("env", "-c", "moco_v3/digits"), "info: give env, or -c with a file"),
         (("envy",), "invalid choice: 'envy'"),
         (("-c", "nope.yaml"), "nope.yaml: no such file"),

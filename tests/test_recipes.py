@@ -17,6 +17,8 @@ VIEWS = {
     ("moco_v3/resnet50_1000ep", "view2"): "moco_v3_resnet50_crop_min_0.2_view2",
     ("moco_v3/vit_conv_small", "view1"): "moco_v3_vit_default_crop_min_0.08_view1",
     ("moco_v3/vit_conv_base", "view2"): "moco_v3_vit_default_crop_min_0.08_view2",
+    ("moca/v1_0_vit_base", "view1"): "moca_pretrain_view1",
+    ("moca/v0_9_vit_base", "view2"): "moca_pretrain_view2",
 }
 
 
@@ -35,8 +37,8 @@ def golden_ops(pipeline):
             found.append((name, p, *bounds, op["hue"][1]))
         elif name == "GaussianBlur":
             found.append((name, p, op["radius_uniform"]))
-        elif name == "Solarize":
-            found.append((name, p, op["threshold"]))
+        elif name in ("Solarize", "Solarization"):
+            found.append(("Solarize", p, op["threshold"]))
         elif name == "Normalize":
             normalize = (op["mean"], op["std"])
         elif name != "ToTensor":

@@ -31,6 +31,8 @@ PUBLISHED = [
     ("moco_v1/resnet50_paddle", (), "moco_v1_pretrain"),
     ("moco_v2/resnet50", (), "moco_v2_pretrain"),
     ("moco_v2/resnet50_paddle", (), "moco_v2_pretrain"),
+    ("moca/v1_0_vit_base", (), "moca_v1_0_200ep"),
+    ("moca/v0_9_vit_base", (), "moca_v0_9_200ep"),
 ]
 
 

@@ -18,8 +18,8 @@ def slots(model: nn.Module, optimizer: object) -> dict[str, Slot]:
 def model_slots(model: nn.Module) -> dict[str, Slot]:
     """Every tensor of student, teacher and memory by canonical name."""
     found = {name: tensor_slot(tensor) for name, tensor in model.state_dict().items()}
-    if hasattr(model, "memory"):
-        found["memory.pointer"] = counter_slot(model.memory, "pointer")
+    for name in model.memory.counters if hasattr(model, "memory") else ():
+        found[f"memory.{name}"] = counter_slot(model.memory, name)
     return found
 
 

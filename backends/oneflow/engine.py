@@ -25,10 +25,11 @@ class Engine(core.Engine):
         self.dtype = flow.float64 if spec.precision == "float64" else flow.float32
         model = METHODS[spec.method.name](spec).to(device).to(self.dtype)
         self.model = model.train()
-        values = model.pack()
+        values, packed = model.pack(spec.optim)
         for name, slot in convert.model_slots(model).items():
             slot.write(state[name])
-        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        named = dict(model.named_parameters())
+        trainable = {name: named[name] for name in packed}
         self.optimizer = OPTIMIZERS[spec.optim.name](trainable, values, spec.optim)
 
     def tensor(self, array: Array) -> Tensor:
@@ -49,8 +50,10 @@ class Engine(core.Engine):
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""
-        for name, gradient in self.optimizer.gradients.items():
-            yield name, convert.tensor_slot(gradient).read
+        gradients = self.optimizer.gradients
+        for name, _ in self.model.named_parameters():
+            if name in gradients:
+                yield name, convert.tensor_slot(gradients[name]).read
 
     def gradient_norm(self) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -71,6 +74,8 @@ class Engine(core.Engine):
         projection: bool = False,
     ) -> dict[str, Array]:
         """See ``core.engine.Engine``."""
+        if projection:
+            self.require_projector()
         module = getattr(self.model, branch).eval()
         found = module.encoder.tokens(self.tensor(images), layers)
         pick = {"cls": lambda x: x[:, 0], "mean": lambda x: x[:, 1:].mean(1), "all": lambda x: x}

@@ -68,6 +68,13 @@ def repeat(x: Tensor, columns: int) -> Tensor:
     return flow.matmul(x, _constant(1, columns, 1.0, x.dtype, x.device))
 
 
+def unit_rows(x: Tensor, eps: float) -> Tensor:
+    """x / max(|x|, eps). (N, D)."""
+    # F.normalize bounds the squared norm by eps, in float32: rows near zero get wrong gradients.
+    norm = row_sum(x * x).clamp(min=eps * eps).sqrt()
+    return x * repeat(1.0 / norm, x.shape[1])
+
+
 def channel_sum(x: Tensor) -> Tensor:
     """(N, C, P, 1) -> (1, C, 1, 1)."""
     n, channels, positions, _ = x.shape
@@ -78,6 +85,22 @@ def channel_sum(x: Tensor) -> Tensor:
 
 def _centred(x: Tensor) -> Tensor:
     return x - repeat(row_mean(x), x.shape[1])
+
+
+def pick_tokens(x: Tensor, ids: Tensor) -> Tensor:
+    """result[n, i] = x[n, ids[n, i]], and x[0, ids[n, i]] where x has one image only.
+
+    Args:
+        x: (N, L, D) or (1, L, D).
+        ids: (N, T) int64.
+    """
+    n, length, width = x.shape
+    rows = ids
+    if n > 1:
+        # The kernel for gathering along the second axis wants an index of the size of the result.
+        rows = ids + (flow.arange(n, device=ids.device) * length).reshape(n, 1)
+    picked = x.reshape(-1, width).index_select(0, rows.reshape(-1))
+    return picked.reshape(*ids.shape, width)
 
 
 class _NormalizeRows(flow.autograd.Function):

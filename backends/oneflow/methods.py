@@ -1,13 +1,17 @@
 """The methods' modules: student, teacher and how one is moved towards the other."""
 
+import numpy as np
 import oneflow as flow
 from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import flat, heads
 from triptych.backends.oneflow.encoders import encoder
 from triptych.backends.oneflow.layers import set_virtual_ranks
-from triptych.backends.oneflow.memory import Queue
-from triptych.core.config.spec import RunSpec
+from triptych.backends.oneflow.memory import Codebook, Queue
+from triptych.backends.oneflow.moca import MocaStudent, MocaTeacher
+from triptych.core import groups
+from triptych.core.config.spec import OptimSpec, RunSpec
+from triptych.core.engine import Array
 
 
 class Branch(nn.Module):
@@ -31,30 +35,39 @@ class Pair(nn.Module):
     """``core.engine.Model``: a student, and a teacher that follows it; paths are canonical names.
 
     Args:
-        predictor: whether the student has one.
+        student: has all that the teacher has, and may have more.
     """
 
-    def __init__(self, spec: RunSpec, *, predictor: bool) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         super().__init__()
-        self.student = Branch(spec, predictor=predictor)
-        self.teacher = Branch(spec, predictor=False).requires_grad_(False)
+        self.student = student
+        self.teacher = teacher.requires_grad_(False)
 
-    def pack(self) -> Tensor:
+    def pack(self, spec: OptimSpec) -> tuple[Tensor, list[str]]:
         """Moves student and teacher into one buffer each (see ``flat.pack``).
 
         Returns:
-            The part of the student's that is trained, in the order of ``named_parameters``.
+            The part of the student's that is trained, and the names of what lies there: groups of
+            the optimizer lie together.
         """
         student = dict(self.student.named_parameters())
         teacher = dict(self.teacher.named_parameters())
-        # What both have comes first, in one order; of it what is frozen.
-        order = sorted(student, key=lambda name: (name not in teacher, student[name].requires_grad))
+
+        def place(name: str) -> tuple[bool, bool, groups.Group]:
+            parameter = student[name]
+            group = groups.group(f"student.{name}", parameter.ndim, spec)
+            return name not in teacher, parameter.requires_grad, group
+
+        # What both have comes first, in one order; of it what is frozen. What only the student has
+        # and is frozen stays where it is.
+        free = [name for name, parameter in student.items() if parameter.requires_grad]
+        order = sorted({**teacher, **dict.fromkeys(free)}, key=place)
         values = flat.pack(self.student, order)
         targets = flat.pack(self.teacher, [name for name in order if name in teacher])
         sources = flat.blocks(values[: targets.numel()])
         self._blocks = list(zip(flat.blocks(targets), sources, strict=True))
-        frozen = sum(p.numel() for p in student.values() if not p.requires_grad)
-        return values[frozen:]
+        frozen = sum(student[name].numel() for name in order if name not in free)
+        return values[frozen:], [f"student.{name}" for name in order if name in free]
 
     def query(self, view: Tensor) -> Tensor:
         """See ``core.engine.Model``."""
@@ -77,7 +90,7 @@ class MoCo(Pair):
     """``core.engine.QueueModel`` of MoCo v1 and v2."""
 
     def __init__(self, spec: RunSpec) -> None:
-        super().__init__(spec, predictor=False)
+        super().__init__(Branch(spec, predictor=False), Branch(spec, predictor=False))
         self.memory = Queue(spec.method)
 
 
@@ -85,7 +98,41 @@ class MoCoV3(Pair):
     """``core.engine.Model`` of MoCo v3."""
 
     def __init__(self, spec: RunSpec) -> None:
-        super().__init__(spec, predictor=True)
+        super().__init__(Branch(spec, predictor=True), Branch(spec, predictor=False))
 
 
-METHODS = {"moco_v1": MoCo, "moco_v2": MoCo, "moco_v3": MoCoV3}
+class MOCA(Pair):
+    """``core.engine.MocaModel``."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        super().__init__(MocaStudent(spec), MocaTeacher(spec))
+        self.grid, self.early_layer = spec.model.grid, spec.method.early_layer
+        self.memory = Codebook(spec)
+
+    def teacher_tokens(self, images: Tensor) -> Tensor:
+        """See ``core.engine.MocaModel``."""
+        return self.teacher.encoder.tokens(images)["final"][:, 1:]
+
+    def encode(self, images: Tensor, ids: Array) -> tuple[Tensor, Tensor]:
+        """See ``core.engine.MocaModel``."""
+        return self.student.encoder.masked(images, _index(ids, images), self.early_layer)
+
+    def decode(self, image: Tensor, early: Tensor, ids: Array) -> Tensor:
+        """See ``core.engine.MocaModel``."""
+        return self.student.decoder(image, early, _index(ids, early))
+
+    def image_weights(self, words: Tensor) -> Tensor:
+        """See ``core.engine.MocaModel``."""
+        return self.student.image_predictor(words)
+
+    def dense_weights(self, words: Tensor) -> Tensor:
+        """See ``core.engine.MocaModel``."""
+        return self.student.dense_predictor(words)
+
+
+def _index(ids: Array, like: Tensor) -> Tensor:
+    # A copy, since OneFlow reads it later than this returns.
+    return flow.from_numpy(np.array(ids, np.int64, order="C")).to(like.device)
+
+
+METHODS = {"moco_v1": MoCo, "moco_v2": MoCo, "moco_v3": MoCoV3, "moca": MOCA}

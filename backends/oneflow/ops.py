@@ -7,17 +7,15 @@ import oneflow as flow
 import oneflow.nn.functional as F
 from oneflow import Tensor
 
-from triptych.backends.oneflow.layers import repeat, row_mean, row_sum
+from triptych.backends.oneflow.layers import repeat, row_mean, row_sum, unit_rows
 from triptych.core.engine import Array
 
 no_grad = flow.no_grad
 
 
-def l2_normalize(x: Tensor, /) -> Tensor:
+def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
     """See ``core.engine.Ops``."""
-    # F.normalize bounds the squared norm by eps, in float32: rows near zero get wrong gradients.
-    norm = row_sum(x * x).clamp(min=1e-24).sqrt()
-    return x * repeat(1.0 / norm, x.shape[1])
+    return unit_rows(x, eps)
 
 
 def matmul(a: Tensor, b: Tensor, /, *, transpose_b: bool = False) -> Tensor:
@@ -65,6 +63,43 @@ def gather_rows(x: Tensor, index: Array, /) -> Tensor:
     return x.index_select(0, _index(index, len(x), x, "row"))
 
 
+@flow.no_grad()
+def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor, Tensor]:
+    """See ``core.engine.Ops``."""
+    n, length, width = x.shape
+    rows = unit_rows(x.reshape(-1, width), 1e-5)
+    cosine = flow.matmul(rows, words, transpose_b=True)
+    difference = cosine.amax(1, keepdim=True) - row_mean(cosine)
+    codes = F.softmax(cosine * sharpness, dim=-1)
+    return codes.reshape(n, length, -1), row_mean(difference.reshape(n, length)).reshape(-1)
+
+
+def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    weights = np.zeros((1, x.shape[1]))
+    weights[0, index] = 1.0 / len(index)
+    product = flow.matmul(_like(weights, x).expand(len(x), 1, -1), x)
+    return product.reshape(len(x), x.shape[2])
+
+
+def gather_tokens(x: Tensor, image: Array, token: Array, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    return gather_rows(x.reshape(-1, x.shape[2]), image * x.shape[1] + token)
+
+
+def kl_divergence(target: Tensor, logits: Tensor, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    log = F.log_softmax(logits, dim=1)
+    return -row_sum(target * log).mean() - entropy(target)
+
+
+@flow.no_grad()
+def entropy(p: Tensor, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    # What is smaller than the bound adds nothing.
+    return -row_sum(p * p.clamp(min=1e-30).log()).mean()
+
+
 def concat(parts: Sequence[Tensor], /, *, axis: int) -> Tensor:
     """See ``core.engine.Ops``."""
     return flow.cat(list(parts), dim=axis)
@@ -76,3 +111,8 @@ def _index(values: Array, size: int, like: Tensor, what: str) -> Tensor:
             f"{what}s: expected 0 <= {what} < {size}, got {values.min()}..{values.max()}"
         )
     return flow.from_numpy(values.astype(np.int64)).to(like.device)
+
+
+def _like(values: Array, like: Tensor) -> Tensor:
+    array = values.astype(np.float64 if like.dtype == flow.float64 else np.float32)
+    return flow.from_numpy(array).to(like.device)

@@ -8,6 +8,7 @@ import oneflow as flow
 from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import flat
+from triptych.core import groups
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.engine import Hyper
 
@@ -28,13 +29,17 @@ class Optimizer(ABC):
 
     def __init__(self, named: Mapping[str, nn.Parameter], values: Tensor, spec: OptimSpec) -> None:
         self.named = dict(named)
-        self.clip_norm = spec.clip_norm
+        self.spec, self.clip_norm = spec, spec.clip_norm
         self.count = 0
         self._values = values
         self._gradients = flow.zeros_like(values)
         self._moments = [flow.zeros_like(values) for _ in self.kinds]
         buffers = (values, self._gradients, *self._moments)
-        self._blocks = list(zip(*map(flat.blocks, buffers), strict=True))
+        self._blocks = [
+            (group, block)
+            for group, part in _runs(self.named, spec)
+            for block in zip(*(flat.blocks(buffer[part]) for buffer in buffers), strict=True)
+        ]
         self.gradients = flat.split(self._gradients, self.named)
         for name, view in self.gradients.items():
             # The backward pass adds to a gradient that is there, in place.
@@ -48,8 +53,8 @@ class Optimizer(ABC):
             self._gradients.mul_(factor)
         self.count += 1
         self._prepare(hyper)
-        for value, gradient, *moments in self._blocks:
-            self._update(hyper, value, gradient, *moments)
+        for group, block in self._blocks:
+            self._update(*groups.rates(group, self.spec, hyper), *block)
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""
@@ -72,12 +77,28 @@ class Optimizer(ABC):
         """Changes the gradients of whole tensors before the update."""
 
     @abstractmethod
-    def _update(self, hyper: Hyper, value: Tensor, gradient: Tensor, *moments: Tensor) -> None:
-        """One update of a block of values with this step's rates, in place."""
+    def _update(
+        self, lr: float, decay: float, value: Tensor, gradient: Tensor, *moments: Tensor
+    ) -> None:
+        """One update of a block of values with its group's rates, in place."""
+
+
+def _runs(named: Mapping[str, nn.Parameter], spec: OptimSpec) -> list[tuple[groups.Group, slice]]:
+    """Parts of the packed parameters that lie together and are of one group."""
+    runs: list[tuple[groups.Group, slice]] = []
+    start = 0
+    for name, parameter in named.items():
+        group, stop = groups.group(name, parameter.ndim, spec), start + parameter.numel()
+        if runs and runs[-1][0] == group:
+            runs[-1] = group, slice(runs[-1][1].start, stop)
+        else:
+            runs.append((group, slice(start, stop)))
+        start = stop
+    return runs
 
 
 class AdamW(Optimizer):
-    """AdamW: decay on every tensor that has a gradient."""
+    """AdamW, with the groups of ``core.groups``."""
 
     kinds = ("exp_avg", "exp_avg_sq")
 
@@ -85,14 +106,16 @@ class AdamW(Optimizer):
         super().__init__(named, values, spec)
         self.betas, self.eps = spec.betas, spec.eps
 
-    def _update(self, hyper: Hyper, value: Tensor, gradient: Tensor, *moments: Tensor) -> None:
+    def _update(
+        self, lr: float, decay: float, value: Tensor, gradient: Tensor, *moments: Tensor
+    ) -> None:
         (beta1, beta2), (exp_avg, exp_avg_sq) = self.betas, moments
-        value.mul_(1.0 - hyper.lr * hyper.weight_decay)
+        value.mul_(1.0 - lr * decay)
         exp_avg.mul_(beta1).add_(gradient, alpha=1.0 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
         correction = math.sqrt(1.0 - beta2**self.count)
         scale = exp_avg_sq.sqrt().div_(correction).add_(self.eps)
-        value.addcdiv_(exp_avg, scale, value=-hyper.lr / (1.0 - beta1**self.count))
+        value.addcdiv_(exp_avg, scale, value=-lr / (1.0 - beta1**self.count))
 
 
 class Sgd(Optimizer):
@@ -104,10 +127,12 @@ class Sgd(Optimizer):
         super().__init__(named, values, spec)
         self._momentum = spec.momentum
 
-    def _update(self, hyper: Hyper, value: Tensor, gradient: Tensor, *moments: Tensor) -> None:
+    def _update(
+        self, lr: float, decay: float, value: Tensor, gradient: Tensor, *moments: Tensor
+    ) -> None:
         (buffer,) = moments
-        buffer.mul_(self._momentum).add_(gradient).add_(value, alpha=hyper.weight_decay)
-        value.add_(buffer, alpha=-hyper.lr)
+        buffer.mul_(self._momentum).add_(gradient).add_(value, alpha=decay)
+        value.add_(buffer, alpha=-lr)
 
 
 class Lars(Optimizer):
@@ -133,10 +158,12 @@ class Lars(Optimizer):
         for (_, gradient), ratio in zip(self._scaled, ratios.split(1), strict=True):
             gradient.mul_(ratio)
 
-    def _update(self, hyper: Hyper, value: Tensor, gradient: Tensor, *moments: Tensor) -> None:
+    def _update(
+        self, lr: float, decay: float, value: Tensor, gradient: Tensor, *moments: Tensor
+    ) -> None:
         (buffer,) = moments
         buffer.mul_(self._momentum).add_(gradient)
-        value.add_(buffer, alpha=-hyper.lr)
+        value.add_(buffer, alpha=-lr)
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:

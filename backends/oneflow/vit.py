@@ -16,6 +16,7 @@ from triptych.backends.oneflow.layers import (
     LayerNorm,
     Linear,
     PatchEmbed,
+    pick_tokens,
 )
 from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
@@ -104,6 +105,27 @@ class VisionTransformer(nn.Module):
                 kept[f"layer{i}"] = x
         return {"final": self.norm(x), **kept}
 
+    def masked(self, images: Tensor, ids: Tensor, early: int) -> tuple[Tensor, Tensor]:
+        """Some of the patches only: positions are added, then the others left out.
+
+        Args:
+            images: (N, C, H, W).
+            ids: (N, T) int64, the patches that are seen, row-major.
+            early: blocks before the last whose raw output is wanted; 0: the final tokens.
+
+        Returns:
+            That output and the tokens after the last norm, each (N, 1+T, D), class token first.
+        """
+        patches = pick_tokens(self.patch_embed(images) + self.pos_embed[:, 1:], ids)
+        token = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
+        x = flow.cat([token, patches], dim=1)
+        kept: list[Tensor] = []
+        for block in self.blocks:
+            x = block(x)
+            kept = [*kept, x][-1 - early :]
+        final = self.norm(x)
+        return kept[0] if early else final, final
+
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
         x = self._embed(images)
@@ -129,6 +151,11 @@ def conv_stem(spec: VitSpec) -> nn.Sequential:
             nn.ReLU(),
         ]
     return nn.Sequential(*layers, Conv2d(spec.width, spec.width, 1))
+
+
+def blocks(spec: VitSpec) -> nn.Sequential:
+    """The blocks of a ViT by themselves. (N, T, D) -> (N, T, D)."""
+    return nn.Sequential(*[Block(spec) for _ in range(spec.depth)])
 
 
 def class_token(block: Block, x: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ def model_slots(model: nn.Layer) -> dict[str, Slot]:
     """Every tensor of student, teacher and memory by canonical name."""
     weights = linear_weights(model)
     found = {n: tensor_slot(tensor, n in weights) for n, tensor in model.state_dict().items()}
-    if hasattr(model, "memory"):
-        found["memory.pointer"] = counter_slot(model.memory, "pointer")
+    for name in model.memory.counters if hasattr(model, "memory") else ():
+        found[f"memory.{name}"] = counter_slot(model.memory, name)
     return found
 
 

@@ -72,6 +72,8 @@ class Engine(core.Engine):
         projection: bool = False,
     ) -> dict[str, Array]:
         """See ``core.engine.Engine``."""
+        if projection:
+            self.require_projector()
         module = getattr(self.model, branch)
         module.eval()
         found = module.encoder.tokens(self.tensor(images), layers)

@@ -7,6 +7,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
+from triptych.backends.paddle.layers import unit_rows
 from triptych.core.engine import Array
 
 no_grad = paddle.no_grad
@@ -16,10 +17,9 @@ SAFE_MARGIN = 60.0
 for at most 64, is wrong (on the CPU)."""
 
 
-def l2_normalize(x: Tensor, /) -> Tensor:
+def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
     """See ``core.engine.Ops``."""
-    # F.normalize gives the same numbers and takes ten times as long.
-    return x * paddle.rsqrt(paddle.clip((x * x).sum(-1, keepdim=True), min=1e-24))
+    return unit_rows(x, eps)
 
 
 def matmul(a: Tensor, b: Tensor, /, *, transpose_b: bool = False) -> Tensor:
@@ -72,6 +72,44 @@ def gather_rows(x: Tensor, index: Array, /) -> Tensor:
     """See ``core.engine.Ops``."""
     # x[index] would read beyond the end without a word.
     return paddle.gather(x, paddle.to_tensor(index, place=x.place))
+
+
+@paddle.no_grad()
+def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor, Tensor]:
+    """See ``core.engine.Ops``."""
+    n, length, width = x.shape
+    rows = unit_rows(x.reshape([-1, width]), 1e-5)
+    cosine = paddle.matmul(rows, words, transpose_y=True)
+    difference = (cosine.max(1) - cosine.mean(1)).reshape([n, length]).mean(1)
+    return F.softmax(cosine * sharpness).reshape([n, length, words.shape[0]]), difference
+
+
+def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    weights = np.zeros((1, 1, x.shape[1]))
+    weights[0, 0, index] = 1.0 / len(index)
+    weights = paddle.to_tensor(weights, x.dtype, place=x.place).expand([x.shape[0], -1, -1])
+    return paddle.matmul(weights, x)[:, 0]
+
+
+def gather_tokens(x: Tensor, image: Array, token: Array, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    return gather_rows(x.reshape([-1, x.shape[2]]), image * x.shape[1] + token)
+
+
+def kl_divergence(target: Tensor, logits: Tensor, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    # Paddle's own soft cross-entropy and log_softmax take a logit for at most 64 below the peak.
+    shifted = logits - logits.detach().max(-1, keepdim=True)
+    log = paddle.log(paddle.exp(shifted).sum(-1))
+    return (log - (target * shifted).sum(-1)).mean() - entropy(target)
+
+
+@paddle.no_grad()
+def entropy(p: Tensor, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    # What is smaller than the bound adds nothing.
+    return -(p * paddle.log(paddle.clip(p, min=1e-30))).sum(-1).mean()
 
 
 def concat(parts: Sequence[Tensor], /, *, axis: int) -> Tensor:

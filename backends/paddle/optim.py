@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import paddle
 from paddle import Tensor
 
+from triptych.core import groups
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.engine import Hyper
 
@@ -19,7 +20,7 @@ EPSILON = 2.0**-27
 
 
 class Optimizer(ABC):
-    """``core.engine.Optimizer``, one group: what a rule does, it does to every tensor.
+    """``core.engine.Optimizer``: what a rule does, it does to every tensor (but see ``AdamW``).
 
     Args:
         named: canonical name -> trainable parameter.
@@ -76,11 +77,12 @@ class Optimizer(ABC):
 
 
 class AdamW(Optimizer):
-    """AdamW: decay on every tensor that has a gradient."""
+    """AdamW, with the groups of ``core.groups``."""
 
     def __init__(self, named: Mapping[str, Tensor], spec: AdamWSpec) -> None:
         super().__init__(named, spec)
-        self.betas, self.eps = spec.betas, spec.eps
+        self.betas, self.eps, self._spec = spec.betas, spec.eps, spec
+        self._groups = {n: groups.group(n, p.ndim, spec) for n, p in self.named.items()}
         self._exp_avg, self._exp_avg_sq = self._zeros(), self._zeros()
 
     def moments(self) -> dict[str, Tensor]:
@@ -94,14 +96,15 @@ class AdamW(Optimizer):
         beta1, beta2 = self.betas
         # m / (sqrt(v) / c + eps), with numerator and denominator times EPSILON / eps.
         factor = EPSILON / self.eps
-        rate = factor * hyper.lr / (1.0 - beta1**self.count)
         correction = factor / math.sqrt(1.0 - beta2**self.count)
         for name, parameter, gradient in self._trained():
             mean, square = self._exp_avg[name], self._exp_avg_sq[name]
             mean.scale_(beta1).add_(gradient * (1.0 - beta1))
             square.scale_(beta2).add_(paddle.square(gradient).scale_(1.0 - beta2))
             size = paddle.sqrt(square).scale_(correction, EPSILON)
-            parameter.scale_(1.0 - hyper.lr * hyper.weight_decay).subtract_(mean * rate / size)
+            lr, decay = groups.rates(self._groups[name], self._spec, hyper)
+            rate = factor * lr / (1.0 - beta1**self.count)
+            parameter.scale_(1.0 - lr * decay).subtract_(mean * rate / size)
 
 
 class Sgd(Optimizer):

@@ -18,8 +18,8 @@ def slots(model: nn.Module, optimizer: object) -> dict[str, Slot]:
 def model_slots(model: nn.Module) -> dict[str, Slot]:
     """Every tensor of student, teacher and memory by canonical name."""
     found = {n: tensor_slot(t) for n, t in model.state_dict(keep_vars=True).items()}
-    if hasattr(model, "memory"):
-        found["memory.pointer"] = counter_slot(model.memory, "pointer")
+    for name in model.memory.counters if hasattr(model, "memory") else ():
+        found[f"memory.{name}"] = counter_slot(model.memory, name)
     return found
 
 

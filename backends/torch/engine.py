@@ -68,6 +68,8 @@ class Engine(core.Engine):
         projection: bool = False,
     ) -> dict[str, Array]:
         """See ``core.engine.Engine``."""
+        if projection:
+            self.require_projector()
         module = getattr(self.model, branch).eval()
         found = module.encoder.tokens(self.tensor(images), layers)
         pick = {"cls": lambda x: x[:, 0], "mean": lambda x: x[:, 1:].mean(1), "all": lambda x: x}

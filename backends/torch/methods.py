@@ -1,13 +1,16 @@
 """The methods' modules: student, teacher and how one is moved towards the other."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from triptych.backends.torch import heads
 from triptych.backends.torch.encoders import encoder
 from triptych.backends.torch.layers import set_virtual_ranks
-from triptych.backends.torch.memory import Queue
+from triptych.backends.torch.memory import Codebook, Queue
+from triptych.backends.torch.moca import MocaStudent, MocaTeacher
 from triptych.core.config.spec import RunSpec
+from triptych.core.engine import Array
 
 
 class Branch(nn.Module):
@@ -31,14 +34,13 @@ class Pair(nn.Module):
     """``core.engine.Model``: a student, and a teacher that follows it; paths are canonical names.
 
     Args:
-        predictor: whether the student has one.
+        student: has all that the teacher has, and may have more.
     """
 
-    def __init__(self, spec: RunSpec, *, predictor: bool) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         super().__init__()
-        self.student = Branch(spec, predictor=predictor)
-        self.teacher = Branch(spec, predictor=False).requires_grad_(False)
-        # Paired by name: the student may have the predictor besides.
+        self.student = student
+        self.teacher = teacher.requires_grad_(False)
         student = dict(self.student.named_parameters())
         self._targets = list(self.teacher.parameters())
         self._sources = [student[name] for name, _ in self.teacher.named_parameters()]
@@ -61,7 +63,7 @@ class MoCo(Pair):
     """``core.engine.QueueModel`` of MoCo v1 and v2."""
 
     def __init__(self, spec: RunSpec) -> None:
-        super().__init__(spec, predictor=False)
+        super().__init__(Branch(spec, predictor=False), Branch(spec, predictor=False))
         self.memory = Queue(spec.method)
 
 
@@ -69,7 +71,40 @@ class MoCoV3(Pair):
     """``core.engine.Model`` of MoCo v3."""
 
     def __init__(self, spec: RunSpec) -> None:
-        super().__init__(spec, predictor=True)
+        super().__init__(Branch(spec, predictor=True), Branch(spec, predictor=False))
 
 
-METHODS = {"moco_v1": MoCo, "moco_v2": MoCo, "moco_v3": MoCoV3}
+class MOCA(Pair):
+    """``core.engine.MocaModel``."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        super().__init__(MocaStudent(spec), MocaTeacher(spec))
+        self.grid, self.early_layer = spec.model.grid, spec.method.early_layer
+        self.memory = Codebook(spec)
+
+    def teacher_tokens(self, images: Tensor) -> Tensor:
+        """See ``core.engine.MocaModel``."""
+        return self.teacher.encoder.tokens(images)["final"][:, 1:]
+
+    def encode(self, images: Tensor, ids: Array) -> tuple[Tensor, Tensor]:
+        """See ``core.engine.MocaModel``."""
+        return self.student.encoder.masked(images, _index(ids, images), self.early_layer)
+
+    def decode(self, image: Tensor, early: Tensor, ids: Array) -> Tensor:
+        """See ``core.engine.MocaModel``."""
+        return self.student.decoder(image, early, _index(ids, early))
+
+    def image_weights(self, words: Tensor) -> Tensor:
+        """See ``core.engine.MocaModel``."""
+        return self.student.image_predictor(words)
+
+    def dense_weights(self, words: Tensor) -> Tensor:
+        """See ``core.engine.MocaModel``."""
+        return self.student.dense_predictor(words)
+
+
+def _index(ids: Array, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(ids)).to(like.device)
+
+
+METHODS = {"moco_v1": MoCo, "moco_v2": MoCo, "moco_v3": MoCoV3, "moca": MOCA}

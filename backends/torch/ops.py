@@ -11,9 +11,9 @@ from triptych.core.engine import Array
 no_grad = torch.no_grad
 
 
-def l2_normalize(x: Tensor, /) -> Tensor:
+def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
     """See ``core.engine.Ops``."""
-    return F.normalize(x, dim=-1, eps=1e-12)
+    return F.normalize(x, dim=-1, eps=eps)
 
 
 def matmul(a: Tensor, b: Tensor, /, *, transpose_b: bool = False) -> Tensor:
@@ -46,6 +46,41 @@ def row_dot(a: Tensor, b: Tensor, /) -> Tensor:
 def gather_rows(x: Tensor, index: Array, /) -> Tensor:
     """See ``core.engine.Ops``."""
     return x.index_select(0, torch.from_numpy(index).to(x.device))
+
+
+@torch.no_grad()
+def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor, Tensor]:
+    """See ``core.engine.Ops``."""
+    # Half a digit of a cosine is a large part of a code: mixed precision would lose it.
+    with torch.autocast(x.device.type, enabled=False):
+        cosine = l2_normalize(x.to(words.dtype), eps=1e-5) @ words.mT
+        difference = (cosine.amax(-1) - cosine.mean(-1)).mean(1)
+        return cosine.mul_(sharpness).softmax(-1), difference
+
+
+def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    weights = torch.zeros(1, x.shape[1], dtype=x.dtype, device=x.device)
+    weights[0, torch.from_numpy(index)] = 1.0 / len(index)
+    # A product with weights copies no tokens.
+    return (weights @ x)[:, 0]
+
+
+def gather_tokens(x: Tensor, image: Array, token: Array, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    rows = torch.from_numpy(image * x.shape[1] + token)
+    return x.flatten(0, 1).index_select(0, rows.to(x.device))
+
+
+def kl_divergence(target: Tensor, logits: Tensor, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    return F.cross_entropy(logits, target) - entropy(target)
+
+
+@torch.no_grad()
+def entropy(p: Tensor, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    return torch.special.entr(p).sum() / len(p)
 
 
 def concat(parts: Sequence[Tensor], /, *, axis: int) -> Tensor:

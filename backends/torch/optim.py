@@ -6,12 +6,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from triptych.core import groups
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.engine import Hyper
 
 
 class Optimizer(ABC):
-    """``core.engine.Optimizer``, one group: what a rule does, it does to every tensor.
+    """``core.engine.Optimizer``: what a rule does, it does to every tensor (but see ``AdamW``).
 
     Args:
         named: canonical name -> trainable parameter.
@@ -52,11 +53,17 @@ class Optimizer(ABC):
 
 
 class AdamW(Optimizer):
-    """PyTorch's AdamW, fused: decay on every tensor that has a gradient."""
+    """PyTorch's AdamW, fused, with the groups of ``core.groups``."""
 
     def __init__(self, named: Mapping[str, nn.Parameter], spec: AdamWSpec) -> None:
         super().__init__(named, spec)
-        self._adamw = torch.optim.AdamW(named.values(), betas=spec.betas, eps=spec.eps, fused=True)
+        self._spec = spec
+        members: dict[groups.Group, list[nn.Parameter]] = {}
+        for name, parameter in named.items():
+            members.setdefault(groups.group(name, parameter.ndim, spec), []).append(parameter)
+        self._groups = list(members)
+        given = [{"params": parameters} for parameters in members.values()]
+        self._adamw = torch.optim.AdamW(given, betas=spec.betas, eps=spec.eps, fused=True)
         for parameter in named.values():
             # Made now and not at the first step, so that the state is complete from the start.
             self._adamw.state[parameter] = {
@@ -85,8 +92,9 @@ class AdamW(Optimizer):
             state["step"].fill_(value)
 
     def _update(self, hyper: Hyper) -> None:
-        for group in self._adamw.param_groups:
-            group.update(lr=hyper.lr, weight_decay=hyper.weight_decay)
+        for group, options in zip(self._groups, self._adamw.param_groups, strict=True):
+            lr, decay = groups.rates(group, self._spec, hyper)
+            options.update(lr=lr, weight_decay=decay)
         self._adamw.step()
 
 

@@ -6,6 +6,7 @@ Shape letters: N images, L patches, D width.
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
@@ -59,6 +60,28 @@ class VisionTransformer(TimmVisionTransformer):
                 kept[f"layer{i}"] = x
         return {"final": self.norm(x), **kept}
 
+    def masked(self, images: Tensor, ids: Tensor, early: int) -> tuple[Tensor, Tensor]:
+        """Some of the patches only: positions are added, then the others left out.
+
+        Args:
+            images: (N, C, H, W).
+            ids: (N, T) int64, the patches that are seen, row-major.
+            early: blocks before the last whose raw output is wanted; 0: the final tokens.
+
+        Returns:
+            That output and the tokens after the last norm, each (N, 1+T, D), class token first.
+        """
+        patches = self.patch_embed(images) + self.pos_embed[:, 1:]
+        patches = patches.gather(1, ids[..., None].expand(-1, -1, patches.shape[-1]))
+        token = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
+        x = torch.cat([token, patches], dim=1)
+        kept: list[Tensor] = []
+        for block in self.blocks:
+            x = block(x)
+            kept = [*kept, x][-1 - early :]
+        final = self.norm(x)
+        return kept[0] if early else final, final
+
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
         x = self._pos_embed(self.patch_embed(images))
@@ -77,6 +100,13 @@ def conv_stem(spec: VitSpec) -> nn.Sequential:
             nn.ReLU(True),
         ]
     return nn.Sequential(*layers, nn.Conv2d(spec.width, spec.width, 1))
+
+
+def blocks(spec: VitSpec) -> nn.Sequential:
+    """The blocks of a ViT by themselves. (N, T, D) -> (N, T, D)."""
+    norm = partial(nn.LayerNorm, eps=spec.layer_norm_eps)
+    size = {"num_heads": spec.heads, "mlp_ratio": spec.mlp_ratio, "qkv_bias": True}
+    return nn.Sequential(*[Block(spec.width, **size, norm_layer=norm) for _ in range(spec.depth)])
 
 
 def class_token(block: Block, x: Tensor) -> Tensor:

@@ -11,13 +11,22 @@ import numpy as np
 
 from triptych.core.config.spec import QueueSpec, RunSpec
 from triptych.core.engine import Array, Hyper, Ops, Outcome, QueueModel, Tensor
+from triptych.core.health import FLAT_SPREAD
 from triptych.core.losses import queue_logits
 from triptych.core.random import stream
+
+FLAT = FLAT_SPREAD
+REMEDY = "raise method.momentum, or keep batch_norm.virtual_ranks above 1"
 
 
 def chance(spec: RunSpec) -> float:
     """Loss when every key is as likely as the positive one: ln(1 + K)."""
     return math.log(1 + cast(QueueSpec, spec.method).queue_size)
+
+
+def spread(values: Mapping[str, float]) -> float:
+    """The features' (``core.engine.feature_std``)."""
+    return values["feature_std"]
 
 
 def settled(spec: RunSpec) -> int:

@@ -2,15 +2,25 @@
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 from triptych.core.config.spec import MocoV3Spec, RunSpec
 from triptych.core.engine import Array, Hyper, Model, Ops, Outcome, Tensor
+from triptych.core.health import FLAT_SPREAD
 from triptych.core.losses import symmetric_info_nce
+
+FLAT = FLAT_SPREAD
+REMEDY = "keep model.freeze_patch_embed on"
 
 
 def chance(spec: RunSpec) -> float:
     """Loss when every key is as likely as the positive one: two terms of 2 T ln N each."""
-    return 4.0 * spec.method.temperature * math.log(spec.train.batch_size)
+    return 4.0 * cast(MocoV3Spec, spec.method).temperature * math.log(spec.train.batch_size)
+
+
+def spread(values: Mapping[str, float]) -> float:
+    """The features' (``core.engine.feature_std``)."""
+    return values["feature_std"]
 
 
 def settled(spec: RunSpec) -> int:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from triptych.core.checkpoint import moco, moco_v3
+from triptych.core.checkpoint import moca, moco, moco_v3
 from triptych.core.checkpoint.manifest import Manifest, other_architecture
 from triptych.core.checkpoint.readers import read_file
 from triptych.core.checkpoint.retrieval import MANIFEST, latest, read
@@ -42,7 +42,7 @@ class Format(Protocol):
         """The format's names and layouts."""
 
 
-FORMATS: dict[str, Format] = {"moco": moco, "moco_v3": moco_v3}
+FORMATS: dict[str, Format] = {"moco": moco, "moco_v3": moco_v3, "moca": moca}
 
 
 def load_weights(path: Path, spec: RunSpec) -> State:

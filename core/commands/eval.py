@@ -28,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a run or checkpoint folder, or an npz or safetensors file of a known format",
     )
-    parser.add_argument("--branch", choices=("student", "teacher"), default="student")
-    parser.add_argument("--tokens", choices=("cls", "mean"), default="cls")
+    for name, choices in (("branch", ("student", "teacher")), ("tokens", ("cls", "mean"))):
+        text = f"default: the spec's evaluate.{name}"
+        parser.add_argument(f"--{name}", choices=choices, help=text)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
 
 
@@ -44,7 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     name = choose_backend(arguments.backend, spec, say)
     model = {n: array for n, array in weights.items() if not n.startswith("optimizer.")}
     engine = backends.load(name).build(spec, model)
-    rows = protocol.engine(engine, step, branch=arguments.branch, tokens=arguments.tokens)
+    branch = arguments.branch or spec.evaluate.branch
+    tokens = arguments.tokens or spec.evaluate.tokens
+    rows = protocol.engine(engine, step, branch=branch, tokens=tokens)
     engine.close()
     if arguments.json:
         print(json.dumps(rows, indent=1))

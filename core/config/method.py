@@ -1,5 +1,6 @@
 """The ``method`` section: what is learned from two views."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -7,6 +8,9 @@ from pydantic import Field
 from triptych.core.config.fields import (
     Bool,
     Int,
+    KeyedError,
+    NonNegativeInt,
+    OpenFraction,
     PositiveFloat,
     PositiveInt,
     Probability,
@@ -65,4 +69,80 @@ class MocoV3Spec(Section):
     """cosine: rises to 1 over the run."""
 
 
-MethodSpec = Annotated[MocoV1Spec | MocoV2Spec | MocoV3Spec, Field(discriminator="name")]
+class MocaSpec(Section):
+    """MOCA (arXiv 2307.09361), with the released code's names and defaults where they differ."""
+
+    name: Literal["moca"]
+    words: PositiveInt = 4096
+    """Visual words in the codebook: teacher tokens of earlier steps."""
+    new_words: PositiveInt = 32
+    """Words that a step replaces, over all ranks of ``word_ranks``."""
+    word_ranks: PositiveInt = 1
+    """Devices that the batch is spread over as far as the codebook is concerned; no device has to
+    be there. The released models: 8."""
+    words_from: Literal["first_rank", "all_ranks"] = "first_rank"
+    """first_rank: the released models' codebook. Only the first rank's share of the new words
+    enters, from its share of the batch; what other ranks picked is overwritten when buffers are
+    broadcast. all_ranks: what the paper says. All new words enter, from the whole batch."""
+    kappa: PositiveFloat = 3.0
+    """Inverse temperature of the predictions; the features are not normalised."""
+    inverse_delta: PositiveFloat = 10.0
+    """Sharpness of the teacher's assignments, relative to how much its distances differ."""
+    border: NonNegativeInt = 2
+    """Rows and columns of tokens at each edge that enter neither bags of words nor codebook."""
+    early_layer: NonNegativeInt = 4
+    """Blocks before the last whose output feeds the decoder; 0: the last one's, normalised."""
+    mask_ratios: tuple[OpenFraction, OpenFraction] = (0.55, 0.75)
+    """Part of the tokens that the student does not see, in each masking round."""
+    decoder_ratios: tuple[OpenFraction, OpenFraction] = (0.35, 0.55)
+    """Part of the tokens that are not decoded, in each round."""
+    pooling: Literal["mean", "cls"] = "mean"
+    """The student's feature of an image: mean of the visible patch tokens, or class token."""
+    predictor_ratio: PositiveFloat = 2.0
+    """Hidden width of the networks that make the predictors' weights, over the encoder's width."""
+    decoder_width: PositiveInt = 512
+    decoder_depth: PositiveInt = 2
+    decoder_heads: PositiveInt = 16
+    image_weight: PositiveFloat = 0.5
+    dense_weight: PositiveFloat = 0.5
+    """Of the two losses, each of which is twice the mean divergence of its rounds."""
+    momentum: Probability = 0.994
+    """EMA momentum of the teacher at the start."""
+    momentum_schedule: Literal["cosine", "constant"] = "cosine"
+    """cosine: rises to 1 over the run."""
+
+    def contradictions(self) -> Iterator[KeyedError]:
+        """Widths that do not divide, shares that are no whole number, a codebook too small."""
+        if self.decoder_width % self.decoder_heads:
+            yield KeyedError(
+                "decoder_heads",
+                f"decoder_width {self.decoder_width} is not divisible by {self.decoder_heads}",
+            )
+        if self.decoder_width % 4:
+            yield KeyedError(
+                "decoder_width", f"{self.decoder_width} is not divisible by 4 (position table)"
+            )
+        if self.new_words % self.word_ranks:
+            yield KeyedError(
+                "new_words", f"{self.new_words} is not divisible by word_ranks {self.word_ranks}"
+            )
+        if self.step_words > self.words:
+            yield KeyedError(
+                "new_words", f"a step's {self.step_words} are more than the {self.words} words"
+            )
+
+    @property
+    def step_words(self) -> int:
+        """Words that a step really replaces."""
+        return self.new_words // self.word_ranks if self._first_only else self.new_words
+
+    def word_images(self, batch_size: int) -> int:
+        """Images of a batch, from its first on, that words are taken from."""
+        return batch_size // self.word_ranks if self._first_only else batch_size
+
+    @property
+    def _first_only(self) -> bool:
+        return self.words_from == "first_rank"
+
+
+MethodSpec = Annotated[MocoV1Spec | MocoV2Spec | MocoV3Spec | MocaSpec, Field(discriminator="name")]

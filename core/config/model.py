@@ -75,6 +75,10 @@ class VitSpec(EncoderSpec):
     """Keep the random patch projection fixed (MoCo v3, section 4.1); a conv stem is always
     trained."""
     layer_norm_eps: PositiveFloat = 1e-6
+    init: Literal["moco_v3", "moca"] = "moco_v3"
+    """Start values. moco_v3: query, key and value drawn each by itself, class token N(0, 1e-6),
+    patch bias 0, positions row first. moca: drawn as one matrix, N(0, 0.02), the patch bias like
+    the framework's convolutions, column first."""
 
     @model_validator(mode="before")
     @classmethod

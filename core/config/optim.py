@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from triptych.core.config.fields import (
     Decay,
+    Float,
     KeyedError,
     NonNegativeFloat,
     NonNegativeInt,
@@ -39,6 +40,9 @@ class OptimSpec(Section):
     warmup_steps: NonNegativeInt | None = None
     end_lr: NonNegativeFloat = 0.0
     """cosine: learning rate at the end."""
+    lr_epochs_mul: Annotated[Float, Field(ge=1)] = 1.0
+    """cosine: length of the cosine over that of the run, which ends before the rate does (MOCA:
+    1.25). Rounded down to whole epochs, or steps where train.steps is given."""
     per: Literal["step", "epoch"] = "step"
     """Whether schedules advance with every step or once per epoch."""
 
@@ -54,17 +58,25 @@ class OptimSpec(Section):
             yield KeyedError("milestones", "schedule multistep needs at least one")
         if self.schedule != "multistep" and self.milestones:
             yield KeyedError("milestones", f"schedule {self.schedule} has none; use multistep")
+        if self.schedule != "cosine" and self.lr_epochs_mul != 1.0:
+            yield KeyedError("lr_epochs_mul", f"schedule {self.schedule} has none; use cosine")
         if any(late <= early for early, late in itertools.pairwise(self.milestones)):
             yield KeyedError("milestones", "expected ascending numbers")
 
 
 class AdamWSpec(OptimSpec):
-    """AdamW (arXiv 1711.05101), one group."""
+    """AdamW (arXiv 1711.05101)."""
 
     name: Literal["adamw"] = "adamw"
     lr: PositiveFloat = 1.5e-4
     weight_decay: NonNegativeFloat = 0.1
-    """Decoupled; on every tensor that has a gradient, biases and norms included (MoCo v3)."""
+    """Decoupled; see decay_on."""
+    decay_on: Literal["all", "matrices"] = "all"
+    """all: every tensor that has a gradient, biases and norms included (MoCo v3). matrices: those
+    of two dimensions or more that are no bias, tokens included (MOCA)."""
+    generator_lr: PositiveFloat | None = None
+    """A rate of their own, constant from the first step, for the networks that make the weights of
+    MOCA's predictors; their weight decay stays at its start, too. null: as everything else."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
 

@@ -34,7 +34,15 @@ from triptych.core.config.fields import (
     Section,
     Str,
 )
-from triptych.core.config.method import MethodSpec, MocoV1Spec, MocoV2Spec, MocoV3Spec, QueueSpec
+from triptych.core.config.method import (
+    MethodSpec,
+    MocaSpec,
+    MocoV1Spec,
+    MocoV2Spec,
+    MocoV3Spec,
+    QueueSpec,
+)
+from triptych.core.config.moca import moca_contradictions
 from triptych.core.config.model import VIT_PRESETS, EncoderSpec, ModelSpec, ResnetSpec, VitSpec
 from triptych.core.config.optim import AdamWSpec, AnyOptimSpec, LarsSpec, OptimSpec, SgdSpec
 
@@ -57,6 +65,7 @@ __all__ = [
     "LarsSpec",
     "LogSpec",
     "MethodSpec",
+    "MocaSpec",
     "MocoV1Spec",
     "MocoV2Spec",
     "MocoV3Spec",
@@ -172,6 +181,9 @@ class EvaluateSpec(Section):
     """Neighbours that vote."""
     temperature: PositiveFloat = 0.07
     """A neighbour's vote weighs exp(cosine similarity / temperature)."""
+    branch: Literal["student", "teacher"] = "student"
+    tokens: Literal["cls", "mean"] = "cls"
+    """The feature: the class token, or the mean of the patch tokens."""
     per_class: tuple[PositiveInt, ...] = (10,)
     """Besides all labels: evaluations with so many labelled images per class."""
 
@@ -234,6 +246,12 @@ class RunSpec(Section):
                 )
         yield from self._schedule_contradictions()
         yield from self._batch_contradictions()
+        if isinstance(self.method, MocaSpec):
+            yield from moca_contradictions(self.model, self.method, self.train.batch_size)
+        elif isinstance(self.optim, AdamWSpec) and self.optim.generator_lr is not None:
+            yield KeyedError(
+                "optim.generator_lr", f"method {self.method.name} has no weight generators"
+            )
         if self.evaluate.every and self.data.name == "image_list":
             yield KeyedError(
                 "evaluate.every", "a list has no held-out images for k-NN; set 0: never"

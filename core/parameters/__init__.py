@@ -3,13 +3,14 @@
 Names are timm's (ViT) or torchvision's (ResNet) under ``student.encoder.``; heads count their
 layers as in a sequential module (linear 0, norm 1, relu 2, linear 3, ...). Layouts are PyTorch's:
 linear (out, in), convolution (out, in, kh, kw). The teacher repeats encoder and projector under
-``teacher.``; a queue of keys is under ``memory.``.
+``teacher.``; a queue of keys, or a codebook, is under ``memory.``.
 """
 
 from dataclasses import replace
+from typing import cast
 
-from triptych.core.config.spec import ModelSpec, RunSpec, VitSpec
-from triptych.core.engine import State
+from triptych.core.config.spec import MocaSpec, ModelSpec, RunSpec, VitSpec
+from triptych.core.contracts import State
 from triptych.core.parameters.heads import (
     memory,
     predictor,
@@ -18,18 +19,28 @@ from triptych.core.parameters.heads import (
     projector_widths,
 )
 from triptych.core.parameters.initial import initial_value, sincos_2d
+from triptych.core.parameters.moca import (
+    GENERATORS,
+    codebook,
+    decoder_spec,
+    generator_widths,
+    moca_params,
+)
 from triptych.core.parameters.param import ConvNorm, Init, Param, prefixed
 from triptych.core.parameters.resnet import ResidualBlock, blocks, resnet_params, stem
 from triptych.core.parameters.vit import conv_stem, vit_params
 
 __all__ = [
+    "GENERATORS",
     "ConvNorm",
     "Init",
     "Param",
     "ResidualBlock",
     "blocks",
     "conv_stem",
+    "decoder_spec",
     "encoder",
+    "generator_widths",
     "initial_state",
     "initial_value",
     "memory",
@@ -50,19 +61,19 @@ def encoder(spec: ModelSpec) -> list[Param]:
 
 def table(spec: RunSpec) -> list[Param]:
     """All tensors of student, teacher and memory, each in forward order."""
-    student = [
-        *prefixed("student.encoder.", encoder(spec.model)),
-        *prefixed("student.projector.", projector(spec.model.features, spec.method)),
-    ]
+    model, method = spec.model, spec.method
+    student = prefixed("student.encoder.", encoder(model))
+    if isinstance(method, MocaSpec):
+        vit = cast(VitSpec, model)  # a spec with another encoder is refused
+        own, kept = prefixed("student.", moca_params(vit, method)), codebook(vit, method)
+    else:
+        student += prefixed("student.projector.", projector(model.features, method))
+        own = prefixed("student.predictor.", predictor(method))
+        kept = memory(method)
     teacher = [
         replace(p, name=p.name.replace("student.", "teacher.", 1), trainable=False) for p in student
     ]
-    return [
-        *student,
-        *prefixed("student.predictor.", predictor(spec.method)),
-        *teacher,
-        *prefixed("memory.", memory(spec.method)),
-    ]
+    return [*student, *own, *teacher, *prefixed("memory.", kept)]
 
 
 def initial_state(spec: RunSpec) -> State:

@@ -1,6 +1,7 @@
 """The tensors of projectors, predictors and queue, and the widths of their layers."""
 
 import itertools
+from typing import TypeAlias
 
 from triptych.core.config.spec import MethodSpec, MocoV2Spec, MocoV3Spec, QueueSpec
 from triptych.core.parameters.param import (
@@ -14,8 +15,11 @@ from triptych.core.parameters.param import (
     xavier,
 )
 
+ContrastiveSpec: TypeAlias = QueueSpec | MocoV3Spec
+"""Methods that project: all but MOCA."""
 
-def projector(width: int, spec: MethodSpec) -> list[Param]:
+
+def projector(width: int, spec: ContrastiveSpec) -> list[Param]:
     """What stands behind an encoder, in student and teacher. width: of the encoder's feature."""
     widths = projector_widths(width, spec)
     if isinstance(spec, QueueSpec):
@@ -25,7 +29,7 @@ def projector(width: int, spec: MethodSpec) -> list[Param]:
 
 def predictor(spec: MethodSpec) -> list[Param]:
     """What stands behind the student's projector: nothing in MoCo v1 and v2."""
-    if isinstance(spec, QueueSpec):
+    if not isinstance(spec, MocoV3Spec):
         return []
     return _normed(predictor_widths(spec), last_norm=spec.predictor_last_norm)
 
@@ -41,7 +45,7 @@ def memory(spec: MethodSpec) -> list[Param]:
     ]
 
 
-def projector_widths(width: int, spec: MethodSpec) -> list[int]:
+def projector_widths(width: int, spec: ContrastiveSpec) -> list[int]:
     """Widths of input, hidden layers and output."""
     if isinstance(spec, MocoV3Spec):
         return [width, *[spec.hidden_dim] * (spec.projector_layers - 1), spec.output_dim]

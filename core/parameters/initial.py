@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from triptych.core.engine import Array
+from triptych.core.contracts import Array
 from triptych.core.parameters.param import Param
 from triptych.core.random import stream
 
@@ -15,7 +15,7 @@ def initial_value(param: Param, seed: int) -> Array:
     if init.kind == "constant":
         return np.full(param.shape, init.value, np.float32)
     if init.kind == "sincos":
-        return sincos_2d(*init.grid, param.shape[-1])
+        return sincos_2d(*init.grid, param.shape[-1], column_first=init.column_first)
     rng = stream(seed, f"init/{param.name}")
     if init.kind == "uniform":
         return rng.uniform(-init.value, init.value, param.shape).astype(np.float32)
@@ -23,18 +23,25 @@ def initial_value(param: Param, seed: int) -> Array:
     scale = init.value
     if init.kind == "unit_columns":
         scale = 1.0 / np.linalg.norm(value, axis=0)
+    elif init.kind == "positive_rows":
+        value = np.maximum(value, 0.0)
+        scale = 1.0 / np.linalg.norm(value, axis=1, keepdims=True)
     return (value * scale).astype(np.float32)
 
 
-def sincos_2d(rows: int, columns: int, width: int) -> Array:
+def sincos_2d(rows: int, columns: int, width: int, *, column_first: bool = False) -> Array:
     """MoCo v3's position table: class token zero, then row-major patches.
 
     The patch at (r, c) holds [sin(r w), cos(r w), sin(c w), cos(c w)], each of width/4 channels,
-    with w_k = 10000^(-k / (width/4)). (1, 1 + rows*columns, width), float32.
+    with w_k = 10000^(-k / (width/4)). MOCA's has c before r, in angles rounded to float32.
+    (1, 1 + rows*columns, width), float32.
     """
     omega = 10000.0 ** (-np.arange(width // 4) / (width // 4))
     r, c = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    row, column = r.reshape(-1, 1) * omega, c.reshape(-1, 1) * omega
-    patches = np.concatenate([np.sin(row), np.cos(row), np.sin(column), np.cos(column)], axis=1)
+    first, second = (c, r) if column_first else (r, c)
+    if column_first:
+        omega = omega.astype(np.float32)
+    angles = [position.reshape(-1, 1).astype(omega.dtype) * omega for position in (first, second)]
+    patches = np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1)
     table: Array = np.concatenate([np.zeros((1, width)), patches])[None].astype(np.float32)
     return table

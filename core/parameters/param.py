@@ -11,13 +11,17 @@ class Init:
     """How a tensor starts.
 
     constant: ``value``. uniform: U(-value, value). normal: N(0, value), ``value`` the standard
-    deviation. sincos: the position table of a ``grid``. unit_columns: normal, each column scaled
-    to length 1. count: integer zeros.
+    deviation. sincos: the position table of a ``grid``, row first or column first. unit_columns:
+    normal, each column scaled to length 1. positive_rows: normal, negative values set to 0, each
+    row scaled to length 1. count: integer zeros.
     """
 
-    kind: Literal["constant", "uniform", "normal", "sincos", "unit_columns", "count"]
+    kind: Literal[
+        "constant", "uniform", "normal", "sincos", "unit_columns", "positive_rows", "count"
+    ]
     value: float = 0.0
     grid: tuple[int, int] = (0, 0)
+    column_first: bool = False
 
 
 ZEROS, ONES, COUNT = Init("constant", 0.0), Init("constant", 1.0), Init("count")

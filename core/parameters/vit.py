@@ -18,25 +18,39 @@ from triptych.core.parameters.param import (
 
 def vit_params(spec: VitSpec) -> list[Param]:
     """All tensors, in forward order (the bounds are the reference's own)."""
-    d, hidden = spec.width, spec.width * spec.mlp_ratio
-    positions = (1, 1 + math.prod(spec.grid), d)
-    params = [
-        Param("cls_token", (1, 1, d), Init("normal", 1e-6)),
-        Param("pos_embed", positions, Init("sincos", grid=spec.grid), trainable=False),
+    token = Init("normal", 0.02 if spec.init == "moca" else 1e-6)
+    return [
+        Param("cls_token", (1, 1, spec.width), token),
+        position_param(spec),
         *(_conv_stem_params(spec) if spec.stem == "conv" else _patch_params(spec)),
+        *block_params(spec),
+        *norm("norm", spec.width),
     ]
+
+
+def position_param(spec: VitSpec) -> Param:
+    """The fixed position table of class token and patches."""
+    table = Init("sincos", grid=spec.grid, column_first=spec.init == "moca")
+    return Param("pos_embed", (1, 1 + math.prod(spec.grid), spec.width), table, trainable=False)
+
+
+def block_params(spec: VitSpec) -> list[Param]:
+    """The tensors of all blocks."""
+    d, hidden = spec.width, spec.width * spec.mlp_ratio
+    # For MoCo v3's bound query, key and value are three D x D matrices.
+    joint = xavier(d, 3 * d if spec.init == "moca" else d)
+    params: list[Param] = []
     for i in range(spec.depth):
         block = f"blocks.{i}."
         params += [
             *norm(block + "norm1", d),
-            # Query, key and value are three D x D matrices for the bound.
-            *linear(block + "attn.qkv", d, 3 * d, xavier(d, d)),
+            *linear(block + "attn.qkv", d, 3 * d, joint),
             *linear(block + "attn.proj", d, d, xavier(d, d)),
             *norm(block + "norm2", d),
             *linear(block + "mlp.fc1", d, hidden, xavier(d, hidden)),
             *linear(block + "mlp.fc2", hidden, d, xavier(hidden, d)),
         ]
-    return [*params, *norm("norm", d)]
+    return params
 
 
 def conv_stem(spec: VitSpec) -> list[ConvNorm]:
@@ -66,7 +80,8 @@ def _patch_params(spec: VitSpec) -> list[Param]:
     d, patch = spec.width, spec.patch_size
     fan_in, free = spec.channels * patch**2, not spec.freeze_patch_embed
     weight, shape = "patch_embed.proj.weight", (d, spec.channels, patch, patch)
+    bias = torch_default(fan_in) if spec.init == "moca" else ZEROS
     return [
         Param(weight, shape, xavier(fan_in, d), trainable=free),
-        Param("patch_embed.proj.bias", (d,), ZEROS, trainable=free),
+        Param("patch_embed.proj.bias", (d,), bias, trainable=free),
     ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from triptych import backends
 from triptych.core import algorithms, checkpoint, parameters, reference
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import MocaSpec, RunSpec
 from triptych.core.data import Pipeline, open_train
 from triptych.core.engine import Array, Batch, Engine, Hyper, State
 from triptych.core.errors import UserError
@@ -66,10 +66,13 @@ def _build(spec: RunSpec, backend: str, state: State) -> Engine:
 
 
 def _evaluation_features(engine: Engine, view: Array) -> Record:
-    features = engine.embed(view, tokens="all", projection=True)
+    # MOCA has nothing between encoder and loss that were the same for each image.
+    projection = not isinstance(engine.spec.method, MocaSpec)
+    features = engine.embed(view, tokens="all", projection=projection)
     yield "feature/backbone", features["final"][:, 0]
     yield "feature/tokens_ln", features["final"]
-    yield "feature/proj", features["projection"]
+    if projection:
+        yield "feature/proj", features["projection"]
 
 
 def _labelled(kind: str, arrays: Mapping[str, Array], step: int) -> Record:

@@ -12,7 +12,7 @@ import autograd.numpy as np
 
 from triptych.core import parameters
 from triptych.core.config.spec import ModelSpec, ResnetSpec, VitSpec
-from triptych.core.engine import Tensor
+from triptych.core.engine import Array, Tensor
 from triptych.core.parameters import ConvNorm, ResidualBlock
 from triptych.core.reference.layers import (
     EVALUATION,
@@ -100,6 +100,25 @@ def vit(
         x = block(values, f"{name}.blocks.{i}", x, spec)
         found[f"layer{i}"] = x
     return {**found, "final": layer_norm(values, f"{name}.norm", x, spec.layer_norm_eps)}
+
+
+def masked_vit(
+    values: MutableMapping[str, Tensor], name: str, images: Tensor, ids: Array, spec: VitSpec
+) -> list[Tensor]:
+    """What each block makes of some of the patches, and last what the final norm makes of it.
+
+    Positions are added before patches are left out. ids: (N, T). Each of (N, 1+T, D).
+    """
+    table = values[f"{name}.pos_embed"]
+    patches = patch_embed(values, f"{name}.patch_embed.proj", images, spec) + table[:, 1:]
+    patches = patches[np.arange(len(ids))[:, None], ids]
+    token = np.tile(values[f"{name}.cls_token"] + table[:, :1], (len(images), 1, 1))
+    x = np.concatenate([token, patches], axis=1)
+    found = []
+    for i in range(spec.depth):
+        x = block(values, f"{name}.blocks.{i}", x, spec)
+        found.append(x)
+    return [*found, layer_norm(values, f"{name}.norm", x, spec.layer_norm_eps)]
 
 
 def conv_norm(

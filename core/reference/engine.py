@@ -8,12 +8,12 @@ from autograd.tracer import getval
 
 from triptych.core import algorithms, parameters
 from triptych.core import engine as core
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import MocaSpec, RunSpec
 from triptych.core.engine import Array, Batch, Context, Hyper, Outcome, Slot, State, Tensor
 from triptych.core.reference import ops
 from triptych.core.reference.encoders import encode
 from triptych.core.reference.layers import EVALUATION
-from triptych.core.reference.model import Model
+from triptych.core.reference.model import MocaModel, Model
 from triptych.core.reference.optim import Optimizer
 
 
@@ -25,7 +25,8 @@ class Engine(core.Engine):
         self.method = algorithms.METHODS[spec.method.name]
         self.context = Context(rank=0, world=1, device="cpu", precision="float64")
         table = parameters.table(spec)
-        self.model = Model(spec, {p.name: self.tensor(state[p.name]) for p in table})
+        model = MocaModel if isinstance(spec.method, MocaSpec) else Model
+        self.model = model(spec, {p.name: self.tensor(state[p.name]) for p in table})
         self.trainable = [p.name for p in table if p.trainable]
         self.grads: State = {}
         self.optimizer = Optimizer(
@@ -81,6 +82,8 @@ class Engine(core.Engine):
         projection: bool = False,
     ) -> dict[str, Array]:
         """See ``core.engine.Engine``."""
+        if projection:
+            self.require_projector()
         x = self.tensor(images)
         values, model = self.model.values, self.spec.model
         found = encode(values, f"{branch}.encoder", x, model, EVALUATION)
@@ -110,4 +113,5 @@ class Engine(core.Engine):
             getval(done.loss),
             {name: getval(value) for name, value in done.metrics.items()},
             {name: getval(value) for name, value in done.features.items()},
+            done.kept,
         )

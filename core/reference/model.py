@@ -1,5 +1,7 @@
 """``core.engine.Model`` in NumPy: student, teacher and queue."""
 
+from typing import cast
+
 import numpy as np
 from autograd.tracer import getval
 
@@ -8,6 +10,7 @@ from triptych.core.config.spec import MocoV3Spec, QueueSpec, RunSpec
 from triptych.core.engine import Array, Tensor
 from triptych.core.reference.encoders import encode
 from triptych.core.reference.layers import Norms, mlp, plain_mlp
+from triptych.core.reference.moca import Codebook, Moca
 
 
 class Model:
@@ -15,7 +18,7 @@ class Model:
 
     def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
         self.spec, self.values = spec, values
-        self.memory = Queue(values)
+        self.memory: Queue | Codebook = Queue(values)
         self._training = Norms(True, spec.batch_norm.virtual_ranks)
         self._teacher = [
             p.name for p in parameters.table(spec) if p.name.startswith("teacher.") and not p.buffer
@@ -24,7 +27,8 @@ class Model:
     def branch(self, name: str, view: Tensor, norms: Norms) -> Tensor:
         """Encoder and projector. (N, C, H, W) -> (N, D)."""
         tokens = encode(self.values, f"{name}.encoder", view, self.spec.model, norms)["final"]
-        method, projector = self.spec.method, f"{name}.projector"
+        method = cast(QueueSpec | MocoV3Spec, self.spec.method)
+        projector = f"{name}.projector"
         layers = len(parameters.projector_widths(self.spec.model.features, method)) - 1
         if isinstance(method, QueueSpec):
             return plain_mlp(self.values, projector, tokens[:, 0], layers)
@@ -46,6 +50,15 @@ class Model:
         for name in self._teacher:
             source = getval(self.values[name.replace("teacher.", "student.", 1)])
             self.values[name] = momentum * self.values[name] + (1.0 - momentum) * source
+
+
+class MocaModel(Moca, Model):
+    """``core.engine.MocaModel``."""
+
+    def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
+        Model.__init__(self, spec, values)
+        Moca.__init__(self, spec, values)
+        self.memory = Codebook(values)
 
 
 class Queue:

@@ -9,9 +9,9 @@ from autograd.tracer import getval
 from triptych.core.engine import Array, Tensor
 
 
-def l2_normalize(x: Tensor, /) -> Tensor:
+def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
     """See ``core.engine.Ops``."""
-    return x / np.maximum(np.sqrt(np.sum(x * x, axis=-1, keepdims=True)), 1e-12)
+    return x / np.maximum(np.sqrt(np.sum(x * x, axis=-1, keepdims=True)), eps)
 
 
 def matmul(a: Tensor, b: Tensor, /, *, transpose_b: bool = False) -> Tensor:
@@ -46,6 +46,36 @@ def row_dot(a: Tensor, b: Tensor, /) -> Tensor:
 def gather_rows(x: Tensor, index: Array, /) -> Tensor:
     """See ``core.engine.Ops``."""
     return x[index]
+
+
+def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor, Tensor]:
+    """See ``core.engine.Ops``."""
+    cosine = l2_normalize(x, eps=1e-5) @ words.T
+    weights = np.exp(sharpness * (cosine - np.max(cosine, axis=-1, keepdims=True)))
+    codes = weights / np.sum(weights, axis=-1, keepdims=True)
+    return codes, np.mean(np.max(cosine, axis=-1) - np.mean(cosine, axis=-1), axis=1)
+
+
+def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    return np.mean(x[:, index], axis=1)
+
+
+def gather_tokens(x: Tensor, image: Array, token: Array, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    return x[image, token]
+
+
+def kl_divergence(target: Tensor, logits: Tensor, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    shifted = logits - np.max(logits, axis=1, keepdims=True)
+    log = shifted - np.log(np.sum(np.exp(shifted), axis=1, keepdims=True))
+    return -np.mean(np.sum(target * log, axis=1)) - entropy(target)
+
+
+def entropy(p: Tensor, /) -> Tensor:
+    """See ``core.engine.Ops``."""
+    return -np.mean(np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=1))
 
 
 def concat(parts: Sequence[Tensor], /, *, axis: int) -> Tensor:

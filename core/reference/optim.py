@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from triptych.core import groups
 from triptych.core.config.spec import AdamWSpec, AnyOptimSpec, SgdSpec
 from triptych.core.engine import Array, Hyper, State
 
@@ -114,7 +115,7 @@ class Optimizer:
 
     def _update(self, name: str, gradient: Array, hyper: Hyper) -> None:
         spec, value = self.spec, self._values[name]
-        lr, decay = hyper.lr, hyper.weight_decay
+        lr, decay = groups.rates(groups.group(name, value.ndim, spec), spec, hyper)
         if isinstance(spec, AdamWSpec):
             adamw(
                 value,

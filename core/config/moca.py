@@ -1,0 +1,59 @@
+"""What MOCA's masks, words and layers ask of a model and a batch."""
+
+from collections.abc import Iterator
+
+from triptych.core import masking
+from triptych.core.config.fields import KeyedError
+from triptych.core.config.method import MocaSpec
+from triptych.core.config.model import ModelSpec, VitSpec
+
+
+def moca_contradictions(
+    model: ModelSpec, method: MocaSpec, batch_size: int
+) -> Iterator[KeyedError]:
+    """What cannot work, each at the key that should change."""
+    if not isinstance(model, VitSpec) or model.stem != "patch":
+        yield KeyedError("model.name", "method moca masks patches: it needs a ViT, stem patch")
+        return
+    if method.early_layer >= model.depth:
+        yield KeyedError(
+            "method.early_layer", f"{method.early_layer}: the model has {model.depth} blocks"
+        )
+    if min(model.grid) <= 2 * method.border:
+        rows, columns = model.grid
+        yield KeyedError(
+            "method.border",
+            f"{method.border} rows and columns at each edge leave nothing of a grid of "
+            f"{rows} x {columns} tokens",
+        )
+    yield from _masks(model, method)
+    images = method.word_images(batch_size)
+    if batch_size % method.word_ranks:
+        yield KeyedError(
+            "method.word_ranks",
+            f"train.batch_size {batch_size} is not divisible by {method.word_ranks}",
+        )
+    elif images < method.step_words:
+        yield KeyedError(
+            "method.new_words",
+            f"{method.step_words} words for each step, but only {images} images to take them from",
+        )
+
+
+def _masks(model: VitSpec, method: MocaSpec) -> Iterator[KeyedError]:
+    length = model.grid[0] * model.grid[1]
+    rounds = masking.rounds(length, method.mask_ratios, method.decoder_ratios)
+    for i, one in enumerate(rounds, 1):
+        if not 0 < one.visible < one.decoded:
+            yield KeyedError(
+                "method.decoder_ratios",
+                f"round {i} shows {one.visible} of {length} tokens and decodes {one.decoded}: "
+                "expected at least one shown, and more decoded",
+            )
+    left = length - rounds[0].decoded
+    if left < rounds[1].visible:
+        yield KeyedError(
+            "method.mask_ratios",
+            f"round 2 shows {rounds[1].visible} tokens, but round 1 decodes all but {left} of "
+            f"{length}: the two would overlap",
+        )

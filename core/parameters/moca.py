@@ -1,0 +1,76 @@
+"""The tensors that MOCA adds to its encoders: decoder, weight generators, codebook."""
+
+from triptych.core.config.spec import MocaSpec, VitSpec
+from triptych.core.parameters.param import (
+    COUNT,
+    ZEROS,
+    Init,
+    Param,
+    batch_norm,
+    linear,
+    norm,
+    prefixed,
+    xavier,
+)
+from triptych.core.parameters.vit import block_params, position_param
+
+GENERATORS = ("student.image_predictor.", "student.dense_predictor.")
+"""Where the networks that make the predictors' weights are."""
+
+
+def decoder_spec(model: VitSpec, method: MocaSpec) -> VitSpec:
+    """The decoder's blocks and positions, as those of a ViT."""
+    size = {"width": method.decoder_width, "depth": method.decoder_depth}
+    return model.model_copy(update={**size, "heads": method.decoder_heads})
+
+
+def generator_widths(model: VitSpec, method: MocaSpec, out: int) -> list[int]:
+    """Widths of a word, the hidden layer and a predictor's weight."""
+    return [model.width, int(model.width * method.predictor_ratio), out]
+
+
+def moca_params(model: VitSpec, method: MocaSpec) -> list[Param]:
+    """What the student has behind its encoder, in forward order."""
+    decoder = decoder_spec(model, method)
+    token = Param("mask_token", (1, 1, decoder.width), Init("normal", 0.02))
+    embed = linear("embed", model.width, decoder.width, xavier(model.width, decoder.width))
+    return [
+        *prefixed("image_predictor.", _generator(model, method, model.width)),
+        *prefixed(
+            "decoder.",
+            [
+                token,
+                position_param(decoder),
+                *norm("early_norm", model.width),
+                *embed,
+                *block_params(decoder),
+                *norm("norm", decoder.width),
+            ],
+        ),
+        *prefixed("dense_predictor.", _generator(model, method, decoder.width)),
+    ]
+
+
+def codebook(model: VitSpec, method: MocaSpec) -> list[Param]:
+    """The words, one in each row; where the next go; and what sets the temperature of codes."""
+    half = Init("constant", 0.5)
+    tensors = (
+        ("words", (method.words, model.width), Init("positive_rows")),
+        ("distance", (1,), half),
+        ("distance_used", (1,), half),
+        ("pointer", (), COUNT),
+        ("updates", (), COUNT),
+    )
+    return [Param(name, s, i, trainable=False, buffer=True) for name, s, i in tensors]
+
+
+def _generator(model: VitSpec, method: MocaSpec, out: int) -> list[Param]:
+    width, hidden, out = generator_widths(model, method, out)
+    skip = linear("skip", width, out, xavier(width, out)) if out != width else []
+    return [
+        Param("scale", (1,), Init("constant", method.kappa), trainable=False),
+        *linear("hidden", width, hidden, xavier(width, hidden), None),
+        *batch_norm("norm", hidden),
+        *linear("last", hidden, out, xavier(hidden, out), ZEROS),
+        *skip,
+    ]

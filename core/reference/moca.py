@@ -1,0 +1,115 @@
+"""``core.engine.MocaModel`` in NumPy."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import autograd.numpy as np
+from autograd.tracer import getval
+
+from triptych.core import memory, parameters
+from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
+from triptych.core.engine import Array, Tensor
+from triptych.core.reference.encoders import block, masked_vit, vit
+from triptych.core.reference.layers import TRAINING, batch_norm, layer_norm, linear, relu
+from triptych.core.reference.ops import l2_normalize
+
+
+class Moca:
+    """The parts of MOCA that are not shared with other methods.
+
+    Args:
+        values: every tensor by its canonical name.
+    """
+
+    def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
+        self.values = values
+        self.vit, self.method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
+        self.grid = self.vit.grid
+
+    def teacher_tokens(self, images: Tensor) -> Tensor:
+        """See ``core.engine.MocaModel``."""
+        return vit(self.values, "teacher.encoder", images, self.vit)["final"][:, 1:]
+
+    def encode(self, images: Tensor, ids: Array) -> tuple[Tensor, Tensor]:
+        """See ``core.engine.MocaModel``."""
+        found = masked_vit(self.values, "student.encoder", images, ids, self.vit)
+        early = self.method.early_layer
+        return found[-2 - early] if early else found[-1], found[-1]
+
+    def decode(self, image: Tensor, early: Tensor, ids: Array) -> Tensor:
+        """See ``core.engine.MocaModel``."""
+        values, name = self.values, "student.decoder"
+        spec = parameters.decoder_spec(self.vit, self.method)
+        seen = layer_norm(values, f"{name}.early_norm", early[:, 1:], spec.layer_norm_eps)
+        x = linear(values, f"{name}.embed", np.concatenate([image[:, None], seen], axis=1))
+        unseen = (len(ids), ids.shape[1] - seen.shape[1], 1)
+        x = np.concatenate([x, np.tile(values[f"{name}.mask_token"], unseen)], axis=1)
+        table = values[f"{name}.pos_embed"][0]
+        first = np.zeros((len(ids), 1), np.int64)  # the place of the class token
+        x = x + table[np.concatenate([first, ids + 1], axis=1)]
+        for i in range(spec.depth):
+            x = block(values, f"{name}.blocks.{i}", x, spec)
+        x = layer_norm(values, f"{name}.norm", x, spec.layer_norm_eps)
+        return np.reshape(x[:, 1:], (-1, spec.width))
+
+    def image_weights(self, words: Tensor) -> Tensor:
+        """See ``core.engine.MocaModel``."""
+        return self._weights("student.image_predictor", words)
+
+    def dense_weights(self, words: Tensor) -> Tensor:
+        """See ``core.engine.MocaModel``."""
+        return self._weights("student.dense_predictor", words)
+
+    def _weights(self, name: str, words: Tensor) -> Tensor:
+        values = self.values
+        x = l2_normalize(words, eps=1e-5)
+        hidden = linear(values, f"{name}.hidden", x)
+        # The words are the batch.
+        hidden = relu(batch_norm(values, f"{name}.norm", hidden, TRAINING))
+        skip = linear(values, f"{name}.skip", x) if f"{name}.skip.weight" in values else x
+        rows = l2_normalize(skip + linear(values, f"{name}.last", hidden), eps=1e-5)
+        return values[f"{name}.scale"] * rows
+
+
+class Codebook:
+    """``core.engine.Codebook`` over the tensors under ``memory.``."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        self._values = values
+
+    @property
+    def words(self) -> Tensor:
+        """See ``core.engine.Codebook``."""
+        return self._values["memory.words"]
+
+    @property
+    def distance(self) -> Tensor:
+        """See ``core.engine.Codebook``."""
+        return self._values["memory.distance"]
+
+    @property
+    def distance_used(self) -> Tensor:
+        """See ``core.engine.Codebook``."""
+        return self._values["memory.distance_used"]
+
+    @property
+    def pointer(self) -> int:
+        """See ``core.engine.Codebook``."""
+        return int(self._values["memory.pointer"])
+
+    @property
+    def updates(self) -> int:
+        """See ``core.engine.Codebook``."""
+        return int(self._values["memory.updates"])
+
+    def update(self, words: Array, differences: Sequence[Array]) -> None:
+        """See ``core.engine.Codebook``."""
+        values, size = self._values, len(self.words)
+        for rows, new in memory.segments(self.pointer, len(words), size):
+            self.words[rows] = getval(words)[new]
+        for difference in differences:
+            values["memory.distance"] = memory.moved(self.distance, difference)
+        values["memory.distance_used"] = self.distance.copy()
+        pointer = memory.advance(self.pointer, len(words), size)
+        values["memory.pointer"] = np.array(pointer)
+        values["memory.updates"] = np.array(self.updates + 1)

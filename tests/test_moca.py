@@ -1,0 +1,333 @@
+"""MOCA: its masks, groups, words and order of one step, and what a spec may not ask of it."""
+
+import numpy as np
+import pytest
+from conftest import assert_close
+from golden_replay import disagreements, replay
+from golden_weights import GOLDEN, description, official_state
+from native import draws, hyper, lively_state, random_batch, tiny_spec
+
+from triptych.core import algorithms, config, groups, masking, parameters, reference
+from triptych.core.architectures import parameter_counts
+from triptych.core.checkpoint import moca as names
+from triptych.core.engine import Hyper
+from triptych.core.errors import UserError
+from triptych.core.plan import Plan
+
+CASE = "moca_vit_tiny"
+RECIPE = "moca/v1_0_vit_base"
+
+
+@pytest.mark.parametrize(
+    ("side", "want"),
+    [
+        (4, ((7, 10), (4, 7))),
+        (5, ((11, 16), (6, 11))),
+        (7, ((22, 31), (12, 22))),
+        (8, ((28, 41), (16, 28))),
+        (14, ((88, 127), (49, 88))),
+        (16, ((115, 166), (64, 115))),
+    ],
+)
+def test_numbers_of_tokens_are_those_of_the_fact_sheet(side, want):
+    assert masking.rounds(side * side, (0.55, 0.75), (0.35, 0.55)) == want
+
+
+def test_rounds_show_each_token_once_and_predict_the_same():
+    one, two = masking.rounds(196, (0.55, 0.75), (0.35, 0.55))
+    order = np.argsort(np.random.default_rng(0).random((5, 196)), axis=1)
+    second = masking.complementary(order, one, two)
+    for a, b in zip(order, second, strict=True):
+        assert sorted(b) == list(range(196))
+        assert not set(a[: one.visible]) & set(b[: two.visible])
+        assert set(a[one.visible : one.decoded]) == set(b[two.visible : two.decoded])
+
+
+def test_golden_orders_are_complementary():
+    one, two = masking.rounds(64, (0.55, 0.75), (0.35, 0.55))
+    with np.load(GOLDEN / f"{CASE}.npz") as golden:
+        for step in range(3):
+            first, second = (golden[f"mask_ids_round{i}/step{step}"] for i in (1, 2))
+            np.testing.assert_array_equal(masking.complementary(first, one, two), second)
+            assert golden[f"mask_len_keep_round1/step{step}"] == one.visible
+            assert golden[f"mask_len_keep_round2/step{step}"] == two.visible
+
+
+def test_the_interior():
+    assert masking.interior((4, 5), 1).tolist() == [6, 7, 8, 11, 12, 13]
+    assert len(masking.interior((14, 14), 2)) == 100
+    assert len(masking.interior((3, 2), 0)) == 6
+
+
+def test_draws():
+    spec = tiny_spec(case="moca_vit")
+    drawn = draws(spec, 3)
+    assert list(drawn) == [
+        "mask_ids_round1",
+        "mask_ids_round2",
+        "codebook_coin",
+        "codebook_image_perm",
+        "codebook_token_pick",
+    ]
+    assert drawn["mask_ids_round1"].shape == (16, 15)
+    assert sorted(drawn["codebook_image_perm"]) == list(range(8))
+    assert drawn["codebook_token_pick"].shape == (4,) and drawn["codebook_token_pick"].max() < 3
+    assert 0 <= drawn["codebook_coin"] < 1
+    again, other = draws(spec, 3), draws(spec, 4)
+    assert all(np.array_equal(drawn[n], again[n]) for n in drawn)
+    assert not np.array_equal(drawn["mask_ids_round1"], other["mask_ids_round1"])
+    # The two views of an image are masked each by itself.
+    assert not np.array_equal(drawn["mask_ids_round1"][:8], drawn["mask_ids_round1"][8:])
+
+
+def test_words_come_from_the_first_rank_or_from_all():
+    spec = config.load(RECIPE)
+    one = algorithms.moca.draws(spec, 0)
+    assert (len(one["codebook_token_pick"]), len(one["codebook_image_perm"])) == (4, 256)
+    every = config.load(RECIPE, ["method.words_from=all_ranks"])
+    all_ranks = algorithms.moca.draws(every, 0)
+    assert (len(all_ranks["codebook_token_pick"]), len(all_ranks["codebook_image_perm"])) == (
+        32,
+        2048,
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "depth", "trainable", "total", "entries"),
+    [
+        ("vit_base", 1, 93_923_072, 179_973_890, 345),
+        ("vit_base", 2, 97_075_456, 183_126_274, 357),
+        ("vit_base", 4, 103_380_224, 189_431_042, 381),
+        ("vit_base", 8, 115_989_760, 202_040_578, 429),
+        ("vit_large", 2, 317_807_616, 621_411_842, 645),
+    ],
+)
+def test_published_sizes(model, depth, trainable, total, entries):
+    spec = config.load(RECIPE, [f"model.name={model}", f"method.decoder_depth={depth}"])
+    counts = parameter_counts(spec)
+    assert (counts.trainable, counts.total) == (trainable, total)
+    assert len(parameters.table(spec)) == entries
+
+
+def test_groups_are_those_of_the_reference():
+    spec = config.load(RECIPE)
+    sizes = {}
+    for param in parameters.table(spec):
+        if param.trainable:
+            group = groups.group(param.name, len(param.shape), spec.optim)
+            count, values = sizes.get(group, (0, 0))
+            sizes[group] = count + 1, values + param.size
+    assert sizes == {
+        groups.Group(own_rate=False, decayed=False): (120, 138_496),
+        groups.Group(own_rate=False, decayed=True): (60, 92_210_432),
+        groups.Group(own_rate=True, decayed=False): (7, 7_936),
+        groups.Group(own_rate=True, decayed=True): (5, 4_718_592),
+    }
+
+
+def test_groups_of_the_golden_case():
+    spec = config.load(GOLDEN / "specs" / f"{CASE}.yaml")
+    official = names.names(spec)
+    found = {}
+    for param in parameters.table(spec):
+        if param.trainable:
+            group = groups.group(param.name, len(param.shape), spec.optim)
+            found[official[param.name]] = groups.rates(group, spec.optim, Hyper(0, 2e-4, 0.05, 0.9))
+    want = {
+        name: (given["lr"], given["weight_decay"])
+        for given in description(CASE)["param_groups"]
+        for name in given["params"]
+    }
+    assert found == want
+
+
+@pytest.mark.parametrize("version", ["v1_0", "v0_9"])
+def test_rates_of_the_generators_follow_the_golden_table(version):
+    spec = config.load(f"moca/{version}_vit_base")
+    plan = Plan(spec, 625)
+    with np.load(GOLDEN / "schedules.npz") as golden:
+        table = {k: golden[f"moca_{version}_200ep/{k}"] for k in ("iter", "lr", "wd")}
+        own = {k: golden[f"moca_{version}_200ep/{k}"] for k in ("lr_wgen", "wd_wgen")}
+        none = golden[f"moca_{version}_200ep/wd_no_decay"]
+    assert not none.any()
+    for i, step in enumerate(table["iter"]):
+        step_hyper = plan.hyper(int(step))
+        got = groups.rates(groups.Group(True, True), spec.optim, step_hyper)
+        assert got == (np.broadcast_to(own["lr_wgen"], len(none))[i], own["wd_wgen"].flat[0])
+        got = groups.rates(groups.Group(False, True), spec.optim, step_hyper)
+        assert got == pytest.approx((table["lr"][i], table["wd"][i]), rel=1e-12, abs=1e-18)
+        assert groups.rates(groups.Group(False, False), spec.optim, step_hyper)[1] == 0.0
+
+
+def test_initial_values():
+    params = {p.name: p for p in parameters.table(config.load(RECIPE))}
+    encoder = "student.encoder."
+    bounds = {"patch_embed.proj.weight": 0.0625, "patch_embed.proj.bias": 0.03608}
+    bounds["blocks.0.attn.qkv.weight"] = 0.04419
+    for name, bound in bounds.items():
+        assert params[encoder + name].init.value == pytest.approx(bound, rel=1e-3)
+    assert params[encoder + "patch_embed.proj.weight"].trainable
+    words = parameters.initial_value(params["memory.words"], 0).astype(np.float64)
+    np.testing.assert_allclose((words**2).sum(1), 1.0, rtol=1e-5)
+    assert (words >= 0).all() and 0.45 < (words == 0).mean() < 0.55
+
+
+def test_position_tables_are_the_golden_ones():
+    with np.load(GOLDEN / f"{CASE}.npz") as golden:
+        for name, width in (("encoder", 96), ("decoder", 64)):
+            table = parameters.sincos_2d(8, 8, width, column_first=True)
+            np.testing.assert_allclose(table, golden[f"{name}_pos_embed"], rtol=0, atol=2e-7)
+            assert np.abs(parameters.sincos_2d(8, 8, width) - table).max() > 0.5
+
+
+def test_official_names_both_ways():
+    spec = config.load(GOLDEN / "specs" / f"{CASE}.yaml")
+    official = official_state(CASE)
+    state = names.to_canonical(official, spec)
+    assert {n: a.shape for n, a in state.items()} == {
+        p.name: p.shape for p in parameters.table(spec)
+    }
+    back = names.from_canonical(state, spec)
+    assert set(back) == set(official)
+    for name, array in official.items():
+        np.testing.assert_array_equal(back[name], array)
+    with pytest.raises(UserError, match="need moca"):
+        names.names(tiny_spec())
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "told"),
+    [
+        ("method.border=7", "method.border", "leave nothing of a grid of 14 x 14"),
+        ("method.early_layer=12", "method.early_layer", "the model has 12 blocks"),
+        ("method.mask_ratios=[0.55, 0.6]", "method.mask_ratios", "would overlap"),
+        ("method.decoder_ratios=[0.6, 0.55]", "method.decoder_ratios", "round 1"),
+        ("train.batch_size=16", "method.new_words", "only 2 images"),
+        ("train.batch_size=100", "method.word_ranks", "not divisible by 8"),
+        ("method.new_words=33", "method.new_words", "not divisible by word_ranks 8"),
+        ("method.words=2", "method.new_words", "more than the 2 words"),
+        ("method.decoder_heads=5", "method.decoder_heads", "not divisible by 5"),
+        ("optim.schedule=constant", "optim.lr_epochs_mul", "schedule constant has none"),
+    ],
+)
+def test_what_cannot_work_is_told_in_one_line(change, key, told):
+    with pytest.raises(UserError) as error:
+        config.load(RECIPE, [change])
+    (line,) = str(error.value).splitlines()
+    assert key in line and told in line
+
+
+def test_generator_rate_is_for_moca():
+    with pytest.raises(UserError, match="moco_v3 has no weight generators"):
+        config.load("moco_v3/digits", ["optim.generator_lr=1e-4"])
+
+
+# ------------------------------------------------------------------------------ wrong steps
+
+
+def rows_first(state):
+    name = "student.encoder.pos_embed"
+    table = state[name].copy()
+    table[0, 1:] = table[0, 1:].reshape(8, 8, -1).swapaxes(0, 1).reshape(64, -1)
+    return {**state, name: table}
+
+
+def decoder_rows_first(state):
+    name = "student.decoder.pos_embed"
+    table = state[name].copy()
+    table[0, 1:] = table[0, 1:].reshape(8, 8, -1).swapaxes(0, 1).reshape(64, -1)
+    return {**state, name: table}
+
+
+def words_reversed(state):
+    return {**state, "memory.words": state["memory.words"][::-1].copy()}
+
+
+def pointer_moved(state):
+    return {**state, "memory.pointer": np.array(8)}
+
+
+def temperature_moved(state):
+    return {**state, "memory.distance_used": state["memory.distance_used"] * 1.001}
+
+
+@pytest.mark.parametrize(
+    "change", [rows_first, decoder_rows_first, words_reversed, pointer_moved, temperature_moved]
+)
+def test_wrong_weights_are_noticed(backend, backend_name, change):
+    assert disagreements(replay(backend_name, CASE, steps=1, change=change), CASE)
+
+
+def views_swapped(ops, model, views, draws, hyper, spec):
+    return FORWARD(ops, model, views[::-1], draws, hyper, spec)
+
+
+def other_coin(ops, model, views, draws, hyper, spec):
+    coin = np.array(1.0 - draws["codebook_coin"])
+    return FORWARD(ops, model, views, {**draws, "codebook_coin": coin}, hyper, spec)
+
+
+def rounds_alike(ops, model, views, draws, hyper, spec):
+    ids = {"mask_ids_round2": draws["mask_ids_round1"]}
+    return FORWARD(ops, model, views, {**draws, **ids}, hyper, spec)
+
+
+def without_ema(ops, model, views, draws, hyper, spec):
+    still = Hyper(hyper.step, hyper.lr, hyper.weight_decay, 1.0)
+    return FORWARD(ops, model, views, draws, still, spec)
+
+
+FORWARD = algorithms.moca.forward
+
+
+@pytest.mark.parametrize("forward", [views_swapped, other_coin, rounds_alike, without_ema])
+def test_a_wrong_step_is_noticed(backend, backend_name, forward, monkeypatch):
+    monkeypatch.setattr(algorithms.moca, "forward", forward)
+    assert disagreements(replay(backend_name, CASE, steps=1), CASE)
+
+
+def test_codes_of_the_same_view_would_be_noticed(backend, backend_name, monkeypatch):
+    """Bags of words must be those of the other view."""
+
+    def uncrossed(ops, model, images, draws, spec):
+        codes, bows, kept = TARGETS(ops, model, images, draws, spec)
+        half = len(images) // 2
+        return codes, ops.concat([bows[half:], bows[:half]], axis=0), kept
+
+    monkeypatch.setattr(algorithms.moca, "targets", uncrossed)
+    assert disagreements(replay(backend_name, CASE, steps=1), CASE)
+
+
+TARGETS = algorithms.moca.targets
+
+
+def test_the_codebook_takes_the_oldest_rows(backend):
+    spec = tiny_spec(case="moca_vit")
+    engine = backend.build(spec, lively_state(spec))
+    before = engine.export_state()["memory.words"]
+    for step in range(6):
+        engine.train_step(random_batch(spec, step), draws(spec, step), hyper(step))
+        after = engine.export_state()
+        rows = {(4 * step + i) % 22 for i in range(4)}
+        moved = {i for i in range(22) if not np.array_equal(after["memory.words"][i], before[i])}
+        assert moved == rows
+        assert int(after["memory.pointer"]) == 4 * (step + 1) % 22
+        assert int(after["memory.updates"]) == step + 1
+        assert_close(after["memory.distance_used"], after["memory.distance"], 0.0)
+        before = after["memory.words"]
+
+
+def test_chance_is_the_loss_of_the_best_constant_prediction():
+    """Measured: no prediction that is the same for all images and tokens does better."""
+    spec = tiny_spec(case="moca_vit", method={"mask_ratios": [0.6, 0.7]})
+    engine = reference.build(spec, lively_state(spec))
+    values, _ = engine.loss_and_grads(random_batch(spec), draws(spec), hyper())
+    bows = values["feature/cross_view_bows"]
+    mean = bows.mean(0)
+    divergence = (bows * np.log(bows / mean)).sum(1).mean()
+    told = float(values["word_entropy"] - values["bow_entropy"])
+    assert told == pytest.approx(divergence, rel=1e-9)
+    for other in np.abs(np.random.default_rng(0).normal(mean, 0.01, (20, len(mean)))):
+        other = other / other.sum()
+        assert (bows * np.log(bows / other)).sum(1).mean() >= divergence
+    assert float(values["chance"]) >= divergence
