@@ -11,14 +11,14 @@ from statistics import median
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
-from triptych.core import config, run_table
+from triptych.core import config, run_table, word_pictures
 from triptych.core.charts import Chart, Level, Series
 from triptych.core.files import write_atomically
 from triptych.core.markup import document, element
 from triptych.core.report_style import STYLE
 from triptych.core.run_record import Evaluation, RunRecord, Step
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def write(records: Sequence[RunRecord], path: Path) -> None:
@@ -59,6 +59,7 @@ def render(records: Sequence[RunRecord]) -> str:
         _section("Side by side", _side_by_side(records)),
         _section("Curves", *_curves(records, names)),
         _section("Health", _health(records, names)),
+        *_words(records, names),
         _section("Environment", _environment(records, names)),
         _section("Spec", *_specs(records, names)),
     ]
@@ -212,6 +213,15 @@ def _story(steps: Sequence[Step], most: int = 6) -> str:
     shown = [f"{state} from step {step}" for state, step in changes if state]
     left_out = len(shown) - most
     return ", ".join(shown[:most]) + (f" and {left_out} more changes" if left_out > 0 else "")
+
+
+def _words(records: Sequence[RunRecord], names: Sequence[str]) -> list[Element]:
+    """Masks and words of the runs that have them."""
+    return [
+        _section(f"Masks and words of {name}", *word_pictures.section(record.spec, record.path))
+        for name, record in zip(names, records, strict=True)
+        if record.spec.method.name == "moca"
+    ]
 
 
 def _environment(records: Sequence[RunRecord], names: Sequence[str]) -> Element:

@@ -17,6 +17,9 @@ th, td { text-align: right; padding: .35rem .7rem; border-bottom: 1px solid var(
   overflow-wrap: normal; }
 th:first-child { text-align: left; } thead th { color: var(--faint); font-weight: 600;
   vertical-align: bottom; }
+.pictures td { text-align: left; vertical-align: top; }
+.pictures img { max-width: none; image-rendering: pixelated; }
+.words { margin: 0; padding: 0; list-style: none; white-space: nowrap; }
 pre { overflow-x: auto; font-size: .8rem; padding: .8rem; border: 1px solid var(--line); }
 figure { margin: 1.2rem 0 1.8rem; } figcaption { font-weight: 600; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .3rem 0; padding: 0;

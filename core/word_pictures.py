@@ -1,0 +1,208 @@
+"""What a MOCA run sees in a few images: masks, codes and words, computed by the reference.
+
+From the newest whole checkpoint of the run, whichever backend wrote it.
+"""
+
+import base64
+import colorsys
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import cast
+from xml.etree.ElementTree import Element
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from triptych.core import checkpoint, masking
+from triptych.core.algorithms import moca
+from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
+from triptych.core.data import evaluation_batches, open_evaluation, open_train
+from triptych.core.engine import State
+from triptych.core.markup import element
+from triptych.core.reference import ops
+from triptych.core.reference.encoders import vit
+
+COUNT = 6
+"""Images shown."""
+FREQUENT = 4
+"""Words named beside each image."""
+SIDE = 144
+"""Pixels of the shorter side of a picture on the page, at least."""
+GOLDEN_ANGLE = 0.381966
+"""Of a circle: hues of neighbouring words are then far apart."""
+HIDDEN, DECODED, VISIBLE = range(3)
+"""What becomes of a token in a masking round."""
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image.
+
+    Attributes:
+        pixels: (H, W, 3) uint8.
+        rounds: two of (rows, columns): HIDDEN, DECODED (unseen, predicted) or VISIBLE.
+        words: (rows, columns) int64, the surest word of each token.
+        frequent: words of the image's bag, the largest shares first, and these shares.
+    """
+
+    pixels: Pixels
+    rounds: Sequence[NDArray[np.int64]]
+    words: NDArray[np.int64]
+    frequent: Sequence[tuple[int, float]]
+
+
+def examples(spec: RunSpec, state: State, step: int) -> list[Example]:
+    """The first held-out images of a run, or training images where none are held out.
+
+    Args:
+        state: of the run after ``step`` updates; the masks are those of its last update.
+
+    Raises:
+        UserError: the images are not there, or damaged.
+    """
+    model, method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
+    images = _images(spec)
+    codes = _codes(images, state, model, method)
+    bags = codes[:, masking.interior(model.grid, method.border)].mean(1)
+    draws = moca.draws(spec, max(step - 1, 0))
+    counts = masking.rounds(codes.shape[1], method.mask_ratios, method.decoder_ratios)
+    masks = [
+        _mask(draws[f"mask_ids_round{i}"][: len(images)], one, model.grid)
+        for i, one in enumerate(counts, 1)
+    ]
+    return [
+        Example(
+            pixels=_pixels(images[i], spec),
+            rounds=[mask[i] for mask in masks],
+            words=codes[i].argmax(-1).reshape(model.grid),
+            frequent=[(int(k), float(bags[i, k])) for k in np.argsort(-bags[i])[:FREQUENT]],
+        )
+        for i in range(len(images))
+    ]
+
+
+def section(spec: RunSpec, run_dir: Path) -> list[Element]:
+    """The pictures of a run as a table, or a line that says why there are none.
+
+    Raises:
+        UserError: as ``examples``, or no checkpoint of the run can be read.
+    """
+    notes: list[str] = []
+    path = checkpoint.resolve("auto", run_dir, notes.append)
+    said = [element("p", note, class_="note") for note in notes]
+    if path is None:
+        return [*said, element("p", "No checkpoint has been saved, so there are no pictures.")]
+    manifest, state = checkpoint.read(path)
+    shown = examples(spec, state, manifest.step)
+    headings = ("image", "round 1", "round 2", "surest words", "most frequent words")
+    head = element("tr", *(element("th", text, scope="col") for text in headings))
+    table = element(
+        "table", element("thead", head), element("tbody", *map(_row, shown)), class_="pictures"
+    )
+    note = (
+        f"{path.name}, the teacher. In the masking rounds the student sees the clear patches and "
+        "predicts the codes of the faint ones besides; a grey one is left out. One colour is one "
+        "word, in all images; a share is that of the image's bag of words."
+    )
+    return [*said, element("div", table, class_="wide"), element("p", note, class_="note")]
+
+
+def _images(spec: RunSpec) -> NDArray[np.float64]:
+    """(n, C, H, W), normalised; as many as a batch has, at most COUNT."""
+    here = spec.model_copy(update={"data": spec.data.model_copy(update={"workers": 0})})
+    split = open_evaluation(here)
+    source = split[1] if split else open_train(here)
+    count = min(COUNT, len(source), spec.train.batch_size)
+    (batch,) = islice(evaluation_batches(here, source, count), 1)
+    return batch[0].astype(np.float64)
+
+
+def _codes(
+    images: NDArray[np.float64], state: State, model: VitSpec, method: MocaSpec
+) -> NDArray[np.float64]:
+    """The teacher's codes of each token, (n, L, K)."""
+    values = {
+        name: array.astype(np.float64)
+        for name, array in state.items()
+        if name.startswith("teacher.") or name in ("memory.words", "memory.distance_used")
+    }
+    tokens = vit(values, "teacher.encoder", images, model)["final"][:, 1:]
+    sharpness = method.inverse_delta / values["memory.distance_used"]
+    codes: NDArray[np.float64] = ops.soft_assign(tokens, values["memory.words"], sharpness)[0]
+    return codes
+
+
+def _mask(order: NDArray[np.int64], one: masking.Round, grid: tuple[int, int]) -> NDArray[np.int64]:
+    mask = np.full(order.shape, HIDDEN, np.int64)
+    np.put_along_axis(mask, order[:, : one.decoded], DECODED, axis=1)
+    np.put_along_axis(mask, order[:, : one.visible], VISIBLE, axis=1)
+    return mask.reshape(-1, *grid)
+
+
+def _pixels(image: NDArray[np.float64], spec: RunSpec) -> Pixels:
+    """(C, H, W) normalised -> (H, W, 3)."""
+    mean, std = (np.array(v)[:, None, None] for v in (spec.augment.mean, spec.augment.std))
+    planes = np.clip(np.rint((image * std + mean) * 255), 0, 255).astype(np.uint8)
+    # Of four channels the first three; of two the first.
+    planes = planes[:3] if len(planes) >= 3 else np.repeat(planes[:1], 3, axis=0)
+    return planes.transpose(1, 2, 0)
+
+
+# ----------------------------------------------------------------------------------------- drawing
+
+
+def _row(example: Example) -> Element:
+    height, width = example.pixels.shape[:2]
+    size = (width, height)
+    masked = [_masked(example.pixels, _enlarged(mask, size)) for mask in example.rounds]
+    colours = np.array([_colour(int(word)) for word in example.words.ravel()], np.uint8)
+    words = colours.reshape(*example.words.shape, 3)
+    pictures = [example.pixels, *masked, words]
+    cells = [element("td", _picture(picture, size)) for picture in pictures]
+    items = [_named(word, share) for word, share in example.frequent]
+    return element("tr", *cells, element("td", element("ul", *items, class_="words")))
+
+
+def _masked(pixels: Pixels, mask: NDArray[np.int64]) -> Pixels:
+    faint = pixels // 3 + 160
+    picked = np.select(
+        [mask[..., None] == VISIBLE, mask[..., None] == DECODED], [pixels, faint], 96
+    )
+    return picked.astype(np.uint8)
+
+
+def _enlarged(mask: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int64]:
+    image = Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    return np.asarray(image).astype(np.int64)
+
+
+def _picture(pixels: Pixels, size: tuple[int, int]) -> Element:
+    """Enlarged by whole pixels, as an image inside the page."""
+    times = -(-SIDE // min(size))
+    width, height = (side * times for side in size)
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+    file = io.BytesIO()
+    image.save(file, "png")
+    data = base64.b64encode(file.getvalue()).decode()
+    return element("img", src=f"data:image/png;base64,{data}", width=width, height=height, alt="")
+
+
+def _named(word: int, share: float) -> Element:
+    red, green, blue = _colour(word)
+    dot = element("rect", width=10, height=10, fill=f"rgb({red},{green},{blue})")
+    return element(
+        "li",
+        element("svg", dot, viewBox="0 0 10 10", width=10, height=10),
+        f" {word}: {100 * share:.1f} %",
+    )
+
+
+def _colour(word: int) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hls_to_rgb(word * GOLDEN_ANGLE % 1.0, 0.35 + 0.3 * (word % 2), 0.7)
+    return round(255 * red), round(255 * green), round(255 * blue)

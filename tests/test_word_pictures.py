@@ -1,0 +1,99 @@
+"""The pictures of a MOCA run: masks, words and shares are those of the run."""
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from triptych.core import config, masking, parameters, reference, run, word_pictures
+from triptych.core.algorithms import moca
+from triptych.core.cli import main
+
+SMALL = (
+    "data.workers=0",
+    "model.width=16",
+    "model.depth=2",
+    "model.heads=2",
+    "model.image_size=[12, 16]",
+    "method.words=24",
+    "method.decoder_width=16",
+    "method.decoder_heads=2",
+    "method.early_layer=1",
+    "train.batch_size=8",
+    "train.steps=3",
+    "optim.warmup_steps=1",
+    "evaluate.every=0",
+    "threads=1",
+)
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return config.load("moca/digits", SMALL)
+
+
+@pytest.fixture(scope="module")
+def state(spec):
+    return parameters.initial_state(spec)
+
+
+def test_masks_are_those_of_the_last_update(spec, state):
+    found = word_pictures.examples(spec, state, step=3)
+    draws = moca.draws(spec, 2)
+    counts = masking.rounds(6 * 8, spec.method.mask_ratios, spec.method.decoder_ratios)
+    assert len(found) == word_pictures.COUNT
+    for i, example in enumerate(found):
+        for number, (mask, one) in enumerate(zip(example.rounds, counts, strict=True), 1):
+            order = draws[f"mask_ids_round{number}"][i]
+            assert mask.shape == (6, 8)
+            assert set(np.flatnonzero(mask == word_pictures.VISIBLE)) == set(order[: one.visible])
+            unseen = set(order[one.visible : one.decoded])
+            assert set(np.flatnonzero(mask == word_pictures.DECODED)) == unseen
+    other = word_pictures.examples(spec, state, step=2)
+    assert any(np.any(a.rounds[0] != b.rounds[0]) for a, b in zip(found, other, strict=True))
+
+
+def test_words_are_the_nearest_to_the_teachers_tokens(spec, state):
+    engine = reference.build(spec, state)
+    images = word_pictures._images(spec)
+    tokens = engine.embed(images, branch="teacher", tokens="all")["final"][:, 1:]
+    cosine = tokens @ state["memory.words"].T / np.linalg.norm(tokens, axis=-1, keepdims=True)
+    inner = masking.interior((6, 8), 1)
+    weights = np.exp(20.0 * cosine)  # inverse_delta over the first distance, 10 / 0.5
+    bags = (weights / weights.sum(-1, keepdims=True))[:, inner].mean(1)
+    for i, example in enumerate(word_pictures.examples(spec, state, step=1)):
+        np.testing.assert_array_equal(example.words.ravel(), cosine[i].argmax(-1))
+        words, shares = zip(*example.frequent, strict=True)
+        assert list(words) == list(np.argsort(-bags[i])[: len(words)])
+        np.testing.assert_allclose(shares, bags[i][list(words)], rtol=1e-9)
+
+
+def test_the_image_is_shown_as_it_is(spec, state):
+    example = word_pictures.examples(spec, state, step=1)[0]
+    assert example.pixels.shape == (12, 16, 3)
+    assert example.pixels.min() < 20 and example.pixels.max() > 200  # ink and paper
+    masked = word_pictures._masked(example.pixels, np.full((12, 16), word_pictures.VISIBLE))
+    np.testing.assert_array_equal(masked, example.pixels)
+    hidden = word_pictures._masked(example.pixels, np.full((12, 16), word_pictures.HIDDEN))
+    assert len(np.unique(hidden)) == 1
+
+
+def test_a_report_of_a_trained_run_shows_them(backend, backend_name, spec, tmp_path, capsys):
+    assert run.train(spec, backend_name, tmp_path / "run", say=lambda text: None) is None
+    assert main(["report", str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Masks and words of run" in page and "img-src data:" in page
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert len(pictures) == 4 * word_pictures.COUNT
+    sizes = {Image.open(io.BytesIO(base64.b64decode(text))).size for text in pictures}
+    assert sizes == {(192, 144)}
+    assert "http:" not in page.replace("http://www.w3.org", "")
+
+
+def test_without_a_checkpoint_there_is_a_line(spec, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    last = word_pictures.section(spec, tmp_path)[-1]
+    assert last.text.startswith("No checkpoint has been saved")
