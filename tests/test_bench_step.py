@@ -59,6 +59,75 @@ def test_pytorchs_plain_loop_computes_what_the_engine_does(recipe):
     np.testing.assert_array_equal(queue[:, 24:], state["memory.queue"][:, 24:])
 
 
+MOCA = (
+    "model.width=32",
+    "model.depth=3",
+    "model.heads=4",
+    "model.image_size=96",
+    "method.early_layer=1",
+    "method.words=40",
+    "method.decoder_width=24",
+    "method.decoder_heads=3",
+    "method.border=1",
+    "threads=1",
+    "log.every=2",
+)
+
+
+@pytest.mark.slow
+def test_a_step_of_moca_is_measured_beside_moco_v3(backend, backend_name, capsys):
+    command = ["bench", "step", "-c", "moca/vit_small", "--backend", backend_name]
+    assert main([*command, "--rounds", "1", "-o", *MOCA]) == 0
+    out = capsys.readouterr().out
+    assert "counted: moca" in out and f"measured: {backend_name} moca" in out
+
+
+def test_mocas_plain_loop_computes_what_the_engine_does():
+    pytest.importorskip("torch")
+    from triptych import backends
+    from triptych.backends.torch.baseline_moca import PlainLoop
+
+    spec = config.load("moca/vit_small", [*benchmark.DEFAULTS, *MOCA])
+    state = parameters.initial_state(spec)
+    engine = backends.load("torch").build(spec, state)
+    loop = PlainLoop(spec)
+    copy_moca(state, loop)
+    for step in range(3):
+        batch = benchmark._batch(spec, step)
+        draws = METHODS["moca"].draws(spec, step)
+        loop.draw = lambda draws=draws: draws
+        hyper = Hyper(step, 1e-3, 0.05, 0.9)
+        loss = engine.read(engine.train_step(batch, draws, hyper))["loss"]
+        assert loop.step(batch, hyper) == pytest.approx(loss, rel=1e-4), step
+    found = engine.export_state()
+    np.testing.assert_allclose(found["memory.words"], loop.words.numpy(), atol=1e-4)
+    assert found["memory.distance"] == pytest.approx(float(loop.distance), rel=1e-5)
+
+
+def copy_moca(state, loop):
+    """The engine's initial weights, under the plain loop's names."""
+    import torch
+
+    modules = {
+        "student.encoder.": loop.student,
+        "teacher.encoder.": loop.teacher,
+        "student.decoder.": loop.decoder,
+        "student.image_predictor.": loop.image_weights,
+        "student.dense_predictor.": loop.dense_weights,
+    }
+    places = {"hidden.0": "hidden", "hidden.1": "norm"}
+    for prefix, module in modules.items():
+        for name, tensor in module.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                continue
+            own = "pos_embed" if name == "places" else name
+            for mine, theirs in places.items():
+                own = own.replace(mine, theirs) if name.startswith(mine + ".") else own
+            value = torch.from_numpy(np.asarray(state[prefix + own]))
+            tensor.copy_(value.reshape(tensor.shape))
+    loop.words.copy_(torch.from_numpy(np.asarray(state["memory.words"])))
+
+
 @pytest.mark.parametrize(
     "options", [["-c", "moco_v3/resnet50_100ep"], ["-c", "moco_v2/resnet50", "-o", "model.width=8"]]
 )

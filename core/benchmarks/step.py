@@ -2,11 +2,13 @@
 
 Both run in one process and take turns, so that whatever else the machine does hits both; peak
 memory is that of a process of its own for each. What the training loop adds to the engine's steps
-is measured, too. The figures are ratios: only those travel.
+is measured, too, and a step of MoCo v3 on the same encoder beside one of MOCA. The figures are
+ratios: only those travel.
 """
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import resource
@@ -23,10 +25,11 @@ from triptych import backends
 from triptych.core import cli, config, parameters
 from triptych.core.algorithms import METHODS
 from triptych.core.benchmarks import loop
-from triptych.core.config.spec import MocoV3Spec, ResnetSpec, RunSpec, VitSpec
+from triptych.core.config.spec import MocaSpec, MocoV3Spec, ResnetSpec, RunSpec, VitSpec
 from triptych.core.engine import Batch, Engine, Hyper
 from triptych.core.errors import UserError
 from triptych.core.resources import cpu_threads
+from triptych.core.step_cost import COUNTED, step_flops
 
 DEFAULTS = (
     "device=cpu",
@@ -81,6 +84,8 @@ def _plain_loop(spec: RunSpec) -> str:
     if isinstance(spec.method, MocoV3Spec):
         if isinstance(model, VitSpec) and model.stem == "patch":
             return "baseline"
+    elif isinstance(spec.method, MocaSpec):
+        return "baseline_moca"
     elif isinstance(model, ResnetSpec) and (model.stem, model.width) == ("imagenet", 64):
         return "baseline_queue"
     raise UserError(
@@ -90,19 +95,24 @@ def _plain_loop(spec: RunSpec) -> str:
 
 
 def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    parts = {part: _child(name, part, arguments) for part in ("both", "engine", "plain", "loop")}
-    both = parts["both"]
-    peaks = {part: parts[part]["peak_mib"] for part in ("engine", "plain")}
-    return {
+    both, engine, loop = (_child(name, part, arguments) for part in ("both", "engine", "loop"))
+    row = {
         "backend": name,
         "engine_seconds": both["engine"],
-        "plain_seconds": both["plain"],
-        "speed_over_plain": both["ratio"],
-        "engine_peak_mib": peaks["engine"],
-        "plain_peak_mib": peaks["plain"],
-        "memory_over_plain": peaks["engine"] / peaks["plain"],
-        "loop_over_bare": parts["loop"]["loop_over_bare"],
+        "engine_peak_mib": engine["peak_mib"],
+        "loop_over_bare": loop["loop_over_bare"],
     }
+    if "plain" in both:
+        plain = _child(name, "plain", arguments)
+        row |= {
+            "plain_seconds": both["plain"],
+            "speed_over_plain": both["plain_over_engine"],
+            "plain_peak_mib": plain["peak_mib"],
+            "memory_over_plain": engine["peak_mib"] / plain["peak_mib"],
+        }
+    if "moco_v3" in both:
+        row |= {"moco_v3_seconds": both["moco_v3"], "moco_v3_time": both["moco_v3_over_engine"]}
+    return row
 
 
 def _child(name: str, part: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -123,22 +133,42 @@ def _child(name: str, part: str, arguments: argparse.Namespace) -> dict[str, Any
 def _measure(spec: RunSpec, name: str, part: str, rounds: int) -> dict[str, Any]:
     batches = [_batch(spec, i) for i in range(2)]
     steps: dict[str, Callable[[int], None]] = {}
-    package = backends.load(name)
+    plain = f"triptych.backends.{name}.{_plain_loop(spec)}"
     if part != "plain":
-        engine = package.build(spec, parameters.initial_state(spec))
+        engine = _engine(spec, name)
         steps["engine"] = _engine_step(engine, batches)
     if part == "loop":
         return {"loop_over_bare": loop.over_bare(spec, engine, batches, rounds=LOGGED)}
-    if part in ("both", "plain"):
-        baseline = importlib.import_module(f"triptych.backends.{name}.{_plain_loop(spec)}")
-        steps["plain"] = _plain_step(baseline.PlainLoop(spec), batches)
+    if part in ("both", "plain") and importlib.util.find_spec(plain):
+        backends.load(name)
+        steps["plain"] = _plain_step(importlib.import_module(plain).PlainLoop(spec), batches)
+    if part == "both" and isinstance(spec.method, MocaSpec):
+        steps["moco_v3"] = _engine_step(_engine(moco_v3_twin(spec), name), batches)
     times = _alternate(steps, rounds)
     result: dict[str, Any] = {k: statistics.median(v) for k, v in times.items()}
-    if part == "both":
-        pairs = zip(times["plain"], times["engine"], strict=True)
-        result["ratio"] = statistics.median(plain / engine for plain, engine in pairs)
+    for other in times.keys() - {"engine"} if part == "both" else ():
+        pairs = zip(times[other], times["engine"], strict=True)
+        result[f"{other}_over_engine"] = statistics.median(a / b for a, b in pairs)
     result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return result
+
+
+def _engine(spec: RunSpec, name: str) -> Engine:
+    engine: Engine = backends.load(name).build(spec, parameters.initial_state(spec))
+    return engine
+
+
+def moco_v3_twin(spec: RunSpec) -> RunSpec:
+    """MoCo v3's recipe with the encoder, batch and precision of another spec."""
+    model = spec.model.model_dump(mode="json", exclude={"init", "freeze_patch_embed"})
+    sections = {"model": model, "train": {"batch_size": spec.train.batch_size}}
+    overrides = [
+        f"{section}.{key}={json.dumps(value)}"
+        for section, values in sections.items()
+        for key, value in values.items()
+    ]
+    shared = [f"precision={spec.precision}", f"threads={json.dumps(spec.threads)}"]
+    return config.load("moco_v3/vit_small", [*DEFAULTS, *overrides, *shared])
 
 
 def _alternate(steps: dict[str, Callable[[int], None]], rounds: int) -> dict[str, list[float]]:
@@ -196,10 +226,37 @@ def _table(spec: RunSpec, rows: list[dict[str, Any]]) -> str:
         "backend   step s   plain s  speed/plain   MiB  memory/plain  loop/bare  time/torch",
     ]
     for row in rows:
-        over = f"{row['time_over_torch']:10.2f}" if "time_over_torch" in row else "         -"
-        lines.append(
-            f"{row['backend']:8} {row['engine_seconds']:7.3f} {row['plain_seconds']:9.3f} "
-            f"{row['speed_over_plain']:12.3f} {row['engine_peak_mib']:5.0f} "
-            f"{row['memory_over_plain']:13.3f} {row['loop_over_bare']:10.3f} {over}"
+        figures = (
+            ("engine_seconds", "7.3f"),
+            ("plain_seconds", "9.3f"),
+            ("speed_over_plain", "12.3f"),
+            ("engine_peak_mib", "5.0f"),
+            ("memory_over_plain", "13.3f"),
+            ("loop_over_bare", "10.3f"),
+            ("time_over_torch", "11.2f"),
         )
-    return "\n".join(lines)
+        cells = [_cell(row.get(name), form) for name, form in figures]
+        lines.append(" ".join([f"{row['backend']:8}", *cells]))
+    return "\n".join([*lines, *_costs(spec, rows)])
+
+
+def _cell(value: float | None, form: str) -> str:
+    width = int(form.partition(".")[0])
+    return "-".rjust(width) if value is None else f"{value:{form}}"
+
+
+def _costs(spec: RunSpec, rows: list[dict[str, Any]]) -> list[str]:
+    """Time beside the counted cost, of MOCA and of MoCo v3 on the same encoder."""
+    if not isinstance(spec.method, MocaSpec):
+        return []
+    own, other = step_flops(spec), step_flops(moco_v3_twin(spec))
+    lines = [
+        f"counted: moca {own / 1e9:.2f} GFLOPs, moco_v3 on the same encoder {other / 1e9:.2f}: "
+        f"{other / own:.2f} times as much ({COUNTED})"
+    ]
+    for row in rows:
+        lines.append(
+            f"measured: {row['backend']} moca {row['engine_seconds']:.3f} s, moco_v3 "
+            f"{row['moco_v3_seconds']:.3f} s: {row['moco_v3_time']:.2f} times as long"
+        )
+    return lines
