@@ -36,7 +36,7 @@ demo-all: $(stamp)  ## every short recipe of the digits on every backend, in run
 test: $(stamp)  ## the test suite
 	$(under_test) $(python) -m pytest
 
-soak: $(stamp)  ## long campaigns: kill and resume at random moments
+soak: $(stamp)  ## long campaigns: kills at random moments, one curve on all frameworks
 	$(under_test) $(python) -m pytest -m soak
 
 bench: $(stamp)  ## speed and memory, side by side with plain loops
