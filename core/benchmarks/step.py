@@ -52,9 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_backend_argument(parser)
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed steps of each")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument(
-        "--part", choices=("both", "engine", "plain", "loop"), help=argparse.SUPPRESS
-    )
+    parser.add_argument("--part", choices=("both", "engine", "plain"), help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -95,12 +93,12 @@ def _plain_loop(spec: RunSpec) -> str:
 
 
 def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    both, engine, loop = (_child(name, part, arguments) for part in ("both", "engine", "loop"))
+    both, engine = (_child(name, part, arguments) for part in ("both", "engine"))
     row = {
         "backend": name,
         "engine_seconds": both["engine"],
         "engine_peak_mib": engine["peak_mib"],
-        "loop_over_bare": loop["loop_over_bare"],
+        "loop_over_bare": both["loop_over_bare"],
     }
     if "plain" in both:
         plain = _child(name, "plain", arguments)
@@ -137,8 +135,6 @@ def _measure(spec: RunSpec, name: str, part: str, rounds: int) -> dict[str, Any]
     if part != "plain":
         engine = _engine(spec, name)
         steps["engine"] = _engine_step(engine, batches)
-    if part == "loop":
-        return {"loop_over_bare": loop.over_bare(spec, engine, batches, rounds=LOGGED)}
     if part in ("both", "plain") and importlib.util.find_spec(plain):
         backends.load(name)
         steps["plain"] = _plain_step(importlib.import_module(plain).PlainLoop(spec), batches)
@@ -149,6 +145,8 @@ def _measure(spec: RunSpec, name: str, part: str, rounds: int) -> dict[str, Any]
     for other in times.keys() - {"engine"} if part == "both" else ():
         pairs = zip(times[other], times["engine"], strict=True)
         result[f"{other}_over_engine"] = statistics.median(a / b for a, b in pairs)
+    if part == "both":
+        result["loop_over_bare"] = loop.over_bare(spec, engine, batches, rounds=LOGGED)
     result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return result
 
