@@ -116,14 +116,28 @@ def _loss_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Chart:
         Series(name, sorted(record.loss.items()), colour)
         for colour, (name, record) in enumerate(zip(names, records, strict=True))
     ]
-    chances = sorted({row.chance for record in records for row in record.steps if row.chance})
     summary = "; ".join(
         f"{name}: from {record.steps[0].loss:.4g} to {record.steps[-1].loss:.4g} "
         f"at step {record.steps[-1].step}"
         for name, record in zip(names, records, strict=True)
     )
-    levels = [Level(f"chance {chance:.3f}", chance) for chance in chances]
-    return Chart("Loss", summary, series, "step", "loss", levels=levels)
+    curves, levels = _chances(records, names)
+    return Chart("Loss", summary, [*series, *curves], "step", "loss", levels=levels)
+
+
+def _chances(
+    records: Sequence[RunRecord], names: Sequence[str]
+) -> tuple[list[Series], list[Level]]:
+    """The chance level: one line for all runs that share it, a curve where it moves (MOCA)."""
+    curves, fixed = [], set()
+    for colour, (name, record) in enumerate(zip(names, records, strict=True)):
+        points = [(row.step, row.chance) for row in record.steps if row.chance is not None]
+        levels = {chance for _, chance in points}
+        if len(levels) > 1:
+            curves.append(Series(f"{name}, chance", points, colour, dashed=True))
+        else:
+            fixed |= levels
+    return curves, [Level(f"chance {chance:.3f}", chance) for chance in sorted(fixed)]
 
 
 def _difference_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Chart:

@@ -191,6 +191,18 @@ def test_picture_is_a_whole_svg_file_of_its_own(runs, tmp_path):
     assert all(name in text for name in ("torch", "oneflow", "paddle", "chance 2.773"))
 
 
+def test_a_chance_level_that_moves_is_a_curve(tmp_path):
+    run = write_run(tmp_path / "moving")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if "chance" in row:
+            row["chance"] += 0.01 * row["step"]
+    write_lines(run / "metrics.jsonl", rows)
+    report.write_picture([read_run(run)], tmp_path / "curves.svg")
+    text = (tmp_path / "curves.svg").read_text()
+    assert text.count("<polyline") == 2 and text.count("chance") <= 2
+
+
 # -------------------------------------------------------------------------------------- bad input
 
 
