@@ -13,6 +13,7 @@ RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, M, N)
 ORDER = np.array([4, 0, 5, 5, 1, 2, 0])
 """Rows left out and taken twice."""
+TOKEN = np.array([3, 0, 0, 2])
 CASES = {
     "l2_normalize": (lambda ops, x: ops.l2_normalize(x), [(N, D)]),
     "matmul": (lambda ops, a, b: ops.matmul(a, b), [(N, D), (D, M)]),
@@ -21,6 +22,9 @@ CASES = {
     "row_dot": (lambda ops, a, b: ops.row_dot(a, b), [(N, D), (N, D)]),
     "gather_rows": (lambda ops, x: ops.gather_rows(x, ORDER), [(N, D, 2)]),
     "concat_columns": (lambda ops, a, b: ops.concat([a, b], axis=1), [(N, 1), (N, D)]),
+    "l2_normalize_wide_eps": (lambda ops, x: ops.l2_normalize(x, eps=1e-5), [(N, D)]),
+    "mean_tokens": (lambda ops, x: ops.mean_tokens(x, np.array([0, 2, 3])), [(N, 4, D)]),
+    "gather_tokens": (lambda ops, x: ops.gather_tokens(x, ORDER[:4], TOKEN), [(N, 4, D)]),
     "concat_rows": (lambda ops, a, b: ops.concat([a, b], axis=0), [(N, D), (M, D)]),
 }
 
@@ -86,6 +90,58 @@ def test_nothing_is_recorded_inside_no_grad(backend, backend_name):
     x = RNG.standard_normal((N, D))
     _, (grad,) = differentiate(backend_name, half, x, probe=np.ones((N, D)))
     assert_close(grad, reference.l2_normalize(x), 1e-14)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("scale", [1.0, 40.0], ids=["near", "far"])
+def test_divergence_from_a_target(backend, backend_name, scale, precision):
+    """Targets get no gradient, and may be 0."""
+    target = np.maximum(RNG.standard_normal((N, M)), 0.0) + np.eye(N, M)
+    target = (target / target.sum(1, keepdims=True)).astype(precision)
+    logits = (RNG.standard_normal((N, M)) * scale).astype(precision)
+
+    def divergence(t, z):
+        with backend.ops.no_grad():
+            fixed = t * 1.0
+        return backend.ops.kl_divergence(fixed, z) + (t * 0.0).sum()
+
+    value, (none, grad) = differentiate(
+        backend_name, divergence, target, logits, probe=np.ones((), precision)
+    )
+    t, z = target.astype(np.float64), logits.astype(np.float64)
+    softmax = np.exp(z - z.max(1, keepdims=True))
+    softmax /= softmax.sum(1, keepdims=True)
+    tolerance = TOLERANCE[precision]["op"]
+    assert_close(value, reference.kl_divergence(t, z), tolerance)
+    assert_close(grad, (softmax * t.sum(1, keepdims=True) - t) / N, tolerance)
+    assert not none.any()
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_codes_and_their_entropy(backend, backend_name, precision):
+    """Rows near zero are divided by 1e-5, not by their length: OneFlow's own form is not exact."""
+    tokens = RNG.standard_normal((N, 4, D)).astype(precision)
+    tokens[0, 0] *= 1e-6
+    words = reference.l2_normalize(RNG.standard_normal((M, D))).astype(precision)
+    found = []
+
+    def function(x, w, sharpness):
+        codes, differences = backend.ops.soft_assign(x, w, sharpness)
+        found.extend([codes.numpy(), differences.numpy()])
+        found.append(backend.ops.entropy(codes[:, 0]).numpy())
+        return x.sum() + w.sum() + sharpness.sum()
+
+    inputs = tokens, words, np.array([20.0], precision)
+    _, grads = differentiate(backend_name, function, *inputs, probe=np.ones((), precision))
+    assert all((grad == 1.0).all() for grad in grads)  # none comes from the codes
+    codes, differences = reference.soft_assign(*(x.astype(np.float64) for x in inputs))
+    # A sharpness of 20 multiplies the rounding of the cosines.
+    tolerance = 20 * TOLERANCE[precision]["op"]
+    assert_close(found[0], codes, tolerance)
+    assert_close(found[1], differences, tolerance)
+    assert_close(found[2], reference.entropy(codes[:, 0]), tolerance)
+    sure = np.eye(N, M)
+    assert float(reference.entropy(sure)) == 0.0
 
 
 LOGITS = [
