@@ -14,7 +14,7 @@ from triptych.core import checkpoint, config, run
 from triptych.core.demo import short_recipes
 from triptych.core.logs import read_rows
 
-KEYS = ["precision=float64", "train.steps=100", "log.every=1", "evaluate.every=0", "threads=2"]
+KEYS = ["precision=float64", "train.steps=100", "log.every=1", "evaluate.every=0", "threads=1"]
 LEG = 25
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
