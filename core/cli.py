@@ -46,6 +46,10 @@ def exit_status(command: Callable[[], int]) -> int:
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return NON_FINITE
+    except MemoryError as error:
+        text = f"not enough memory ({error}); make the model, its memory or the batch smaller"
+        print(f"error: {text}", file=sys.stderr)
+        return BAD_INPUT
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:

@@ -10,3 +10,8 @@ class UserError(Exception):
 
 class NonFiniteError(FloatingPointError):
     """Training went non-finite (exit status 3); names the step and the first bad tensor."""
+
+
+def printable(text: str) -> str:
+    """A name from outside as it may stand in a message: in one line, without control characters."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -55,7 +55,7 @@ def render(records: Sequence[RunRecord]) -> str:
     )
     parts = [
         element("h1", heading),
-        _introduction(records[0]),
+        _introduction(records),
         _section("Side by side", _side_by_side(records)),
         _section("Curves", *_curves(records, names)),
         _section("Health", _health(records, names)),
@@ -71,13 +71,18 @@ def _section(title: str, *children: Element) -> Element:
     return element("section", element("h2", title), *children)
 
 
-def _introduction(record: RunRecord) -> Element:
+def _introduction(records: Sequence[RunRecord]) -> Element:
+    """One sentence for each kind of run."""
+    sentences = dict.fromkeys(_sentence(record) for record in records)
+    return element("p", " ".join(sentences))
+
+
+def _sentence(record: RunRecord) -> str:
     spec = record.spec
-    return element(
-        "p",
+    return (
         f"{spec.method.name} on {spec.data.name}, {spec.model.name} at "
         f"{spec.model.size[0]}×{spec.model.size[1]} pixels, batch {spec.train.batch_size}, "
-        f"{spec.precision}, seed {spec.seed}.",
+        f"{spec.precision}, seed {spec.seed}."
     )
 
 

@@ -118,8 +118,17 @@ def _sizes(found: dict[str, Any]) -> list[str]:
         f"with a gradient {_millions(counts['trainable'])}",
         f"cost        {short}FLOPs ({per_image:,})",
         f"            {cost['counted']}",
-        f"chance      the loss is {found['chance']:.4f} where nothing is learned",
+        _chance(found),
     ]
+
+
+def _chance(found: dict[str, Any]) -> str:
+    if found["method"] == "moca":
+        return (
+            f"chance      below {found['chance']:.4f}; it moves with the words, and each logged "
+            "step says where it is"
+        )
+    return f"chance      the loss is {found['chance']:.4f} where nothing is learned"
 
 
 def _lengths(found: dict[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ from triptych.core.algorithms import moca
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
 from triptych.core.data import evaluation_batches, open_evaluation, open_train
 from triptych.core.engine import State
+from triptych.core.errors import UserError
 from triptych.core.markup import element
 from triptych.core.reference import ops
 from triptych.core.reference.encoders import vit
@@ -88,18 +89,16 @@ def examples(spec: RunSpec, state: State, step: int) -> list[Example]:
 
 
 def section(spec: RunSpec, run_dir: Path) -> list[Element]:
-    """The pictures of a run as a table, or a line that says why there are none.
-
-    Raises:
-        UserError: as ``examples``, or no checkpoint of the run can be read.
-    """
-    notes: list[str] = []
-    path = checkpoint.resolve("auto", run_dir, notes.append)
-    said = [element("p", note, class_="note") for note in notes]
-    if path is None:
-        return [*said, element("p", "No checkpoint has been saved, so there are no pictures.")]
-    manifest, state = checkpoint.read(path)
-    shown = examples(spec, state, manifest.step)
+    """The pictures of a run as a table, or a line that says why there are none."""
+    try:
+        path = checkpoint.latest(run_dir, lambda _damage: None)
+        if path is None:
+            return [element("p", "No whole checkpoint is there, so there are no pictures.")]
+        manifest, state = checkpoint.read(path)
+        shown = examples(spec, state, manifest.step)
+    except UserError as error:
+        # The rest of the page needs neither checkpoint nor images.
+        return [element("p", f"There are no pictures: {error}")]
     headings = ("image", "round 1", "round 2", "surest words", "most frequent words")
     head = element("tr", *(element("th", text, scope="col") for text in headings))
     table = element(
@@ -110,7 +109,7 @@ def section(spec: RunSpec, run_dir: Path) -> list[Element]:
         "predicts the codes of the faint ones besides; a grey one is left out. One colour is one "
         "word, in all images; a share is that of the image's bag of words."
     )
-    return [*said, element("div", table, class_="wide"), element("p", note, class_="note")]
+    return [element("div", table, class_="wide"), element("p", note, class_="note")]
 
 
 def _images(spec: RunSpec) -> NDArray[np.float64]:

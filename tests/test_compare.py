@@ -95,3 +95,15 @@ def test_compare_as_a_command(record, tmp_path, capsys):
     assert main(["parity", "compare", str(a), str(b), "--tolerance", "lass=1"]) == 2
     assert main(["parity", "compare", str(a), str(tmp_path / "none.npz")]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_records_of_different_specs_are_told_apart(tmp_path, capsys):
+    common = ["-c", "moco_v3/digits", "--backend", "numpy", "--steps", "1"]
+    small = ["model.width=8", "model.depth=1", "method.hidden_dim=8", "train.batch_size=8"]
+    for name, seed in (("a", 0), ("b", 3)):
+        output = str(tmp_path / f"{name}.npz")
+        assert main(["parity", "trace", *common, "-o", output, *small, f"seed={seed}"]) == 0
+    assert main(["parity", "compare", str(tmp_path / "a.npz"), str(tmp_path / "a.npz")]) == 0
+    assert "different specs" not in capsys.readouterr().out
+    assert main(["parity", "compare", str(tmp_path / "a.npz"), str(tmp_path / "b.npz")]) == 1
+    assert "the records are of different specs: seed 0 and 3" in capsys.readouterr().out

@@ -11,6 +11,8 @@ from triptych.core.parameters import initial_state, table
 
 CASES = ["moco_v1_resnet18", "moco_v2_resnet50", "moco_v3_resnet50", "moco_v3_vit_conv_tiny"]
 SMALL = "moco_v1_resnet18"
+MOCA = "moca_vit_tiny"
+CODEBOOK = "bow_extractor.bow_extractor.0."
 PLACES = {
     "moco_v1_resnet18": {
         "student.projector.0.weight": "encoder_q.fc.weight",
@@ -125,6 +127,40 @@ def test_what_does_not_fit_is_named(tmp_path, change, line):
     np.savez(tmp_path / "moco.npz", **change(official_state(SMALL)))
     with pytest.raises(UserError, match=line.replace("(", r"\(").replace(")", r"\)")):
         checkpoint.load_weights(tmp_path / "moco.npz", spec)
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "value", "line"),
+    [
+        (SMALL, "queue_ptr", [64], "memory.pointer: expected a whole number >= 0 below 64, got 64"),
+        (SMALL, "queue_ptr", [-5], "memory.pointer: expected a whole number"),
+        (
+            SMALL,
+            "queue_ptr",
+            [2.7],
+            "memory.pointer: expected a whole number >= 0 below 64, got 2.7",
+        ),
+        (SMALL, "queue_ptr", [True], "memory.pointer: expected a whole number"),
+        (SMALL, "queue", 0.0, "memory.queue: 64 of 64 vectors are not of length 1"),
+        (SMALL, "queue", 1e30, "memory.queue: 64 of 64 vectors are not of length 1"),
+        (MOCA, CODEBOOK + "_embedding_ptr", [9999], "memory.pointer: expected a whole number"),
+        (MOCA, CODEBOOK + "_track_num_batches", [-3.5], "memory.updates: expected a whole number"),
+        (MOCA, CODEBOOK + "_dist_norm_prev", [0.0], "memory.distance_used: expected a number > 0"),
+        (MOCA, CODEBOOK + "_dist_norm", [-1.0], "memory.distance: expected a number > 0"),
+        (MOCA, CODEBOOK + "_embedding", 0.0, "memory.words: "),
+    ],
+)
+def test_a_memory_that_cannot_be_right_is_named(tmp_path, case, name, value, line):
+    spec, _ = load(case)
+    official = dict(official_state(case))
+    assert name in official
+    official[name] = (
+        np.array(value) if isinstance(value, list) else np.full_like(official[name], value)
+    )
+    np.savez(tmp_path / "weights.npz", **official)
+    with pytest.raises(UserError) as caught:
+        checkpoint.load_weights(tmp_path / "weights.npz", spec)
+    assert f"weights.npz: unusable {line}" in str(caught.value)
 
 
 def test_canonical_files_with_a_queue_load(tmp_path):

@@ -206,6 +206,8 @@ def test_official_names_both_ways():
         ("train.batch_size=100", "method.word_ranks", "not divisible by 8"),
         ("method.new_words=33", "method.new_words", "not divisible by word_ranks 8"),
         ("method.words=2", "method.new_words", "more than the 2 words"),
+        ("method.predictor_ratio=1e-9", "method.predictor_ratio", "leaves no hidden unit"),
+        ("method.mask_ratios=[0.999, 0.75]", "method.mask_ratios", "shows 0 of 196"),
         ("method.decoder_heads=5", "method.decoder_heads", "not divisible by 5"),
         ("optim.schedule=constant", "optim.lr_epochs_mul", "schedule constant has none"),
     ],
@@ -215,6 +217,11 @@ def test_what_cannot_work_is_told_in_one_line(change, key, told):
         config.load(RECIPE, [change])
     (line,) = str(error.value).splitlines()
     assert key in line and told in line
+
+
+def test_one_word_is_none():
+    with pytest.raises(UserError, match=r"method\.words: 1: batch norm"):
+        config.load("moca/digits", ["method.words=1", "method.new_words=1"])
 
 
 def test_generator_rate_is_for_moca():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.core import config, masking, parameters, reference, run, word_pictures
+from triptych.core import checkpoint, config, masking, parameters, reference, run, word_pictures
 from triptych.core.algorithms import moca
 from triptych.core.cli import main
 
@@ -95,5 +95,14 @@ def test_a_report_of_a_trained_run_shows_them(backend, backend_name, spec, tmp_p
 
 def test_without_a_checkpoint_there_is_a_line(spec, tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    last = word_pictures.section(spec, tmp_path)[-1]
-    assert last.text.startswith("No checkpoint has been saved")
+    (line,) = word_pictures.section(spec, tmp_path)
+    assert line.text.startswith("No whole checkpoint is there")
+
+
+def test_without_the_images_the_rest_of_the_page_is_there(spec, state, tmp_path):
+    checkpoint.write(tmp_path, 1, state, spec, {}, keep=1)
+    assert len(word_pictures.section(spec, tmp_path)) == 2
+    lost = {"name": "image_folder", "root": "nowhere", "eval_root": "nowhere"}
+    elsewhere = spec.model_copy(update={"data": spec.data.model_copy(update=lost)})
+    (line,) = word_pictures.section(elsewhere, tmp_path)
+    assert line.text.startswith("There are no pictures: ") and "nowhere" in line.text

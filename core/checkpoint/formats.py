@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from triptych.core.checkpoint import moca, moco, moco_v3
+from triptych.core.checkpoint import memories, moca, moco, moco_v3
 from triptych.core.checkpoint.manifest import Manifest, other_architecture
 from triptych.core.checkpoint.readers import read_file
 from triptych.core.checkpoint.retrieval import MANIFEST, latest, read
@@ -132,6 +132,7 @@ def mismatches(state: State, spec: RunSpec) -> list[str]:
                 if state[n].dtype.kind != "f" and params[n].init.kind != "count"
             ],
         ),
+        *_capped("unusable", list(memories.faults(state, spec))),
         *_capped("not finite:", [n for n, a in state.items() if not np.isfinite(a).all()]),
     ]
 

@@ -179,8 +179,8 @@ def differences(manifest: Manifest, spec: RunSpec) -> dict[str, str]:
             f"{manifest.versions.get('triptych', '?')} and does not fit {__version__} "
             f"({error.error_count()} keys differ); resume it with that version"
         ) from error
-    old = dict(_flatten(stored.model_dump(mode="json")))
-    new = dict(_flatten(spec.model_dump(mode="json")))
+    old = dict(flatten(stored.model_dump(mode="json")))
+    new = dict(flatten(spec.model_dump(mode="json")))
     keys = list(dict.fromkeys([*old, *new]))
     return {
         key: f"{_shown(old.get(key))} -> {_shown(new.get(key))}"
@@ -189,10 +189,11 @@ def differences(manifest: Manifest, spec: RunSpec) -> dict[str, str]:
     }
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of nested dictionaries and their values."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

@@ -69,7 +69,8 @@ def to_canonical(arrays: State, spec: RunSpec) -> State:
     found = {canonical.get(name, name): array for name, array in unwrapped(arrays).items()}
     for name in ("memory.pointer", "memory.updates"):
         if name in found and found[name].shape == (1,):
-            found[name] = found[name].reshape(()).astype(np.int64)
+            # The count is a float there; one that is no whole number is refused later.
+            found[name] = found[name].reshape(())
     return found
 
 

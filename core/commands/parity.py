@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from triptych.core import cli, config
-from triptych.core.errors import UserError
+from triptych.core.errors import NonFiniteError, UserError
 
 HELP = "record a run's numbers, compare two records, or train on every backend"
 
@@ -65,6 +65,9 @@ def _trace(arguments: argparse.Namespace) -> int:
     losses = np.load(output)["loss"]
     print(f"{backend}, {arguments.dtype}: loss {' '.join(f'{x:.12g}' for x in losses)}")
     print(f"wrote {output}")
+    if not np.isfinite(losses).all():
+        step = int(np.isfinite(losses).argmin()) + 1
+        raise NonFiniteError(f"{output}: the loss of step {step} is not finite")
     return 0
 
 
@@ -80,12 +83,14 @@ def _split_o(arguments: argparse.Namespace) -> tuple[list[str], Path]:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from triptych.core import checkpoint
-    from triptych.core.parity.compare import compare
+    from triptych.core.parity.compare import compare, spec_differences
 
     tolerances = dict(_tolerance(item) for item in arguments.tolerance)
     a, b = (checkpoint.read_arrays(path) for path in (arguments.a, arguments.b))
     differences, noise = compare(a, b, tolerances)
     wrong = [d for d in differences if not d.ok]
+    for key, values in sorted(spec_differences(a, b).items()):
+        print(f"the records are of different specs: {key} {values}")
     for d in differences[: max(arguments.most, 0)]:
         print(f"{'ok ' if d.ok else 'BAD'} {d.error:9.2e} (allowed {d.allowed:.0e})  {d.name}")
     print(

@@ -126,6 +126,8 @@ class MocaSpec(Section):
             yield KeyedError(
                 "new_words", f"{self.new_words} is not divisible by word_ranks {self.word_ranks}"
             )
+        if self.words < 2:
+            yield KeyedError("words", "1: batch norm over the words needs 2 at least")
         if self.step_words > self.words:
             yield KeyedError(
                 "new_words", f"a step's {self.step_words} are more than the {self.words} words"

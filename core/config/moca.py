@@ -19,6 +19,11 @@ def moca_contradictions(
         yield KeyedError(
             "method.early_layer", f"{method.early_layer}: the model has {model.depth} blocks"
         )
+    if int(model.width * method.predictor_ratio) < 1:
+        yield KeyedError(
+            "method.predictor_ratio",
+            f"{method.predictor_ratio:g} of the model's width {model.width} leaves no hidden unit",
+        )
     if min(model.grid) <= 2 * method.border:
         rows, columns = model.grid
         yield KeyedError(
@@ -45,8 +50,9 @@ def _masks(model: VitSpec, method: MocaSpec) -> Iterator[KeyedError]:
     rounds = masking.rounds(length, method.mask_ratios, method.decoder_ratios)
     for i, one in enumerate(rounds, 1):
         if not 0 < one.visible < one.decoded:
+            key = "mask_ratios" if one.visible == 0 else "decoder_ratios"
             yield KeyedError(
-                "method.decoder_ratios",
+                f"method.{key}",
                 f"round {i} shows {one.visible} of {length} tokens and decodes {one.decoded}: "
                 "expected at least one shown, and more decoded",
             )

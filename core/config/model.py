@@ -8,10 +8,13 @@ from pydantic import Field, model_validator
 from triptych.core.config.fields import (
     Bool,
     Channels,
+    Depth,
     KeyedError,
+    Pixels,
     PositiveFloat,
     PositiveInt,
     Section,
+    Width,
 )
 
 VIT_PRESETS: dict[str, dict[str, int | str]] = {
@@ -38,7 +41,7 @@ RESNET_DEPTHS: dict[str, tuple[int, int, int, int]] = {
 class EncoderSpec(Section):
     """What every encoder has."""
 
-    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224
+    image_size: Pixels | tuple[Pixels, Pixels] = 224
     """Pixels: one number for a square, or [height, width]."""
     channels: Channels = 3
 
@@ -63,9 +66,9 @@ class VitSpec(EncoderSpec):
     ]
     """A named size fills width, depth, heads and stem; "vit" wants the first three given."""
     patch_size: PositiveInt = 16
-    width: PositiveInt
+    width: Width
     """Width of the residual stream; divisible by heads and by 4 (position table)."""
-    depth: PositiveInt
+    depth: Depth
     heads: PositiveInt
     mlp_ratio: PositiveInt = 4
     stem: Literal["patch", "conv"] = "patch"
@@ -125,7 +128,7 @@ class ResnetSpec(EncoderSpec):
     """
 
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-    width: PositiveInt = 64
+    width: Width = 64
     """Channels of the first stage; each later stage has twice as many."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """imagenet: 7x7 convolution of stride 2, then a 3x3 maximum of stride 2. small: one 3x3

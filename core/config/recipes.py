@@ -11,6 +11,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 ALIASES = {
+    "mocov1_pt_in1k_1n8c": "moco_v1/resnet50_paddle",
+    "mocov2_pt_in1k_1n8c": "moco_v2/resnet50_paddle",
     "mocov2_resnet50_8xb32-coslr-200e_in1k": "moco_v2/resnet50",
     "mocov3_resnet50_8xb512-amp-coslr-100e_in1k": "moco_v3/resnet50_100ep",
     "mocov3_resnet50_8xb512-amp-coslr-300e_in1k": "moco_v3/resnet50_300ep",
@@ -19,7 +21,7 @@ ALIASES = {
     "mocov3_vit-base-p16_16xb256-amp-coslr-300e_in1k": "moco_v3/vit_base",
     "mocov3_vit-large-p16_64xb64-amp-coslr-300e_in1k": "moco_v3/vit_large",
 }
-"""mmpretrain's names of pretraining runs -> recipes."""
+"""mmpretrain's names of pretraining runs, and PaddleFleetX's -> recipes."""
 
 
 def recipes() -> dict[str, Path]:
@@ -44,6 +46,8 @@ def find(name_or_path: str | Path, folder: str | Path = "") -> Path:
         return path
     if str(name_or_path) in known:
         return _from_here(known[str(name_or_path)])
+    if os.path.islink(path):
+        raise UserError(f"{path}: a link that leads nowhere")
     beside = [str(p) for p in path.parent.glob("*.yaml")] if os.path.isdir(path.parent) else []
     near = difflib.get_close_matches(str(path), beside, 1) or difflib.get_close_matches(
         str(name_or_path), known, 1

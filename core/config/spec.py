@@ -33,6 +33,7 @@ from triptych.core.config.fields import (
     PositiveInt,
     Section,
     Str,
+    Threads,
 )
 from triptych.core.config.method import (
     MethodSpec,
@@ -207,7 +208,7 @@ class RunSpec(Section):
     device: Str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
-    threads: PositiveInt | Literal["auto"] = "auto"
+    threads: Threads | Literal["auto"] = "auto"
     """CPU threads of the framework; auto: the cores this process may use."""
     data: DataSpec = DataSpec()
     augment: AugmentSpec = AugmentSpec()
@@ -268,7 +269,8 @@ class RunSpec(Section):
             if warmup is not None and length is not None and warmup > length:
                 yield KeyedError(
                     f"optim.warmup_{unit}",
-                    f"a warm-up of {warmup:g} {unit} is longer than the run of {length} {unit}",
+                    f"a warm-up of {warmup:g} {unit} is longer than the run of {length} {unit}; "
+                    "shorten it or train longer",
                 )
             last = max(self.optim.milestones, default=0.0)
             if length is not None and last >= length:

@@ -1,12 +1,15 @@
 """Reading one image file, strictly: what is damaged is an error and never half an image."""
 
+import os
+import stat
 import struct
+import warnings
 import zlib
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from triptych.core.errors import UserError
+from triptych.core.errors import UserError, printable
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 """Pillow's name of an 8-bit image by number of channels."""
@@ -43,15 +46,20 @@ def decode(path: str, mode: str) -> Image.Image:
         DamagedImage: not there, not an image, or damaged.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            return to_mode(image, mode)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("not a regular file")  # reading a pipe might never end
+        with warnings.catch_warnings():
+            # Pillow warns below the size that it refuses; that is no news for a user.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return to_mode(image, mode)
     except _DAMAGE as error:
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = "not an image in a known format"
         raise DamagedImage(
-            f"{path}: damaged image ({' '.join(reason.split())}); repair or remove it, "
+            f"{printable(path)}: damaged image ({' '.join(reason.split())}); repair or remove it, "
             "or set data.on_error: skip"
         ) from error
 

@@ -1,5 +1,6 @@
 """k-NN of a run's features: on its evaluation split, with all labels and with a few per class."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -34,6 +35,12 @@ class KnnProtocol:
                 "given; set data.eval_root, or evaluate.every to 0"
             )
         self.bank, self.queries = split
+        most = max(Counter(self.bank.label(i) for i in range(len(self.bank))).values())
+        for count in spec.evaluate.per_class:
+            if count > most:
+                raise UserError(
+                    f"evaluate.per_class: {count}: no class has more than {most} labelled images"
+                )
         self.digest = "-".join(split_digest(source)[:16] for source in split)
 
     def engine(

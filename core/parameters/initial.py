@@ -25,7 +25,8 @@ def initial_value(param: Param, seed: int) -> Array:
         scale = 1.0 / np.linalg.norm(value, axis=0)
     elif init.kind == "positive_rows":
         value = np.maximum(value, 0.0)
-        scale = 1.0 / np.linalg.norm(value, axis=1, keepdims=True)
+        # Of a very short row every value may be negative.
+        scale = 1.0 / np.maximum(np.linalg.norm(value, axis=1, keepdims=True), 1e-12)
     return (value * scale).astype(np.float32)
 
 

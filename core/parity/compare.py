@@ -1,10 +1,12 @@
 """Compares two records of ``trace``, array by array, leaving out what is rounding noise."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from triptych.core.checkpoint.manifest import flatten
 from triptych.core.engine import Array
 from triptych.core.errors import UserError
 
@@ -60,6 +62,24 @@ def noise_names(record: Mapping[str, Array], dtype: str) -> set[str]:
     return noise
 
 
+SPEC = "spec"
+"""Of a record: the bytes of the spec, without NOT_COMPARED, as JSON."""
+NOT_COMPARED = {"backend", "device", "precision", "threads"}
+
+
+def spec_differences(a: Mapping[str, Array], b: Mapping[str, Array]) -> dict[str, str]:
+    """Dotted key -> both values, where two records are of different specs."""
+    one, other = (
+        dict(flatten(json.loads(record[SPEC].tobytes()))) if SPEC in record else {}
+        for record in (a, b)
+    )
+    return {
+        key: f"{one[key]} and {other[key]}"
+        for key in one.keys() & other.keys()
+        if one[key] != other[key]
+    }
+
+
 def compare(
     a: Mapping[str, Array], b: Mapping[str, Array], tolerances: Mapping[str, float] | None = None
 ) -> tuple[list[Difference], list[str]]:
@@ -74,6 +94,7 @@ def compare(
     Raises:
         UserError: the records do not hold the same arrays.
     """
+    a, b = ({name: x for name, x in record.items() if name != SPEC} for record in (a, b))
     if set(a) != set(b):
         only = sorted(set(a) ^ set(b))
         raise UserError(f"the records hold different arrays: {', '.join(only[:5])} ({len(only)})")

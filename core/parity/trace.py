@@ -13,6 +13,7 @@ from triptych.core.config.spec import MocaSpec, RunSpec
 from triptych.core.data import Pipeline, open_train
 from triptych.core.engine import Array, Batch, Engine, Hyper, State
 from triptych.core.errors import UserError
+from triptych.core.parity.compare import NOT_COMPARED, SPEC
 from triptych.core.plan import Plan
 
 Record = Iterator[tuple[str, Array]]
@@ -126,9 +127,12 @@ def run_trace(
 ) -> Record:
     """``trace`` with weights, images, draws and hyper-parameters from files or from the spec.
 
+    Begins with the spec itself, as the bytes of a JSON object.
+
     Raises:
         UserError: a file that cannot be used, or schedules that need data that is not there.
     """
+    yield SPEC, np.frombuffer(spec.model_dump_json(exclude=NOT_COMPARED).encode(), np.uint8)
     state = starting_state(spec, weights)
     method = algorithms.METHODS[spec.method.name]
     if inputs is None:

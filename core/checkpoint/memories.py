@@ -1,0 +1,55 @@
+"""What a file's queue or codebook must be: places, counts, unit vectors, a temperature."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from triptych.core.config.spec import RunSpec
+from triptych.core.engine import Array, State
+from triptych.core.parameters import Param, table
+
+UNIT = 1e-2
+"""Allowed error of a unit vector's length; that of half precision is well within."""
+DISTANCES = ("memory.distance", "memory.distance_used")
+
+
+def faults(state: State, spec: RunSpec) -> Iterator[str]:
+    """A line for each tensor under ``memory.`` that has the right shape and cannot be right.
+
+    Args:
+        state: canonical names; what is missing or misshapen is left to others.
+    """
+    sizes = {"memory.queue": 1, "memory.words": 0}
+    kept = next((state[n].shape[axis] for n, axis in sizes.items() if _matrix(state, n)), None)
+    for param in table(spec):
+        value = state.get(param.name)
+        if value is None or value.shape != param.shape or not np.isfinite(value).all():
+            continue
+        if param.init.kind == "count":
+            limit = kept if param.name == "memory.pointer" else None
+            yield from _count(param, value, limit)
+        elif param.name in sizes:
+            yield from _unit(param.name, value, axis=1 - sizes[param.name])
+        elif param.name in DISTANCES and not (value > 0).all():
+            yield f"{param.name}: expected a number > 0, got {value.item():g}"
+
+
+def _matrix(state: State, name: str) -> bool:
+    return name in state and state[name].ndim == 2
+
+
+def _count(param: Param, value: Array, limit: int | None) -> Iterator[str]:
+    whole = value.dtype.kind in "iuf" and float(value) == int(value)
+    if not (whole and value >= 0 and (limit is None or value < limit)):
+        bound = "" if limit is None else f" below {limit}"
+        yield f"{param.name}: expected a whole number >= 0{bound}, got {value.item()}"
+
+
+def _unit(name: str, value: Array, axis: int) -> Iterator[str]:
+    lengths = np.linalg.norm(value.astype(np.float64), axis=axis)
+    far = np.flatnonzero(np.abs(lengths - 1.0) > UNIT)
+    if far.size:
+        yield (
+            f"{name}: {far.size} of {lengths.size} vectors are not of length 1; the first is "
+            f"number {far[0]}, of length {lengths[far[0]]:.3g}"
+        )
