@@ -56,14 +56,21 @@ def test_models_are_listed_by_pattern() -> None:
 @pytest.mark.parametrize("alias", ALIASES)
 def test_an_alias_is_a_recipe_of_that_size(alias: str) -> None:
     spec = config.load(ALIASES[alias])
-    assert spec.model.name.removeprefix("vit_") in alias
-    assert f"-{spec.train.epochs}e_" in alias
+    if "_pt_in1k" not in alias:  # PaddleFleetX names neither
+        assert spec.model.name.removeprefix("vit_") in alias
+        assert f"-{spec.train.epochs}e_" in alias
     assert spec.method.name.replace("_", "") in alias.replace("_", "")
     assert config.load(alias) == spec
 
 
 def test_a_residual_network_encodes_as_well(backend, backend_name: str) -> None:
-    small = ("model.width=2", "method.queue_size=256", "precision=float64", "threads=1")
+    small = (
+        "model.width=2",
+        "model.image_size=16",
+        "method.queue_size=256",
+        "precision=float64",
+        "threads=1",
+    )
     encoder = core.get_model("moco_v2/digits", backend_name, overrides=small)
     images = digits(5)
     features = encoder.encode(images)
