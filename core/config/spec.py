@@ -186,8 +186,8 @@ class EvaluateSpec(Section):
     tokens: Literal["cls", "mean"] = "cls"
     """The feature: the class token, or the mean of the patch tokens."""
     per_class: tuple[PositiveInt, ...] = (10,)
-    """Besides all labels: evaluations with so many labelled images per class, where a class has more
-    than that."""
+    """Besides all labels: evaluations with so many labelled images per class, where a class has
+    more than that."""
 
 
 class ParallelSpec(Section):
