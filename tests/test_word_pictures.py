@@ -18,6 +18,7 @@ SMALL = (
     "model.depth=2",
     "model.heads=2",
     "model.image_size=[12, 16]",
+    "model.patch_size=2",
     "method.words=24",
     "method.decoder_width=16",
     "method.decoder_heads=2",

@@ -47,7 +47,7 @@ def find(name_or_path: str | Path, folder: str | Path = "") -> Path:
     if str(name_or_path) in known:
         return _from_here(known[str(name_or_path)])
     if os.path.islink(path):
-        raise UserError(f"{path}: a link that leads nowhere")
+        raise UserError(f"{path}: no such file: the link leads nowhere")
     beside = [str(p) for p in path.parent.glob("*.yaml")] if os.path.isdir(path.parent) else []
     near = difflib.get_close_matches(str(path), beside, 1) or difflib.get_close_matches(
         str(name_or_path), known, 1
