@@ -8,7 +8,7 @@ import itertools
 import math
 from typing import cast
 
-from triptych.core import masking, parameters
+from triptych.core import parameters
 from triptych.core.architectures import block_flops, flops
 from triptych.core.config.spec import MocaSpec, MocoV3Spec, RunSpec, VitSpec
 
@@ -49,7 +49,7 @@ def _moca(spec: RunSpec, model: VitSpec, method: MocaSpec) -> int:
     decoder = parameters.decoder_spec(model, method)
     embed = patches * model.channels * model.patch_size**2 * model.width
     student = 0
-    for one in masking.rounds(patches, method.mask_ratios, method.decoder_ratios):
+    for one in method.rounds(patches):
         student += embed + block_flops(model, 1 + one.visible)
         student += (1 + one.visible) * model.width * decoder.width
         student += block_flops(decoder, 1 + one.decoded)

@@ -72,7 +72,7 @@ def examples(spec: RunSpec, state: State, step: int) -> list[Example]:
     codes = _codes(images, state, model, method)
     bags = codes[:, masking.interior(model.grid, method.border)].mean(1)
     draws = moca.draws(spec, max(step - 1, 0))
-    counts = masking.rounds(codes.shape[1], method.mask_ratios, method.decoder_ratios)
+    counts = method.rounds(codes.shape[1])
     masks = [
         _mask(draws[f"mask_ids_round{i}"][: len(images)], one, model.grid)
         for i, one in enumerate(counts, 1)

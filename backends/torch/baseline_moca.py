@@ -23,9 +23,7 @@ class PlainLoop:
     def __init__(self, spec: RunSpec) -> None:
         model, self.method = spec.model, spec.method
         rows, columns = model.grid
-        self.rounds = masking.rounds(
-            rows * columns, self.method.mask_ratios, self.method.decoder_ratios
-        )
+        self.rounds = self.method.rounds(rows * columns)
         self.inner = torch.from_numpy(masking.interior(model.grid, self.method.border))
         self.student, self.teacher = _encoder(model), _encoder(model)
         self.teacher.load_state_dict(self.student.state_dict())

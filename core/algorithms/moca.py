@@ -61,7 +61,7 @@ def draws(spec: RunSpec, step: int) -> dict[str, Array]:
     rng = stream(spec.seed, "codebook", step)
     return {
         "mask_ids_round1": order,
-        "mask_ids_round2": masking.complementary(order, *_rounds(length, method)),
+        "mask_ids_round2": masking.complementary(order, *method.rounds(length)),
         "codebook_coin": np.array(rng.random()),
         "codebook_image_perm": rng.permutation(method.word_images(batch)),
         "codebook_token_pick": rng.integers(0, len(inner), method.step_words),
@@ -87,7 +87,7 @@ def forward(
         # The teacher takes the student's weights from before this step's update.
         model.update_teacher(hyper.ema)
         codes, bows, kept = targets(ops, model, images, draws, spec)
-    rounds = _rounds(orders[0].shape[1], spec)
+    rounds = spec.rounds(orders[0].shape[1])
     seen = [
         model.encode(images, ids[:, : one.visible]) for ids, one in zip(orders, rounds, strict=True)
     ]
@@ -152,10 +152,6 @@ def finish(ops: Ops, model: MocaModel, outcome: Outcome, hyper: Hyper) -> None:
     """Tokens of this step's teacher enter the codebook, which the gradients no longer need."""
     kept = outcome.kept
     model.memory.update(kept["words"], (kept["difference1"], kept["difference2"]))
-
-
-def _rounds(length: int, spec: MocaSpec) -> tuple[masking.Round, masking.Round]:
-    return masking.rounds(length, spec.mask_ratios, spec.decoder_ratios)
 
 
 def _pool(ops: Ops, tokens: Tensor, spec: MocaSpec) -> Tensor:

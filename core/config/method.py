@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from triptych.core import masking
 from triptych.core.config.fields import (
     Bool,
     Int,
@@ -137,6 +138,10 @@ class MocaSpec(Section):
     def step_words(self) -> int:
         """Words that a step really replaces."""
         return self.new_words // self.word_ranks if self._first_only else self.new_words
+
+    def rounds(self, length: int) -> tuple[masking.Round, masking.Round]:
+        """Numbers of tokens of both masking rounds, of ``length`` tokens of an image."""
+        return masking.rounds(length, self.mask_ratios, self.decoder_ratios)
 
     def word_images(self, batch_size: int) -> int:
         """Images of a batch, from its first on, that words are taken from."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from triptych.core import masking
 from triptych.core.config.fields import KeyedError
 from triptych.core.config.method import MocaSpec
 from triptych.core.config.model import ModelSpec, VitSpec
@@ -47,7 +46,7 @@ def moca_contradictions(
 
 def _masks(model: VitSpec, method: MocaSpec) -> Iterator[KeyedError]:
     length = model.grid[0] * model.grid[1]
-    rounds = masking.rounds(length, method.mask_ratios, method.decoder_ratios)
+    rounds = method.rounds(length)
     for i, one in enumerate(rounds, 1):
         if not 0 < one.visible < one.decoded:
             key = "mask_ratios" if one.visible == 0 else "decoder_ratios"
