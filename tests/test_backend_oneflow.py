@@ -14,6 +14,7 @@ from native import draws, hyper, lively_state, random_batch, tiny_spec
 from oneflow_engines import build, framework
 
 from triptych import backends
+from triptych.core.engine import Batch
 from triptych.core.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -331,22 +332,22 @@ def torchvision_names(spec):
     return names | {f"{head}.": "projector.0.", f"{head + 2}.": "projector.2."}
 
 
-@pytest.mark.parametrize(("case", "steps"), [("resnet18", 3), ("resnet50", 1)])
-def test_the_plain_queue_loop_computes_the_same(flow, case, steps):
-    """From the same weights and queue it has the same losses, as long as rounding lets it.
+@pytest.mark.parametrize("case", ["resnet18", "resnet50"])
+def test_the_plain_queue_loop_computes_the_same(flow, monkeypatch, case):
+    """From the same weights and queue it has the same losses.
 
-    The framework's batch norm loses so many digits that the deep one is apart after an update.
+    In float64: the framework's batch norm loses so many float32 digits that chance would decide.
     """
     from triptych.backends.oneflow.baseline_queue import PlainLoop
 
     model = {"name": case, "width": 64, "stem": "imagenet", "image_size": 64}
     method = {"queue_size": 32, "hidden_dim": None}
-    sections = {"case": "moco_v2_resnet50", "model": model, "method": method}
-    engine = build("float32", **sections)
+    engine = build(case="moco_v2_resnet50", model=model, method=method)
     spec = engine.spec
     loop, state = PlainLoop(spec), engine.export_state()
     names = torchvision_names(spec)
     for module, branch in ((loop.query, "student"), (loop.key, "teacher")):
+        module.to(flow.float64)
         found = {}
         for name in module.state_dict():
             prefix = next(p for p in sorted(names, key=len, reverse=True) if name.startswith(p))
@@ -354,8 +355,11 @@ def test_the_plain_queue_loop_computes_the_same(flow, case, steps):
             found[name] = flow.tensor(state[canonical_name])
         module.load_state_dict(found)
     loop.queue = flow.tensor(state["memory.queue"])
-    for step in range(steps):
-        batch, at = random_batch(spec, step), hyper(step, lr=1e-4)
-        loss = engine.train_step(batch, draws(spec, step), at)["loss"]
-        assert_close(loop.step(batch, at), engine.array(loss), 1e-4 * 10**step)
+    for step in range(3):
+        batch, drawn, at = random_batch(spec, step), draws(spec, step), hyper(step, lr=1e-4)
+        order = flow.tensor(drawn["shuffle_perm"])
+        monkeypatch.setattr(flow, "randperm", lambda n, order=order: order)
+        loss = engine.train_step(batch, drawn, at)["loss"]
+        exact = Batch(tuple(view.astype(np.float64) for view in batch.views), batch.index)
+        assert_close(loop.step(exact, at), engine.array(loss), 1e-7)
     loop.wait()

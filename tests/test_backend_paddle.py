@@ -13,6 +13,7 @@ from native import draws, hyper, lively_state, random_batch, tiny_spec
 from paddle_engines import build, framework
 
 from triptych import backends
+from triptych.core.engine import Batch
 from triptych.core.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -185,15 +186,23 @@ def paddle_name(name):
     return name.removeprefix("encoder.")
 
 
-@pytest.mark.parametrize(("name", "steps"), [("resnet18", 3), ("resnet50", 1)])
-def test_the_plain_queue_loop_computes_the_same(paddle, monkeypatch, name, steps):
-    """From the same weights and queue it has the same losses, as long as rounding lets it."""
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_plain_queue_loop_computes_the_same(paddle, monkeypatch, name):
+    """From the same weights and queue it has the same losses.
+
+    In float64: a deep network's batch norms amplify float32's rounding, so that chance would decide.
+    """
     from triptych.backends.paddle.baseline_queue import PlainLoop
 
     model = {"name": name, "width": 64, "stem": "imagenet", "image_size": 64}
     sections = {"model": model, "method": {"queue_size": 32, "hidden_dim": None}}
-    engine = build("float32", case="moco_v2_resnet50", **sections)
-    spec, state, loop = engine.spec, engine.export_state(), PlainLoop(engine.spec)
+    engine = build(case="moco_v2_resnet50", **sections)
+    spec, state = engine.spec, engine.export_state()
+    paddle.set_default_dtype("float64")
+    try:
+        loop = PlainLoop(spec)
+    finally:
+        paddle.set_default_dtype("float32")
     for branch, network in (("student", loop.query), ("teacher", loop.key)):
         named = network.state_dict()
         for key, array in state.items():
@@ -202,10 +211,11 @@ def test_the_plain_queue_loop_computes_the_same(paddle, monkeypatch, name, steps
                 tensor.set_value(array.T.copy() if array.ndim == 2 else array)
         assert not named
     loop.queue.set_value(state["memory.queue"])
-    for step in range(steps):
+    for step in range(3):
         batch, drawn = random_batch(spec, step), draws(spec, step)
         order = paddle.to_tensor(drawn["shuffle_perm"])
         monkeypatch.setattr(paddle, "randperm", lambda n, order=order: order)
-        rates = hyper(step, weight_decay=spec.optim.weight_decay)
+        rates = hyper(step, lr=1e-4, weight_decay=spec.optim.weight_decay)
         loss = engine.train_step(batch, drawn, rates)["loss"]
-        assert_close(loop.step(batch, rates), engine.array(loss), 1e-4 * 10**step)
+        exact = Batch(tuple(view.astype(np.float64) for view in batch.views), batch.index)
+        assert_close(loop.step(exact, rates), engine.array(loss), 1e-7)
