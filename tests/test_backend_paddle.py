@@ -190,7 +190,7 @@ def paddle_name(name):
 def test_the_plain_queue_loop_computes_the_same(paddle, monkeypatch, name):
     """From the same weights and queue it has the same losses.
 
-    In float64: a deep network's batch norms amplify float32's rounding, so that chance would decide.
+    In float64: deep batch norms amplify float32's rounding so much that chance would decide.
     """
     from triptych.backends.paddle.baseline_queue import PlainLoop
 
