@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from triptych import backends
 from triptych.core import start
 from triptych.core.config import CONFIGS, dump, find
@@ -36,7 +38,7 @@ Say = Callable[[str], None]
 
 
 def choose_backend(asked: str | None, spec: RunSpec, say: Say = print) -> str:
-    """The backend of a run; its threads are set for when its framework is imported.
+    """The backend of a run; threads are set, those of its framework for when that is imported.
 
     Args:
         asked: as on the command line; None: the spec's, else the first installed.
@@ -52,6 +54,8 @@ def choose_backend(asked: str | None, spec: RunSpec, say: Say = print) -> str:
             )
     for variable in THREAD_VARIABLES:
         os.environ[variable] = str(cpu_threads(spec))
+    # NumPy's own pool has begun already, and would wait for work on every core beside OneFlow's.
+    threadpool_limits(cpu_threads(spec), user_api="blas")
     name = asked or spec.backend
     if name is None:
         installed = backends.installed()

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from double import finished, install, saved, tiny
+from threadpoolctl import threadpool_info
 
 from triptych import backends
 from triptych.core import reference, run, trainer
@@ -232,6 +233,10 @@ def test_the_choice_of_a_backend(monkeypatch):
     assert run.choose_backend(None, tiny("threads=3"), said.append) == "oneflow"
     assert said == ["backend: oneflow, the first installed"]
     assert os.environ["OMP_NUM_THREADS"] == "3"
+    for threads in (2, 1):
+        run.choose_backend("torch", tiny(f"threads={threads}"))
+        pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+        assert pools and {pool["num_threads"] for pool in pools} == {threads}
     monkeypatch.setattr(backends, "installed", lambda: ())
     with pytest.raises(UserError, match="pip install"):
         run.choose_backend(None, tiny())
