@@ -2,18 +2,20 @@
 
 A machine's speed wanders by more than the loop costs, so it is not a difference of two times: the
 time outside the engine's steps is measured while the trainer runs, and what a logged step asks of
-the engine besides is measured by itself.
+the engine besides is measured by itself. Each step is waited for: some engines return before their
+work is done, and the rest of it would count for the loop's.
 """
 
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from triptych.core import parameters
 from triptych.core.config.spec import RunSpec
 from triptych.core.engine import Batch, Engine
 from triptych.core.logs import Logs
@@ -38,20 +40,28 @@ class Replay:
 
 @dataclass
 class Timed:
-    """An engine whose steps are timed; everything else is the engine's own."""
+    """An engine whose steps are timed to their end; everything else is the engine's own."""
 
     engine: Engine
+    wait: Callable[[], object]
     seconds: list[float] = field(default_factory=list)
 
     def train_step(self, *arguments: Any, **options: Any) -> Any:
         """See ``core.engine.Engine``."""
         start = time.perf_counter()
         result = self.engine.train_step(*arguments, **options)
+        self.wait()
         self.seconds.append(time.perf_counter() - start)
         return result
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
+
+
+def waiter(engine: Engine) -> Callable[[], object]:
+    """What returns once the engine's last update is done: a read of a tensor that it changes."""
+    trained = next(param.name for param in parameters.table(engine.spec) if param.trainable)
+    return engine.slots()[trained].read
 
 
 def over_bare(spec: RunSpec, engine: Engine, batches: Sequence[Batch], *, rounds: int) -> float:
@@ -63,7 +73,7 @@ def over_bare(spec: RunSpec, engine: Engine, batches: Sequence[Batch], *, rounds
         rounds: logging intervals that are measured.
     """
     steps = spec.log.every * rounds
-    timed = Timed(engine)
+    timed = Timed(engine, waiter(engine))
     with tempfile.TemporaryDirectory() as folder:
         logs, terminal = Logs(Path(folder), 0), Terminal(spec.train.steps or 0)
         with closing(logs), closing(terminal):

@@ -183,13 +183,12 @@ def _alternate(steps: dict[str, Callable[[int], None]], rounds: int) -> dict[str
 
 
 def _engine_step(engine: Engine, batches: list[Batch]) -> Callable[[int], None]:
-    trained = next(param.name for param in parameters.table(engine.spec) if param.trainable)
-    small = engine.slots()[trained]
+    wait = loop.waiter(engine)
 
     def step(i: int) -> None:
         draws = METHODS[engine.spec.method.name].draws(engine.spec, i)
         engine.train_step(batches[i % 2], draws, _hyper(i))
-        small.read()  # waits until the update is done
+        wait()
 
     return step
 
