@@ -7,8 +7,7 @@ from triptych.core.config.spec import ResnetSpec, RunSpec, VitSpec
 from triptych.core.parameters import ConvNorm, Param, blocks, conv_stem, stem, table
 
 PARAMETERS_COUNTED = (
-    "student and teacher (encoder and projector each), predictors and decoder, "
-    "frozen tensors included, running statistics not"
+    "student and teacher with all their heads, frozen tensors included, running statistics not"
 )
 FLOPS_COUNTED = (
     "multiply-adds of one image through one encoder, no head; "

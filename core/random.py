@@ -8,6 +8,7 @@ seed by arithmetic, since such seeds collide (``seed * epoch`` is 0 for every se
 import hashlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def stream(seed: int, name: str, *counters: int) -> np.random.Generator:
@@ -28,3 +29,17 @@ def stream(seed: int, name: str, *counters: int) -> np.random.Generator:
     # Word 0 of Philox's counter is the one that advances while numbers are drawn.
     counter = np.array([0, *counters, *[0] * (3 - len(counters))], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def check_order(name: str, order: NDArray[np.int64]) -> None:
+    """Refuses what is no order.
+
+    Args:
+        name: for the error.
+        order: (n,) or (rows, n), whole numbers.
+
+    Raises:
+        ValueError: a row is not a permutation of 0, 1, ...
+    """
+    if (np.sort(order, axis=-1) != np.arange(order.shape[-1])).any():
+        raise ValueError(f"{name}: expected each of 0 ... {order.shape[-1] - 1} once")

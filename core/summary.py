@@ -10,7 +10,7 @@ from triptych.core.architectures import (
     parameter_counts,
 )
 from triptych.core.config import dump
-from triptych.core.config.spec import AugmentOp, RunSpec
+from triptych.core.config.spec import AdamWSpec, AugmentOp, RunSpec
 from triptych.core.data import open_train
 from triptych.core.errors import UserError
 from triptych.core.plan import Plan
@@ -54,6 +54,7 @@ def summarize(spec: RunSpec, dataset_size: int | None = None) -> dict[str, Any]:
         else spec.train.steps,
         "chance": METHODS[spec.method.name].chance(spec),
         "schedule": schedule(spec, steps_per_epoch),
+        "generators": generators(spec),
         "spec": spec.model_dump(mode="json"),
     }
 
@@ -88,6 +89,14 @@ def schedule(spec: RunSpec, steps_per_epoch: int | None) -> list[dict[str, Any]]
     return rows
 
 
+def generators(spec: RunSpec) -> dict[str, float] | None:
+    """What MOCA's weight generators are trained with, at every step; None where they follow all."""
+    optim = spec.optim
+    if not isinstance(optim, AdamWSpec) or optim.generator_lr is None:
+        return None
+    return {"lr": optim.generator_lr, "weight_decay": optim.weight_decay}
+
+
 def render(found: dict[str, Any]) -> str:
     """The summary as text for a terminal."""
     spec = RunSpec.model_validate(found["spec"])
@@ -97,6 +106,7 @@ def render(found: dict[str, Any]) -> str:
             *_lengths(found),
             "",
             *_table(found["schedule"]),
+            *_generators(found["generators"]),
             "",
             *(line for view in ("view1", "view2") for line in _view(spec, view)),
             "",
@@ -114,8 +124,8 @@ def _sizes(found: dict[str, Any]) -> list[str]:
         f"{found['method']} on {found['model']}",
         f"parameters  {_millions(counts['total'])}",
         f"            {counts['counted']};",
-        f"            encoder {_millions(counts['encoder'])}, "
-        f"with a gradient {_millions(counts['trainable'])}",
+        f"            encoder {_millions(counts['encoder'])}; "
+        f"of all, {_millions(counts['trainable'])} have a gradient",
         f"cost        {short}FLOPs ({per_image:,})",
         f"            {cost['counted']}",
         _chance(found),
@@ -158,6 +168,13 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
             f"{row['ema']:>10.7f}"
         )
     return lines
+
+
+def _generators(rates: dict[str, float] | None) -> list[str]:
+    if rates is None:
+        return []
+    lr, decay = rates["lr"], rates["weight_decay"]
+    return [f"generators of weights: lr {lr:g}, weight decay {decay:g} at every step"]
 
 
 def _view(spec: RunSpec, name: str) -> list[str]:

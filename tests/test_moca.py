@@ -187,10 +187,16 @@ def test_official_names_both_ways():
     assert {n: a.shape for n, a in state.items()} == {
         p.name: p.shape for p in parameters.table(spec)
     }
+    for name in ("memory.pointer", "memory.updates"):
+        assert state[name].dtype == np.int64
     back = names.from_canonical(state, spec)
     assert set(back) == set(official)
     for name, array in official.items():
         np.testing.assert_array_equal(back[name], array)
+    again = names.to_canonical(back, spec)
+    for name, array in state.items():
+        assert again[name].dtype == array.dtype
+        np.testing.assert_array_equal(again[name], array)
     with pytest.raises(UserError, match="need moca"):
         names.names(tiny_spec())
 
@@ -204,6 +210,7 @@ def test_official_names_both_ways():
         ("method.decoder_ratios=[0.6, 0.55]", "method.decoder_ratios", "round 1"),
         ("train.batch_size=16", "method.new_words", "only 2 images"),
         ("train.batch_size=100", "method.word_ranks", "not divisible by 8"),
+        ("batch_norm.virtual_ranks=8", "batch_norm.virtual_ranks", "method.word_ranks"),
         ("method.new_words=33", "method.new_words", "not divisible by word_ranks 8"),
         ("method.words=2", "method.new_words", "more than the 2 words"),
         ("method.predictor_ratio=1e-9", "method.predictor_ratio", "leaves no hidden unit"),

@@ -5,7 +5,7 @@ import pytest
 from conftest import TOLERANCE, assert_close, relative_error
 from native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
 
-from triptych.core import reference
+from triptych.core import parameters, reference
 from triptych.core.parity.compare import certain, noise_names
 
 WITHOUT_EFFECT = {
@@ -39,6 +39,21 @@ def test_loss_features_and_gradients(backend, case, precision):
             certain(f"grad/{name}/step0", want_grads[name]),
         )
         assert error < {"float64": 1e-10, "float32": 1e-3}[precision], name
+
+
+def test_gradients_where_a_relu_sits_at_its_kink(backend):
+    """With a last gain of 0 a block gives back its input, whose zeros meet the next ReLU."""
+    spec = tiny_spec(case="moco_v3_resnet18", model={"zero_init_residual": True})
+    state = parameters.initial_state(spec)
+    assert not state["student.encoder.layer1.0.bn2.weight"].any()
+    engines = backend.build(spec, state), reference.build(spec, state)
+    (_, got), (_, want) = (
+        e.loss_and_grads(random_batch(spec), draws(spec), hyper()) for e in engines
+    )
+    noise = noise_names({f"grad/{n}/step0": g for n, g in want.items()}, "float64")
+    assert "student.encoder.layer1.0.bn2.bias" not in noise
+    for name in set(want) - noise:
+        assert relative_error(got[name], want[name]) < 1e-10, name
 
 
 @pytest.mark.parametrize("case", TINY)

@@ -124,6 +124,58 @@ def test_queue_recipes_hold_the_published_values():
         )
 
 
+MOCA = {
+    "words": 4096,
+    "new_words": 32,
+    "word_ranks": 8,
+    "words_from": "first_rank",
+    "kappa": 3.0,
+    "inverse_delta": 10.0,
+    "border": 2,
+    "early_layer": 4,
+    "mask_ratios": (0.55, 0.75),
+    "decoder_ratios": (0.35, 0.55),
+    "pooling": "mean",
+    "predictor_ratio": 2.0,
+    "decoder_width": 512,
+    "decoder_depth": 2,
+    "decoder_heads": 16,
+    "image_weight": 0.5,
+    "dense_weight": 0.5,
+    "momentum_schedule": "cosine",
+}
+MOCA_OPTIM = {
+    "name": "adamw",
+    "lr": 1.5e-4,
+    "scale_lr_by": 256,
+    "generator_lr": 1e-4,
+    "weight_decay": 0.05,
+    "decay_on": "matrices",
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "clip_norm": 0.1,
+    "schedule": "cosine",
+    "per": "step",
+    "lr_epochs_mul": 1.25,
+    "warmup_epochs": 30,
+}
+
+
+@pytest.mark.parametrize(
+    ("version", "momentum", "decay_end"), [("v0_9", 0.99, None), ("v1_0", 0.994, 0.2)]
+)
+def test_moca_recipes_hold_the_published_values(version, momentum, decay_end):
+    spec = config.load(f"moca/{version}_vit_base")
+    assert spec.method.model_dump() == {**MOCA, "name": "moca", "momentum": momentum}
+    optim = spec.optim.model_dump()
+    assert {key: optim[key] for key in MOCA_OPTIM} == MOCA_OPTIM
+    assert optim["weight_decay_end"] == decay_end
+    assert (spec.train.epochs, spec.train.batch_size) == (200, 2048)
+    model = spec.model
+    assert (model.name, model.size, model.patch_size) == ("vit_base", (224, 224), 16)
+    assert (model.init, model.freeze_patch_embed) == ("moca", False)
+
+
 @pytest.mark.parametrize(
     ("epochs", "peak", "decay", "momentum", "zero_init"),
     [

@@ -3,7 +3,8 @@
 Each has ``chance(spec)``; ``settled(spec)``, steps at the start whose loss tells nothing about the
 features; ``spread(values)`` of logged metrics, how well images are told apart; ``FLAT``, the spread
 below which a loss at chance is a collapse; ``REMEDY``, what helps against one; and the parts of a
-step, ``draws(spec, step)``, ``forward(ops, model, views, draws, hyper, method spec)`` and
+step, ``draws(spec, step)``, ``check_draws(spec, draws)`` for draws that come from elsewhere,
+``forward(ops, model, views, draws, hyper, method spec)`` and
 ``finish(ops, model, outcome, hyper)``.
 """
 

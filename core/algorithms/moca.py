@@ -13,7 +13,7 @@ from triptych.core import masking
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
 from triptych.core.engine import Array, Hyper, MocaModel, Ops, Outcome, Tensor
 from triptych.core.health import EQUAL_SPREAD
-from triptych.core.random import stream
+from triptych.core.random import check_order, stream
 
 FLAT = EQUAL_SPREAD
 """Its features are pooled, not normalised, and nearly parallel in a good run as well."""
@@ -23,11 +23,12 @@ TOLD_SCALE = 10.0
 
 
 def chance(spec: RunSpec) -> float:
-    """What both losses are together when sure codes meet even predictions: 2 ln K.
+    """The loss when sure codes meet even predictions: ln K for each of two rounds of both losses.
 
     An upper bound to begin with; the real one depends on the targets and comes as a metric.
     """
-    return 2.0 * math.log(cast(MocaSpec, spec.method).words)
+    method = cast(MocaSpec, spec.method)
+    return 2.0 * (method.image_weight + method.dense_weight) * math.log(method.words)
 
 
 def spread(values: Mapping[str, float]) -> float:
@@ -66,6 +67,25 @@ def draws(spec: RunSpec, step: int) -> dict[str, Array]:
         "codebook_image_perm": rng.permutation(method.word_images(batch)),
         "codebook_token_pick": rng.integers(0, len(inner), method.step_words),
     }
+
+
+def check_draws(spec: RunSpec, draws: Mapping[str, Array]) -> None:
+    """See ``moco.check_draws``."""
+    model, method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
+    one, two = draws["mask_ids_round1"], draws["mask_ids_round2"]
+    for name in ("mask_ids_round1", "mask_ids_round2", "codebook_image_perm"):
+        check_order(name, draws[name])
+    shown, shown_then = (
+        ids[:, : r.visible] for ids, r in zip((one, two), method.rounds(one.shape[1]), strict=True)
+    )
+    if (shown[:, :, None] == shown_then[:, None]).any():
+        raise ValueError("mask_ids_round2: shows a token that round 1 has shown")
+    inner = len(masking.interior(model.grid, method.border))
+    pick = draws["codebook_token_pick"]
+    if not ((pick >= 0) & (pick < inner)).all():
+        raise ValueError(f"codebook_token_pick: expected 0 ... {inner - 1}")
+    if not 0 <= draws["codebook_coin"] < 1:
+        raise ValueError(f"codebook_coin: {draws['codebook_coin']}: expected 0 to 1")
 
 
 def forward(

@@ -13,7 +13,7 @@ from triptych.core.config.spec import QueueSpec, RunSpec
 from triptych.core.engine import Array, Hyper, Ops, Outcome, QueueModel, Tensor
 from triptych.core.health import FLAT_SPREAD
 from triptych.core.losses import queue_logits
-from triptych.core.random import stream
+from triptych.core.random import check_order, stream
 
 FLAT = FLAT_SPREAD
 REMEDY = "raise method.momentum, or keep batch_norm.virtual_ranks above 1"
@@ -38,6 +38,11 @@ def draws(spec: RunSpec, step: int) -> dict[str, Array]:
     """``shuffle_perm``, (N,) int64: the order in which the key encoder sees the images."""
     order = stream(spec.seed, "shuffle", step).permutation(spec.train.batch_size)
     return {"shuffle_perm": order}
+
+
+def check_draws(spec: RunSpec, draws: Mapping[str, Array]) -> None:
+    """Raises ValueError for draws of the right names, shapes and types that no run could draw."""
+    check_order("shuffle_perm", draws["shuffle_perm"])
 
 
 def forward(

@@ -33,6 +33,10 @@ def draws(spec: RunSpec, step: int) -> dict[str, Array]:
     return {}
 
 
+def check_draws(spec: RunSpec, draws: Mapping[str, Array]) -> None:
+    """See ``moco.check_draws``."""
+
+
 def forward(
     ops: Ops,
     model: Model,

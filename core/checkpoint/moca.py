@@ -69,8 +69,9 @@ def to_canonical(arrays: State, spec: RunSpec) -> State:
     found = {canonical.get(name, name): array for name, array in unwrapped(arrays).items()}
     for name in ("memory.pointer", "memory.updates"):
         if name in found and found[name].shape == (1,):
-            # The count is a float there; one that is no whole number is refused later.
-            found[name] = found[name].reshape(())
+            count = found[name].reshape(())
+            # The updates are a float there; what is no whole number is refused later.
+            found[name] = count.astype(np.int64) if float(count).is_integer() else count
     return found
 
 

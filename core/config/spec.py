@@ -282,6 +282,12 @@ class RunSpec(Section):
 
     def _batch_contradictions(self) -> Iterator[KeyedError]:
         batch, ranks = self.train.batch_size, self.batch_norm.virtual_ranks
+        if ranks > 1 and isinstance(self.method, MocaSpec):
+            yield KeyedError(
+                "batch_norm.virtual_ranks",
+                f"{ranks}: MOCA's batch norm is over words, which no device divides; leave it at 1 "
+                "(method.word_ranks is how many devices feed the codebook)",
+            )
         if batch % ranks:
             yield KeyedError(
                 "batch_norm.virtual_ranks",

@@ -14,6 +14,7 @@ from triptych.core.data import Pipeline, open_train
 from triptych.core.engine import Array, Batch, Engine, Hyper, State
 from triptych.core.errors import UserError
 from triptych.core.parity.compare import NOT_COMPARED, SPEC
+from triptych.core.parity.inputs import recorded
 from triptych.core.plan import Plan
 
 Record = Iterator[tuple[str, Array]]
@@ -85,25 +86,6 @@ def starting_state(spec: RunSpec, weights: Path | None) -> State:
     return checkpoint.load_weights(weights, spec) if weights else parameters.initial_state(spec)
 
 
-def recorded_inputs(path: Path, steps: int) -> tuple[Iterator[Batch], dict[str, Array]]:
-    """Batches and draws from a file: ``view1``, ``view2`` (steps, N, C, H, W) and draws by name.
-
-    Raises:
-        UserError: no such file, not an npz of plain arrays, or fewer steps than asked for.
-    """
-    arrays = checkpoint.read_arrays(path)
-    missing = [name for name in ("view1", "view2") if name not in arrays]
-    if missing:
-        raise UserError(f"{path}: {', '.join(missing)} missing; found {', '.join(arrays)}")
-    for name, array in arrays.items():
-        if len(array) < steps:
-            raise UserError(f"{path}: {name} holds {len(array)} steps, --steps is {steps}")
-    views = [arrays.pop("view1"), arrays.pop("view2")]
-    index = np.arange(views[0].shape[1], dtype=np.int64)
-    batches = (Batch((one, two), index) for one, two in zip(*views, strict=True))
-    return batches, arrays
-
-
 def fixed_hyper(path: Path) -> Callable[[int], Hyper]:
     """The same learning rate, weight decay and EMA momentum for every step, from a JSON file."""
     try:
@@ -148,13 +130,9 @@ def run_trace(
         raise UserError(
             "train.epochs: schedules in epochs need the data; give --hyper or train.steps"
         )
-    batches, given = recorded_inputs(inputs, steps)
-
-    def drawn(step: int) -> Mapping[str, Array]:
-        return {**method.draws(spec, step), **{name: a[step] for name, a in given.items()}}
-
+    batches, draws = recorded(inputs, spec, steps)
     step_hyper = fixed_hyper(hyper) if hyper else Plan(spec, 1).hyper
-    yield from trace(spec, backend, state, batches, drawn, step_hyper, steps)
+    yield from trace(spec, backend, state, batches, draws, step_hyper, steps)
 
 
 def save(record: Record, path: Path) -> None:

@@ -1,0 +1,85 @@
+"""Images and draws of a trace from a file: what fits is used, anything else refused in one line."""
+
+import numpy as np
+import pytest
+from native import draws, random_batch, tiny_spec
+
+from triptych.core.errors import UserError
+from triptych.core.parity.inputs import recorded
+
+STEPS = 2
+
+
+def arrays_of(spec):
+    views = np.stack([random_batch(spec, step).views for step in range(STEPS)], axis=1)
+    drawn = [draws(spec, step) for step in range(STEPS)]
+    stacked = {name: np.stack([one[name] for one in drawn]) for name in drawn[0]}
+    return {"view1": views[0], "view2": views[1], **stacked}
+
+
+def read(tmp_path, spec, arrays, steps=STEPS):
+    np.savez(tmp_path / "inputs.npz", **arrays)
+    return recorded(tmp_path / "inputs.npz", spec, steps)
+
+
+@pytest.mark.parametrize("case", ["moco_v3_vit", "moco_v2_resnet50", "moca_vit"])
+def test_what_was_recorded_comes_back(tmp_path, case):
+    spec = tiny_spec(case=case)
+    batches, drawn = read(tmp_path, spec, arrays_of(spec))
+    for step, batch in enumerate(batches):
+        for found, wanted in zip(batch.views, random_batch(spec, step).views, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+        assert drawn(step).keys() == draws(spec, step).keys()
+        for name, wanted in draws(spec, step).items():
+            np.testing.assert_array_equal(drawn(step)[name], wanted)
+
+
+def test_images_alone_keep_the_draws_of_the_spec(tmp_path):
+    spec = tiny_spec(case="moca_vit")
+    views = {name: a for name, a in arrays_of(spec).items() if name.startswith("view")}
+    _, drawn = read(tmp_path, spec, views)
+    for name, wanted in draws(spec, 1).items():
+        np.testing.assert_array_equal(drawn(1)[name], wanted)
+
+
+def renamed(arrays):
+    return {{"mask_ids_round1": "mask_ids_round_1"}.get(k, k): a for k, a in arrays.items()}
+
+
+def twice(order):
+    order = order.copy()
+    order[..., 0] = order[..., 1]
+    return order
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (renamed, "mask_ids_round1: missing"),
+        (lambda a: {k: v for k, v in a.items() if k != "codebook_coin"}, "codebook_coin: missing"),
+        (lambda a: {**a, "shuffle_perm": a["codebook_image_perm"]}, "shuffle_perm: not among"),
+        (lambda a: {**a, "view1": a["view1"][..., :-1]}, "view1: shape"),
+        (lambda a: {**a, "view2": a["view2"][:, :-1]}, "view2: shape"),
+        (lambda a: {**a, "view1": np.array(1.0)}, "view1: shape"),
+        (lambda a: {**a, "mask_ids_round1": a["mask_ids_round1"] * 1.0}, "expected whole numbers"),
+        (lambda a: {**a, "view1": a["view1"].astype(int)}, "expected real numbers"),
+        (lambda a: {**a, "mask_ids_round1": twice(a["mask_ids_round1"])}, "mask_ids_round1: expec"),
+        (lambda a: {**a, "mask_ids_round2": a["mask_ids_round1"]}, "round 1 has shown"),
+        (lambda a: {**a, "codebook_image_perm": a["codebook_image_perm"] + 1}, "each of 0"),
+        (lambda a: {**a, "codebook_token_pick": a["codebook_token_pick"] + 99}, "0 ... 2"),
+        (lambda a: {**a, "codebook_coin": a["codebook_coin"] - 2}, "expected 0 to 1"),
+        (lambda a: {k: v[:1] for k, v in a.items()}, "holds 1 steps, --steps is 2"),
+    ],
+)
+def test_what_no_run_could_draw_is_refused(tmp_path, change, told):
+    spec = tiny_spec(case="moca_vit")
+    with pytest.raises(UserError, match=rf"inputs.npz: .*{told}"):
+        read(tmp_path, spec, change(arrays_of(spec)))
+
+
+def test_an_order_of_the_images_is_a_permutation(tmp_path):
+    spec = tiny_spec(case="moco_v1_resnet18")
+    arrays = arrays_of(spec)
+    for wrong in (np.zeros_like(arrays["shuffle_perm"]), arrays["shuffle_perm"] + 1):
+        with pytest.raises(UserError, match="step 0: shuffle_perm: expected each of 0"):
+            read(tmp_path, spec, {**arrays, "shuffle_perm": wrong})
