@@ -1,6 +1,7 @@
 """The command line behind ``triptych`` and ``tools/``: parse, one call, exit code."""
 
 import argparse
+import errno
 import importlib
 import os
 import signal
@@ -12,6 +13,8 @@ from triptych.core.errors import NonFiniteError, UserError
 
 COMMANDS = ("train", "eval", "parity", "info", "bench", "report")
 BAD_INPUT, NON_FINITE = 2, 3
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk or a quota that is full, and of a file at its limit."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,7 +41,9 @@ def exit_status(command: Callable[[], int]) -> int:
     after signal n with the state saved; anything else that escapes is a bug, with its traceback.
     """
     try:
-        return command()
+        status = command()
+        sys.stdout.flush()  # what cannot be written is to be known in here
+        return status
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -54,8 +59,20 @@ def exit_status(command: Callable[[], int]) -> int:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone: not an error, and nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = error.filename or "standard output"
+        print(f"error: {where}: {error.strerror}", file=sys.stderr)
+        _silence()
+        return BAD_INPUT
+
+
+def _silence() -> None:
+    """What is still to be written to standard output goes nowhere, without an error of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -27,7 +27,12 @@ from triptych.core.run_record import BASELINES, RunRecord, read_run
 
 
 def run(
-    path: str | Path, overrides: Sequence[str], names: Sequence[str] | None, output: Path
+    path: str | Path,
+    overrides: Sequence[str],
+    names: Sequence[str] | None,
+    output: Path,
+    *,
+    resume: str | None = None,
 ) -> int:
     """Trains on every backend, prints the table and writes ``report.html``.
 
@@ -35,6 +40,7 @@ def run(
         path: the spec, overridden by ``overrides``.
         names: backends; None: all that are installed.
         output: gets one run directory per backend, called like it, and the report.
+        resume: "auto": runs that are there already go on, or are left as they are if done.
 
     Returns:
         The exit status, 0.
@@ -44,7 +50,7 @@ def run(
     """
     chosen = choose(names)
     spec = config.load(path, overrides)
-    run_dirs = train_all(path, overrides, chosen, output)
+    run_dirs = train_all(path, overrides, chosen, output, resume=resume)
     if spec.evaluate.every:
         add_baselines(spec, run_dirs)
     records = [read_run(run_dir) for run_dir in run_dirs]
@@ -70,7 +76,12 @@ def choose(names: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def train_all(
-    path: str | Path, overrides: Sequence[str], names: Sequence[str], output: Path
+    path: str | Path,
+    overrides: Sequence[str],
+    names: Sequence[str],
+    output: Path,
+    *,
+    resume: str | None = None,
 ) -> list[Path]:
     """Trains one backend after the other; returns the run directories in the order of ``names``.
 
@@ -87,6 +98,7 @@ def train_all(
         raise UserError(f"{output}: cannot write: {error.strerror}") from error
     for name, run_dir in zip(names, run_dirs, strict=True):
         pairs = ["-o", *overrides] if overrides else []
+        pairs += ["--resume", resume] if resume else []
         command = ["train", "-c", str(path), *pairs, "--backend", name, "--output", str(run_dir)]
         log = output / f"{name}.log"
         with log.open("w") as file:

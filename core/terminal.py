@@ -15,6 +15,9 @@ PAUSE = 1.0
 class Terminal:
     """Lines and a bar. total: last step of the run; step: where it starts."""
 
+    lost: OSError | None = None
+    """Why nothing more can be said: the reader has gone, or the disk of the log is full."""
+
     def __init__(self, total: int, step: int = 0) -> None:
         self._said = 0.0
         self._progress: Progress | None = None
@@ -25,11 +28,16 @@ class Terminal:
             self._progress.start()
 
     def line(self, text: str) -> None:
-        """Prints one line, above the bar."""
-        if self._progress:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(text, flush=True)
+        """Prints one line, above the bar; ``lost`` says if it could not."""
+        if self.lost:
+            return
+        try:
+            if self._progress:
+                self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(text, flush=True)
+        except OSError as error:
+            self.lost = error
 
     def status(self, text: str, *, news: bool) -> None:
         """Prints a line that may be left out, unless it is news, where they follow fast."""

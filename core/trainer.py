@@ -18,7 +18,7 @@ from triptych.core import checkpoint
 from triptych.core.algorithms import METHODS
 from triptych.core.config.spec import RunSpec
 from triptych.core.engine import Batch, Engine
-from triptych.core.errors import NonFiniteError
+from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.health import Health
 from triptych.core.logs import Logs, Row
 from triptych.core.meter import Meter
@@ -69,6 +69,7 @@ class Trainer:
         self.method = METHODS[self.spec.method.name]
         self.named = 0
         """Damaged files that have been told of."""
+        self._broken: UserError | None = None
         self.meter = Meter(self.spec.train.batch_size, self.seconds)
         chance = self.method.chance(self.spec)
         self.health = Health(chance, self.method.FLAT, self.method.REMEDY)
@@ -84,10 +85,16 @@ class Trainer:
 
         Raises:
             NonFiniteError: the loss or the state is not finite; names the last good checkpoint.
+            UserError: the data cannot be read, or the state not be written; what was trained
+                until then is saved in the first case.
+            OSError: nothing more can be said; the state is saved.
         """
         try:
             with stop_request() as stop:
-                return self._fit(stop)
+                signal = self._fit(stop)
+            if self.terminal.lost:
+                raise self.terminal.lost
+            return signal
         except NonFiniteError as error:
             last = f"last good checkpoint: {self.saved}" if self.saved else "no checkpoint yet"
             raise NonFiniteError(f"{error}; {last}") from error
@@ -96,8 +103,9 @@ class Trainer:
         if self._evaluates() and not self._evaluated():
             # A signal came between this step and its evaluation.
             self._evaluate()
+        begun = self.step
         previous: Reading = dict
-        for batch in self.pipeline.batches(self.step, self.plan.last_step):
+        for batch in self._feed():
             reading = self._advance(batch)
             # One step late, so that a device that runs ahead of the host is not waited for.
             previous()
@@ -114,7 +122,21 @@ class Trainer:
                 self._save()
             if stopping:
                 return stop.number or SIGTERM
+        if self._broken:
+            # Of many ranks the others are in a step that waits for this one.
+            if self.engine.context.world == 1 and self.step > begun:
+                previous()
+                self._save()
+                raise UserError(f"{self._broken}; saved in {self.saved}") from self._broken
+            raise self._broken
         return None
+
+    def _feed(self) -> Iterator[Batch]:
+        """The batches that are left. An error of the data ends them, and is raised later."""
+        try:
+            yield from self.pipeline.batches(self.step, self.plan.last_step)
+        except UserError as error:
+            self._broken = error
 
     # ----------------------------------------------------------------------------- one step
 
@@ -147,7 +169,7 @@ class Trainer:
         """Whether all ranks are to stop here; many of them ask each other only where they log."""
         if self.engine.context.world > 1 and not self._logs(self.step):
             return False
-        return self.engine.any(stop.number is not None)
+        return self.engine.any(stop.number is not None or self.terminal.lost is not None)
 
     # ------------------------------------------------------------------------- the four cadences
 

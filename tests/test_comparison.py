@@ -10,7 +10,7 @@ import pytest
 from conftest import requested
 
 from triptych import backends
-from triptych.core import comparison, demo, run_table
+from triptych.core import cli, comparison, demo, run_table
 from triptych.core.errors import UserError
 from triptych.core.run_record import read_run
 
@@ -43,6 +43,13 @@ def test_every_backend_from_spec_to_page(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(f"\n{name} " in printed for name in names)
     assert "<figure>" in (tmp_path / "report.html").read_text()
+    with pytest.raises(UserError, match="exit status 2"):
+        comparison.run("moco_v3/digits", SHORT, names, tmp_path)
+    command = ["parity", "run", "-c", "moco_v3/digits", "--backends", ",".join(names)]
+    command += ["--output", str(tmp_path), "--resume", "auto", "-o", *SHORT]
+    assert cli.main(command) == 0
+    again = [line for line in capsys.readouterr().out.splitlines() if line.startswith(names[0])]
+    assert again[-1] in printed
 
 
 def test_a_run_that_fails_is_named(tmp_path):

@@ -32,7 +32,8 @@ WRONG = [
     ("optim.lr=", "optim.lr: null: expected a number > 0"),
     ("optim.clip_norm=-1", "optim.clip_norm: -1: expected a number > 0 or null"),
     ("method.momentum=1.5", "method.momentum: 1.5: expected a number >= 0 and <= 1"),
-    ("train.steps=1.5", "train.steps: 1.5: expected an integer > 0 or null"),
+    ("train.steps=1.5", "train.steps: 1.5: expected an integer > 0 and <= 1000000000000 or null"),
+    ("train.steps=10000000000000000000", "expected an integer > 0 and <= 1000000000000 or null"),
     ("train.batch_size=-8", "train.batch_size: -8: expected an integer > 0"),
     ("seed=-1", "seed: -1: expected an integer >= 0 and < 9223372036854775808"),
     ("train.accumulate=2", "train.accumulate: 2: expected 1"),
@@ -207,7 +208,7 @@ def test_all_mistakes_are_told_at_once():
             "a.yaml:4: model.width: -64: expected an integer > 0 and <= 65536",
             "a.yaml:12: seed: 'x': expected an integer >= 0 and < 9223372036854775808",
             "a.yaml:13: seed: duplicate key, first set at a.yaml:12",
-            "-o train.steps=-3: train.steps: -3: expected an integer > 0 or null",
+            "-o train.steps=-3: train.steps: -3: expected an integer > 0 and <= 1000000000000 or null",
             "-o data.rot=x: data.rot: unknown key (did you mean 'root'?)",
             "-o oops: expected KEY=VALUE, like train.steps=100",
         ]

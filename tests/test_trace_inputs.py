@@ -6,6 +6,7 @@ from native import draws, random_batch, tiny_spec
 
 from triptych.core.errors import UserError
 from triptych.core.parity.inputs import recorded
+from triptych.core.parity.trace import fixed_hyper
 
 STEPS = 2
 
@@ -83,3 +84,19 @@ def test_an_order_of_the_images_is_a_permutation(tmp_path):
     for wrong in (np.zeros_like(arrays["shuffle_perm"]), arrays["shuffle_perm"] + 1):
         with pytest.raises(UserError, match="step 0: shuffle_perm: expected each of 0"):
             read(tmp_path, spec, {**arrays, "shuffle_perm": wrong})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        '{"lr": -1, "weight_decay": 0, "ema": 0.9}',
+        '{"lr": 1, "weight_decay": NaN, "ema": 0.9}',
+        '{"lr": 1, "weight_decay": 0, "ema": 1.1}',
+        '{"lr": Infinity, "weight_decay": 0, "ema": 1}',
+        '{"lr": 1, "weight_decay": 0}',
+    ],
+)
+def test_fixed_hyper_parameters_are_such(tmp_path, given):
+    (tmp_path / "hyper.json").write_text(given)
+    with pytest.raises(UserError, match=r"hyper.json: expected .*\"ema\""):
+        fixed_hyper(tmp_path / "hyper.json")

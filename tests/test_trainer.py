@@ -1,7 +1,11 @@
 """The loop on a real NumPy engine: what it writes, and what it does with a loss of nan."""
 
+import errno
 import json
 import math
+import subprocess
+import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -9,12 +13,13 @@ from double import ahead, finished, install, saved, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from triptych import backends
-from triptych.core import checkpoint, reference, run
+from triptych.core import checkpoint, cli, reference, run
+from triptych.core.data import Pipeline
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.health import STATES
 from triptych.core.logs import Logs, read_rows
 from triptych.core.plan import Plan
-from triptych.core.terminal import evaluation_line, health_line
+from triptych.core.terminal import Terminal, evaluation_line, health_line
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +162,73 @@ def test_a_full_disk_is_one_clear_line(tmp_path, tensorboard):
         with pytest.raises(UserError, match="cannot write the log: No space left on device"):
             logs.write({"step": 2, "loss": 1.0})
         logs.close()
+
+
+# ------------------------------------------------------------- what ends a run, its state saved
+
+
+def test_data_that_cannot_be_read_end_the_run_with_its_state_saved(tmp_path, monkeypatch):
+    whole = Pipeline.batches
+
+    def breaking(self, start, stop):
+        yield from whole(self, start, min(stop, 7))
+        raise UserError("photo.jpg: damaged")
+
+    monkeypatch.setattr(Pipeline, "batches", breaking)
+    newest = tmp_path / "checkpoints" / "step-00000007"
+    with pytest.raises(UserError, match=rf"photo.jpg: damaged; saved in {newest}"):
+        run.train(tiny(), "torch", tmp_path)
+    with pytest.raises(UserError, match=r"photo.jpg: damaged$"):
+        run.train(tiny(), "torch", tmp_path, resume="auto")
+    monkeypatch.undo()
+    install(monkeypatch)
+    finished(tiny(), tmp_path, resume="auto")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: standard output: No space"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+    ],
+)
+def test_a_log_that_takes_no_more_ends_the_run_with_its_state_saved(
+    tmp_path, monkeypatch, capfd, error, status, told
+):
+    def lose(self, text):
+        if "step 6/12" in text:
+            self.lost = error
+
+    monkeypatch.setattr(Terminal, "line", lose)
+    monkeypatch.setattr(Terminal, "status", lambda self, text, *, news: self.line(text))
+    monkeypatch.setattr(cli, "_silence", lambda: None)
+    assert cli.exit_status(lambda: run.train(tiny(), "torch", tmp_path) or 0) == status
+    assert capfd.readouterr().err.startswith(told)
+    assert saved(tmp_path)[-1] == "step-00000007"
+    assert not (tmp_path / "result.json").exists()
+    monkeypatch.undo()
+    install(monkeypatch)
+    finished(tiny(), tmp_path, resume="auto")
+
+
+def test_a_terminal_that_cannot_be_written_is_lost(monkeypatch):
+    terminal = Terminal(12)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        terminal.line("one")
+        assert terminal.lost.errno == errno.ENOSPC
+        terminal.line("another")
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
+
+
+def test_a_full_disk_behind_standard_output_is_one_clear_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "triptych.core.cli", "info", "-c", "moco_v3/digits"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: standard output: No space left on device\n"
 
 
 # ---------------------------------------------------------------------------------- not finite

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`triptych bench` as a script; see `tools/bench.py --help`."""
 
 import sys

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`triptych eval` as a script; see `tools/eval.py --help`."""
 
 import sys

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`triptych info` as a script; see `tools/info.py --help`."""
 
 import sys

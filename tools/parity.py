@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`triptych parity` as a script; see `tools/parity.py --help`."""
 
 import sys

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`triptych report` as a script; see `tools/report.py --help`."""
 
 import sys

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`triptych train` as a script; see `tools/train.py --help`."""
 
 import sys

@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_spec_arguments(run)
     run.add_argument("--backends", metavar="A,B", help="default: all installed")
     run.add_argument("--output", type=Path, default=Path("runs/parity"), metavar="DIR")
+    run.add_argument(
+        "--resume", choices=("auto",), help="go on with the runs that are in --output already"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,13 +49,13 @@ def _trace(arguments: argparse.Namespace) -> int:
     from triptych.core.run import choose_backend
 
     overrides, output = _split_o(arguments)
-    overrides.append(f"precision={arguments.dtype}")
+    numpy = arguments.backend == "numpy"
+    dtype = "float64" if numpy else arguments.dtype  # the reference knows nothing else
+    overrides.append(f"precision={dtype}")
     spec = config.load(arguments.config, overrides)
     if arguments.steps < 1:
         raise UserError(f"--steps {arguments.steps}: expected at least 1")
-    backend = arguments.backend
-    if backend != "numpy":
-        backend = choose_backend(backend, spec)
+    backend = "numpy" if numpy else choose_backend(arguments.backend, spec)
     record = trace.run_trace(
         spec,
         backend,
@@ -63,7 +66,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     )
     trace.save(record, output)
     losses = np.load(output)["loss"]
-    print(f"{backend}, {arguments.dtype}: loss {' '.join(f'{x:.12g}' for x in losses)}")
+    print(f"{backend}, {dtype}: loss {' '.join(f'{x:.12g}' for x in losses)}")
     print(f"wrote {output}")
     if not np.isfinite(losses).all():
         step = int(np.isfinite(losses).argmin()) + 1
@@ -117,4 +120,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from triptych.core.comparison import run as train_everywhere
 
     names = arguments.backends.split(",") if arguments.backends else None
-    return train_everywhere(arguments.config, arguments.overrides, names, arguments.output)
+    return train_everywhere(
+        arguments.config, arguments.overrides, names, arguments.output, resume=arguments.resume
+    )

@@ -147,7 +147,14 @@ def _anonymous_file(size: int) -> int:
     else:
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
-    os.truncate(descriptor, size)
+    try:
+        os.truncate(descriptor, size)
+    except OSError as error:
+        os.close(descriptor)
+        raise UserError(
+            f"data: no {size} bytes of shared memory for a worker ({error.strerror}); "
+            "lower data.prefetch, or load without workers: data.workers=0"
+        ) from error
     return descriptor
 
 

@@ -1,6 +1,7 @@
 """Records every number of a few training steps on one backend."""
 
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -91,9 +92,12 @@ def fixed_hyper(path: Path) -> Callable[[int], Hyper]:
     try:
         given = json.loads(path.read_text())
         lr, decay, ema = (float(given[key]) for key in ("lr", "weight_decay", "ema"))
+        if not (0 <= lr < math.inf and 0 <= decay < math.inf and 0 <= ema <= 1):
+            raise ValueError(f"lr {lr:g}, weight_decay {decay:g}, ema {ema:g}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f'{path}: expected {{"lr": ..., "weight_decay": ..., "ema": ...}}, got {error!r}'
+            f'{path}: expected {{"lr": ..., "weight_decay": ..., "ema": ...}}, finite numbers '
+            f"from 0, ema up to 1; got {error!r}"
         ) from error
     return lambda step: Hyper(step=step, lr=lr, weight_decay=decay, ema=ema)
 
