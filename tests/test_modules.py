@@ -1,5 +1,6 @@
 """Every module of every backend against the float64 NumPy reference."""
 
+import importlib
 from functools import cache
 
 import numpy as np
@@ -158,3 +159,24 @@ def test_module(engines, backend_name, case):
     assert value.dtype == precision
     assert_close(value, want, allowed, case)
     assert_close(grad, want_grad, allowed, f"gradient of {case}")
+
+
+def pool_of(backend_name):
+    """What a backend's residual networks pool with."""
+    if backend_name == "paddle":
+        return importlib.import_module("triptych.backends.paddle.layers").max_pool
+    return importlib.import_module(f"{backend_name}.nn").MaxPool2d(3, 2, 1)
+
+
+def test_of_equal_values_in_a_pool_the_first_has_the_gradient(backend_name):
+    x, probe = RNG.integers(0, 3, (2, 3, 9, 12)) * 1.0, RNG.standard_normal((2, 3, 5, 6))
+    value, (grad,) = differentiate(backend_name, pool_of(backend_name), x, probe=probe)
+    np.testing.assert_array_equal(value, layers.max_pool(x))
+    want = elementwise_grad(lambda a: np.sum(layers.max_pool(a) * probe))(x)
+    assert_close(grad, want, 1e-12)
+
+
+def test_a_pool_passes_nan_on():
+    x = np.ones((1, 1, 5, 5))
+    x[0, 0, 2, 2] = np.nan
+    assert np.isnan(layers.max_pool(x)).sum() == 1

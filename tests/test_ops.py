@@ -67,6 +67,7 @@ def test_normalising_a_zero_row_gives_zeros(backend, backend_name):
     assert_close(value, reference.l2_normalize(rows), 1e-15)
     # x / max(|x|, eps) has the slope 1 / eps at zero.
     assert_close(grad[0], np.full(D, 1e12), 1e-9)
+    assert_close(grad, elementwise_grad(reference.l2_normalize)(rows), 1e-9)
 
 
 @pytest.mark.parametrize("labels", [[0, M], [-1, 0]], ids=["too large", "negative"])

@@ -133,11 +133,17 @@ def convolution(weight: Tensor, x: Tensor, *, stride: int = 1, padding: int = 0)
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """Maximum of each 3x3 square, stride 2, padding 1. (N, C, H, W)."""
+    """Maximum of each 3x3 square, stride 2, padding 1. (N, C, H, W).
+
+    Of equal values the first, row by row, is it, and has the gradient; nan stays.
+    """
     height, width = ((side - 1) // 2 + 1 for side in x.shape[2:])
     x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), "constant", constant_values=-np.inf)
     corners = itertools.product(range(3), range(3))
-    return np.max(np.stack([_strided(x, i, j, height, width, 2) for i, j in corners]), axis=0)
+    y, *others = (_strided(x, i, j, height, width, 2) for i, j in corners)
+    for other in others:
+        y = np.where((other > y) | (other != other), other, y)
+    return y
 
 
 def _strided(x: Tensor, i: int, j: int, height: int, width: int, stride: int) -> Tensor:

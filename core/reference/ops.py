@@ -11,7 +11,8 @@ from triptych.core.engine import Array, Tensor
 
 def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
     """See ``core.engine.Ops``."""
-    return x / np.maximum(np.sqrt(np.sum(x * x, axis=-1, keepdims=True)), eps)
+    # Not the larger of root and eps: at zero the root has no slope, and nan would come of it.
+    return x / np.sqrt(np.maximum(np.sum(x * x, axis=-1, keepdims=True), eps * eps))
 
 
 def matmul(a: Tensor, b: Tensor, /, *, transpose_b: bool = False) -> Tensor:
