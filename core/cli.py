@@ -7,14 +7,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from triptych.core.errors import NonFiniteError, UserError
 
 COMMANDS = ("train", "eval", "parity", "info", "bench", "report")
 BAD_INPUT, NON_FINITE = 2, 3
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error numbers of a disk or a quota that is full, and of a file at its limit."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Error numbers of a disk or a quota that is full, a file at its limit, a terminal that is gone."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,39 +40,48 @@ def exit_status(command: Callable[[], int]) -> int:
     0 done; 2 bad input (one ``error:`` line each on stderr); 3 training went non-finite; 128 + n
     after signal n with the state saved; anything else that escapes is a bug, with its traceback.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "w"))
     try:
         status = command()
         sys.stdout.flush()  # what cannot be written is to be known in here
         return status
     except UserError as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            _complain(line)
         return BAD_INPUT
     except NonFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(str(error))
         return NON_FINITE
     except MemoryError as error:
-        text = f"not enough memory ({error}); make the model, its memory or the batch smaller"
-        print(f"error: {text}", file=sys.stderr)
+        _complain(f"not enough memory ({error}); make the model, its memory or the batch smaller")
         return BAD_INPUT
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone: not an error, and nothing more can be said.
-        _silence()
+        _silence(sys.stdout)
         return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in FULL:
             raise
-        where = error.filename or "standard output"
-        print(f"error: {where}: {error.strerror}", file=sys.stderr)
-        _silence()
+        _complain(f"{error.filename or 'standard output'}: {error.strerror}")
+        _silence(sys.stdout)
         return BAD_INPUT
 
 
-def _silence() -> None:
-    """What is still to be written to standard output goes nowhere, without an error of its own."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _complain(text: str) -> None:
+    """Says what is wrong, if there is anybody to say it to."""
+    try:
+        print(f"error: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        _silence(sys.stderr)
+
+
+def _silence(stream: TextIO) -> None:
+    """What is still to be written goes nowhere, without an error of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -50,6 +50,8 @@ def run(
     """
     chosen = choose(names)
     spec = config.load(path, overrides)
+    for name in chosen if resume else ():
+        _check_evaluation(output / name / "spec.yaml", spec)
     run_dirs = train_all(path, overrides, chosen, output, resume=resume)
     if spec.evaluate.every:
         add_baselines(spec, run_dirs)
@@ -59,6 +61,20 @@ def run(
     report.write(records, page)
     print(f"report: {page}")
     return 0
+
+
+def _check_evaluation(stored: Path, spec: RunSpec) -> None:
+    """A run that is done is not evaluated again: another protocol's numbers stand for nothing."""
+    if not stored.exists():
+        return
+    then, now = (s.evaluate.model_dump() for s in (config.load(stored), spec))
+    changed = [
+        f"evaluate.{key} {then[key]}, now {now[key]}" for key in now if then[key] != now[key]
+    ]
+    if changed:
+        raise UserError(
+            f"--resume auto: {stored.parent} has {'; '.join(changed)}; give another --output"
+        )
 
 
 def choose(names: Sequence[str] | None) -> tuple[str, ...]:
@@ -101,9 +117,10 @@ def train_all(
         pairs += ["--resume", resume] if resume else []
         command = ["train", "-c", str(path), *pairs, "--backend", name, "--output", str(run_dir)]
         log = output / f"{name}.log"
-        with log.open("w") as file:
-            child = subprocess.Popen([*_TRIPTYCH, *command], stdin=subprocess.DEVNULL, stdout=file)
+        # Said before it begins: if nobody can be told, nothing is left behind.
         print(f"{name}: training, see {log}", flush=True)
+        with log.open("a" if run_dir.exists() else "w") as file:
+            child = subprocess.Popen([*_TRIPTYCH, *command], stdin=subprocess.DEVNULL, stdout=file)
         status = _wait(child, log)
         if status > 128:
             raise SystemExit(status)

@@ -23,6 +23,10 @@ Row = dict[str, Any]
 """One logged step or one evaluation (which carries "eval"); plain JSON values."""
 
 
+STEP_KEYS = {"step", "loss", "chance", "feature_std", "time"}
+"""What every row of a step has."""
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics file up to the first damaged line; none if there is no file."""
     rows: list[Row] = []
@@ -31,9 +35,14 @@ def read_rows(path: Path) -> list[Row]:
     # What follows the last newline was cut off by a kill; a whole file ends with an empty piece.
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        if not row.keys() >= ({"eval", "top1"} if "eval" in row else STEP_KEYS):
+            break
+        rows.append(row)
     return rows
 
 

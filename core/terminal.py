@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -53,7 +54,8 @@ class Terminal:
     def close(self) -> None:
         """Leaves the terminal as it was."""
         if self._progress:
-            self._progress.stop()
+            with suppress(OSError):  # it may be gone
+                self._progress.stop()
 
 
 def health_line(row: Row, total: int) -> str:

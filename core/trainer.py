@@ -70,6 +70,7 @@ class Trainer:
         self.named = 0
         """Damaged files that have been told of."""
         self._broken: UserError | None = None
+        """What is wrong with the data: it ends the run once all is saved."""
         self.meter = Meter(self.spec.train.batch_size, self.seconds)
         chance = self.method.chance(self.spec)
         self.health = Health(chance, self.method.FLAT, self.method.REMEDY)
@@ -117,6 +118,8 @@ class Trainer:
             if self._evaluates() and not stopping:
                 reading()
                 self._evaluate()
+            if self._broken:
+                break
             if self._saves() or stopping:
                 reading()
                 self._save()
@@ -126,13 +129,18 @@ class Trainer:
             # Of many ranks the others are in a step that waits for this one.
             if self.engine.context.world == 1 and self.step > begun:
                 previous()
-                self._save()
+                try:
+                    self._save()
+                except UserError as error:
+                    raise UserError(f"{self._broken}\n{error}") from error
                 raise UserError(f"{self._broken}; saved in {self.saved}") from self._broken
             raise self._broken
         return None
 
     def _feed(self) -> Iterator[Batch]:
         """The batches that are left. An error of the data ends them, and is raised later."""
+        if self._broken:
+            return
         try:
             yield from self.pipeline.batches(self.step, self.plan.last_step)
         except UserError as error:
@@ -223,7 +231,12 @@ class Trainer:
 
     def _evaluate(self) -> None:
         with self.meter.pause():
-            for row in self.evaluate(self.step):
+            try:
+                rows = self.evaluate(self.step)
+            except UserError as error:
+                self._broken = error
+                return
+            for row in rows:
                 self.logs.write(row)
                 self.terminal.line(evaluation_line(row))
                 if advice := self.health.evaluated(row):

@@ -50,6 +50,8 @@ def test_every_backend_from_spec_to_page(tmp_path, capsys):
     assert cli.main(command) == 0
     again = [line for line in capsys.readouterr().out.splitlines() if line.startswith(names[0])]
     assert again[-1] in printed
+    with pytest.raises(UserError, match=r"evaluate.k 20, now 3; give another --output"):
+        comparison.run("moco_v3/digits", [*SHORT, "evaluate.k=3"], names, tmp_path, resume="auto")
 
 
 def test_a_run_that_fails_is_named(tmp_path):

@@ -43,6 +43,19 @@ def test_images_alone_keep_the_draws_of_the_spec(tmp_path):
         np.testing.assert_array_equal(drawn(1)[name], wanted)
 
 
+def test_unsigned_and_extended_numbers_are_made_plain(tmp_path):
+    spec = tiny_spec(case="moco_v1_resnet18")
+    arrays = arrays_of(spec)
+    odd = {
+        name: a.astype(np.longdouble if a.dtype.kind == "f" else np.uint8)
+        for name, a in arrays.items()
+    }
+    batches, drawn = read(tmp_path, spec, odd)
+    assert next(batches).views[0].dtype == np.float64
+    assert drawn(1)["shuffle_perm"].dtype == np.int64
+    np.testing.assert_array_equal(drawn(1)["shuffle_perm"], arrays["shuffle_perm"][1])
+
+
 def renamed(arrays):
     return {{"mask_ids_round1": "mask_ids_round_1"}.get(k, k): a for k, a in arrays.items()}
 

@@ -167,14 +167,18 @@ def test_a_full_disk_is_one_clear_line(tmp_path, tensorboard):
 # ------------------------------------------------------------- what ends a run, its state saved
 
 
-def test_data_that_cannot_be_read_end_the_run_with_its_state_saved(tmp_path, monkeypatch):
-    whole = Pipeline.batches
+def breaking_batches(whole):
+    """Batches that end with an error after step 7."""
 
     def breaking(self, start, stop):
         yield from whole(self, start, min(stop, 7))
         raise UserError("photo.jpg: damaged")
 
-    monkeypatch.setattr(Pipeline, "batches", breaking)
+    return breaking
+
+
+def test_data_that_cannot_be_read_end_the_run_with_its_state_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(Pipeline, "batches", breaking_batches(Pipeline.batches))
     newest = tmp_path / "checkpoints" / "step-00000007"
     with pytest.raises(UserError, match=rf"photo.jpg: damaged; saved in {newest}"):
         run.train(tiny(), "torch", tmp_path)
@@ -183,6 +187,32 @@ def test_data_that_cannot_be_read_end_the_run_with_its_state_saved(tmp_path, mon
     monkeypatch.undo()
     install(monkeypatch)
     finished(tiny(), tmp_path, resume="auto")
+
+
+def test_an_evaluation_that_cannot_read_its_data_comes_after_a_save(tmp_path, monkeypatch):
+    def breaking(*arguments):
+        raise UserError("photo.jpg: damaged")
+
+    monkeypatch.setattr(run, "_evaluate", breaking)
+    for _ in range(2):  # a resume meets the same file, and has nothing new to save
+        with pytest.raises(UserError, match=r"photo.jpg: damaged"):
+            run.train(tiny("evaluate.every=3"), "torch", tmp_path, resume="auto")
+        assert saved(tmp_path) == ["step-00000003"]
+    monkeypatch.undo()
+    install(monkeypatch)
+    finished(tiny("evaluate.every=3"), tmp_path, resume="auto")
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows if row.get("labels") == "all"] == [3, 6, 9, 12]
+
+
+def test_damaged_data_are_told_of_where_the_disk_is_full_as_well(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise UserError("cannot save")
+
+    monkeypatch.setattr(Pipeline, "batches", breaking_batches(Pipeline.batches))
+    monkeypatch.setattr(checkpoint, "write", full)
+    with pytest.raises(UserError, match=r"photo\.jpg: damaged\ncannot save"):
+        run.train(tiny("checkpoint.every=0"), "torch", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +231,7 @@ def test_a_log_that_takes_no_more_ends_the_run_with_its_state_saved(
 
     monkeypatch.setattr(Terminal, "line", lose)
     monkeypatch.setattr(Terminal, "status", lambda self, text, *, news: self.line(text))
-    monkeypatch.setattr(cli, "_silence", lambda: None)
+    monkeypatch.setattr(cli, "_silence", lambda stream: None)
     assert cli.exit_status(lambda: run.train(tiny(), "torch", tmp_path) or 0) == status
     assert capfd.readouterr().err.startswith(told)
     assert saved(tmp_path)[-1] == "step-00000007"
@@ -229,6 +259,23 @@ def test_a_full_disk_behind_standard_output_is_one_clear_line():
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("streams", "status"), [(">&-", 0), (">/dev/full 2>&1", 2), (">&- 2>&-", 0)]
+)
+def test_streams_that_are_closed_or_full_make_no_traceback(streams, status):
+    command = f"{sys.executable} -m triptych.core.cli info -c moco_v3/digits {streams}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+@pytest.mark.parametrize("line", ["5", '{"step": 1}', '{"step": "x", "loss": 1}', "[" * 100_000])
+def test_rows_end_before_a_damaged_line(whole, line):
+    path = whole / "metrics.jsonl"
+    rows = read_rows(path)
+    path.write_text(path.read_text() + line + "\n" + json.dumps(rows[0]) + "\n")
+    assert read_rows(path) == rows
 
 
 # ---------------------------------------------------------------------------------- not finite

@@ -60,10 +60,13 @@ def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor,
 
 def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
     """See ``core.engine.Ops``."""
-    weights = torch.zeros(1, x.shape[1], dtype=x.dtype, device=x.device)
+    # Not in mixed precision: bags of words would no longer sum to 1.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    weights = torch.zeros(1, x.shape[1], dtype=dtype, device=x.device)
     weights[0, torch.from_numpy(index)] = 1.0 / len(index)
-    # A product with weights copies no tokens.
-    return (weights @ x)[:, 0]
+    with torch.autocast(x.device.type, enabled=False):
+        # A product with weights copies no tokens.
+        return (weights @ x.to(dtype))[:, 0]
 
 
 def gather_tokens(x: Tensor, image: Array, token: Array, /) -> Tensor:

@@ -50,7 +50,7 @@ def load(
             belongs to them.
 
     Raises:
-        UserError: from the job, or because a worker died.
+        UserError: from the job, or because a worker could not start or died.
     """
     if not workers:
         planes = np.empty(job.shape, np.uint8)
@@ -58,10 +58,16 @@ def load(
             yield finish(planes, job.fill(number, planes))
         return
     with ExitStack() as stack:
-        team = [
-            stack.enter_context(_Worker(prefetch, job.shape))
-            for _ in range(min(workers, len(numbers)))
-        ]
+        try:
+            team = [
+                stack.enter_context(_Worker(prefetch, job.shape))
+                for _ in range(min(workers, len(numbers)))
+            ]
+        except OSError as error:
+            raise UserError(
+                f"data: cannot start {workers} workers with {prefetch} batches each "
+                f"({error.strerror}); lower data.workers or data.prefetch"
+            ) from error
         for worker in team:
             worker.send((job, prefetch))
         # Batches go round the team; each worker's slots take turns.
@@ -147,14 +153,7 @@ def _anonymous_file(size: int) -> int:
     else:
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
-    try:
-        os.truncate(descriptor, size)
-    except OSError as error:
-        os.close(descriptor)
-        raise UserError(
-            f"data: no {size} bytes of shared memory for a worker ({error.strerror}); "
-            "lower data.prefetch, or load without workers: data.workers=0"
-        ) from error
+    os.truncate(descriptor, size)
     return descriptor
 
 

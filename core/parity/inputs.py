@@ -36,6 +36,7 @@ def recorded(
     if arrays.keys() - VIEWS:
         wanted |= own
     _check_arrays(path, arrays, wanted, steps)
+    arrays = {name: _plain(array) for name, array in arrays.items()}
 
     def drawn(step: int) -> Mapping[str, Array]:
         return {name: arrays[name][step] for name in own}
@@ -49,6 +50,13 @@ def recorded(
     index = np.arange(spec.train.batch_size, dtype=np.int64)
     pairs = zip(*(arrays[name] for name in VIEWS), strict=False)
     return (Batch(pair, index) for pair in pairs), draws
+
+
+def _plain(array: Array) -> Array:
+    """In a type that every framework knows: some know no unsigned and no extended numbers."""
+    if array.dtype.kind in "iu":
+        return array.astype(np.int64, copy=False)
+    return array.astype(np.float64) if array.dtype.itemsize > 8 else array
 
 
 def _check_arrays(path: Path, arrays: State, wanted: Mapping[str, Array], steps: int) -> None:

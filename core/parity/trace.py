@@ -94,7 +94,7 @@ def fixed_hyper(path: Path) -> Callable[[int], Hyper]:
         lr, decay, ema = (float(given[key]) for key in ("lr", "weight_decay", "ema"))
         if not (0 <= lr < math.inf and 0 <= decay < math.inf and 0 <= ema <= 1):
             raise ValueError(f"lr {lr:g}, weight_decay {decay:g}, ema {ema:g}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(
             f'{path}: expected {{"lr": ..., "weight_decay": ..., "ema": ...}}, finite numbers '
             f"from 0, ema up to 1; got {error!r}"
