@@ -219,7 +219,8 @@ def test_compare_sees_one_changed_bit_and_one_changed_row(tmp_path):
         state = {"student.a": np.array([1.0, value]), "student.b": np.zeros((), np.int64)}
         folder.mkdir()
         checkpoint.write(folder, step, state, tiny(), {}, keep=1)
-        text = json.dumps({"step": step, "loss": loss, "images_per_second": value})
+        row = {"step": step, "loss": loss, "chance": 1.0, "feature_std": 1.0, "time": value}
+        text = json.dumps({**row, "images_per_second": value})
         write_atomically(folder / "metrics.jsonl", text + "\n")
 
     write(tmp_path / "a", 2.0, 1.0)
@@ -230,7 +231,8 @@ def test_compare_sees_one_changed_bit_and_one_changed_row(tmp_path):
     assert soak.compare(tmp_path / "a", tmp_path / "a") == []
     assert soak.compare(tmp_path / "a", tmp_path / "bit") == ["student.a: differs"]
     assert (
-        "instead of {'step': 3, 'loss': 1.0}" in soak.compare(tmp_path / "a", tmp_path / "row")[0]
+        "instead of {'step': 3, 'loss': 1.0, 'chance': 1.0, 'feature_std': 1.0}"
+        in soak.compare(tmp_path / "a", tmp_path / "row")[0]
     )
     assert soak.compare(tmp_path / "a", tmp_path / "step")[0] == "step 4 instead of 3"
     assert "step 0 instead of 3" in soak.compare(tmp_path / "a", tmp_path / "nothing")

@@ -106,8 +106,10 @@ def test_resume_drops_rows_of_lost_steps_and_torn_lines(whole, tmp_path):
 
 def test_a_damaged_line_ends_the_rows(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n\0\0\0\n{"step": 3}\n')
-    assert read_rows(path) == [{"step": 1}]
+    row = {"step": 1, "loss": 1.0, "chance": 1.0, "feature_std": 1.0, "time": 0.0}
+    line = json.dumps(row).encode()
+    path.write_bytes(line + b"\n\0\0\0\n" + line + b"\n")
+    assert read_rows(path) == [row]
     assert read_rows(tmp_path / "none") == []
 
 
