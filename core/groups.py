@@ -30,10 +30,18 @@ def group(name: str, ndim: int, spec: OptimSpec) -> Group:
     )
 
 
+def own_rates(spec: OptimSpec) -> tuple[float, float] | None:
+    """(learning rate, weight decay) of MOCA's weight generators, which move with no schedule.
+
+    None where they follow the schedules like the rest.
+    """
+    if isinstance(spec, AdamWSpec) and spec.generator_lr is not None:
+        return spec.generator_lr, spec.weight_decay
+    return None
+
+
 def rates(group: Group, spec: OptimSpec, hyper: Hyper) -> tuple[float, float]:
     """(learning rate, weight decay) of a group at one step."""
-    lr, decay = hyper.lr, hyper.weight_decay
-    if group.own_rate and isinstance(spec, AdamWSpec) and spec.generator_lr is not None:
-        # Neither of the two moves with the schedules.
-        lr, decay = spec.generator_lr, spec.weight_decay
+    own = own_rates(spec) if group.own_rate else None
+    lr, decay = own or (hyper.lr, hyper.weight_decay)
     return lr, decay if group.decayed else 0.0

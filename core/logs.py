@@ -12,19 +12,31 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import FiniteFloat
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from triptych.core.errors import UserError
 from triptych.core.files import write_atomically
+from triptych.core.run_record import Evaluation, Step
 
 Row = dict[str, Any]
 """One logged step or one evaluation (which carries "eval"); plain JSON values."""
 
 
-STEP_KEYS = {"step", "loss", "chance", "feature_std", "time"}
-"""What every row of a step has."""
+class _Step(Step):
+    """What a run that goes on needs of a step besides."""
+
+    chance: FiniteFloat
+    feature_std: FiniteFloat
+    time: FiniteFloat
+
+
+class _Evaluation(Evaluation):
+    """And of an evaluation."""
+
+    time: FiniteFloat
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -36,11 +48,9 @@ def read_rows(path: Path) -> list[Row]:
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            break
-        if not row.keys() >= ({"eval", "top1"} if "eval" in row else STEP_KEYS):
+            kind = _Evaluation if isinstance(row, dict) and "eval" in row else _Step
+            kind.model_validate(row, strict=True)
+        except (ValueError, RecursionError):  # a ValidationError is a ValueError
             break
         rows.append(row)
     return rows

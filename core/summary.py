@@ -10,9 +10,10 @@ from triptych.core.architectures import (
     parameter_counts,
 )
 from triptych.core.config import dump
-from triptych.core.config.spec import AdamWSpec, AugmentOp, RunSpec
+from triptych.core.config.spec import AugmentOp, RunSpec
 from triptych.core.data import open_train
 from triptych.core.errors import UserError
+from triptych.core.groups import own_rates
 from triptych.core.plan import Plan
 
 ROWS = 9
@@ -91,10 +92,8 @@ def schedule(spec: RunSpec, steps_per_epoch: int | None) -> list[dict[str, Any]]
 
 def generators(spec: RunSpec) -> dict[str, float] | None:
     """What MOCA's weight generators are trained with, at every step; None where they follow all."""
-    optim = spec.optim
-    if not isinstance(optim, AdamWSpec) or optim.generator_lr is None:
-        return None
-    return {"lr": optim.generator_lr, "weight_decay": optim.weight_decay}
+    rates = own_rates(spec.optim)
+    return dict(zip(("lr", "weight_decay"), rates, strict=True)) if rates else None
 
 
 def render(found: dict[str, Any]) -> str:

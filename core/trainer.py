@@ -5,6 +5,7 @@ functions of it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from math import isfinite
@@ -43,6 +44,18 @@ class Feed(Protocol):
         """The batches of the steps ``start`` … ``stop - 1``."""
 
 
+class _DataError(UserError):
+    """Data that cannot be read, told from other errors since the state can still be saved."""
+
+
+@contextmanager
+def _data_errors() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise _DataError(str(error)) from error
+
+
 @dataclass
 class Trainer:
     """Trains from ``step`` to the plan's last step.
@@ -69,8 +82,8 @@ class Trainer:
         self.method = METHODS[self.spec.method.name]
         self.named = 0
         """Damaged files that have been told of."""
-        self._broken: UserError | None = None
-        """What is wrong with the data: it ends the run once all is saved."""
+        self._reading: Reading = dict
+        """Reads and checks the metrics of the newest step, once."""
         self.meter = Meter(self.spec.train.batch_size, self.seconds)
         chance = self.method.chance(self.spec)
         self.health = Health(chance, self.method.FLAT, self.method.REMEDY)
@@ -101,55 +114,49 @@ class Trainer:
             raise NonFiniteError(f"{error}; {last}") from error
 
     def _fit(self, stop: StopRequest) -> int | None:
+        begun = self.step
+        try:
+            return self._steps(stop)
+        except _DataError as error:
+            # Of many ranks the others are in a step that waits for this one.
+            if self.engine.context.world > 1 or self.step == begun:
+                raise
+            self._reading()
+            try:
+                self._save()
+            except UserError as second:
+                raise UserError(f"{error}\n{second}") from second
+            raise UserError(f"{error}; saved in {self.saved}") from error
+
+    def _steps(self, stop: StopRequest) -> int | None:
         if self._evaluates() and not self._evaluated():
             # A signal came between this step and its evaluation.
             self._evaluate()
-        begun = self.step
-        previous: Reading = dict
         for batch in self._feed():
-            reading = self._advance(batch)
-            # One step late, so that a device that runs ahead of the host is not waited for.
-            previous()
-            previous = reading
+            self._advance(batch)
             stopping = self._agreed(stop)
             if self._logs(self.step):
-                self._report(reading())
+                self._report(self._reading())
             # Evaluated before it is saved: a kill in between then repeats both.
             if self._evaluates() and not stopping:
-                reading()
+                self._reading()
                 self._evaluate()
-            if self._broken:
-                break
             if self._saves() or stopping:
-                reading()
+                self._reading()
                 self._save()
             if stopping:
                 return stop.number or SIGTERM
-        if self._broken:
-            # Of many ranks the others are in a step that waits for this one.
-            if self.engine.context.world == 1 and self.step > begun:
-                previous()
-                try:
-                    self._save()
-                except UserError as error:
-                    raise UserError(f"{self._broken}\n{error}") from error
-                raise UserError(f"{self._broken}; saved in {self.saved}") from self._broken
-            raise self._broken
         return None
 
     def _feed(self) -> Iterator[Batch]:
-        """The batches that are left. An error of the data ends them, and is raised later."""
-        if self._broken:
-            return
-        try:
+        """The batches that are left."""
+        with _data_errors():
             yield from self.pipeline.batches(self.step, self.plan.last_step)
-        except UserError as error:
-            self._broken = error
 
     # ----------------------------------------------------------------------------- one step
 
-    def _advance(self, batch: Batch) -> Reading:
-        """One update; returns what reads and checks its metrics, once."""
+    def _advance(self, batch: Batch) -> None:
+        """One update."""
         hyper = self.plan.hyper(self.step)
         draws = self.method.draws(self.spec, self.step)
         monitor = self._logs(self.step + 1)
@@ -157,7 +164,10 @@ class Trainer:
         self.step += 1
         self.meter.count()
         self.terminal.advance(self.step)
-        return cache(partial(self._read, self.step, self.engine.fetch(metrics)))
+        previous = self._reading
+        self._reading = cache(partial(self._read, self.step, self.engine.fetch(metrics)))
+        # One step late, so that a device that runs ahead of the host is not waited for.
+        previous()
 
     def _read(self, step: int, fetched: Reading) -> dict[str, float]:
         values = fetched()
@@ -231,11 +241,8 @@ class Trainer:
 
     def _evaluate(self) -> None:
         with self.meter.pause():
-            try:
+            with _data_errors():
                 rows = self.evaluate(self.step)
-            except UserError as error:
-                self._broken = error
-                return
             for row in rows:
                 self.logs.write(row)
                 self.terminal.line(evaluation_line(row))

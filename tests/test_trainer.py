@@ -270,7 +270,17 @@ def test_streams_that_are_closed_or_full_make_no_traceback(streams, status):
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
-@pytest.mark.parametrize("line", ["5", '{"step": 1}', '{"step": "x", "loss": 1}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "5",
+        '{"step": 1}',
+        '{"step": "x", "loss": 1}',
+        '{"step": 3, "loss": "x", "chance": 1.0, "feature_std": 1.0, "time": 1.0}',
+        '{"eval": "knn", "step": 3, "top1": 1.0}',
+        "[" * 100_000,
+    ],
+)
 def test_rows_end_before_a_damaged_line(whole, line):
     path = whole / "metrics.jsonl"
     rows = read_rows(path)

@@ -1,6 +1,7 @@
 """Images and draws of a trace from a file, in place of the spec's own."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,26 +31,27 @@ def recorded(
     """
     arrays = checkpoint.read_arrays(path)
     method = algorithms.METHODS[spec.method.name]
-    own = method.draws(spec, 0)
     shape = (spec.train.batch_size, spec.model.channels, *spec.model.size)
     wanted = {name: np.empty(shape, np.float32) for name in VIEWS}
     if arrays.keys() - VIEWS:
-        wanted |= own
+        wanted |= method.draws(spec, 0)
     _check_arrays(path, arrays, wanted, steps)
     arrays = {name: _plain(array) for name, array in arrays.items()}
+    index = np.arange(spec.train.batch_size, dtype=np.int64)
+    pairs = zip(*(arrays.pop(name) for name in VIEWS), strict=False)
+    batches = (Batch(pair, index) for pair in pairs)
+    if not arrays:
+        return batches, partial(method.draws, spec)
 
-    def drawn(step: int) -> Mapping[str, Array]:
-        return {name: arrays[name][step] for name in own}
+    def draws(step: int) -> Mapping[str, Array]:
+        return {name: array[step] for name, array in arrays.items()}
 
-    draws = drawn if wanted.keys() > set(VIEWS) else lambda step: method.draws(spec, step)
     for step in range(steps):
         try:
             method.check_draws(spec, draws(step))
         except ValueError as error:
             raise UserError(f"{path}: step {step}: {error}") from error
-    index = np.arange(spec.train.batch_size, dtype=np.int64)
-    pairs = zip(*(arrays[name] for name in VIEWS), strict=False)
-    return (Batch(pair, index) for pair in pairs), draws
+    return batches, draws
 
 
 def _plain(array: Array) -> Array:
