@@ -17,10 +17,11 @@ from PIL import Image
 from triptych import backends
 from triptych.core import checkpoint, config
 from triptych.core.config.spec import RunSpec
+from triptych.core.contracts import Array
 from triptych.core.data import evaluation_batches
 from triptych.core.data.decode import MODES, decode, to_mode
 from triptych.core.data.source import UNLABELLED
-from triptych.core.engine import Array, Engine
+from triptych.core.engine import Engine
 from triptych.core.errors import UserError
 from triptych.core.parameters import initial_state
 from triptych.core.run import choose_backend

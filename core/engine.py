@@ -19,41 +19,14 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import (
     Array,
     Batch,
-    Codebook,
     Context,
     Hyper,
-    Memory,
-    MocaModel,
-    Model,
-    Ops,
-    Optimizer,
     Outcome,
-    QueueModel,
     Slot,
     State,
     Tensor,
 )
 from triptych.core.errors import NonFiniteError
-
-__all__ = [
-    "Array",
-    "Batch",
-    "Codebook",
-    "Context",
-    "Engine",
-    "Hyper",
-    "Memory",
-    "MocaModel",
-    "Model",
-    "Ops",
-    "Optimizer",
-    "Outcome",
-    "QueueModel",
-    "Slot",
-    "State",
-    "Tensor",
-    "feature_std",
-]
 
 
 class Engine(ABC):

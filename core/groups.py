@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from triptych.core.config.spec import AdamWSpec, OptimSpec
-from triptych.core.engine import Hyper
+from triptych.core.contracts import Hyper
 from triptych.core.parameters import GENERATORS
 
 

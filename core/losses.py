@@ -5,7 +5,7 @@ Shape letters: N queries, M keys, D feature width.
 
 import numpy as np
 
-from triptych.core.engine import Array, Ops, Tensor
+from triptych.core.contracts import Array, Ops, Tensor
 
 
 def info_nce(ops: Ops, query: Tensor, keys: Tensor, labels: Array, *, temperature: float) -> Tensor:

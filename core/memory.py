@@ -8,7 +8,7 @@ is a tensor of the backend, (C, K), a key in each of its K columns.
 
 from collections.abc import Iterator
 
-from triptych.core.engine import Tensor
+from triptych.core.contracts import Tensor
 
 
 def segments(pointer: int, count: int, size: int) -> Iterator[tuple[slice, slice]]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from triptych.core import schedules
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import Hyper
+from triptych.core.contracts import Hyper
 from triptych.core.errors import UserError
 
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from triptych.core import checkpoint
-from triptych.core.engine import State
+from triptych.core.contracts import State
 from triptych.core.logs import Row, read_rows
 
 MAIN = "import sys; from triptych.core.cli import main; sys.exit(main())"

@@ -9,7 +9,7 @@ from triptych.core import checkpoint
 from triptych.core.checkpoint import Manifest
 from triptych.core.checkpoint.retrieval import FOLDER, listed, step_of
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import State
+from triptych.core.contracts import State
 from triptych.core.errors import UserError
 from triptych.core.parameters import initial_state
 

@@ -18,7 +18,8 @@ import numpy as np
 from triptych.core import checkpoint
 from triptych.core.algorithms import METHODS
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import Batch, Engine
+from triptych.core.contracts import Batch
+from triptych.core.engine import Engine
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.health import Health
 from triptych.core.logs import Logs, Row

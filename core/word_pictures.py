@@ -20,8 +20,8 @@ from PIL import Image
 from triptych.core import checkpoint, masking
 from triptych.core.algorithms import moca
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
+from triptych.core.contracts import State
 from triptych.core.data import evaluation_batches, open_evaluation, open_train
-from triptych.core.engine import State
 from triptych.core.errors import UserError
 from triptych.core.markup import element
 from triptych.core.reference import ops

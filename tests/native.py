@@ -9,7 +9,7 @@ import numpy as np
 
 from triptych.core.algorithms import METHODS
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import Array, Batch, Hyper
+from triptych.core.contracts import Array, Batch, Hyper
 
 
 def differentiate(

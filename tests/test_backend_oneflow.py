@@ -14,7 +14,7 @@ from native import draws, hyper, lively_state, random_batch, tiny_spec
 from oneflow_engines import build, framework
 
 from triptych import backends
-from triptych.core.engine import Batch
+from triptych.core.contracts import Batch
 from triptych.core.errors import UserError
 
 RNG = np.random.default_rng(0)

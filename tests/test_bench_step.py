@@ -9,7 +9,7 @@ from triptych.core import config, parameters
 from triptych.core.algorithms import METHODS
 from triptych.core.benchmarks import step as benchmark
 from triptych.core.cli import main
-from triptych.core.engine import Hyper
+from triptych.core.contracts import Hyper
 
 SMALL = (
     "model.name=resnet18",

@@ -9,7 +9,7 @@ import pytest
 
 from triptych.core import checkpoint
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import State
+from triptych.core.contracts import State
 from triptych.core.errors import NonFiniteError, UserError
 
 SPEC = {

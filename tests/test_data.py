@@ -10,8 +10,8 @@ from data_specs import folder_spec, make_spec, write_images
 from PIL import Image
 
 from triptych.core.config.spec import RunSpec
+from triptych.core.contracts import Batch
 from triptych.core.data import Pipeline, evaluation_batches, open_evaluation, open_train
-from triptych.core.engine import Batch
 from triptych.core.errors import UserError
 from triptych.core.random import stream
 

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from triptych.core import checkpoint
 from triptych.core.checkpoint import FORMATS, moco_v3
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import State
+from triptych.core.contracts import State
 from triptych.core.errors import UserError
 from triptych.core.parameters import table
 

@@ -10,7 +10,7 @@ from native import draws, hyper, lively_state, random_batch, tiny_spec
 from triptych.core import algorithms, config, groups, masking, parameters, reference
 from triptych.core.architectures import parameter_counts
 from triptych.core.checkpoint import moca as names
-from triptych.core.engine import Hyper
+from triptych.core.contracts import Hyper
 from triptych.core.errors import UserError
 from triptych.core.plan import Plan
 

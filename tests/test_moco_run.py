@@ -6,7 +6,7 @@ from double import saved
 
 from triptych import backends
 from triptych.core import checkpoint, config, reference, run, soak
-from triptych.core.engine import Batch, Hyper
+from triptych.core.contracts import Batch, Hyper
 from triptych.core.logs import read_rows
 
 SMALL = (

@@ -10,7 +10,7 @@ import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 
 from triptych.core.config.spec import RunSpec, VitSpec
-from triptych.core.engine import Batch, Hyper
+from triptych.core.contracts import Batch, Hyper
 
 
 class PlainLoop:

@@ -6,7 +6,7 @@ import numpy as np
 import oneflow as flow
 from oneflow import Tensor, nn
 
-from triptych.core.engine import Array, Slot
+from triptych.core.contracts import Array, Slot
 
 
 def slots(model: nn.Module, optimizer: object) -> dict[str, Slot]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from triptych.core.engine import Array
+from triptych.core.contracts import Array
 
 # atanh(erf(x / sqrt 2)) / x as a polynomial in x^2: the normal distribution within 3e-8.
 _TANH_FORM = (

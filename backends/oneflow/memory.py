@@ -10,7 +10,7 @@ from triptych.core.config.spec import QueueSpec, RunSpec
 
 
 class Queue(nn.Module):
-    """``core.engine.Memory``. The pointer is a number of the host, so that nothing waits for it."""
+    """``core.contracts.Memory``. The pointer is a number of the host, so that nothing waits for it."""
 
     counters = ("pointer",)
 
@@ -21,7 +21,7 @@ class Queue(nn.Module):
 
     @flow.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """See ``core.engine.Memory``.
+        """See ``core.contracts.Memory``.
 
         Not before the backward pass: OneFlow would then give wrong gradients, without a word.
         """
@@ -32,7 +32,7 @@ class Queue(nn.Module):
 
 
 class Codebook(nn.Module):
-    """``core.engine.Codebook``. Pointer and count are numbers of the host."""
+    """``core.contracts.Codebook``. Pointer and count are numbers of the host."""
 
     counters = ("pointer", "updates")
 
@@ -45,7 +45,7 @@ class Codebook(nn.Module):
 
     @flow.no_grad()
     def update(self, words: Tensor, differences: Sequence[Tensor]) -> None:
-        """See ``core.engine.Codebook``."""
+        """See ``core.contracts.Codebook``."""
         size = len(self.words)
         for rows, new in memory.segments(self.pointer, len(words), size):
             self.words[rows] = words[new]

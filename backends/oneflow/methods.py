@@ -11,7 +11,7 @@ from triptych.backends.oneflow.memory import Codebook, Queue
 from triptych.backends.oneflow.moca import MocaStudent, MocaTeacher
 from triptych.core import groups
 from triptych.core.config.spec import OptimSpec, RunSpec
-from triptych.core.engine import Array
+from triptych.core.contracts import Array
 
 
 class Branch(nn.Module):
@@ -32,7 +32,7 @@ class Branch(nn.Module):
 
 
 class Pair(nn.Module):
-    """``core.engine.Model``: a student, and a teacher that follows it; paths are canonical names.
+    """``core.contracts.Model``: a student, and a teacher that follows it; paths are canonical names.
 
     Args:
         student: has all that the teacher has, and may have more.
@@ -70,16 +70,16 @@ class Pair(nn.Module):
         return values[frozen:], [f"student.{name}" for name in order if name in free]
 
     def query(self, view: Tensor) -> Tensor:
-        """See ``core.engine.Model``."""
+        """See ``core.contracts.Model``."""
         return self.student(view)
 
     def key(self, view: Tensor) -> Tensor:
-        """See ``core.engine.Model``."""
+        """See ``core.contracts.Model``."""
         return self.teacher(view)
 
     @flow.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """See ``core.engine.Model``."""
+        """See ``core.contracts.Model``."""
         # As a difference: what is equal in both stays so to the last bit. In blocks: at once it
         # would take two copies of the model, beside the activations of the student.
         for target, source in self._blocks:
@@ -87,7 +87,7 @@ class Pair(nn.Module):
 
 
 class MoCo(Pair):
-    """``core.engine.QueueModel`` of MoCo v1 and v2."""
+    """``core.contracts.QueueModel`` of MoCo v1 and v2."""
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(Branch(spec, predictor=False), Branch(spec, predictor=False))
@@ -95,14 +95,14 @@ class MoCo(Pair):
 
 
 class MoCoV3(Pair):
-    """``core.engine.Model`` of MoCo v3."""
+    """``core.contracts.Model`` of MoCo v3."""
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(Branch(spec, predictor=True), Branch(spec, predictor=False))
 
 
 class MOCA(Pair):
-    """``core.engine.MocaModel``."""
+    """``core.contracts.MocaModel``."""
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(MocaStudent(spec), MocaTeacher(spec))
@@ -110,23 +110,23 @@ class MOCA(Pair):
         self.memory = Codebook(spec)
 
     def teacher_tokens(self, images: Tensor) -> Tensor:
-        """See ``core.engine.MocaModel``."""
+        """See ``core.contracts.MocaModel``."""
         return self.teacher.encoder.tokens(images)["final"][:, 1:]
 
     def encode(self, images: Tensor, ids: Array) -> tuple[Tensor, Tensor]:
-        """See ``core.engine.MocaModel``."""
+        """See ``core.contracts.MocaModel``."""
         return self.student.encoder.masked(images, _index(ids, images), self.early_layer)
 
     def decode(self, image: Tensor, early: Tensor, ids: Array) -> Tensor:
-        """See ``core.engine.MocaModel``."""
+        """See ``core.contracts.MocaModel``."""
         return self.student.decoder(image, early, _index(ids, early))
 
     def image_weights(self, words: Tensor) -> Tensor:
-        """See ``core.engine.MocaModel``."""
+        """See ``core.contracts.MocaModel``."""
         return self.student.image_predictor(words)
 
     def dense_weights(self, words: Tensor) -> Tensor:
-        """See ``core.engine.MocaModel``."""
+        """See ``core.contracts.MocaModel``."""
         return self.student.dense_predictor(words)
 
 

@@ -28,7 +28,7 @@ class Decoder(nn.Module):
         self.norm = LayerNorm(spec.width, spec.layer_norm_eps)
 
     def forward(self, image: Tensor, early: Tensor, ids: Tensor) -> Tensor:
-        """See ``core.engine.MocaModel.decode``."""
+        """See ``core.contracts.MocaModel.decode``."""
         n, decoded = ids.shape
         x = flow.cat([image.reshape(n, 1, -1), self.early_norm(early[:, 1:])], dim=1)
         x = self.embed(x)

@@ -1,4 +1,4 @@
-"""``core.engine.Ops`` in OneFlow."""
+"""``core.contracts.Ops`` in OneFlow."""
 
 from collections.abc import Sequence
 
@@ -8,23 +8,23 @@ import oneflow.nn.functional as F
 from oneflow import Tensor
 
 from triptych.backends.oneflow.layers import repeat, row_mean, row_sum, unit_rows
-from triptych.core.engine import Array
+from triptych.core.contracts import Array
 
 no_grad = flow.no_grad
 
 
 def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return unit_rows(x, eps)
 
 
 def matmul(a: Tensor, b: Tensor, /, *, transpose_b: bool = False) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return flow.matmul(a, b, transpose_b=transpose_b)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     loss = F.cross_entropy(logits, labels)
     if logits.dtype == flow.float32 and not logits.is_cuda:
         # The kernel takes a nan beside the label for a number: a finite loss from broken features.
@@ -33,7 +33,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, /) -> Tensor:
 
 
 def labels(values: Array, like: Tensor, /) -> Tensor:
-    """See ``core.engine.Ops``.
+    """See ``core.contracts.Ops``.
 
     Raises:
         ValueError: a label is out of range, of which the kernel would make a constant loss.
@@ -43,19 +43,19 @@ def labels(values: Array, like: Tensor, /) -> Tensor:
 
 @flow.no_grad()
 def accuracy(logits: Tensor, labels: Tensor, /, *, top: Sequence[int]) -> tuple[Tensor, ...]:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     own = repeat(logits.gather(1, labels.reshape(-1, 1)), logits.shape[1])
     others = row_sum((logits >= own).to(logits.dtype)) - 1.0
     return tuple(100.0 * (others < k).to(logits.dtype).mean() for k in top)
 
 
 def row_dot(a: Tensor, b: Tensor, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return row_sum(a * b)
 
 
 def gather_rows(x: Tensor, index: Array, /) -> Tensor:
-    """See ``core.engine.Ops``.
+    """See ``core.contracts.Ops``.
 
     Raises:
         ValueError: an index is out of range, for which the kernel would give zeros.
@@ -65,7 +65,7 @@ def gather_rows(x: Tensor, index: Array, /) -> Tensor:
 
 @flow.no_grad()
 def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor, Tensor]:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     n, length, width = x.shape
     rows = unit_rows(x.reshape(-1, width), 1e-5)
     cosine = flow.matmul(rows, words, transpose_b=True)
@@ -75,7 +75,7 @@ def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor,
 
 
 def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     weights = np.zeros((1, x.shape[1]))
     weights[0, index] = 1.0 / len(index)
     product = flow.matmul(_like(weights, x).expand(len(x), 1, -1), x)
@@ -83,25 +83,25 @@ def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
 
 
 def gather_tokens(x: Tensor, image: Array, token: Array, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return gather_rows(x.reshape(-1, x.shape[2]), image * x.shape[1] + token)
 
 
 def kl_divergence(target: Tensor, logits: Tensor, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     log = F.log_softmax(logits, dim=1)
     return -row_sum(target * log).mean() - entropy(target)
 
 
 @flow.no_grad()
 def entropy(p: Tensor, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     # What is smaller than the bound adds nothing.
     return -row_sum(p * p.clamp(min=1e-30).log()).mean()
 
 
 def concat(parts: Sequence[Tensor], /, *, axis: int) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return flow.cat(list(parts), dim=axis)
 
 

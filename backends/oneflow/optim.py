@@ -10,11 +10,11 @@ from oneflow import Tensor, nn
 from triptych.backends.oneflow import flat
 from triptych.core import groups
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
-from triptych.core.engine import Hyper
+from triptych.core.contracts import Hyper
 
 
 class Optimizer(ABC):
-    """``core.engine.Optimizer`` on packed tensors: what a rule does, it does to all at once.
+    """``core.contracts.Optimizer`` on packed tensors: what a rule does, it does to all at once.
 
     OneFlow's own optimizers round their rates to float32, as every attribute of its kernels;
     operands of tensor operations are exact.

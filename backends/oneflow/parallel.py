@@ -1,6 +1,6 @@
 """Where this process stands among others; this version runs one."""
 
-from triptych.core.engine import Context
+from triptych.core.contracts import Context
 
 
 def context(device: str, precision: str) -> Context:

@@ -10,7 +10,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from triptych.core.config.spec import RunSpec, VitSpec
-from triptych.core.engine import Batch, Hyper
+from triptych.core.contracts import Batch, Hyper
 
 
 class PlainLoop:

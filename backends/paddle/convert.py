@@ -7,7 +7,7 @@ import paddle
 from paddle import Tensor, nn
 
 from triptych.backends.paddle.layers import linear_weights
-from triptych.core.engine import Array, Slot
+from triptych.core.contracts import Array, Slot
 
 
 def slots(model: nn.Layer, optimizer: object) -> dict[str, Slot]:

@@ -14,7 +14,7 @@ from triptych.backends.paddle.optim import OPTIMIZERS
 from triptych.core import algorithms
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import Array, Slot
+from triptych.core.contracts import Array, Slot
 
 
 class Engine(core.Engine):

@@ -10,7 +10,7 @@ from triptych.core.config.spec import QueueSpec, RunSpec
 
 
 class Queue(nn.Layer):
-    """``core.engine.Memory``. The pointer is a number of the host, so that nothing waits for it."""
+    """``core.contracts.Memory``. The pointer is a number of the host, so that nothing waits for it."""
 
     counters = ("pointer",)
 
@@ -21,7 +21,7 @@ class Queue(nn.Layer):
 
     @paddle.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """See ``core.engine.Memory``."""
+        """See ``core.contracts.Memory``."""
         size = self.queue.shape[1]
         for columns, rows in memory.segments(self.pointer, len(keys), size):
             self.queue[:, columns] = keys[rows].T
@@ -29,7 +29,7 @@ class Queue(nn.Layer):
 
 
 class Codebook(nn.Layer):
-    """``core.engine.Codebook``. Pointer and count are numbers of the host."""
+    """``core.contracts.Codebook``. Pointer and count are numbers of the host."""
 
     counters = ("pointer", "updates")
 
@@ -42,7 +42,7 @@ class Codebook(nn.Layer):
 
     @paddle.no_grad()
     def update(self, words: Tensor, differences: Sequence[Tensor]) -> None:
-        """See ``core.engine.Codebook``."""
+        """See ``core.contracts.Codebook``."""
         size = len(self.words)
         for rows, new in memory.segments(self.pointer, len(words), size):
             self.words[rows] = words[new]

@@ -10,7 +10,7 @@ from triptych.backends.paddle.layers import set_virtual_ranks
 from triptych.backends.paddle.memory import Codebook, Queue
 from triptych.backends.paddle.moca import MocaStudent, MocaTeacher
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import Array
+from triptych.core.contracts import Array
 
 
 class Branch(nn.Layer):
@@ -31,7 +31,7 @@ class Branch(nn.Layer):
 
 
 class Pair(nn.Layer):
-    """``core.engine.Model``: a student, and a teacher that follows it; paths are canonical names.
+    """``core.contracts.Model``: a student, and a teacher that follows it; paths are canonical names.
 
     Args:
         student: has all that the teacher has, and may have more.
@@ -48,23 +48,23 @@ class Pair(nn.Layer):
             target.stop_gradient = True
 
     def query(self, view: Tensor) -> Tensor:
-        """See ``core.engine.Model``."""
+        """See ``core.contracts.Model``."""
         return self.student(view)
 
     def key(self, view: Tensor) -> Tensor:
-        """See ``core.engine.Model``."""
+        """See ``core.contracts.Model``."""
         return self.teacher(view)
 
     @paddle.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """See ``core.engine.Model``."""
+        """See ``core.contracts.Model``."""
         for target, source in self._pairs:
             # As a difference: what is equal in both stays so to the last bit.
             target.add_((source - target).scale_(1.0 - momentum))
 
 
 class MoCo(Pair):
-    """``core.engine.QueueModel`` of MoCo v1 and v2."""
+    """``core.contracts.QueueModel`` of MoCo v1 and v2."""
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(Branch(spec, predictor=False), Branch(spec, predictor=False))
@@ -72,14 +72,14 @@ class MoCo(Pair):
 
 
 class MoCoV3(Pair):
-    """``core.engine.Model`` of MoCo v3."""
+    """``core.contracts.Model`` of MoCo v3."""
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(Branch(spec, predictor=True), Branch(spec, predictor=False))
 
 
 class MOCA(Pair):
-    """``core.engine.MocaModel``."""
+    """``core.contracts.MocaModel``."""
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(MocaStudent(spec), MocaTeacher(spec))
@@ -87,23 +87,23 @@ class MOCA(Pair):
         self.memory = Codebook(spec)
 
     def teacher_tokens(self, images: Tensor) -> Tensor:
-        """See ``core.engine.MocaModel``."""
+        """See ``core.contracts.MocaModel``."""
         return self.teacher.encoder.tokens(images)["final"][:, 1:]
 
     def encode(self, images: Tensor, ids: Array) -> tuple[Tensor, Tensor]:
-        """See ``core.engine.MocaModel``."""
+        """See ``core.contracts.MocaModel``."""
         return self.student.encoder.masked(images, _index(ids, images), self.early_layer)
 
     def decode(self, image: Tensor, early: Tensor, ids: Array) -> Tensor:
-        """See ``core.engine.MocaModel``."""
+        """See ``core.contracts.MocaModel``."""
         return self.student.decoder(image, early, _index(ids, early))
 
     def image_weights(self, words: Tensor) -> Tensor:
-        """See ``core.engine.MocaModel``."""
+        """See ``core.contracts.MocaModel``."""
         return self.student.image_predictor(words)
 
     def dense_weights(self, words: Tensor) -> Tensor:
-        """See ``core.engine.MocaModel``."""
+        """See ``core.contracts.MocaModel``."""
         return self.student.dense_predictor(words)
 
 

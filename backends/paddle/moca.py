@@ -39,7 +39,7 @@ class Decoder(nn.Layer):
         self.norm = LayerNorm(spec.width, spec.layer_norm_eps)
 
     def forward(self, image: Tensor, early: Tensor, ids: Tensor) -> Tensor:
-        """See ``core.engine.MocaModel.decode``."""
+        """See ``core.contracts.MocaModel.decode``."""
         n, decoded = ids.shape
         x = paddle.concat([image.unsqueeze(1), self.early_norm(early[:, 1:])], axis=1)
         x = self.embed(x)

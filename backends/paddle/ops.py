@@ -1,4 +1,4 @@
-"""``core.engine.Ops`` in Paddle."""
+"""``core.contracts.Ops`` in Paddle."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from triptych.backends.paddle.layers import unit_rows
-from triptych.core.engine import Array
+from triptych.core.contracts import Array
 
 no_grad = paddle.no_grad
 
@@ -18,17 +18,17 @@ for at most 64, is wrong (on the CPU)."""
 
 
 def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return unit_rows(x, eps)
 
 
 def matmul(a: Tensor, b: Tensor, /, *, transpose_b: bool = False) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return paddle.matmul(a, b, transpose_y=transpose_b)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     peak = logits.detach().max(-1, keepdim=True)
     rows = paddle.stack([paddle.arange(len(labels)), labels], axis=1)
     if logits.place.is_cpu_place():
@@ -42,7 +42,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, /) -> Tensor:
 
 
 def labels(values: Array, like: Tensor, /) -> Tensor:
-    """See ``core.engine.Ops``.
+    """See ``core.contracts.Ops``.
 
     Raises:
         ValueError: not int64, or no columns of ``like``: Paddle would cut off the fraction, count
@@ -57,19 +57,19 @@ def labels(values: Array, like: Tensor, /) -> Tensor:
 
 @paddle.no_grad()
 def accuracy(logits: Tensor, labels: Tensor, /, *, top: Sequence[int]) -> tuple[Tensor, ...]:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     own = paddle.take_along_axis(logits, labels.unsqueeze(1), 1)
     others = (logits >= own.expand_as(logits)).astype("int64").sum(1) - 1
     return tuple((others < k).astype(logits.dtype).mean() * 100.0 for k in top)
 
 
 def row_dot(a: Tensor, b: Tensor, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return (a * b).sum(1, keepdim=True)
 
 
 def gather_rows(x: Tensor, index: Array, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     # x[index] would read beyond the end without a word, and so does gather in Paddle 2.6.
     if index.min() < 0 or index.max() >= len(x):
         raise IndexError(f"rows {index.min()} to {index.max()} of {len(x)}")
@@ -78,7 +78,7 @@ def gather_rows(x: Tensor, index: Array, /) -> Tensor:
 
 @paddle.no_grad()
 def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor, Tensor]:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     n, length, width = x.shape
     rows = unit_rows(x.reshape([-1, width]), 1e-5)
     cosine = paddle.matmul(rows, words, transpose_y=True)
@@ -87,7 +87,7 @@ def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor,
 
 
 def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     weights = np.zeros((1, 1, x.shape[1]))
     weights[0, 0, index] = 1.0 / len(index)
     weights = paddle.to_tensor(weights, x.dtype, place=x.place).expand([x.shape[0], -1, -1])
@@ -95,12 +95,12 @@ def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
 
 
 def gather_tokens(x: Tensor, image: Array, token: Array, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return gather_rows(x.reshape([-1, x.shape[2]]), image * x.shape[1] + token)
 
 
 def kl_divergence(target: Tensor, logits: Tensor, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     # Paddle's own soft cross-entropy and log_softmax take a logit for at most 64 below the peak.
     shifted = logits - logits.detach().max(-1, keepdim=True)
     log = paddle.log(paddle.exp(shifted).sum(-1))
@@ -109,11 +109,11 @@ def kl_divergence(target: Tensor, logits: Tensor, /) -> Tensor:
 
 @paddle.no_grad()
 def entropy(p: Tensor, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     # What is smaller than the bound adds nothing.
     return -(p * paddle.log(paddle.clip(p, min=1e-30))).sum(-1).mean()
 
 
 def concat(parts: Sequence[Tensor], /, *, axis: int) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return paddle.concat(list(parts), axis=axis)

@@ -13,14 +13,14 @@ from paddle import Tensor
 
 from triptych.core import groups
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
-from triptych.core.engine import Hyper
+from triptych.core.contracts import Hyper
 
 EPSILON = 2.0**-27
 """What is added in place of eps, a power of two: Paddle 2.6 rounds what it adds to float32."""
 
 
 class Optimizer(ABC):
-    """``core.engine.Optimizer``: what a rule does, it does to every tensor (but see ``AdamW``).
+    """``core.contracts.Optimizer``: what a rule does, it does to every tensor (but see ``AdamW``).
 
     Args:
         named: canonical name -> trainable parameter.

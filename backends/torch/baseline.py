@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import Batch, Hyper
+from triptych.core.contracts import Batch, Hyper
 
 
 class PlainLoop:

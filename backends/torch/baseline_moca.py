@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from triptych.core import masking
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
-from triptych.core.engine import Array, Batch, Hyper
+from triptych.core.contracts import Array, Batch, Hyper
 
 
 class PlainLoop:

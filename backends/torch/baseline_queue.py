@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import Batch, Hyper
+from triptych.core.contracts import Batch, Hyper
 
 
 class PlainLoop:

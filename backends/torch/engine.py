@@ -12,7 +12,7 @@ from triptych.backends.torch.optim import OPTIMIZERS
 from triptych.core import algorithms
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import Array, Batch, Hyper, Outcome, Slot
+from triptych.core.contracts import Array, Batch, Hyper, Outcome, Slot
 
 
 class Engine(core.Engine):

@@ -29,7 +29,7 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(spec.width, eps=spec.layer_norm_eps)
 
     def forward(self, image: Tensor, early: Tensor, ids: Tensor) -> Tensor:
-        """See ``core.engine.MocaModel.decode``."""
+        """See ``core.contracts.MocaModel.decode``."""
         x = torch.cat([image[:, None], self.early_norm(early[:, 1:])], dim=1)
         x = self.embed(x)
         unseen = self.mask_token.expand(len(x), 1 + ids.shape[1] - x.shape[1], -1)

@@ -1,4 +1,4 @@
-"""``core.engine.Ops`` in PyTorch."""
+"""``core.contracts.Ops`` in PyTorch."""
 
 from collections.abc import Sequence
 
@@ -6,51 +6,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triptych.core.engine import Array
+from triptych.core.contracts import Array
 
 no_grad = torch.no_grad
 
 
 def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return F.normalize(x, dim=-1, eps=eps)
 
 
 def matmul(a: Tensor, b: Tensor, /, *, transpose_b: bool = False) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return a @ (b.mT if transpose_b else b)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return F.cross_entropy(logits, labels)
 
 
 def labels(values: Array, like: Tensor, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return torch.from_numpy(values).to(like.device)
 
 
 @torch.no_grad()
 def accuracy(logits: Tensor, labels: Tensor, /, *, top: Sequence[int]) -> tuple[Tensor, ...]:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     others = (logits >= logits.gather(1, labels[:, None])).sum(1) - 1
     return tuple(100.0 * (others < k).to(logits.dtype).mean() for k in top)
 
 
 def row_dot(a: Tensor, b: Tensor, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return (a * b).sum(1, keepdim=True)
 
 
 def gather_rows(x: Tensor, index: Array, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return x.index_select(0, torch.from_numpy(index).to(x.device))
 
 
 @torch.no_grad()
 def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor, Tensor]:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     # Half a digit of a cosine is a large part of a code: mixed precision would lose it.
     with torch.autocast(x.device.type, enabled=False):
         cosine = l2_normalize(x.to(words.dtype), eps=1e-5) @ words.mT
@@ -59,7 +59,7 @@ def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor,
 
 
 def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     # Not in mixed precision: bags of words would no longer sum to 1.
     dtype = torch.promote_types(x.dtype, torch.float32)
     weights = torch.zeros(1, x.shape[1], dtype=dtype, device=x.device)
@@ -70,22 +70,22 @@ def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
 
 
 def gather_tokens(x: Tensor, image: Array, token: Array, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     rows = torch.from_numpy(image * x.shape[1] + token)
     return x.flatten(0, 1).index_select(0, rows.to(x.device))
 
 
 def kl_divergence(target: Tensor, logits: Tensor, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return F.cross_entropy(logits, target) - entropy(target)
 
 
 @torch.no_grad()
 def entropy(p: Tensor, /) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return torch.special.entr(p).sum() / len(p)
 
 
 def concat(parts: Sequence[Tensor], /, *, axis: int) -> Tensor:
-    """See ``core.engine.Ops``."""
+    """See ``core.contracts.Ops``."""
     return torch.cat(tuple(parts), dim=axis)

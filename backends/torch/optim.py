@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from triptych.core import groups
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
-from triptych.core.engine import Hyper
+from triptych.core.contracts import Hyper
 
 
 class Optimizer(ABC):
-    """``core.engine.Optimizer``: what a rule does, it does to every tensor (but see ``AdamW``).
+    """``core.contracts.Optimizer``: what a rule does, it does to every tensor (but see ``AdamW``).
 
     Args:
         named: canonical name -> trainable parameter.

@@ -11,7 +11,7 @@ import numpy as np
 
 from triptych.core import masking
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
-from triptych.core.engine import Array, Hyper, MocaModel, Ops, Outcome, Tensor
+from triptych.core.contracts import Array, Hyper, MocaModel, Ops, Outcome, Tensor
 from triptych.core.health import EQUAL_SPREAD
 from triptych.core.random import check_order, stream
 

@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 
 from triptych.core.config.spec import QueueSpec, RunSpec
-from triptych.core.engine import Array, Hyper, Ops, Outcome, QueueModel, Tensor
+from triptych.core.contracts import Array, Hyper, Ops, Outcome, QueueModel, Tensor
 from triptych.core.health import FLAT_SPREAD
 from triptych.core.losses import queue_logits
 from triptych.core.random import check_order, stream

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from triptych.core.config.spec import MocoV3Spec, RunSpec
-from triptych.core.engine import Array, Hyper, Model, Ops, Outcome, Tensor
+from triptych.core.contracts import Array, Hyper, Model, Ops, Outcome, Tensor
 from triptych.core.health import FLAT_SPREAD
 from triptych.core.losses import symmetric_info_nce
 

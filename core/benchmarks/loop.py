@@ -17,7 +17,8 @@ from typing import Any, cast
 
 from triptych.core import parameters
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import Batch, Engine
+from triptych.core.contracts import Batch
+from triptych.core.engine import Engine
 from triptych.core.logs import Logs
 from triptych.core.plan import Plan
 from triptych.core.terminal import Terminal

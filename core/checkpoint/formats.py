@@ -15,7 +15,7 @@ from triptych.core.checkpoint.manifest import Manifest, other_architecture
 from triptych.core.checkpoint.readers import read_file
 from triptych.core.checkpoint.retrieval import MANIFEST, latest, read
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import State
+from triptych.core.contracts import State
 from triptych.core.errors import UserError
 from triptych.core.parameters import table
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import Array, State
+from triptych.core.contracts import Array, State
 from triptych.core.parameters import Param, table
 
 UNIT = 1e-2

@@ -10,7 +10,7 @@ import numpy as np
 
 from triptych.core.checkpoint.wrapper import WRAPPER, unwrapped
 from triptych.core.config.spec import MocaSpec, RunSpec
-from triptych.core.engine import State
+from triptych.core.contracts import State
 from triptych.core.errors import UserError
 from triptych.core.parameters import table
 

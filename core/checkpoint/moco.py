@@ -11,7 +11,7 @@ import numpy as np
 
 from triptych.core.checkpoint.wrapper import WRAPPER, unwrapped
 from triptych.core.config.spec import MocoV1Spec, QueueSpec, RunSpec
-from triptych.core.engine import State
+from triptych.core.contracts import State
 from triptych.core.errors import UserError
 from triptych.core.parameters import table
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from triptych.core.checkpoint.wrapper import WRAPPER, unwrapped
 from triptych.core.config.spec import MocoV3Spec, RunSpec, VitSpec
-from triptych.core.engine import State
+from triptych.core.contracts import State
 from triptych.core.errors import UserError
 from triptych.core.parameters import table
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 
-from triptych.core.engine import Array, State
+from triptych.core.contracts import Array, State
 from triptych.core.errors import UserError
 
 MALFORMED = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from triptych.core.checkpoint import readers
 from triptych.core.checkpoint.manifest import FileEntry, Manifest
-from triptych.core.engine import State
+from triptych.core.contracts import State
 from triptych.core.errors import UserError
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"

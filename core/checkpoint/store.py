@@ -29,7 +29,7 @@ from triptych.core.checkpoint.retrieval import (
     step_of,
 )
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import Array, State
+from triptych.core.contracts import Array, State
 from triptych.core.errors import NonFiniteError, UserError
 
 

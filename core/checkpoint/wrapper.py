@@ -1,6 +1,6 @@
 """The prefix of a model that was saved inside its data-parallel wrapper."""
 
-from triptych.core.engine import State
+from triptych.core.contracts import State
 
 WRAPPER = "module."
 

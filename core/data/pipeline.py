@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.core.config.spec import RunSpec
+from triptych.core.contracts import Batch
 from triptych.core.data.jobs import Evaluation, Filled, Planes, Training
 from triptych.core.data.pixels import normalize
 from triptych.core.data.source import Source
 from triptych.core.data.workers import load
-from triptych.core.engine import Batch
 from triptych.core.errors import UserError
 
 

@@ -9,7 +9,7 @@ Shape letters: B labelled images (the bank), Q queries, D feature width, K neigh
 
 import numpy as np
 
-from triptych.core.engine import Array
+from triptych.core.contracts import Array
 from triptych.core.random import stream
 
 QUERIES, BANK = 256, 8192

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import numpy as np
 
 from triptych.core.config.spec import RunSpec
+from triptych.core.contracts import Array
 from triptych.core.data import Source, evaluation_batches, open_evaluation, split_digest
-from triptych.core.engine import Array, Engine
+from triptych.core.engine import Engine
 from triptych.core.errors import UserError
 from triptych.core.evaluation import knn
 from triptych.core.logs import Row

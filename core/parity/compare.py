@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from triptych.core.checkpoint.manifest import flatten
-from triptych.core.engine import Array
+from triptych.core.contracts import Array
 from triptych.core.errors import UserError
 
 TOLERANCES = {

@@ -8,7 +8,7 @@ import numpy as np
 
 from triptych.core import algorithms, checkpoint
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import Array, Batch, State
+from triptych.core.contracts import Array, Batch, State
 from triptych.core.errors import UserError
 
 VIEWS = ("view1", "view2")

@@ -11,8 +11,9 @@ import numpy as np
 from triptych import backends
 from triptych.core import algorithms, checkpoint, parameters, reference
 from triptych.core.config.spec import MocaSpec, RunSpec
+from triptych.core.contracts import Array, Batch, Hyper, State
 from triptych.core.data import Pipeline, open_train
-from triptych.core.engine import Array, Batch, Engine, Hyper, State
+from triptych.core.engine import Engine
 from triptych.core.errors import UserError
 from triptych.core.parity.compare import NOT_COMPARED, SPEC
 from triptych.core.parity.inputs import recorded

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from triptych.core.config.spec import RunSpec
-from triptych.core.engine import Array
+from triptych.core.contracts import Array
 from triptych.core.reference.engine import Engine
 
 

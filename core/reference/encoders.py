@@ -12,7 +12,7 @@ import autograd.numpy as np
 
 from triptych.core import parameters
 from triptych.core.config.spec import ModelSpec, ResnetSpec, VitSpec
-from triptych.core.engine import Array, Tensor
+from triptych.core.contracts import Array, Tensor
 from triptych.core.parameters import ConvNorm, ResidualBlock
 from triptych.core.reference.layers import (
     EVALUATION,

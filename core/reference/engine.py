@@ -9,7 +9,7 @@ from autograd.tracer import getval
 from triptych.core import algorithms, parameters
 from triptych.core import engine as core
 from triptych.core.config.spec import MocaSpec, RunSpec
-from triptych.core.engine import Array, Batch, Context, Hyper, Outcome, Slot, State, Tensor
+from triptych.core.contracts import Array, Batch, Context, Hyper, Outcome, Slot, State, Tensor
 from triptych.core.reference import ops
 from triptych.core.reference.encoders import encode
 from triptych.core.reference.layers import EVALUATION

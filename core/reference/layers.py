@@ -11,7 +11,7 @@ import autograd.numpy as np
 from autograd.scipy.special import erf
 from autograd.tracer import getval
 
-from triptych.core.engine import Tensor
+from triptych.core.contracts import Tensor
 
 Values = Mapping[str, Tensor]
 

@@ -1,4 +1,4 @@
-"""``core.engine.MocaModel`` in NumPy."""
+"""``core.contracts.MocaModel`` in NumPy."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -8,7 +8,7 @@ from autograd.tracer import getval
 
 from triptych.core import memory, parameters
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
-from triptych.core.engine import Array, Tensor
+from triptych.core.contracts import Array, Tensor
 from triptych.core.reference.encoders import block, masked_vit, vit
 from triptych.core.reference.layers import TRAINING, batch_norm, layer_norm, linear, relu
 from triptych.core.reference.ops import l2_normalize
@@ -27,17 +27,17 @@ class Moca:
         self.grid = self.vit.grid
 
     def teacher_tokens(self, images: Tensor) -> Tensor:
-        """See ``core.engine.MocaModel``."""
+        """See ``core.contracts.MocaModel``."""
         return vit(self.values, "teacher.encoder", images, self.vit)["final"][:, 1:]
 
     def encode(self, images: Tensor, ids: Array) -> tuple[Tensor, Tensor]:
-        """See ``core.engine.MocaModel``."""
+        """See ``core.contracts.MocaModel``."""
         found = masked_vit(self.values, "student.encoder", images, ids, self.vit)
         early = self.method.early_layer
         return found[-2 - early] if early else found[-1], found[-1]
 
     def decode(self, image: Tensor, early: Tensor, ids: Array) -> Tensor:
-        """See ``core.engine.MocaModel``."""
+        """See ``core.contracts.MocaModel``."""
         values, name = self.values, "student.decoder"
         spec = parameters.decoder_spec(self.vit, self.method)
         seen = layer_norm(values, f"{name}.early_norm", early[:, 1:], spec.layer_norm_eps)
@@ -53,11 +53,11 @@ class Moca:
         return np.reshape(x[:, 1:], (-1, spec.width))
 
     def image_weights(self, words: Tensor) -> Tensor:
-        """See ``core.engine.MocaModel``."""
+        """See ``core.contracts.MocaModel``."""
         return self._weights("student.image_predictor", words)
 
     def dense_weights(self, words: Tensor) -> Tensor:
-        """See ``core.engine.MocaModel``."""
+        """See ``core.contracts.MocaModel``."""
         return self._weights("student.dense_predictor", words)
 
     def _weights(self, name: str, words: Tensor) -> Tensor:
@@ -72,38 +72,38 @@ class Moca:
 
 
 class Codebook:
-    """``core.engine.Codebook`` over the tensors under ``memory.``."""
+    """``core.contracts.Codebook`` over the tensors under ``memory.``."""
 
     def __init__(self, values: dict[str, Tensor]) -> None:
         self._values = values
 
     @property
     def words(self) -> Tensor:
-        """See ``core.engine.Codebook``."""
+        """See ``core.contracts.Codebook``."""
         return self._values["memory.words"]
 
     @property
     def distance(self) -> Tensor:
-        """See ``core.engine.Codebook``."""
+        """See ``core.contracts.Codebook``."""
         return self._values["memory.distance"]
 
     @property
     def distance_used(self) -> Tensor:
-        """See ``core.engine.Codebook``."""
+        """See ``core.contracts.Codebook``."""
         return self._values["memory.distance_used"]
 
     @property
     def pointer(self) -> int:
-        """See ``core.engine.Codebook``."""
+        """See ``core.contracts.Codebook``."""
         return int(self._values["memory.pointer"])
 
     @property
     def updates(self) -> int:
-        """See ``core.engine.Codebook``."""
+        """See ``core.contracts.Codebook``."""
         return int(self._values["memory.updates"])
 
     def update(self, words: Array, differences: Sequence[Array]) -> None:
-        """See ``core.engine.Codebook``."""
+        """See ``core.contracts.Codebook``."""
         values, size = self._values, len(self.words)
         for rows, new in memory.segments(self.pointer, len(words), size):
             self.words[rows] = getval(words)[new]

@@ -1,4 +1,4 @@
-"""``core.engine.Model`` in NumPy: student, teacher and queue."""
+"""``core.contracts.Model`` in NumPy: student, teacher and queue."""
 
 from typing import cast
 
@@ -7,7 +7,7 @@ from autograd.tracer import getval
 
 from triptych.core import memory, parameters
 from triptych.core.config.spec import MocoV3Spec, QueueSpec, RunSpec
-from triptych.core.engine import Array, Tensor
+from triptych.core.contracts import Array, Tensor
 from triptych.core.reference.encoders import encode
 from triptych.core.reference.layers import Norms, mlp, plain_mlp
 from triptych.core.reference.moca import Codebook, Moca
@@ -35,25 +35,25 @@ class Model:
         return mlp(self.values, projector, tokens[:, 0], layers, norms)
 
     def query(self, view: Tensor) -> Tensor:
-        """See ``core.engine.Model``."""
+        """See ``core.contracts.Model``."""
         x, method = self.branch("student", view, self._training), self.spec.method
         if not isinstance(method, MocoV3Spec):
             return x
         return mlp(self.values, "student.predictor", x, method.predictor_layers, self._training)
 
     def key(self, view: Tensor) -> Tensor:
-        """See ``core.engine.Model``."""
+        """See ``core.contracts.Model``."""
         return self.branch("teacher", view, self._training)
 
     def update_teacher(self, momentum: float) -> None:
-        """See ``core.engine.Model``."""
+        """See ``core.contracts.Model``."""
         for name in self._teacher:
             source = getval(self.values[name.replace("teacher.", "student.", 1)])
             self.values[name] = momentum * self.values[name] + (1.0 - momentum) * source
 
 
 class MocaModel(Moca, Model):
-    """``core.engine.MocaModel``."""
+    """``core.contracts.MocaModel``."""
 
     def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
         Model.__init__(self, spec, values)
@@ -62,23 +62,23 @@ class MocaModel(Moca, Model):
 
 
 class Queue:
-    """``core.engine.Memory`` over the tensors under ``memory.``, where the method has them."""
+    """``core.contracts.Memory`` over the tensors under ``memory.``, where the method has them."""
 
     def __init__(self, values: dict[str, Tensor]) -> None:
         self._values = values
 
     @property
     def queue(self) -> Tensor:
-        """See ``core.engine.Memory``."""
+        """See ``core.contracts.Memory``."""
         return self._values["memory.queue"]
 
     @property
     def pointer(self) -> int:
-        """See ``core.engine.Memory``."""
+        """See ``core.contracts.Memory``."""
         return int(self._values["memory.pointer"])
 
     def enqueue(self, keys: Array) -> None:
-        """See ``core.engine.Memory``."""
+        """See ``core.contracts.Memory``."""
         size = self.queue.shape[1]
         for columns, rows in memory.segments(self.pointer, len(keys), size):
             self.queue[:, columns] = keys[rows].T

@@ -6,7 +6,7 @@ import numpy as np
 
 from triptych.core import groups
 from triptych.core.config.spec import AdamWSpec, AnyOptimSpec, SgdSpec
-from triptych.core.engine import Array, Hyper, State
+from triptych.core.contracts import Array, Hyper, State
 
 
 def adamw(
@@ -80,7 +80,7 @@ def clip_coefficient(gradients: list[Array], max_norm: float) -> float:
 
 
 class Optimizer:
-    """``core.engine.Optimizer``: the rule that the spec names, over the trainable values.
+    """``core.contracts.Optimizer``: the rule that the spec names, over the trainable values.
 
     Args:
         values: all tensors by name; those that are trained are changed in place.
@@ -105,7 +105,7 @@ class Optimizer:
         }
 
     def step(self, hyper: Hyper) -> None:
-        """See ``core.engine.Optimizer``."""
+        """See ``core.contracts.Optimizer``."""
         gradients, factor = self._gradients(), 1.0
         if self.spec.clip_norm is not None:
             factor = clip_coefficient(list(gradients.values()), self.spec.clip_norm)
