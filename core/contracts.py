@@ -151,7 +151,7 @@ class Memory(Protocol):
     queue: Tensor
     """(C, K), unit columns."""
     pointer: int
-    """Column where the next keys go: on the host, see ``core.memory``."""
+    """Column where the next keys go: on the host, see ``core.methods.ring``."""
 
     def enqueue(self, keys: Tensor, /) -> None:
         """Overwrites the oldest columns, in place. keys: (N, C), unit rows."""

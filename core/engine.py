@@ -38,7 +38,7 @@ class Engine(ABC):
     context: Context
     spec: RunSpec
     method: Any
-    """The module of ``core.algorithms`` that holds the order of the method's step."""
+    """The module of ``core.methods`` that holds the order of the method's step."""
 
     # ------------------------------------------------------------------ the tensor parts: native
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from triptych.core.algorithms import METHODS
 from triptych.core.architectures import (
     FLOPS_COUNTED,
     PARAMETERS_COUNTED,
@@ -14,6 +13,7 @@ from triptych.core.config.spec import AugmentOp, RunSpec
 from triptych.core.data import open_train
 from triptych.core.errors import UserError
 from triptych.core.groups import own_rates
+from triptych.core.methods import METHODS
 from triptych.core.plan import Plan
 
 ROWS = 9

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from triptych.core import checkpoint, masking
-from triptych.core.algorithms import moca
+from triptych.core import checkpoint
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
 from triptych.core.contracts import State
 from triptych.core.data import evaluation_batches, open_evaluation, open_train
 from triptych.core.errors import UserError
 from triptych.core.markup import element
+from triptych.core.methods import masking, moca
 from triptych.core.reference import ops
 from triptych.core.reference.encoders import vit
 

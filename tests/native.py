@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from triptych.core.algorithms import METHODS
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Batch, Hyper
+from triptych.core.methods import METHODS
 
 
 def differentiate(

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from triptych.core import config, parameters
-from triptych.core.algorithms import METHODS
 from triptych.core.benchmarks import step as benchmark
 from triptych.core.cli import main
 from triptych.core.contracts import Hyper
+from triptych.core.methods import METHODS
 
 SMALL = (
     "model.name=resnet18",

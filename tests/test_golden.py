@@ -12,7 +12,7 @@ from conftest import assert_close
 from golden_replay import CASES, disagreements, draws_of, hyper_of, replay, spec_file, summary
 from golden_weights import GOLDEN, official_state, views
 
-from triptych.core import algorithms, checkpoint
+from triptych.core import checkpoint, methods
 from triptych.core.cli import main
 
 
@@ -105,7 +105,7 @@ def key_before_ema(ops, model, views, draws, hyper, spec):
     with ops.no_grad():
         k1, k2 = model.key(views[0]), model.key(views[1])
         model.update_teacher(hyper.ema)
-    return algorithms.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
+    return methods.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
 
 
 def detached_query(ops, model, views, draws, hyper, spec):
@@ -115,7 +115,7 @@ def detached_query(ops, model, views, draws, hyper, spec):
         q2 = model.query(views[1])
         model.update_teacher(hyper.ema)
         k1, k2 = model.key(views[0]), model.key(views[1])
-    return algorithms.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
+    return methods.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
 
 
 def views_joined(ops, model, views, draws, hyper, spec):
@@ -124,7 +124,7 @@ def views_joined(ops, model, views, draws, hyper, spec):
     with ops.no_grad():
         model.update_teacher(hyper.ema)
         k1, k2 = model.key(views[0]), model.key(views[1])
-    return algorithms.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
+    return methods.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
 
 
 def keys_swapped(ops, model, views, draws, hyper, spec):
@@ -133,12 +133,12 @@ def keys_swapped(ops, model, views, draws, hyper, spec):
     with ops.no_grad():
         model.update_teacher(hyper.ema)
         k2, k1 = model.key(views[0]), model.key(views[1])
-    return algorithms.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
+    return methods.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
 
 
 @pytest.mark.parametrize("forward", [key_before_ema, detached_query, views_joined, keys_swapped])
 def test_a_wrong_step_is_noticed(backend, backend_name, forward, monkeypatch):
-    monkeypatch.setattr(algorithms.moco_v3, "forward", forward)
+    monkeypatch.setattr(methods.moco_v3, "forward", forward)
     case = "moco_v3_vit_tiny"
     assert disagreements(replay(backend_name, case, steps=1), case)
 
@@ -155,7 +155,7 @@ def moco_step(order_of_keys=np.argsort, late_ema=False):
             key = ops.gather_rows(shuffled, order_of_keys(order))
             if late_ema:
                 model.update_teacher(hyper.ema)
-        return algorithms.moco.outcome(ops, model, query, key, spec)
+        return methods.moco.outcome(ops, model, query, key, spec)
 
     return forward
 
@@ -174,13 +174,13 @@ QUEUE_STEPS = {
 
 @pytest.mark.parametrize("name", QUEUE_STEPS)
 def test_a_wrong_step_of_a_queue_method_is_noticed(backend, backend_name, name, monkeypatch):
-    monkeypatch.setattr(algorithms.moco, "forward", QUEUE_STEPS[name])
+    monkeypatch.setattr(methods.moco, "forward", QUEUE_STEPS[name])
     case = "moco_v1_resnet18"
     assert disagreements(replay(backend_name, case, steps=1), case)
 
 
 def test_the_right_step_of_a_queue_method_is_right(backend, backend_name, monkeypatch):
-    monkeypatch.setattr(algorithms.moco, "forward", moco_step())
+    monkeypatch.setattr(methods.moco, "forward", moco_step())
     case = "moco_v1_resnet18"
     assert disagreements(replay(backend_name, case, steps=1), case) == []
 

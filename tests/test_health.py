@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from triptych.core.algorithms import METHODS, moca
-from triptych.core.health import LEARNED, PATIENCE, STATES, WINDOW, Health, judge
+from triptych.core.methods import METHODS, moca
+from triptych.core.methods.health import LEARNED, PATIENCE, STATES, WINDOW, Health, judge
 
 CHANCE = 4 * 0.2 * math.log(256)
 

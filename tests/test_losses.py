@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from triptych.core.engine import feature_std
-from triptych.core.losses import info_nce, symmetric_info_nce
+from triptych.core.methods.losses import info_nce, symmetric_info_nce
 from triptych.core.reference import ops
 
 RNG = np.random.default_rng(5)
@@ -49,7 +49,7 @@ def test_symmetric_loss_crosses_the_views():
 def test_chance_is_the_loss_of_equal_keys():
     from native import tiny_spec
 
-    from triptych.core.algorithms import moco_v3
+    from triptych.core.methods import moco_v3
 
     spec = tiny_spec()
     n = spec.train.batch_size

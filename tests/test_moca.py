@@ -7,11 +7,12 @@ from golden_replay import disagreements, replay
 from golden_weights import GOLDEN, description, official_state
 from native import draws, hyper, lively_state, random_batch, tiny_spec
 
-from triptych.core import algorithms, config, groups, masking, parameters, reference
+from triptych.core import config, groups, methods, parameters, reference
 from triptych.core.architectures import parameter_counts
 from triptych.core.checkpoint import moca as names
 from triptych.core.contracts import Hyper
 from triptych.core.errors import UserError
+from triptych.core.methods import masking
 from triptych.core.plan import Plan
 
 CASE = "moca_vit_tiny"
@@ -82,10 +83,10 @@ def test_draws():
 
 def test_words_come_from_the_first_rank_or_from_all():
     spec = config.load(RECIPE)
-    one = algorithms.moca.draws(spec, 0)
+    one = methods.moca.draws(spec, 0)
     assert (len(one["codebook_token_pick"]), len(one["codebook_image_perm"])) == (4, 256)
     every = config.load(RECIPE, ["method.words_from=all_ranks"])
-    all_ranks = algorithms.moca.draws(every, 0)
+    all_ranks = methods.moca.draws(every, 0)
     assert (len(all_ranks["codebook_token_pick"]), len(all_ranks["codebook_image_perm"])) == (
         32,
         2048,
@@ -291,12 +292,12 @@ def without_ema(ops, model, views, draws, hyper, spec):
     return FORWARD(ops, model, views, draws, still, spec)
 
 
-FORWARD = algorithms.moca.forward
+FORWARD = methods.moca.forward
 
 
 @pytest.mark.parametrize("forward", [views_swapped, other_coin, rounds_alike, without_ema])
 def test_a_wrong_step_is_noticed(backend, backend_name, forward, monkeypatch):
-    monkeypatch.setattr(algorithms.moca, "forward", forward)
+    monkeypatch.setattr(methods.moca, "forward", forward)
     assert disagreements(replay(backend_name, CASE, steps=1), CASE)
 
 
@@ -308,11 +309,11 @@ def test_codes_of_the_same_view_would_be_noticed(backend, backend_name, monkeypa
         half = len(images) // 2
         return codes, ops.concat([bows[half:], bows[:half]], axis=0), kept
 
-    monkeypatch.setattr(algorithms.moca, "targets", uncrossed)
+    monkeypatch.setattr(methods.moca, "targets", uncrossed)
     assert disagreements(replay(backend_name, CASE, steps=1), CASE)
 
 
-TARGETS = algorithms.moca.targets
+TARGETS = methods.moca.targets
 
 
 def test_the_codebook_takes_the_oldest_rows(backend):

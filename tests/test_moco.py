@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
 
-from triptych.core import memory, reference
-from triptych.core.algorithms import moco
-from triptych.core.losses import queue_logits
+from triptych.core import reference
+from triptych.core.methods import moco, ring
+from triptych.core.methods.losses import queue_logits
 
 CASE = "moco_v2_resnet50"
 QUEUES = [name for name, given in TINY.items() if "queue_size" in given["method"]]
@@ -34,16 +34,16 @@ def test_keys_go_round_the_queue_column_by_column(size, data):
     want = columns.copy()
     for i, key in enumerate(keys):
         want[(pointer + i) % size] = key
-    for place, rows in memory.segments(pointer, count, size):
+    for place, rows in ring.segments(pointer, count, size):
         columns[place] = keys[rows]
     np.testing.assert_array_equal(columns, want)
-    assert memory.advance(pointer, count, size) == (pointer + count) % size
+    assert ring.advance(pointer, count, size) == (pointer + count) % size
 
 
 @pytest.mark.parametrize(("pointer", "count"), [(0, 21), (20, 1), (-1, 1)])
 def test_what_does_not_fit_into_a_queue_is_refused(pointer, count):
     with pytest.raises(ValueError, match="queue of 20"):
-        list(memory.segments(pointer, count, 20))
+        list(ring.segments(pointer, count, 20))
 
 
 def enqueued(engine, spec, steps):

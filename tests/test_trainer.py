@@ -16,8 +16,8 @@ from triptych import backends
 from triptych.core import checkpoint, cli, reference, run
 from triptych.core.data import Pipeline
 from triptych.core.errors import NonFiniteError, UserError
-from triptych.core.health import STATES
 from triptych.core.logs import Logs, read_rows
+from triptych.core.methods.health import STATES
 from triptych.core.plan import Plan
 from triptych.core.terminal import Terminal, evaluation_line, health_line
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.core import checkpoint, config, masking, parameters, reference, run, word_pictures
-from triptych.core.algorithms import moca
+from triptych.core import checkpoint, config, parameters, reference, run, word_pictures
 from triptych.core.cli import main
+from triptych.core.methods import masking, moca
 
 SMALL = (
     "data.workers=0",

@@ -9,8 +9,8 @@ from oneflow import Tensor
 from triptych.backends.oneflow import convert, ops, parallel
 from triptych.backends.oneflow.methods import METHODS
 from triptych.backends.oneflow.optim import OPTIMIZERS
-from triptych.core import algorithms
 from triptych.core import engine as core
+from triptych.core import methods
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Slot
 
@@ -20,7 +20,7 @@ class Engine(core.Engine):
 
     def __init__(self, spec: RunSpec, state: Mapping[str, Array], device: str) -> None:
         self.spec, self.ops = spec, ops
-        self.method = algorithms.METHODS[spec.method.name]
+        self.method = methods.METHODS[spec.method.name]
         self.context = parallel.context(device, spec.precision)
         self.dtype = flow.float64 if spec.precision == "float64" else flow.float32
         model = METHODS[spec.method.name](spec).to(device).to(self.dtype)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import oneflow as flow
 from oneflow import Tensor, nn
 
-from triptych.core import memory
 from triptych.core.config.spec import QueueSpec, RunSpec
+from triptych.core.methods import ring
 
 
 class Queue(nn.Module):
@@ -26,9 +26,9 @@ class Queue(nn.Module):
         Not before the backward pass: OneFlow would then give wrong gradients, without a word.
         """
         size = self.queue.shape[1]
-        for columns, rows in memory.segments(self.pointer, len(keys), size):
+        for columns, rows in ring.segments(self.pointer, len(keys), size):
             self.queue[:, columns] = keys[rows].transpose(0, 1)
-        self.pointer = memory.advance(self.pointer, len(keys), size)
+        self.pointer = ring.advance(self.pointer, len(keys), size)
 
 
 class Codebook(nn.Module):
@@ -47,12 +47,12 @@ class Codebook(nn.Module):
     def update(self, words: Tensor, differences: Sequence[Tensor]) -> None:
         """See ``core.contracts.Codebook``."""
         size = len(self.words)
-        for rows, new in memory.segments(self.pointer, len(words), size):
+        for rows, new in ring.segments(self.pointer, len(words), size):
             self.words[rows] = words[new]
         distance = self.distance
         for difference in differences:
-            distance = memory.moved(distance, difference)
+            distance = ring.moved(distance, difference)
         self.distance.copy_(distance)
         self.distance_used.copy_(distance)
-        self.pointer = memory.advance(self.pointer, len(words), size)
+        self.pointer = ring.advance(self.pointer, len(words), size)
         self.updates += 1

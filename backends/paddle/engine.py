@@ -11,8 +11,8 @@ from triptych.backends.paddle import convert, ops, parallel
 from triptych.backends.paddle.layers import linear_weights
 from triptych.backends.paddle.methods import METHODS
 from triptych.backends.paddle.optim import OPTIMIZERS
-from triptych.core import algorithms
 from triptych.core import engine as core
+from triptych.core import methods
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Slot
 
@@ -22,7 +22,7 @@ class Engine(core.Engine):
 
     def __init__(self, spec: RunSpec, state: Mapping[str, Array], device: str) -> None:
         self.spec, self.ops = spec, ops
-        self.method = algorithms.METHODS[spec.method.name]
+        self.method = methods.METHODS[spec.method.name]
         self.context = parallel.context(device, spec.precision)
         self.dtype = paddle.float64 if spec.precision == "float64" else paddle.float32
         with _new_layers_in(self.dtype):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import paddle
 from paddle import Tensor, nn
 
-from triptych.core import memory
 from triptych.core.config.spec import QueueSpec, RunSpec
+from triptych.core.methods import ring
 
 
 class Queue(nn.Layer):
@@ -23,9 +23,9 @@ class Queue(nn.Layer):
     def enqueue(self, keys: Tensor) -> None:
         """See ``core.contracts.Memory``."""
         size = self.queue.shape[1]
-        for columns, rows in memory.segments(self.pointer, len(keys), size):
+        for columns, rows in ring.segments(self.pointer, len(keys), size):
             self.queue[:, columns] = keys[rows].T
-        self.pointer = memory.advance(self.pointer, len(keys), size)
+        self.pointer = ring.advance(self.pointer, len(keys), size)
 
 
 class Codebook(nn.Layer):
@@ -44,12 +44,12 @@ class Codebook(nn.Layer):
     def update(self, words: Tensor, differences: Sequence[Tensor]) -> None:
         """See ``core.contracts.Codebook``."""
         size = len(self.words)
-        for rows, new in memory.segments(self.pointer, len(words), size):
+        for rows, new in ring.segments(self.pointer, len(words), size):
             self.words[rows] = words[new]
         distance = self.distance
         for difference in differences:
-            distance = memory.moved(distance, difference)
+            distance = ring.moved(distance, difference)
         paddle.assign(distance, self.distance)
         paddle.assign(distance, self.distance_used)
-        self.pointer = memory.advance(self.pointer, len(words), size)
+        self.pointer = ring.advance(self.pointer, len(words), size)
         self.updates += 1

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from triptych.core import masking
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
 from triptych.core.contracts import Array, Batch, Hyper
+from triptych.core.methods import masking
 
 
 class PlainLoop:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from triptych.core import memory
 from triptych.core.config.spec import QueueSpec, RunSpec
+from triptych.core.methods import ring
 
 
 class Queue(nn.Module):
@@ -23,9 +23,9 @@ class Queue(nn.Module):
     def enqueue(self, keys: Tensor) -> None:
         """See ``core.contracts.Memory``."""
         size = self.queue.shape[1]
-        for columns, rows in memory.segments(self.pointer, len(keys), size):
+        for columns, rows in ring.segments(self.pointer, len(keys), size):
             self.queue[:, columns] = keys[rows].mT
-        self.pointer = memory.advance(self.pointer, len(keys), size)
+        self.pointer = ring.advance(self.pointer, len(keys), size)
 
 
 class Codebook(nn.Module):
@@ -44,10 +44,10 @@ class Codebook(nn.Module):
     def update(self, words: Tensor, differences: Sequence[Tensor]) -> None:
         """See ``core.contracts.Codebook``."""
         size = len(self.words)
-        for rows, new in memory.segments(self.pointer, len(words), size):
+        for rows, new in ring.segments(self.pointer, len(words), size):
             self.words[rows] = words[new]
         for difference in differences:
-            self.distance.copy_(memory.moved(self.distance, difference))
+            self.distance.copy_(ring.moved(self.distance, difference))
         self.distance_used.copy_(self.distance)
-        self.pointer = memory.advance(self.pointer, len(words), size)
+        self.pointer = ring.advance(self.pointer, len(words), size)
         self.updates += 1

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from triptych.core import masking
 from triptych.core.config.fields import (
     Bool,
     Int,
@@ -17,6 +16,7 @@ from triptych.core.config.fields import (
     Probability,
     Section,
 )
+from triptych.core.methods import masking
 
 
 class QueueSpec(Section):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from triptych import backends
-from triptych.core import algorithms, checkpoint, parameters, reference
+from triptych.core import checkpoint, methods, parameters, reference
 from triptych.core.config.spec import MocaSpec, RunSpec
 from triptych.core.contracts import Array, Batch, Hyper, State
 from triptych.core.data import Pipeline, open_train
@@ -121,7 +121,7 @@ def run_trace(
     """
     yield SPEC, np.frombuffer(spec.model_dump_json(exclude=NOT_COMPARED).encode(), np.uint8)
     state = starting_state(spec, weights)
-    method = algorithms.METHODS[spec.method.name]
+    method = methods.METHODS[spec.method.name]
     if inputs is None:
         with Pipeline(spec, open_train(spec)) as pipeline:
             plan = Plan(spec, pipeline.steps_per_epoch)

@@ -6,8 +6,8 @@ import numpy as np
 from autograd import value_and_grad
 from autograd.tracer import getval
 
-from triptych.core import algorithms, parameters
 from triptych.core import engine as core
+from triptych.core import methods, parameters
 from triptych.core.config.spec import MocaSpec, RunSpec
 from triptych.core.contracts import Array, Batch, Context, Hyper, Outcome, Slot, State, Tensor
 from triptych.core.reference import ops
@@ -22,7 +22,7 @@ class Engine(core.Engine):
 
     def __init__(self, spec: RunSpec, state: Mapping[str, Array]) -> None:
         self.spec, self.ops = spec, ops
-        self.method = algorithms.METHODS[spec.method.name]
+        self.method = methods.METHODS[spec.method.name]
         self.context = Context(rank=0, world=1, device="cpu", precision="float64")
         table = parameters.table(spec)
         model = MocaModel if isinstance(spec.method, MocaSpec) else Model

@@ -6,9 +6,10 @@ from typing import cast
 import autograd.numpy as np
 from autograd.tracer import getval
 
-from triptych.core import memory, parameters
+from triptych.core import parameters
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
 from triptych.core.contracts import Array, Tensor
+from triptych.core.methods import ring
 from triptych.core.reference.encoders import block, masked_vit, vit
 from triptych.core.reference.layers import TRAINING, batch_norm, layer_norm, linear, relu
 from triptych.core.reference.ops import l2_normalize
@@ -105,11 +106,11 @@ class Codebook:
     def update(self, words: Array, differences: Sequence[Array]) -> None:
         """See ``core.contracts.Codebook``."""
         values, size = self._values, len(self.words)
-        for rows, new in memory.segments(self.pointer, len(words), size):
+        for rows, new in ring.segments(self.pointer, len(words), size):
             self.words[rows] = getval(words)[new]
         for difference in differences:
-            values["memory.distance"] = memory.moved(self.distance, difference)
+            values["memory.distance"] = ring.moved(self.distance, difference)
         values["memory.distance_used"] = self.distance.copy()
-        pointer = memory.advance(self.pointer, len(words), size)
+        pointer = ring.advance(self.pointer, len(words), size)
         values["memory.pointer"] = np.array(pointer)
         values["memory.updates"] = np.array(self.updates + 1)

@@ -5,9 +5,10 @@ from typing import cast
 import numpy as np
 from autograd.tracer import getval
 
-from triptych.core import memory, parameters
+from triptych.core import parameters
 from triptych.core.config.spec import MocoV3Spec, QueueSpec, RunSpec
 from triptych.core.contracts import Array, Tensor
+from triptych.core.methods import ring
 from triptych.core.reference.encoders import encode
 from triptych.core.reference.layers import Norms, mlp, plain_mlp
 from triptych.core.reference.moca import Codebook, Moca
@@ -80,6 +81,6 @@ class Queue:
     def enqueue(self, keys: Array) -> None:
         """See ``core.contracts.Memory``."""
         size = self.queue.shape[1]
-        for columns, rows in memory.segments(self.pointer, len(keys), size):
+        for columns, rows in ring.segments(self.pointer, len(keys), size):
             self.queue[:, columns] = keys[rows].T
-        self._values["memory.pointer"] = np.array(memory.advance(self.pointer, len(keys), size))
+        self._values["memory.pointer"] = np.array(ring.advance(self.pointer, len(keys), size))

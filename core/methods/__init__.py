@@ -10,7 +10,7 @@ step, ``draws(spec, step)``, ``check_draws(spec, draws)`` for draws that come fr
 
 from types import ModuleType
 
-from triptych.core.algorithms import moca, moco, moco_v3
+from triptych.core.methods import moca, moco, moco_v3
 
 METHODS: dict[str, ModuleType] = {
     "moco_v1": moco,

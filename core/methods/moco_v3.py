@@ -6,8 +6,8 @@ from typing import cast
 
 from triptych.core.config.spec import MocoV3Spec, RunSpec
 from triptych.core.contracts import Array, Hyper, Model, Ops, Outcome, Tensor
-from triptych.core.health import FLAT_SPREAD
-from triptych.core.losses import symmetric_info_nce
+from triptych.core.methods.health import FLAT_SPREAD
+from triptych.core.methods.losses import symmetric_info_nce
 
 FLAT = FLAT_SPREAD
 REMEDY = "keep model.freeze_patch_embed on"

@@ -11,8 +11,8 @@ import numpy as np
 
 from triptych.core.config.spec import QueueSpec, RunSpec
 from triptych.core.contracts import Array, Hyper, Ops, Outcome, QueueModel, Tensor
-from triptych.core.health import FLAT_SPREAD
-from triptych.core.losses import queue_logits
+from triptych.core.methods.health import FLAT_SPREAD
+from triptych.core.methods.losses import queue_logits
 from triptych.core.random import check_order, stream
 
 FLAT = FLAT_SPREAD

@@ -9,10 +9,10 @@ from typing import cast
 
 import numpy as np
 
-from triptych.core import masking
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
 from triptych.core.contracts import Array, Hyper, MocaModel, Ops, Outcome, Tensor
-from triptych.core.health import EQUAL_SPREAD
+from triptych.core.methods import masking
+from triptych.core.methods.health import EQUAL_SPREAD
 from triptych.core.random import check_order, stream
 
 FLAT = EQUAL_SPREAD
