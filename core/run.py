@@ -26,7 +26,7 @@ from triptych.core.errors import UserError
 from triptych.core.evaluation.protocol import KnnProtocol
 from triptych.core.files import occupied, write_atomically
 from triptych.core.logs import Logs, Row, read_rows
-from triptych.core.plan import Plan
+from triptych.core.optim.plan import Plan
 from triptych.core.resources import cpu_threads
 from triptych.core.terminal import Terminal
 from triptych.core.trainer import Trainer

@@ -12,9 +12,9 @@ from triptych.core.config import dump
 from triptych.core.config.spec import AugmentOp, RunSpec
 from triptych.core.data import open_train
 from triptych.core.errors import UserError
-from triptych.core.groups import own_rates
 from triptych.core.methods import METHODS
-from triptych.core.plan import Plan
+from triptych.core.optim.groups import own_rates
+from triptych.core.optim.plan import Plan
 
 ROWS = 9
 """Evenly spaced rows of the schedule table; the end of the warm-up is one more."""

@@ -24,7 +24,7 @@ from triptych.core.logs import Logs, Row
 from triptych.core.meter import Meter
 from triptych.core.methods import METHODS
 from triptych.core.methods.health import Health
-from triptych.core.plan import Plan
+from triptych.core.optim.plan import Plan
 from triptych.core.signals import StopRequest, stop_request
 from triptych.core.terminal import Terminal, evaluation_line, health_line
 

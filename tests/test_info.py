@@ -9,7 +9,7 @@ from PIL import Image
 
 from triptych.core import cli, config
 from triptych.core.architectures import flops, parameter_counts
-from triptych.core.plan import Plan
+from triptych.core.optim.plan import Plan
 from triptych.core.summary import render, schedule, summarize
 
 PUBLISHED = {

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triptych.core import config, schedules
+from triptych.core import config
 from triptych.core.errors import UserError
-from triptych.core.plan import Plan
+from triptych.core.optim import schedules
+from triptych.core.optim.plan import Plan
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "schedules.npz")
 IMAGES = 1_281_167

@@ -18,7 +18,7 @@ from triptych.core.data import Pipeline
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.logs import Logs, read_rows
 from triptych.core.methods.health import STATES
-from triptych.core.plan import Plan
+from triptych.core.optim.plan import Plan
 from triptych.core.terminal import Terminal, evaluation_line, health_line
 
 

@@ -9,9 +9,9 @@ from triptych.backends.oneflow.encoders import encoder
 from triptych.backends.oneflow.layers import set_virtual_ranks
 from triptych.backends.oneflow.memory import Codebook, Queue
 from triptych.backends.oneflow.moca import MocaStudent, MocaTeacher
-from triptych.core import groups
 from triptych.core.config.spec import OptimSpec, RunSpec
 from triptych.core.contracts import Array
+from triptych.core.optim import groups
 
 
 class Branch(nn.Module):

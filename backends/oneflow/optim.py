@@ -8,9 +8,9 @@ import oneflow as flow
 from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import flat
-from triptych.core import groups
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.contracts import Hyper
+from triptych.core.optim import groups
 
 
 class Optimizer(ABC):
@@ -98,7 +98,7 @@ def _runs(named: Mapping[str, nn.Parameter], spec: OptimSpec) -> list[tuple[grou
 
 
 class AdamW(Optimizer):
-    """AdamW, with the groups of ``core.groups``."""
+    """AdamW, with the groups of ``core.optim.groups``."""
 
     kinds = ("exp_avg", "exp_avg_sq")
 

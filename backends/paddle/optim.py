@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 import paddle
 from paddle import Tensor
 
-from triptych.core import groups
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.contracts import Hyper
+from triptych.core.optim import groups
 
 EPSILON = 2.0**-27
 """What is added in place of eps, a power of two: Paddle 2.6 rounds what it adds to float32."""
@@ -77,7 +77,7 @@ class Optimizer(ABC):
 
 
 class AdamW(Optimizer):
-    """AdamW, with the groups of ``core.groups``."""
+    """AdamW, with the groups of ``core.optim.groups``."""
 
     def __init__(self, named: Mapping[str, Tensor], spec: AdamWSpec) -> None:
         super().__init__(named, spec)

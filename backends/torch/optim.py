@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from triptych.core import groups
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.contracts import Hyper
+from triptych.core.optim import groups
 
 
 class Optimizer(ABC):
@@ -53,7 +53,7 @@ class Optimizer(ABC):
 
 
 class AdamW(Optimizer):
-    """PyTorch's AdamW, fused, with the groups of ``core.groups``."""
+    """PyTorch's AdamW, fused, with the groups of ``core.optim.groups``."""
 
     def __init__(self, named: Mapping[str, nn.Parameter], spec: AdamWSpec) -> None:
         super().__init__(named, spec)

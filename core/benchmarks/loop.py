@@ -20,7 +20,7 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Batch
 from triptych.core.engine import Engine
 from triptych.core.logs import Logs
-from triptych.core.plan import Plan
+from triptych.core.optim.plan import Plan
 from triptych.core.terminal import Terminal
 from triptych.core.trainer import Trainer
 

@@ -15,9 +15,9 @@ from triptych.core.contracts import Array, Batch, Hyper, State
 from triptych.core.data import Pipeline, open_train
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
+from triptych.core.optim.plan import Plan
 from triptych.core.parity.compare import NOT_COMPARED, SPEC
 from triptych.core.parity.inputs import recorded
-from triptych.core.plan import Plan
 
 Record = Iterator[tuple[str, Array]]
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from triptych.core import groups
 from triptych.core.config.spec import AdamWSpec, AnyOptimSpec, SgdSpec
 from triptych.core.contracts import Array, Hyper, State
+from triptych.core.optim import groups
 
 
 def adamw(

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from triptych.core import schedules
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Hyper
 from triptych.core.errors import UserError
+from triptych.core.optim import schedules
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What an optimizer is told: rates by step, and which tensor gets which."""
