@@ -20,7 +20,7 @@ from triptych.core import config, report, run_table
 from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError
 from triptych.core.evaluation.protocol import KnnProtocol
-from triptych.core.files import write_atomically
+from triptych.core.files.writing import write_atomically
 from triptych.core.logs import Row
 from triptych.core.parameters import initial_state
 from triptych.core.run_record import BASELINES, RunRecord, read_run

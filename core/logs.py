@@ -18,7 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from triptych.core.errors import UserError
-from triptych.core.files import write_atomically
+from triptych.core.files.writing import write_atomically
 from triptych.core.run_record import Evaluation, Step
 
 Row = dict[str, Any]

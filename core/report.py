@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element, tostring
 
 from triptych.core import config, run_table, word_pictures
 from triptych.core.charts import Chart, Level, Series
-from triptych.core.files import write_atomically
+from triptych.core.files.writing import write_atomically
 from triptych.core.markup import document, element
 from triptych.core.report_style import STYLE
 from triptych.core.run_record import Evaluation, RunRecord, Step

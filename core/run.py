@@ -24,7 +24,7 @@ from triptych.core.data import Pipeline, open_train, split_digest
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
 from triptych.core.evaluation.protocol import KnnProtocol
-from triptych.core.files import occupied, write_atomically
+from triptych.core.files.writing import occupied, write_atomically
 from triptych.core.logs import Logs, Row, read_rows
 from triptych.core.optim.plan import Plan
 from triptych.core.resources import cpu_threads

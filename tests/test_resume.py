@@ -213,7 +213,7 @@ def test_eval_knn_repeats_what_training_found(backend, backend_name, tmp_path, c
 
 
 def test_compare_sees_one_changed_bit_and_one_changed_row(tmp_path):
-    from triptych.core.files import write_atomically
+    from triptych.core.files.writing import write_atomically
 
     def write(folder: Path, value: float, loss: float, step: int = 3) -> None:
         state = {"student.a": np.array([1.0, value]), "student.b": np.zeros((), np.int64)}

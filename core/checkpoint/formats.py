@@ -12,11 +12,11 @@ import numpy as np
 
 from triptych.core.checkpoint import memories, moca, moco, moco_v3
 from triptych.core.checkpoint.manifest import Manifest, other_architecture
-from triptych.core.checkpoint.readers import read_file
 from triptych.core.checkpoint.retrieval import MANIFEST, latest, read
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
+from triptych.core.files.arrays import read_file
 from triptych.core.parameters import table
 
 BRANCHES = ("student.", "teacher.", "memory.", "optimizer.")

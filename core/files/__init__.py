@@ -1,0 +1,1 @@
+"""Bytes on disk: never half written, never executed."""
