@@ -9,10 +9,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from triptych.core import checkpoint
-from triptych.core.checkpoint import FORMATS, moco_v3
+from triptych.core.checkpoint import FORMATS
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
+from triptych.core.formats import moco_v3
 from triptych.core.parameters import table
 
 CASES = ("moco_v3_vit_tiny", "moco_v3_vit_s16_224")

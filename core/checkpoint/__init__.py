@@ -1,6 +1,5 @@
 """Saving, finding and loading the state of a run; reading weights that came from elsewhere."""
 
-from triptych.core.checkpoint.formats import FORMATS, load_weights, read_arrays
 from triptych.core.checkpoint.manifest import Manifest, check_spec, stamp_warnings, versions
 from triptych.core.checkpoint.retrieval import (
     DamagedCheckpoint,
@@ -10,6 +9,7 @@ from triptych.core.checkpoint.retrieval import (
     verify,
 )
 from triptych.core.checkpoint.store import refuse_non_finite, write
+from triptych.core.formats.loading import FORMATS, load_weights, read_arrays
 
 __all__ = [
     "FORMATS",

@@ -10,13 +10,13 @@ from typing import Protocol
 
 import numpy as np
 
-from triptych.core.checkpoint import memories, moca, moco, moco_v3
 from triptych.core.checkpoint.manifest import Manifest, other_architecture
 from triptych.core.checkpoint.retrieval import MANIFEST, latest, read
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
 from triptych.core.files.arrays import read_file
+from triptych.core.formats import checks, moca, moco, moco_v3
 from triptych.core.parameters import table
 
 BRANCHES = ("student.", "teacher.", "memory.", "optimizer.")
@@ -132,7 +132,7 @@ def mismatches(state: State, spec: RunSpec) -> list[str]:
                 if state[n].dtype.kind != "f" and params[n].init.kind != "count"
             ],
         ),
-        *_capped("unusable", list(memories.faults(state, spec))),
+        *_capped("unusable", list(checks.faults(state, spec))),
         *_capped("not finite:", [n for n, a in state.items() if not np.isfinite(a).all()]),
     ]
 

@@ -7,10 +7,10 @@ prefixes change.
 
 from collections.abc import Collection
 
-from triptych.core.checkpoint.wrapper import WRAPPER, unwrapped
 from triptych.core.config.spec import MocoV3Spec, RunSpec, VitSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
+from triptych.core.formats.wrapper import WRAPPER, unwrapped
 from triptych.core.parameters import table
 
 BRANCHES = {"student": "base_encoder", "teacher": "momentum_encoder"}

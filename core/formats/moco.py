@@ -9,10 +9,10 @@ from collections.abc import Collection
 
 import numpy as np
 
-from triptych.core.checkpoint.wrapper import WRAPPER, unwrapped
 from triptych.core.config.spec import MocoV1Spec, QueueSpec, RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
+from triptych.core.formats.wrapper import WRAPPER, unwrapped
 from triptych.core.parameters import table
 
 BRANCHES = {"student": "encoder_q", "teacher": "encoder_k"}

@@ -8,10 +8,10 @@ from collections.abc import Collection
 
 import numpy as np
 
-from triptych.core.checkpoint.wrapper import WRAPPER, unwrapped
 from triptych.core.config.spec import MocaSpec, RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
+from triptych.core.formats.wrapper import WRAPPER, unwrapped
 from triptych.core.parameters import table
 
 CODEBOOK = "bow_extractor.bow_extractor.0."

@@ -1,0 +1,1 @@
+"""Somebody else's names and layouts, and how they become canonical."""
