@@ -9,7 +9,7 @@ from pathlib import Path
 from triptych.core.checkpoint.manifest import FileEntry, Manifest
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
-from triptych.core.files.writing import arrays
+from triptych.core.files.arrays import read_safetensors, widened
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
 DISPLACED = ".old"
@@ -56,10 +56,10 @@ def read(path: Path) -> tuple[Manifest, State]:
     found: State = {}
     for name in manifest.files:
         with _damage(path, name):
-            arrays = arrays.read_safetensors(path / name)
+            arrays = read_safetensors(path / name)
         for tensor, array in arrays.items():
             entry = manifest.tensors.get(tensor)
-            listing = entry and (entry.file, arrays.widened(entry.dtype), tuple(entry.shape))
+            listing = entry and (entry.file, widened(entry.dtype), tuple(entry.shape))
             if listing != (name, array.dtype.name, array.shape):
                 raise DamagedCheckpoint(path, f"{name}: {tensor} is not as the manifest lists it")
             found[tensor] = array
