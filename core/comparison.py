@@ -21,9 +21,9 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError
 from triptych.core.evaluation.protocol import KnnProtocol
 from triptych.core.files.writing import write_atomically
-from triptych.core.logs import Row
 from triptych.core.parameters import initial_state
-from triptych.core.run_record import BASELINES, RunRecord, read_run
+from triptych.core.runs.log import Row
+from triptych.core.runs.record import BASELINES, RunRecord, read_run
 
 
 def run(

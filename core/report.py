@@ -16,7 +16,7 @@ from triptych.core.charts import Chart, Level, Series
 from triptych.core.files.writing import write_atomically
 from triptych.core.markup import document, element
 from triptych.core.report_style import STYLE
-from triptych.core.run_record import Evaluation, RunRecord, Step
+from triptych.core.runs.record import Evaluation, RunRecord, Step
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 

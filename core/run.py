@@ -25,9 +25,9 @@ from triptych.core.engine import Engine
 from triptych.core.errors import UserError
 from triptych.core.evaluation.protocol import KnnProtocol
 from triptych.core.files.writing import occupied, write_atomically
-from triptych.core.logs import Logs, Row, read_rows
 from triptych.core.optim.plan import Plan
 from triptych.core.resources import cpu_threads
+from triptych.core.runs.log import Logs, Row, read_rows
 from triptych.core.terminal import Terminal
 from triptych.core.trainer import Trainer
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from triptych.core.parity.compare import relative_error
-from triptych.core.run_record import RunRecord
+from triptych.core.runs.record import RunRecord
 
 FEATURES = ("trained", "random init", "raw pixels")
 HEADINGS = ("run", "first loss", "last loss", "largest curve difference")

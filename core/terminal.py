@@ -7,7 +7,7 @@ from contextlib import suppress
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from triptych.core.logs import Row
+from triptych.core.runs.log import Row
 
 PAUSE = 1.0
 """Seconds between lines that say nothing new; metrics.jsonl has them all."""

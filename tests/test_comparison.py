@@ -12,7 +12,7 @@ from conftest import requested
 from triptych import backends
 from triptych.core import cli, comparison, demo, run_table
 from triptych.core.errors import UserError
-from triptych.core.run_record import read_run
+from triptych.core.runs.record import read_run
 
 SHORT = [
     "data.workers=0",

@@ -12,7 +12,7 @@ from conftest import TOLERANCE, assert_close, requested
 from triptych import backends
 from triptych.core import checkpoint, config, run
 from triptych.core.demo import short_recipes
-from triptych.core.logs import read_rows
+from triptych.core.runs.log import read_rows
 
 KEYS = [
     "precision=float64",

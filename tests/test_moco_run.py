@@ -7,7 +7,7 @@ from double import saved
 from triptych import backends
 from triptych.core import checkpoint, config, reference, run, soak
 from triptych.core.contracts import Batch, Hyper
-from triptych.core.logs import read_rows
+from triptych.core.runs.log import read_rows
 
 SMALL = (
     "data.workers=0",

@@ -11,7 +11,7 @@ import pytest
 from triptych.core import charts, cli, config, report, run_table
 from triptych.core.errors import UserError
 from triptych.core.markup import document, element
-from triptych.core.run_record import BASELINES, read_run
+from triptych.core.runs.record import BASELINES, read_run
 
 HOSTILE = "</pre><script>alert('x')</script>&amp;\x00\"'<img src=http://example.org/x>"
 

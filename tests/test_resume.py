@@ -17,8 +17,8 @@ from triptych import backends
 from triptych.core import checkpoint, run, soak
 from triptych.core.cli import main
 from triptych.core.errors import UserError
-from triptych.core.logs import read_rows
 from triptych.core.parity.compare import compare
+from triptych.core.runs.log import read_rows
 
 MID_EPOCH = 7
 """Of 89 steps per epoch, and between two checkpoints."""

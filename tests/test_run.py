@@ -13,7 +13,7 @@ from triptych import backends
 from triptych.core import reference, run, trainer
 from triptych.core.errors import UserError
 from triptych.core.files.writing import occupied
-from triptych.core.logs import read_rows
+from triptych.core.runs.log import read_rows
 from triptych.core.signals import stop_request
 from triptych.core.soak import compare
 

@@ -16,9 +16,9 @@ from triptych import backends
 from triptych.core import checkpoint, cli, reference, run
 from triptych.core.data import Pipeline
 from triptych.core.errors import NonFiniteError, UserError
-from triptych.core.logs import Logs, read_rows
 from triptych.core.methods.health import STATES
 from triptych.core.optim.plan import Plan
+from triptych.core.runs.log import Logs, read_rows
 from triptych.core.terminal import Terminal, evaluation_line, health_line
 
 

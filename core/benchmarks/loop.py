@@ -19,8 +19,8 @@ from triptych.core import parameters
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Batch
 from triptych.core.engine import Engine
-from triptych.core.logs import Logs
 from triptych.core.optim.plan import Plan
+from triptych.core.runs.log import Logs
 from triptych.core.terminal import Terminal
 from triptych.core.trainer import Trainer
 

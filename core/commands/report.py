@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from triptych.core import report
-from triptych.core.run_record import read_run
+from triptych.core.runs.record import read_run
 
 HELP = "write one self-contained HTML page about some runs"
 

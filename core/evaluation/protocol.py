@@ -11,7 +11,7 @@ from triptych.core.data import Source, evaluation_batches, open_evaluation, spli
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
 from triptych.core.evaluation import knn
-from triptych.core.logs import Row
+from triptych.core.runs.log import Row
 
 BATCH = 256
 """Images embedded at once."""

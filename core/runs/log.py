@@ -19,7 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from triptych.core.errors import UserError
 from triptych.core.files.writing import write_atomically
-from triptych.core.run_record import Evaluation, Step
+from triptych.core.runs.record import Evaluation, Step
 
 Row = dict[str, Any]
 """One logged step or one evaluation (which carries "eval"); plain JSON values."""

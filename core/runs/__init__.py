@@ -1,0 +1,1 @@
+"""The run directory: what is written and what is read back."""
