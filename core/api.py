@@ -24,7 +24,7 @@ from triptych.core.data.source import UNLABELLED
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
 from triptych.core.parameters import initial_state
-from triptych.core.run import choose_backend
+from triptych.core.training.run import choose_backend
 
 Images = Array | Sequence[Image.Image | str | Path]
 """What ``Encoder.encode`` takes."""

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from triptych.core import cli, comparison
+from triptych.core import cli
 from triptych.core.config.recipes import recipes
 from triptych.core.errors import UserError
+from triptych.core.training import everywhere
 
 RECIPE = "moco_v3/digits"
 OUTPUT = Path("runs") / "demo"
@@ -53,12 +54,12 @@ def run(names: Sequence[str], output: Path = OUTPUT, recipe: str = RECIPE) -> in
         The exit status.
 
     Raises:
-        UserError: as ``comparison.run``, or ``output`` holds something that is no run.
+        UserError: as ``everywhere.run``, or ``output`` holds something that is no run.
     """
-    chosen = comparison.choose([name for name in names if name != "none"] if names else None)
+    chosen = everywhere.choose([name for name in names if name != "none"] if names else None)
     for name in chosen:
         clear(output / name)
-    return comparison.run(recipe, [], chosen, output)
+    return everywhere.run(recipe, [], chosen, output)
 
 
 def clear(run_dir: Path) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from triptych import backends
-from triptych.core import config, reference, run
+from triptych.core import config, reference
 from triptych.core.cli import main
 from triptych.core.config.spec import RunSpec
+from triptych.core.training import run
 
 TINY = (
     "data.workers=0",

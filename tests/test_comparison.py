@@ -10,9 +10,10 @@ import pytest
 from conftest import requested
 
 from triptych import backends
-from triptych.core import cli, comparison, demo, run_table
+from triptych.core import cli, demo, run_table
 from triptych.core.errors import UserError
 from triptych.core.runs.record import read_run
+from triptych.core.training import everywhere
 
 SHORT = [
     "data.workers=0",
@@ -31,7 +32,7 @@ def test_every_backend_from_spec_to_page(tmp_path, capsys):
     names = backends.installed() if requested() is None else requested()
     if not names:
         pytest.skip("no backend to train on")
-    assert comparison.run("moco_v3/digits", SHORT, names, tmp_path) == 0
+    assert everywhere.run("moco_v3/digits", SHORT, names, tmp_path) == 0
     records = [read_run(tmp_path / name) for name in names]
     for name, record, row in zip(names, records, run_table.table(records), strict=True):
         assert record.backend == name and record.result is not None
@@ -44,28 +45,28 @@ def test_every_backend_from_spec_to_page(tmp_path, capsys):
     assert all(f"\n{name} " in printed for name in names)
     assert "<figure>" in (tmp_path / "report.html").read_text()
     with pytest.raises(UserError, match="exit status 2"):
-        comparison.run("moco_v3/digits", SHORT, names, tmp_path)
+        everywhere.run("moco_v3/digits", SHORT, names, tmp_path)
     command = ["parity", "run", "-c", "moco_v3/digits", "--backends", ",".join(names)]
     command += ["--output", str(tmp_path), "--resume", "auto", "-o", *SHORT]
     assert cli.main(command) == 0
     again = [line for line in capsys.readouterr().out.splitlines() if line.startswith(names[0])]
     assert again[-1] in printed
     with pytest.raises(UserError, match=r"evaluate.k 20, now 3; give another --output"):
-        comparison.run("moco_v3/digits", [*SHORT, "evaluate.k=3"], names, tmp_path, resume="auto")
+        everywhere.run("moco_v3/digits", [*SHORT, "evaluate.k=3"], names, tmp_path, resume="auto")
 
 
 def test_a_run_that_fails_is_named(tmp_path):
     with pytest.raises(UserError, match=r"torch: .* exit status 2; see .*torch.log"):
-        comparison.train_all("no/such/recipe", [], ["torch"], tmp_path)
+        everywhere.train_all("no/such/recipe", [], ["torch"], tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: cannot write"):
-        comparison.train_all("moco_v3/digits", [], ["torch"], tmp_path / "file")
+        everywhere.train_all("moco_v3/digits", [], ["torch"], tmp_path / "file")
 
 
 def test_a_run_that_was_stopped_is_no_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "_wait", lambda child, log: child.wait() and 143)
+    monkeypatch.setattr(everywhere, "_wait", lambda child, log: child.wait() and 143)
     with pytest.raises(SystemExit) as stop:
-        comparison.train_all("no/such/recipe", [], ["torch"], tmp_path)
+        everywhere.train_all("no/such/recipe", [], ["torch"], tmp_path)
     assert stop.value.code == 143
 
 
@@ -73,7 +74,7 @@ def test_backends_are_checked_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(backends, "installed", lambda: ())
     for names in (None, [], ["torch"], ["numpy"]):
         with pytest.raises(UserError, match="backend"):
-            comparison.run("moco_v3/digits", [], names, tmp_path)
+            everywhere.run("moco_v3/digits", [], names, tmp_path)
     with pytest.raises(UserError, match="no backend to train on"):
         demo.run(["none"], tmp_path)
     assert not list(tmp_path.iterdir())
@@ -96,7 +97,7 @@ def test_a_request_to_stop_reaches_the_run(tmp_path):
     (tmp_path / "log").write_text("step 1\nstep 2")
     threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGTERM)).start()
     handler = signal.getsignal(signal.SIGTERM)
-    assert comparison._wait(child, tmp_path / "log") == 7
+    assert everywhere._wait(child, tmp_path / "log") == 7
     assert signal.getsignal(signal.SIGTERM) == handler
     child.stdout.close()
 
@@ -104,7 +105,7 @@ def test_a_request_to_stop_reaches_the_run(tmp_path):
 def test_demo_replaces_its_own_runs_only(tmp_path, monkeypatch):
     monkeypatch.setattr(backends, "installed", lambda: ("torch",))
     called = []
-    monkeypatch.setattr(comparison, "run", lambda *arguments: called.append(arguments) or 0)
+    monkeypatch.setattr(everywhere, "run", lambda *arguments: called.append(arguments) or 0)
     earlier = tmp_path / "torch"
     (earlier / "checkpoints").mkdir(parents=True)
     (earlier / "spec.yaml").write_text("")

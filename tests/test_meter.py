@@ -2,7 +2,7 @@
 
 import pytest
 
-from triptych.core import meter
+from triptych.core.training import meter
 
 
 class Clock:

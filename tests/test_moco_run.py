@@ -5,9 +5,10 @@ import pytest
 from double import saved
 
 from triptych import backends
-from triptych.core import checkpoint, config, reference, run, soak
+from triptych.core import checkpoint, config, reference, soak
 from triptych.core.contracts import Batch, Hyper
 from triptych.core.runs.log import read_rows
+from triptych.core.training import run
 
 SMALL = (
     "data.workers=0",

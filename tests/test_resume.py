@@ -14,11 +14,12 @@ from conftest import requested
 from double import TINY, tiny
 
 from triptych import backends
-from triptych.core import checkpoint, run, soak
+from triptych.core import checkpoint, soak
 from triptych.core.cli import main
 from triptych.core.errors import UserError
 from triptych.core.parity.compare import compare
 from triptych.core.runs.log import read_rows
+from triptych.core.training import run
 
 MID_EPOCH = 7
 """Of 89 steps per epoch, and between two checkpoints."""
@@ -139,7 +140,7 @@ backends.load = load
 
 SLOW = """
 import sys, time
-from triptych.core import trainer
+from triptych.core.training import trainer
 from triptych.core.cli import main
 honest = trainer.Trainer._advance
 def slowly(self, batch):
@@ -256,7 +257,7 @@ def test_the_soak_sees_a_run_that_does_not_repeat(tmp_path, monkeypatch, capsys)
     """Weights that depend on the process, as those of a forgotten generator would."""
     careless = """
 import os
-from triptych.core import run
+from triptych.core.training import run
 honest = run._build
 def build(*arguments):
     engine = honest(*arguments)

@@ -10,12 +10,13 @@ from double import finished, install, saved, tiny
 from threadpoolctl import threadpool_info
 
 from triptych import backends
-from triptych.core import reference, run, trainer
+from triptych.core import reference
 from triptych.core.errors import UserError
 from triptych.core.files.writing import occupied
 from triptych.core.runs.log import read_rows
-from triptych.core.signals import stop_request
 from triptych.core.soak import compare
+from triptych.core.training import run, trainer
+from triptych.core.training.signals import stop_request
 
 
 @pytest.fixture(autouse=True)

@@ -13,13 +13,14 @@ from double import ahead, finished, install, saved, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from triptych import backends
-from triptych.core import checkpoint, cli, reference, run
+from triptych.core import checkpoint, cli, reference
 from triptych.core.data import Pipeline
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.methods.health import STATES
 from triptych.core.optim.plan import Plan
 from triptych.core.runs.log import Logs, read_rows
-from triptych.core.terminal import Terminal, evaluation_line, health_line
+from triptych.core.training import run
+from triptych.core.training.terminal import Terminal, evaluation_line, health_line
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.core import checkpoint, config, parameters, reference, run, word_pictures
+from triptych.core import checkpoint, config, parameters, reference, word_pictures
 from triptych.core.cli import main
 from triptych.core.methods import masking, moca
+from triptych.core.training import run
 
 SMALL = (
     "data.workers=0",

@@ -21,8 +21,8 @@ from triptych.core.contracts import Batch
 from triptych.core.engine import Engine
 from triptych.core.optim.plan import Plan
 from triptych.core.runs.log import Logs
-from triptych.core.terminal import Terminal
-from triptych.core.trainer import Trainer
+from triptych.core.training.terminal import Terminal
+from triptych.core.training.trainer import Trainer
 
 
 @dataclass

@@ -10,8 +10,8 @@ from triptych import backends
 from triptych.core import checkpoint, config
 from triptych.core.cli import add_backend_argument, add_spec_arguments
 from triptych.core.evaluation.protocol import KnnProtocol
-from triptych.core.run import choose_backend
-from triptych.core.terminal import evaluation_line
+from triptych.core.training.run import choose_backend
+from triptych.core.training.terminal import evaluation_line
 
 HELP = "evaluate frozen features"
 

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _trace(arguments: argparse.Namespace) -> int:
     from triptych.core.parity import trace
-    from triptych.core.run import choose_backend
+    from triptych.core.training.run import choose_backend
 
     overrides, output = _split_o(arguments)
     numpy = arguments.backend == "numpy"
@@ -117,7 +117,7 @@ def _tolerance(item: str) -> tuple[str, float]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from triptych.core.comparison import run as train_everywhere
+    from triptych.core.training.everywhere import run as train_everywhere
 
     names = arguments.backends.split(",") if arguments.backends else None
     return train_everywhere(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from triptych.core import config
 from triptych.core.cli import add_backend_argument, add_spec_arguments
-from triptych.core.run import choose_backend, default_output, train
+from triptych.core.training.run import choose_backend, default_output, train
 
 HELP = "train one spec on one backend"
 

@@ -20,13 +20,13 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Batch
 from triptych.core.engine import Engine
 from triptych.core.errors import NonFiniteError, UserError
-from triptych.core.meter import Meter
 from triptych.core.methods import METHODS
 from triptych.core.methods.health import Health
 from triptych.core.optim.plan import Plan
 from triptych.core.runs.log import Logs, Row
-from triptych.core.signals import StopRequest, stop_request
-from triptych.core.terminal import Terminal, evaluation_line, health_line
+from triptych.core.training.meter import Meter
+from triptych.core.training.signals import StopRequest, stop_request
+from triptych.core.training.terminal import Terminal, evaluation_line, health_line
 
 Reading = Callable[[], dict[str, float]]
 
