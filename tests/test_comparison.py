@@ -10,8 +10,9 @@ import pytest
 from conftest import requested
 
 from triptych import backends
-from triptych.core import cli, demo, run_table
+from triptych.core import cli, demo
 from triptych.core.errors import UserError
+from triptych.core.report import table
 from triptych.core.runs.record import read_run
 from triptych.core.training import everywhere
 
@@ -34,7 +35,7 @@ def test_every_backend_from_spec_to_page(tmp_path, capsys):
         pytest.skip("no backend to train on")
     assert everywhere.run("moco_v3/digits", SHORT, names, tmp_path) == 0
     records = [read_run(tmp_path / name) for name in names]
-    for name, record, row in zip(names, records, run_table.table(records), strict=True):
+    for name, record, row in zip(names, records, table.table(records), strict=True):
         assert record.backend == name and record.result is not None
         assert [step.step for step in record.steps] == [1, 2, 3]
         kinds = {(r.features, str(r.labels)) for r in record.evaluations}

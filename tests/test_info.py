@@ -10,7 +10,7 @@ from PIL import Image
 from triptych.core import cli, config
 from triptych.core.architectures import flops, parameter_counts
 from triptych.core.optim.plan import Plan
-from triptych.core.summary import render, schedule, summarize
+from triptych.core.report.summary import render, schedule, summarize
 
 PUBLISHED = {
     # recipe: all parameters, encoder, with a gradient, multiply-adds per image

@@ -8,9 +8,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from triptych.core import charts, cli, config, report, run_table
+from triptych.core import cli, config
 from triptych.core.errors import UserError
-from triptych.core.markup import document, element
+from triptych.core.report import charts, page, table
+from triptych.core.report.markup import document, element
 from triptych.core.runs.record import BASELINES, read_run
 
 HOSTILE = "</pre><script>alert('x')</script>&amp;\x00\"'<img src=http://example.org/x>"
@@ -95,7 +96,7 @@ def runs(tmp_path):
 
 
 def test_table_compares_with_the_first_run(runs):
-    rows = run_table.table(runs)
+    rows = table.table(runs)
     assert [row.backend for row in rows] == ["torch", "oneflow", "paddle"]
     assert rows[0].difference is None
     assert rows[1].difference == pytest.approx(1e-7 / losses()[0], rel=1e-6)
@@ -104,7 +105,7 @@ def test_table_compares_with_the_first_run(runs):
 
 
 def test_table_tells_trained_from_baselines(runs):
-    top1 = run_table.table(runs)[0].top1
+    top1 = table.table(runs)[0].top1
     assert top1["trained", "all"] == 0.94  # of the last step, whatever the order of the lines
     assert top1["random init", "10"] == 0.36
     assert top1["raw pixels", "all"] == 0.986
@@ -112,32 +113,32 @@ def test_table_tells_trained_from_baselines(runs):
 
 
 def test_table_prints_as_many_cells_as_headings(runs):
-    rows = run_table.table(runs)
-    headings = run_table.headings(rows)
+    rows = table.table(runs)
+    headings = table.headings(rows)
     assert headings[4] == "k-NN % trained"
-    assert run_table.caption(rows).endswith(": all labels / 10 per class")
-    assert run_table.cells(rows[1], rows)[3:5] == ["3.6e-08", "94.0/83.0"]
+    assert table.caption(rows).endswith(": all labels / 10 per class")
+    assert table.cells(rows[1], rows)[3:5] == ["3.6e-08", "94.0/83.0"]
     for row in rows:
-        assert len(run_table.cells(row, rows)) == len(headings)
+        assert len(table.cells(row, rows)) == len(headings)
 
 
 def test_curves_without_a_common_step_have_no_difference(tmp_path, runs):
     other = read_run(write_run(tmp_path / "late"))
     late = [row.model_copy(update={"step": row.step + 1000}) for row in other.steps]
     moved = type(other)(other.path, other.spec, late, other.evaluations, other.result)
-    assert run_table.difference(moved, runs[0]) is None
+    assert table.difference(moved, runs[0]) is None
 
 
 def test_runs_of_one_name_are_told_apart_by_path(tmp_path):
     records = [read_run(write_run(tmp_path / folder / "torch")) for folder in "ab"]
-    assert len(set(run_table.unique_names(records))) == 2
+    assert len(set(table.unique_names(records))) == 2
 
 
 # -------------------------------------------------------------------------------------------- page
 
 
 def test_page_holds_every_run_and_needs_no_network(runs):
-    page = Page(report.render(runs))
+    page = Page(page.render(runs))
     assert "script" not in page.tags and "link" not in page.tags and "img" not in page.tags
     for name, value in page.attributes:
         assert name not in ("src", "href", "action") and "url(" not in value
@@ -148,7 +149,7 @@ def test_page_holds_every_run_and_needs_no_network(runs):
 
 
 def test_page_of_a_single_run_compares_nothing(runs):
-    page = Page(report.render(runs[:1]))
+    page = Page(page.render(runs[:1]))
     assert page.tags.count("figure") == 2
     assert "Relative difference" not in page.text
 
@@ -159,15 +160,15 @@ def test_hostile_text_stays_text(tmp_path):
         overrides=[f"data.root={json.dumps(HOSTILE.replace(chr(0), ''))}"],
         **{"<script>": HOSTILE},
     )
-    page = Page(report.render([read_run(path)]))
+    page = Page(page.render([read_run(path)]))
     assert "script" not in page.tags and "img" not in page.tags
     assert "<script>alert('x')</script>&amp;" in page.text
-    assert "\x00" not in report.render([read_run(path)])
+    assert "\x00" not in page.render([read_run(path)])
 
 
 def test_changed_keys_are_listed(tmp_path, runs):
     other = read_run(write_run(tmp_path / "other", overrides=["optim.lr=0.5"]))
-    page = Page(report.render([runs[0], other]))
+    page = Page(page.render([runs[0], other]))
     assert "optim.lr" in page.text and "apart from the backend" not in page.text
 
 
@@ -182,7 +183,7 @@ def test_command_writes_beside_the_runs(runs, tmp_path, capsys):
 
 def test_picture_is_a_whole_svg_file_of_its_own(runs, tmp_path):
     path = tmp_path / "curves.svg"
-    report.write_picture(runs, path)
+    page.write_picture(runs, path)
     root = ElementTree.parse(path).getroot()
     svg = "{http://www.w3.org/2000/svg}"
     assert root.tag == f"{svg}svg"
@@ -198,7 +199,7 @@ def test_a_chance_level_that_moves_is_a_curve(tmp_path):
         if "chance" in row:
             row["chance"] += 0.01 * row["step"]
     write_lines(run / "metrics.jsonl", rows)
-    report.write_picture([read_run(run)], tmp_path / "curves.svg")
+    page.write_picture([read_run(run)], tmp_path / "curves.svg")
     text = (tmp_path / "curves.svg").read_text()
     assert text.count("<polyline") == 2 and text.count("chance") <= 2
 

@@ -7,7 +7,7 @@ from triptych.core import environment
 from triptych.core.cli import add_spec_arguments
 from triptych.core.config import load, recipes
 from triptych.core.errors import UserError
-from triptych.core.summary import render, summarize
+from triptych.core.report.summary import render, summarize
 
 HELP = "show parameters, FLOPs, schedule and resolved spec of a run; or the environment"
 

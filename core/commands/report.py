@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from triptych.core import report
+from triptych.core.report import page
 from triptych.core.runs.record import read_run
 
 HELP = "write one self-contained HTML page about some runs"
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="default: report.html in the run's folder, or in the one that holds all the runs",
+        help="default: page.html in the run's folder, or in the one that holds all the runs",
     )
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="also write the loss curves as an SVG file"
@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     if output is None:
         shared = os.path.commonpath([os.path.abspath(path) for path in arguments.runs])
         output = Path(os.path.relpath(shared)) / "report.html"
-    report.write(records, output)
+    page.write(records, output)
     print(f"wrote {output}")
     if arguments.picture:
-        report.write_picture(records, arguments.picture)
+        page.write_picture(records, arguments.picture)
         print(f"wrote {arguments.picture}")

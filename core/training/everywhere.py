@@ -16,12 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from triptych import backends
-from triptych.core import config, report, run_table
+from triptych.core import config
 from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError
 from triptych.core.evaluation.protocol import KnnProtocol
 from triptych.core.files.writing import write_atomically
 from triptych.core.parameters import initial_state
+from triptych.core.report import table
 from triptych.core.runs.log import Row
 from triptych.core.runs.record import BASELINES, RunRecord, read_run
 
@@ -34,7 +35,7 @@ def run(
     *,
     resume: str | None = None,
 ) -> int:
-    """Trains on every backend, prints the table and writes ``report.html``.
+    """Trains on every backend, prints the table and writes ``page.html``.
 
     Args:
         path: the spec, overridden by ``overrides``.
@@ -58,7 +59,7 @@ def run(
     records = [read_run(run_dir) for run_dir in run_dirs]
     print_table(records)
     page = output / "report.html"
-    report.write(records, page)
+    page.write(records, page)
     print(f"report: {page}")
     return 0
 
@@ -150,16 +151,16 @@ def add_baselines(spec: RunSpec, run_dirs: Sequence[Path]) -> None:
 
 def print_table(records: Sequence[RunRecord]) -> None:
     """The runs side by side on the terminal."""
-    rows = run_table.table(records)
-    lines = [run_table.cells(row, rows) for row in rows]
+    rows = table.table(records)
+    lines = [table.cells(row, rows) for row in rows]
     shown = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),  # three backends fit into 80 columns
-        caption=run_table.caption(rows),
+        caption=table.caption(rows),
     )
-    for heading, column in zip(run_table.headings(rows), zip(*lines, strict=True), strict=True):
+    for heading, column in zip(table.headings(rows), zip(*lines, strict=True), strict=True):
         justify: Literal["left", "right"] = "right" if shown.columns else "left"
         # The heading may wrap between words, the numbers may not.
         width = max(map(len, (*heading.split(), *column)))

@@ -11,11 +11,12 @@ from statistics import median
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
-from triptych.core import config, run_table, word_pictures
-from triptych.core.charts import Chart, Level, Series
+from triptych.core import config
 from triptych.core.files.writing import write_atomically
-from triptych.core.markup import document, element
-from triptych.core.report_style import STYLE
+from triptych.core.report import moca_words, table
+from triptych.core.report.charts import Chart, Level, Series
+from triptych.core.report.markup import document, element
+from triptych.core.report.style import STYLE
 from triptych.core.runs.record import Evaluation, RunRecord, Step
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -35,14 +36,14 @@ def write(records: Sequence[RunRecord], path: Path) -> None:
 
 def write_picture(records: Sequence[RunRecord], path: Path) -> None:
     """Writes the loss curves as an SVG file, e.g. for a README; arguments as in ``write``."""
-    chart = _loss_chart(records, run_table.unique_names(records))
+    chart = _loss_chart(records, table.unique_names(records))
     picture = chart.picture(STYLE)
     write_atomically(path, tostring(picture, encoding="unicode") + "\n")
 
 
 def render(records: Sequence[RunRecord]) -> str:
     """The page as text; arguments as in ``write``."""
-    names = run_table.unique_names(records)
+    names = table.unique_names(records)
     heading = "Triptych: " + ", ".join(names)
     style = element("style", STYLE)
     head = element(
@@ -98,10 +99,10 @@ def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Element:
 
 
 def _side_by_side(records: Sequence[RunRecord]) -> Element:
-    rows = run_table.table(records)
-    cells = [run_table.cells(row, rows) for row in rows]
-    table = _grid(run_table.headings(rows), cells)
-    return element("div", table, element("p", run_table.caption(rows), class_="note"))
+    rows = table.table(records)
+    cells = [table.cells(row, rows) for row in rows]
+    table = _grid(table.headings(rows), cells)
+    return element("div", table, element("p", table.caption(rows), class_="note"))
 
 
 # ------------------------------------------------------------------------------------------ curves
@@ -237,7 +238,7 @@ def _story(steps: Sequence[Step], most: int = 6) -> str:
 def _words(records: Sequence[RunRecord], names: Sequence[str]) -> list[Element]:
     """Masks and words of the runs that have them."""
     return [
-        _section(f"Masks and words of {name}", *word_pictures.section(record.spec, record.path))
+        _section(f"Masks and words of {name}", *moca_words.section(record.spec, record.path))
         for name, record in zip(names, records, strict=True)
         if record.spec.method.name == "moca"
     ]

@@ -22,10 +22,10 @@ from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
 from triptych.core.contracts import State
 from triptych.core.data import evaluation_batches, open_evaluation, open_train
 from triptych.core.errors import UserError
-from triptych.core.markup import element
 from triptych.core.methods import masking, moca
 from triptych.core.reference import ops
 from triptych.core.reference.encoders import vit
+from triptych.core.report.markup import element
 
 COUNT = 6
 """Images shown."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from xml.etree.ElementTree import Element
 
-from triptych.core.markup import element
+from triptych.core.report.markup import element
 
 Point = tuple[float, float]
 
