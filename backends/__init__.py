@@ -4,8 +4,8 @@ import importlib
 import importlib.util
 from types import ModuleType
 
-from triptych.core.environment import NAMES, install_command, why_not
 from triptych.core.errors import UserError
+from triptych.core.machine.environment import NAMES, install_command, why_not
 
 BACKENDS = NAMES
 

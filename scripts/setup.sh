@@ -17,7 +17,7 @@ fi
 python=$venv/bin/python
 
 # The rule of what an interpreter can have is the package's own.
-possible=$("$python" -c 'import runpy; print(*runpy.run_path("core/environment.py")["possible"]())')
+possible=$("$python" -c 'import runpy; print(*runpy.run_path("core/machine/environment.py")["possible"]())')
 chosen=()
 for name in "$@"; do
     case " $possible " in

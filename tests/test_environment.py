@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from triptych import backends
-from triptych.core import environment
 from triptych.core.errors import UserError
+from triptych.core.machine import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = configparser.ConfigParser()

@@ -252,7 +252,7 @@ def test_bad_input_is_one_line_each_and_status_2(info, arguments, message):
 
 
 def test_env_is_wired(info, monkeypatch):
-    from triptych.core import environment
+    from triptych.core.machine import environment
 
     monkeypatch.setattr(environment, "report", lambda: {"backends": {}, "cores": 3})
     monkeypatch.setattr(environment, "render", lambda found: f"cores: {found['cores']}")

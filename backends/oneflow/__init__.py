@@ -11,7 +11,7 @@ import oneflow as flow  # noqa: E402
 from triptych.backends.oneflow.engine import Engine  # noqa: E402
 from triptych.core.config.spec import RunSpec  # noqa: E402
 from triptych.core.contracts import Array  # noqa: E402
-from triptych.core.resources import check_precision, pick_device  # noqa: E402
+from triptych.core.machine.resources import check_precision, pick_device  # noqa: E402
 
 # OneFlow has no bfloat16 and no float16 arithmetic on the CPU.
 PRECISIONS = {"cpu": ("float32", "float64"), "cuda": ("float32", "float64")}

@@ -12,7 +12,7 @@ import paddle  # noqa: E402
 from triptych.backends.paddle.engine import Engine  # noqa: E402
 from triptych.core.config.spec import RunSpec  # noqa: E402
 from triptych.core.contracts import Array  # noqa: E402
-from triptych.core.resources import check_precision, cpu_threads, pick_device  # noqa: E402
+from triptych.core.machine.resources import check_precision, cpu_threads, pick_device  # noqa: E402
 
 # On the CPU autocast to bfloat16 stays float32 without a word, and float16 sums overflow.
 PRECISIONS = {"cpu": ("float32", "float64"), "cuda": ("float32", "float64")}

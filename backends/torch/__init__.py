@@ -7,7 +7,7 @@ import torch
 from triptych.backends.torch.engine import Engine
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array
-from triptych.core.resources import check_precision, cpu_threads, pick_device
+from triptych.core.machine.resources import check_precision, cpu_threads, pick_device
 
 # float16 needs loss scaling, which this version does not have.
 PRECISIONS = {

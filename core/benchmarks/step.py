@@ -28,8 +28,8 @@ from triptych.core.config.spec import MocaSpec, MocoV3Spec, ResnetSpec, RunSpec,
 from triptych.core.contracts import Batch, Hyper
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
+from triptych.core.machine.resources import cpu_threads
 from triptych.core.methods import METHODS
-from triptych.core.resources import cpu_threads
 from triptych.core.step_cost import COUNTED, step_flops
 
 DEFAULTS = (

@@ -3,10 +3,10 @@
 import argparse
 import json
 
-from triptych.core import environment
 from triptych.core.cli import add_spec_arguments
 from triptych.core.config import load, recipes
 from triptych.core.errors import UserError
+from triptych.core.machine import environment
 from triptych.core.report.summary import render, summarize
 
 HELP = "show parameters, FLOPs, schedule and resolved spec of a run; or the environment"

@@ -24,8 +24,8 @@ from triptych.core.engine import Engine
 from triptych.core.errors import UserError
 from triptych.core.evaluation.protocol import KnnProtocol
 from triptych.core.files.writing import occupied, write_atomically
+from triptych.core.machine.resources import cpu_threads
 from triptych.core.optim.plan import Plan
-from triptych.core.resources import cpu_threads
 from triptych.core.runs.log import Logs, Row, read_rows
 from triptych.core.training import resume
 from triptych.core.training.terminal import Terminal
