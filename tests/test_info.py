@@ -8,8 +8,8 @@ import yaml
 from PIL import Image
 
 from triptych.core import cli, config
-from triptych.core.architectures import flops, parameter_counts
 from triptych.core.optim.plan import Plan
+from triptych.core.parameters.counts import flops, parameter_counts
 from triptych.core.report.summary import render, schedule, summarize
 
 PUBLISHED = {

@@ -8,13 +8,13 @@ from golden_weights import GOLDEN, description, official_state
 from native import draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core import config, methods, parameters, reference
-from triptych.core.architectures import parameter_counts
 from triptych.core.contracts import Hyper
 from triptych.core.errors import UserError
 from triptych.core.formats import moca as names
 from triptych.core.methods import masking
 from triptych.core.optim import groups
 from triptych.core.optim.plan import Plan
+from triptych.core.parameters.counts import parameter_counts
 
 CASE = "moca_vit_tiny"
 RECIPE = "moca/v1_0_vit_base"

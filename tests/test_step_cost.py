@@ -3,9 +3,9 @@
 import pytest
 
 from triptych.core import config
-from triptych.core.architectures import flops
+from triptych.core.benchmarks.cost import step_flops
 from triptych.core.benchmarks.step import DEFAULTS, moco_v3_twin
-from triptych.core.step_cost import step_flops
+from triptych.core.parameters.counts import flops
 
 
 def block(tokens, width):

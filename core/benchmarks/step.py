@@ -24,13 +24,13 @@ import numpy as np
 from triptych import backends
 from triptych.core import cli, config, parameters
 from triptych.core.benchmarks import loop
+from triptych.core.benchmarks.cost import COUNTED, step_flops
 from triptych.core.config.spec import MocaSpec, MocoV3Spec, ResnetSpec, RunSpec, VitSpec
 from triptych.core.contracts import Batch, Hyper
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
 from triptych.core.machine.resources import cpu_threads
 from triptych.core.methods import METHODS
-from triptych.core.step_cost import COUNTED, step_flops
 
 DEFAULTS = (
     "device=cpu",

@@ -2,12 +2,6 @@
 
 from typing import Any
 
-from triptych.core.architectures import (
-    FLOPS_COUNTED,
-    PARAMETERS_COUNTED,
-    flops,
-    parameter_counts,
-)
 from triptych.core.config import dump
 from triptych.core.config.spec import AugmentOp, RunSpec
 from triptych.core.data import open_train
@@ -15,6 +9,12 @@ from triptych.core.errors import UserError
 from triptych.core.methods import METHODS
 from triptych.core.optim.groups import own_rates
 from triptych.core.optim.plan import Plan
+from triptych.core.parameters.counts import (
+    FLOPS_COUNTED,
+    PARAMETERS_COUNTED,
+    flops,
+    parameter_counts,
+)
 
 ROWS = 9
 """Evenly spaced rows of the schedule table; the end of the warm-up is one more."""

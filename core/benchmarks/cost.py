@@ -1,6 +1,6 @@
 """What one training step costs, in multiply-adds of one image with its two views.
 
-Counted as ``core.architectures.flops`` counts. What is trained counts three times, once forward and
+Counted as ``core.parameters.counts.flops`` counts. What is trained counts three times, once forward and
 twice backward; the teacher once. Optimizer, teacher update and augmentation are left out.
 """
 
@@ -9,8 +9,8 @@ import math
 from typing import cast
 
 from triptych.core import parameters
-from triptych.core.architectures import block_flops, flops
 from triptych.core.config.spec import MocaSpec, MocoV3Spec, RunSpec, VitSpec
+from triptych.core.parameters.counts import block_flops, flops
 
 COUNTED = (
     "multiply-adds of a step for one image (two views): student and heads three times, "
