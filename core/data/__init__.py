@@ -1,7 +1,7 @@
 """Data: sources of images, augmentation, and batches that are pure functions of the step."""
 
-from triptych.core.data.datasets import open_evaluation, open_train
 from triptych.core.data.decode import DamagedImage
+from triptych.core.data.open import open_evaluation, open_train
 from triptych.core.data.pipeline import Pipeline, evaluation_batches
 from triptych.core.data.source import Source, split_digest
 
