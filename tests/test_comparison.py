@@ -10,7 +10,8 @@ import pytest
 from conftest import requested
 
 from triptych import backends
-from triptych.core import cli, demo
+from triptych.core import cli
+from triptych.core.commands import demo
 from triptych.core.errors import UserError
 from triptych.core.report import table
 from triptych.core.runs.record import read_run

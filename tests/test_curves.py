@@ -11,7 +11,7 @@ from conftest import TOLERANCE, assert_close, requested
 
 from triptych import backends
 from triptych.core import checkpoint, config
-from triptych.core.demo import short_recipes
+from triptych.core.commands.demo import short_recipes
 from triptych.core.runs.log import read_rows
 from triptych.core.training import run
 
