@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from triptych import backends
-from triptych.core import checkpoint, config
+from triptych.core import config, formats
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array
 from triptych.core.data import evaluation_batches
@@ -113,7 +113,7 @@ def get_model(
         UserError: no such recipe or backend, or weights that are not exactly this model's.
     """
     spec = config.load(name, overrides)
-    state = checkpoint.load_weights(Path(weights), spec) if weights else initial_state(spec)
+    state = formats.load_weights(Path(weights), spec) if weights else initial_state(spec)
     model = {key: array for key, array in state.items() if not key.startswith("optimizer.")}
     module = backends.load(choose_backend(backend, spec, say=_quiet))
     return Encoder(spec, module.build(spec, model))

@@ -7,9 +7,9 @@ import numpy as np
 from golden_weights import GOLDEN, description, official_state, probe, views
 
 from triptych.core import config
-from triptych.core.checkpoint import FORMATS
 from triptych.core.config.spec import QueueSpec, RunSpec
 from triptych.core.contracts import Batch, Hyper
+from triptych.core.formats import FORMATS
 from triptych.core.parity import trace
 
 SPECS = GOLDEN / "specs"

@@ -36,7 +36,7 @@ def test_pytorchs_plain_loop_computes_what_the_engine_does(recipe):
     pytest.importorskip("torch")
     from triptych import backends
     from triptych.backends.torch.baseline_queue import PlainLoop
-    from triptych.core.checkpoint import FORMATS
+    from triptych.core.formats import FORMATS
 
     spec = config.load(recipe, [*benchmark.DEFAULTS, *SMALL])
     state = parameters.initial_state(spec)

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from triptych.core import checkpoint
-from triptych.core.checkpoint import FORMATS
+from triptych.core import checkpoint, formats
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
-from triptych.core.formats import moco_v3
+from triptych.core.formats import FORMATS, moco_v3
 from triptych.core.parameters import table
 
 CASES = ("moco_v3_vit_tiny", "moco_v3_vit_s16_224")
@@ -176,10 +175,10 @@ def test_weights_come_from_any_container_and_names(
     path = checkpoint.write(run, 3, {**state, **optimizer}, spec, {}, keep=1)
 
     for name in ("official.npz", "canonical.npz", "wrapped.safetensors"):
-        loaded = checkpoint.load_weights(tmp_path / name, spec)
+        loaded = formats.load_weights(tmp_path / name, spec)
         assert same(loaded, state) and list(loaded) == [p.name for p in table(spec)]
     for source in (tmp_path / "with_optimizer.safetensors", path, run):
-        assert same(checkpoint.load_weights(source, spec), {**state, **optimizer})
+        assert same(formats.load_weights(source, spec), {**state, **optimizer})
 
 
 def test_the_position_table_is_that_of_the_file(
@@ -188,14 +187,14 @@ def test_the_position_table_is_that_of_the_file(
     for branch in ("base_encoder", "momentum_encoder"):
         official[f"{branch}.pos_embed"] = official[f"{branch}.pos_embed"] + 1
     np.savez(tmp_path / "w.npz", **official)
-    loaded = checkpoint.load_weights(tmp_path / "w.npz", spec)
+    loaded = formats.load_weights(tmp_path / "w.npz", spec)
     assert np.array_equal(loaded["student.encoder.pos_embed"], official["base_encoder.pos_embed"])
 
 
 def check_refused(path: Path, spec: RunSpec, *lines: str) -> None:
     """The error has exactly these lines after the file's name."""
     with pytest.raises(UserError) as caught:
-        checkpoint.load_weights(path, spec)
+        formats.load_weights(path, spec)
     assert str(caught.value).splitlines() == [f"{path}: {line}" for line in lines]
 
 
@@ -223,7 +222,7 @@ def test_what_does_not_fit_is_listed_with_shapes(
 def test_a_long_list_is_cut(tmp_path: Path, official: State, spec: RunSpec) -> None:
     np.savez(tmp_path / "w.npz", **{"predictor.0.weight": official["predictor.0.weight"]})
     with pytest.raises(UserError) as caught:
-        checkpoint.load_weights(tmp_path / "w.npz", spec)
+        formats.load_weights(tmp_path / "w.npz", spec)
     lines = str(caught.value).splitlines()
     assert len(lines) == 9 and lines[-1].endswith(f"missing: {len(table(spec)) - 9} more")
 

@@ -5,7 +5,7 @@ import pytest
 from golden_replay import format_of, spec_file
 from golden_weights import GOLDEN, description, official_state, probe
 
-from triptych.core import checkpoint, config
+from triptych.core import config, formats
 from triptych.core.errors import UserError
 from triptych.core.parameters import initial_state, table
 
@@ -87,7 +87,7 @@ def test_a_file_of_official_names_loads(tmp_path):
     spec, _ = load(SMALL)
     official = {f"module.{name}": array for name, array in official_state(SMALL).items()}
     np.savez(tmp_path / "moco.npz", **official)
-    state = checkpoint.load_weights(tmp_path / "moco.npz", spec)
+    state = formats.load_weights(tmp_path / "moco.npz", spec)
     assert list(state) == [p.name for p in table(spec)]
     assert state["memory.pointer"].shape == ()
 
@@ -102,7 +102,7 @@ def test_a_file_of_official_names_loads(tmp_path):
 def test_names_of_another_method_are_refused(tmp_path, case, other, line):
     np.savez(tmp_path / "weights.npz", **official_state(case))
     with pytest.raises(UserError) as caught:
-        checkpoint.load_weights(tmp_path / "weights.npz", config.load(spec_file(other)))
+        formats.load_weights(tmp_path / "weights.npz", config.load(spec_file(other)))
     assert str(caught.value).startswith(f"{tmp_path}/weights.npz: method.name:")
     assert line in str(caught.value) and "\n" not in str(caught.value)
 
@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_named(tmp_path, change, line):
     spec, _ = load(SMALL)
     np.savez(tmp_path / "moco.npz", **change(official_state(SMALL)))
     with pytest.raises(UserError, match=line.replace("(", r"\(").replace(")", r"\)")):
-        checkpoint.load_weights(tmp_path / "moco.npz", spec)
+        formats.load_weights(tmp_path / "moco.npz", spec)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_memory_that_cannot_be_right_is_named(tmp_path, case, name, value, lin
     )
     np.savez(tmp_path / "weights.npz", **official)
     with pytest.raises(UserError) as caught:
-        checkpoint.load_weights(tmp_path / "weights.npz", spec)
+        formats.load_weights(tmp_path / "weights.npz", spec)
     assert f"weights.npz: unusable {line}" in str(caught.value)
 
 
@@ -167,9 +167,9 @@ def test_canonical_files_with_a_queue_load(tmp_path):
     spec, _ = load(SMALL)
     state = initial_state(spec)
     np.savez(tmp_path / "own.npz", **state)
-    loaded = checkpoint.load_weights(tmp_path / "own.npz", spec)
+    loaded = formats.load_weights(tmp_path / "own.npz", spec)
     assert all(np.array_equal(loaded[name], state[name]) for name in state)
     (name, *_) = [n for n in state if n.endswith("running_var")]
     np.savez(tmp_path / "bad.npz", **{**state, name: state[name].astype(np.int64)})
     with pytest.raises(UserError, match="unusable"):
-        checkpoint.load_weights(tmp_path / "bad.npz", spec)
+        formats.load_weights(tmp_path / "bad.npz", spec)

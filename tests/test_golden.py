@@ -12,7 +12,7 @@ from conftest import assert_close
 from golden_replay import CASES, disagreements, draws_of, hyper_of, replay, spec_file, summary
 from golden_weights import GOLDEN, official_state, views
 
-from triptych.core import checkpoint, methods
+from triptych.core import formats, methods
 from triptych.core.cli import main
 
 
@@ -209,4 +209,4 @@ def test_trace_from_files(backend, backend_name, case, tmp_path, capsys):
     status = main(command)
     assert status == 0
     assert "loss" in capsys.readouterr().out
-    assert disagreements(summary(checkpoint.read_arrays(tmp_path / "out.npz").items()), case) == []
+    assert disagreements(summary(formats.read_arrays(tmp_path / "out.npz").items()), case) == []

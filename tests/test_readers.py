@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
-from triptych.core.checkpoint import read_arrays
 from triptych.core.errors import UserError
+from triptych.core.formats import read_arrays
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -138,20 +138,20 @@ def test_runs_of_one_name_are_told_apart_by_path(tmp_path):
 
 
 def test_page_holds_every_run_and_needs_no_network(runs):
-    page = Page(page.render(runs))
-    assert "script" not in page.tags and "link" not in page.tags and "img" not in page.tags
-    for name, value in page.attributes:
+    seen = Page(page.render(runs))
+    assert "script" not in seen.tags and "link" not in seen.tags and "img" not in seen.tags
+    for name, value in seen.attributes:
         assert name not in ("src", "href", "action") and "url(" not in value
-    assert page.tags.count("figure") == 3
+    assert seen.tags.count("figure") == 3
     for text in ("94.0/83.0", "3.6e-08", "at chance from step 1, learning from step 31"):
-        assert text in page.text
-    assert "apart from the backend" in page.text
+        assert text in seen.text
+    assert "apart from the backend" in seen.text
 
 
 def test_page_of_a_single_run_compares_nothing(runs):
-    page = Page(page.render(runs[:1]))
-    assert page.tags.count("figure") == 2
-    assert "Relative difference" not in page.text
+    seen = Page(page.render(runs[:1]))
+    assert seen.tags.count("figure") == 2
+    assert "Relative difference" not in seen.text
 
 
 def test_hostile_text_stays_text(tmp_path):
@@ -160,16 +160,16 @@ def test_hostile_text_stays_text(tmp_path):
         overrides=[f"data.root={json.dumps(HOSTILE.replace(chr(0), ''))}"],
         **{"<script>": HOSTILE},
     )
-    page = Page(page.render([read_run(path)]))
-    assert "script" not in page.tags and "img" not in page.tags
-    assert "<script>alert('x')</script>&amp;" in page.text
+    seen = Page(page.render([read_run(path)]))
+    assert "script" not in seen.tags and "img" not in seen.tags
+    assert "<script>alert('x')</script>&amp;" in seen.text
     assert "\x00" not in page.render([read_run(path)])
 
 
 def test_changed_keys_are_listed(tmp_path, runs):
     other = read_run(write_run(tmp_path / "other", overrides=["optim.lr=0.5"]))
-    page = Page(page.render([runs[0], other]))
-    assert "optim.lr" in page.text and "apart from the backend" not in page.text
+    seen = Page(page.render([runs[0], other]))
+    assert "optim.lr" in seen.text and "apart from the backend" not in seen.text
 
 
 def test_command_writes_beside_the_runs(runs, tmp_path, capsys):

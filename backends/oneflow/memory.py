@@ -10,7 +10,7 @@ from triptych.core.methods import ring
 
 
 class Queue(nn.Module):
-    """``core.contracts.Memory``. The pointer is a number of the host, so that nothing waits for it."""
+    """``core.contracts.Memory``. The pointer is a number of the host: nothing waits for it."""
 
     counters = ("pointer",)
 

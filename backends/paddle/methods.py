@@ -31,7 +31,7 @@ class Branch(nn.Layer):
 
 
 class Pair(nn.Layer):
-    """``core.contracts.Model``: a student, and a teacher that follows it; paths are canonical names.
+    """``core.contracts.Model``: a student and a teacher that follows it; paths are canonical names.
 
     Args:
         student: has all that the teacher has, and may have more.

@@ -1,7 +1,8 @@
 """What one training step costs, in multiply-adds of one image with its two views.
 
-Counted as ``core.parameters.counts.flops`` counts. What is trained counts three times, once forward and
-twice backward; the teacher once. Optimizer, teacher update and augmentation are left out.
+Counted as ``core.parameters.counts.flops`` counts. What is trained counts three times, once
+forward and twice backward; the teacher once. Optimizer, teacher update and augmentation are left
+out.
 """
 
 import itertools

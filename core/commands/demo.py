@@ -1,7 +1,7 @@
 """The demonstration: one recipe on every backend, then the curves side by side in runs/demo.
 
-``python -m triptych.core.commands.demo [--all] [BACKEND ...]``; ``make demo`` and ``make demo-all``, which
-goes through every short recipe of the digits, call it after the set-up.
+``python -m triptych.core.commands.demo [--all] [BACKEND ...]``; ``make demo`` and ``make
+demo-all``, which goes through every short recipe of the digits, call it after the set-up.
 """
 
 import argparse

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from triptych import backends
-from triptych.core import checkpoint, config
+from triptych.core import config, formats
 from triptych.core.cli import add_backend_argument, add_spec_arguments
 from triptych.core.evaluation.protocol import KnnProtocol
 from triptych.core.training.run import choose_backend
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints one line, or one JSON object, for each number of labels."""
     spec = config.load(arguments.config, arguments.overrides)
     protocol = KnnProtocol(spec)
-    weights = checkpoint.load_weights(arguments.weights, spec)
+    weights = formats.load_weights(arguments.weights, spec)
     step = int(weights.get("optimizer.step", 0))
     # With --json, standard output is for a program.
     say = partial(print, file=sys.stderr) if arguments.json else print

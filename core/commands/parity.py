@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych.core import cli, config
+from triptych.core import cli, config, formats
 from triptych.core.errors import NonFiniteError, UserError
 
 HELP = "record a run's numbers, compare two records, or train on every backend"
@@ -85,11 +85,10 @@ def _split_o(arguments: argparse.Namespace) -> tuple[list[str], Path]:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from triptych.core import checkpoint
     from triptych.core.parity.compare import compare, spec_differences
 
     tolerances = dict(_tolerance(item) for item in arguments.tolerance)
-    a, b = (checkpoint.read_arrays(path) for path in (arguments.a, arguments.b))
+    a, b = (formats.read_arrays(path) for path in (arguments.a, arguments.b))
     differences, noise = compare(a, b, tolerances)
     wrong = [d for d in differences if not d.ok]
     for key, values in sorted(spec_differences(a, b).items()):

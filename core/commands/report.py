@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="default: page.html in the run's folder, or in the one that holds all the runs",
+        help="default: report.html in the run's folder, or in the one that holds all the runs",
     )
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="also write the loss curves as an SVG file"

@@ -67,7 +67,7 @@ def install_command(name: str) -> str:
     From a checkout it installs the pinned versions. (Elsewhere it names the frameworks themselves:
     an index could hold somebody else's package called triptych.)
     """
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     pip = f"{shlex.quote(sys.executable)} -m pip install"
     if not (root / "constraints").is_dir():
         return f"{pip} {REQUIREMENTS[name]}"

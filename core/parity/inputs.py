@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych.core import checkpoint, methods
+from triptych.core import formats, methods
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Batch, State
 from triptych.core.errors import UserError
@@ -29,7 +29,7 @@ def recorded(
         UserError: no such file, an array too few or too many, of another shape or type, for fewer
             steps than asked for, or draws that no run could draw.
     """
-    arrays = checkpoint.read_arrays(path)
+    arrays = formats.read_arrays(path)
     method = methods.METHODS[spec.method.name]
     shape = (spec.train.batch_size, spec.model.channels, *spec.model.size)
     wanted = {name: np.empty(shape, np.float32) for name in VIEWS}

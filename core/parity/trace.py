@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from triptych import backends
-from triptych.core import checkpoint, methods, parameters, reference
+from triptych.core import formats, methods, parameters, reference
 from triptych.core.config.spec import MocaSpec, RunSpec
 from triptych.core.contracts import Array, Batch, Hyper, State
 from triptych.core.data import Pipeline, open_train
@@ -85,7 +85,7 @@ def _labelled(kind: str, arrays: Mapping[str, Array], step: int) -> Record:
 
 def starting_state(spec: RunSpec, weights: Path | None) -> State:
     """The state of a weights file in any format that converts, or the spec's initial one."""
-    return checkpoint.load_weights(weights, spec) if weights else parameters.initial_state(spec)
+    return formats.load_weights(weights, spec) if weights else parameters.initial_state(spec)
 
 
 def fixed_hyper(path: Path) -> Callable[[int], Hyper]:

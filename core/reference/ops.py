@@ -85,5 +85,5 @@ def concat(parts: Sequence[Tensor], /, *, axis: int) -> Tensor:
 
 
 def no_grad() -> AbstractContextManager[None]:
-    """See ``core.contracts.Ops``; the teacher's arrays are never traced, so nothing is to be done."""
+    """See ``core.contracts.Ops``; the teacher's arrays are never traced: nothing is to be done."""
     return nullcontext()

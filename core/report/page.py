@@ -101,8 +101,8 @@ def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Element:
 def _side_by_side(records: Sequence[RunRecord]) -> Element:
     rows = table.table(records)
     cells = [table.cells(row, rows) for row in rows]
-    table = _grid(table.headings(rows), cells)
-    return element("div", table, element("p", table.caption(rows), class_="note"))
+    grid = _grid(table.headings(rows), cells)
+    return element("div", grid, element("p", table.caption(rows), class_="note"))
 
 
 # ------------------------------------------------------------------------------------------ curves

@@ -22,7 +22,7 @@ from triptych.core.errors import UserError
 from triptych.core.evaluation.protocol import KnnProtocol
 from triptych.core.files.writing import write_atomically
 from triptych.core.parameters import initial_state
-from triptych.core.report import table
+from triptych.core.report import page, table
 from triptych.core.runs.log import Row
 from triptych.core.runs.record import BASELINES, RunRecord, read_run
 
@@ -35,7 +35,7 @@ def run(
     *,
     resume: str | None = None,
 ) -> int:
-    """Trains on every backend, prints the table and writes ``page.html``.
+    """Trains on every backend, prints the table and writes ``report.html``.
 
     Args:
         path: the spec, overridden by ``overrides``.
@@ -58,9 +58,9 @@ def run(
         add_baselines(spec, run_dirs)
     records = [read_run(run_dir) for run_dir in run_dirs]
     print_table(records)
-    page = output / "report.html"
-    page.write(records, page)
-    print(f"report: {page}")
+    path = output / "report.html"
+    page.write(records, path)
+    print(f"report: {path}")
     return 0
 
 

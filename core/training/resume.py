@@ -31,7 +31,7 @@ class Start:
     seconds: float = 0.0
 
 
-def find(
+def find_start(
     spec: RunSpec, run_dir: Path, resume: str | None, stamp: Mapping[str, Any], say: Say
 ) -> Start:
     """The state that a run in ``run_dir`` begins with; writes nothing.

@@ -27,7 +27,7 @@ from triptych.core.files.writing import occupied, write_atomically
 from triptych.core.machine.resources import cpu_threads
 from triptych.core.optim.plan import Plan
 from triptych.core.runs.log import Logs, Row, read_rows
-from triptych.core.training import resume
+from triptych.core.training.resume import Start, find_start
 from triptych.core.training.terminal import Terminal
 from triptych.core.training.trainer import Trainer
 
@@ -106,7 +106,7 @@ def train(
         pipeline = stack.enter_context(Pipeline(spec, source))
         plan = Plan(spec, pipeline.steps_per_epoch)
         knn = KnnProtocol(spec) if spec.evaluate.every else None
-        begin = resume.find(spec, run_dir, resume, stamp, say)
+        begin = find_start(spec, run_dir, resume, stamp, say)
         engine = stack.enter_context(closing(_build(spec, module, begin)))
         stack.enter_context(occupied(run_dir))
         logs = stack.enter_context(closing(_open_logs(spec, run_dir, begin, say)))
@@ -139,7 +139,7 @@ def _evaluate(spec: RunSpec, engine: Engine, knn: KnnProtocol | None, step: int)
     return knn.engine(engine, step, branch=chosen.branch, tokens=chosen.tokens) if knn else []
 
 
-def _build(spec: RunSpec, module: ModuleType, begin: resume.Start) -> Engine:
+def _build(spec: RunSpec, module: ModuleType, begin: Start) -> Engine:
     model = {n: array for n, array in begin.state.items() if not n.startswith("optimizer.")}
     engine: Engine = module.build(spec, model)
     if begin.path:
@@ -153,7 +153,7 @@ def _build(spec: RunSpec, module: ModuleType, begin: resume.Start) -> Engine:
     return engine
 
 
-def _open_logs(spec: RunSpec, run_dir: Path, begin: resume.Start, say: Say) -> Logs:
+def _open_logs(spec: RunSpec, run_dir: Path, begin: Start, say: Say) -> Logs:
     (run_dir / "result.json").unlink(missing_ok=True)  # it speaks of a run that is over
     text = dump(spec)
     write_atomically(run_dir / "spec.yaml", text)
