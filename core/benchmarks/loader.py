@@ -126,7 +126,7 @@ def _ours(spec: RunSpec, batches: int) -> Generator[Any, None, None]:
 def _theirs() -> Loader:
     package = backends.load("torch")
     try:
-        module = importlib.import_module(f"{package.__name__}.baseline_loader")
+        module = importlib.import_module(f"{package.__name__}.plain.loader")
     except ImportError as error:
         raise UserError(f"bench loader: {error}; run: pip install 'triptych[torch]'") from error
     loader: Loader = module.batches

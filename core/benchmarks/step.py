@@ -82,11 +82,11 @@ def _plain_loop(spec: RunSpec) -> str:
     model = spec.model
     if isinstance(spec.method, MocoV3Spec):
         if isinstance(model, VitSpec) and model.stem == "patch":
-            return "baseline"
+            return "moco_v3"
     elif isinstance(spec.method, MocaSpec):
-        return "baseline_moca"
+        return "moca"
     elif isinstance(model, ResnetSpec) and (model.stem, model.width) == ("imagenet", 64):
-        return "baseline_queue"
+        return "moco"
     raise UserError(
         f"bench step: there is no plain loop of {spec.method.name} on {model.name} (stem "
         f"{model.stem}) to compare with; take MoCo v3 on a ViT, or v1 or v2 on a ResNet"
@@ -132,7 +132,7 @@ def _child(name: str, part: str, arguments: argparse.Namespace) -> dict[str, Any
 def _measure(spec: RunSpec, name: str, part: str, rounds: int) -> dict[str, Any]:
     batches = [_batch(spec, i) for i in range(2)]
     steps: dict[str, Callable[[int], None]] = {}
-    plain = f"triptych.backends.{name}.{_plain_loop(spec)}"
+    plain = f"triptych.backends.{name}.plain.{_plain_loop(spec)}"
     if part != "plain":
         engine = _engine(spec, name)
         steps["engine"] = _engine_step(engine, batches)

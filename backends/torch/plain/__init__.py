@@ -1,0 +1,1 @@
+"""Plain, well-written loops of this framework that the benchmarks measure against."""
