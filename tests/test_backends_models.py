@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import TOLERANCE, assert_close, relative_error
-from native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
+from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core import parameters, reference
 from triptych.core.parity.compare import certain, noise_names

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from autograd import elementwise_grad
 from conftest import TOLERANCE, assert_close
-from native import differentiate, lively_state, tiny_spec
+from support.native import differentiate, lively_state, tiny_spec
 
 from triptych.core import parameters
 from triptych.core.reference import encoders, layers

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import assert_close
-from native import draws, hyper, lively_state, random_batch, tiny_spec
-from oneflow_engines import build, framework
+from support.native import draws, hyper, lively_state, random_batch, tiny_spec
+from support.oneflow_engines import build, framework
 
 from triptych import backends
 from triptych.core.contracts import Batch
@@ -233,7 +233,7 @@ import os, resource, signal, sys
 caught = []
 signal.signal(signal.SIGTERM, lambda *_: caught.append(1))
 sys.path.insert(0, "tests")
-from native import hyper, lively_state, random_batch, tiny_spec
+from support.native import hyper, lively_state, random_batch, tiny_spec
 from triptych import backends
 backend = backends.load("oneflow")
 import numpy as np
@@ -296,7 +296,7 @@ def canonical(name):
 
 def test_the_plain_loop_computes_the_same(flow):
     """The loop of the benchmark: from the same weights it has the same losses."""
-    from triptych.backends.oneflow.baseline import PlainLoop
+    from triptych.backends.oneflow.plain.moco_v3 import PlainLoop
 
     spec = tiny_spec("float32")
     loop, engine = PlainLoop(spec), build("float32")
@@ -338,7 +338,7 @@ def test_the_plain_queue_loop_computes_the_same(flow, monkeypatch, case):
 
     In float64: the framework's batch norm loses so many float32 digits that chance would decide.
     """
-    from triptych.backends.oneflow.baseline_queue import PlainLoop
+    from triptych.backends.oneflow.plain.moco import PlainLoop
 
     model = {"name": case, "width": 64, "stem": "imagenet", "image_size": 64}
     method = {"queue_size": 32, "hidden_dim": None}

@@ -5,9 +5,9 @@ import time
 import numpy as np
 import pytest
 from conftest import assert_close
-from native import differentiate, draws, hyper, lively_state, random_batch, tiny_spec
-from oneflow_engines import build, framework, normalized
 from scipy.special import ndtr
+from support.native import differentiate, draws, hyper, lively_state, random_batch, tiny_spec
+from support.oneflow_engines import build, framework, normalized
 
 from triptych.core.errors import NonFiniteError
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from autograd import elementwise_grad
 from conftest import TOLERANCE, assert_close
-from native import differentiate
+from support.native import differentiate
 
 from triptych.core.reference import ops as reference
 

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 from conftest import relative_error
-from golden_weights import GOLDEN
-from native import draws, hyper, lively_state, random_batch, tiny_spec
+from support.golden_weights import GOLDEN
+from support.native import draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core.config.spec import RunSpec
 from triptych.core.parameters import table

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import assert_close, relative_error
-from native import draws, hyper, lively_state, random_batch, tiny_spec
-from paddle_engines import build, framework
+from support.native import draws, hyper, lively_state, random_batch, tiny_spec
+from support.paddle_engines import build, framework
 
 from triptych import backends
 from triptych.core.contracts import Batch
@@ -192,7 +192,7 @@ def test_the_plain_queue_loop_computes_the_same(paddle, monkeypatch, name):
 
     In float64: deep batch norms amplify float32's rounding so much that chance would decide.
     """
-    from triptych.backends.paddle.baseline_queue import PlainLoop
+    from triptych.backends.paddle.plain.moco import PlainLoop
 
     model = {"name": name, "width": 64, "stem": "imagenet", "image_size": 64}
     sections = {"model": model, "method": {"queue_size": 32, "hidden_dim": None}}

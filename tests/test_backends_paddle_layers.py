@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from conftest import assert_close
-from native import differentiate, draws, hyper, lively_state, random_batch, tiny_spec
-from paddle_engines import build, framework, normalized
+from support.native import differentiate, draws, hyper, lively_state, random_batch, tiny_spec
+from support.paddle_engines import build, framework, normalized
 
 from triptych.core.errors import NonFiniteError
 

@@ -32,7 +32,7 @@ def baseline():
     backends.load("torch")
     import torch
 
-    import triptych.backends.torch.baseline_loader as module
+    import triptych.backends.torch.plain.loader as module
 
     random.seed(0)
     torch.manual_seed(0)

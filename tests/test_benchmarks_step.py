@@ -35,7 +35,7 @@ def test_a_queue_step_is_measured(backend, backend_name, capsys):
 def test_pytorchs_plain_loop_computes_what_the_engine_does(recipe):
     pytest.importorskip("torch")
     from triptych import backends
-    from triptych.backends.torch.baseline_queue import PlainLoop
+    from triptych.backends.torch.plain.moco import PlainLoop
     from triptych.core.formats import FORMATS
 
     spec = config.load(recipe, [*benchmark.DEFAULTS, *SMALL])
@@ -86,7 +86,7 @@ def test_a_step_of_moca_is_measured_beside_moco_v3(capsys):
 def test_mocas_plain_loop_computes_what_the_engine_does():
     pytest.importorskip("torch")
     from triptych import backends
-    from triptych.backends.torch.baseline_moca import PlainLoop
+    from triptych.backends.torch.plain.moca import PlainLoop
 
     spec = config.load("moca/vit_small", [*benchmark.DEFAULTS, *MOCA])
     state = parameters.initial_state(spec)

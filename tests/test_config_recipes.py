@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from golden_weights import GOLDEN, description
+from support.golden_weights import GOLDEN, description
 
 from triptych.core import config
 

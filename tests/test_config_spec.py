@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spec_files import SMALL, complaints, write
+from support.spec_files import SMALL, complaints, write
 
 from triptych.core import config
 from triptych.core.config import schema as schemas

@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from spec_files import SMALL, complaints, write
+from support.spec_files import SMALL, complaints, write
 
 from triptych.core import config
 from triptych.core.config import schema as schemas

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_specs import folder_spec, make_spec, write_images
 from PIL import Image
+from support.data_specs import folder_spec, make_spec, write_images
 
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Batch

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_specs import folder_spec, make_spec, write_images
 from PIL import Image
+from support.data_specs import folder_spec, make_spec, write_images
 
 from triptych.core.data import DamagedImage, open_evaluation, open_train, split_digest
 from triptych.core.data.cifar import CLASSES, TEST, TRAIN

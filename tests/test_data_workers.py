@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from data_specs import folder_spec, write_images
+from support.data_specs import folder_spec, write_images
 
 from triptych.core.data import Pipeline, open_train
 from triptych.core.errors import UserError
@@ -146,7 +146,7 @@ def test_workers_import_no_framework_and_little_else():
 SCRIPT = """
 import signal, sys
 sys.path.insert(0, {tests!r})
-from data_specs import folder_spec
+from support.data_specs import folder_spec
 from triptych.core.data import Pipeline, open_train
 print("script", flush=True)
 stopping = False

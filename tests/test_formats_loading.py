@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import golden_weights
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support import golden_weights
 
 from triptych.core import checkpoint, formats
 from triptych.core.config.spec import RunSpec

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from golden_replay import format_of, spec_file
-from golden_weights import GOLDEN, description, official_state, probe
+from support.golden_replay import format_of, spec_file
+from support.golden_weights import GOLDEN, description, official_state, probe
 
 from triptych.core import config, formats
 from triptych.core.errors import UserError

@@ -224,9 +224,8 @@ def surface(backend: str) -> dict[str, list[str]]:
 
 
 ALONE = {
-    "baseline.py": "the plain, well-written PyTorch loop that the benchmark compares with",
-    "baseline_moca.py": "the plain MOCA loop in PyTorch that the benchmark compares with",
-    "baseline_loader.py": "the usual PyTorch loader that the benchmark compares with",
+    "plain/moca.py": "the plain MOCA loop in PyTorch that the benchmark compares with",
+    "plain/loader.py": "the usual PyTorch loader that the benchmark compares with",
     "layers.py": "exact and fast forms of what is slow or wrong; PyTorch's own layers need none",
     "kernels.py": "what NumPy computes faster than OneFlow's kernels, on the memory of tensors",
     "runtime.py": "what has to happen before these frameworks are imported",

@@ -47,7 +47,7 @@ def test_symmetric_loss_crosses_the_views():
 
 
 def test_chance_is_the_loss_of_equal_keys():
-    from native import tiny_spec
+    from support.native import tiny_spec
 
     from triptych.core.methods import moco_v3
 

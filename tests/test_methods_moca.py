@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from conftest import assert_close
-from golden_replay import disagreements, replay
-from golden_weights import GOLDEN, description, official_state
-from native import draws, hyper, lively_state, random_batch, tiny_spec
+from support.golden_replay import disagreements, replay
+from support.golden_weights import GOLDEN, description, official_state
+from support.native import draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core import config, methods, parameters, reference
 from triptych.core.contracts import Hyper

@@ -5,7 +5,7 @@ import pytest
 from conftest import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
-from native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
+from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core import reference
 from triptych.core.methods import moco, ring

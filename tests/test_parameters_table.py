@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from native import TINY, tiny_spec
+from support.native import TINY, tiny_spec
 
 from triptych.core import config, parameters
 from triptych.core.config.model import RESNET_DEPTHS

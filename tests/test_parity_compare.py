@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from native import hyper, lively_state, random_batch, tiny_spec
+from support.native import hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core.cli import main
 from triptych.core.errors import UserError

@@ -9,8 +9,16 @@ import json
 import numpy as np
 import pytest
 from conftest import assert_close
-from golden_replay import CASES, disagreements, draws_of, hyper_of, replay, spec_file, summary
-from golden_weights import GOLDEN, official_state, views
+from support.golden_replay import (
+    CASES,
+    disagreements,
+    draws_of,
+    hyper_of,
+    replay,
+    spec_file,
+    summary,
+)
+from support.golden_weights import GOLDEN, official_state, views
 
 from triptych.core import formats, methods
 from triptych.core.cli import main

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from native import draws, random_batch, tiny_spec
+from support.native import draws, random_batch, tiny_spec
 
 from triptych.core.errors import UserError
 from triptych.core.parity.inputs import recorded

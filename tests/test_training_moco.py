@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from double import saved
+from support import kills
+from support.double import saved
 
 from triptych import backends
-from triptych.core import checkpoint, config, reference, soak
+from triptych.core import checkpoint, config, reference
 from triptych.core.contracts import Batch, Hyper
 from triptych.core.runs.log import read_rows
 from triptych.core.training import run
@@ -78,7 +79,7 @@ def test_resuming_is_exact(backend, backend_name, tmp_path, precision):
     train(backend_name, tmp_path / "a", key)
     train(backend_name, tmp_path / "b", key, "train.stop_at=4")
     train(backend_name, tmp_path / "b", key, resume="auto")
-    assert soak.compare(tmp_path / "a", tmp_path / "b") == []
+    assert kills.compare(tmp_path / "a", tmp_path / "b") == []
 
 
 def test_another_framework_goes_on_with_the_same_queue(

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import requested
-from double import TINY, tiny
+from support import kills
+from support.double import TINY, tiny
 
 from triptych import backends
-from triptych.core import checkpoint, soak
+from triptych.core import checkpoint
 from triptych.core.cli import main
 from triptych.core.errors import UserError
 from triptych.core.parity.compare import compare
@@ -50,7 +51,7 @@ def test_resuming_in_the_middle_of_an_epoch_is_exact(backend, backend_name, tmp_
         is None
     )
     assert train(backend_name, tmp_path / "b", key, "log.every=1", resume="auto") is None
-    assert soak.compare(tmp_path / "a", tmp_path / "b") == []
+    assert kills.compare(tmp_path / "a", tmp_path / "b") == []
 
 
 def test_evaluating_changes_no_number(backend, backend_name, whole, tmp_path):
@@ -61,7 +62,7 @@ def test_evaluating_changes_no_number(backend, backend_name, whole, tmp_path):
 
 def test_workers_change_no_number(backend, backend_name, whole, tmp_path):
     assert train(backend_name, tmp_path, "data.workers=1") is None
-    assert soak.compare(whole, tmp_path) == []
+    assert kills.compare(whole, tmp_path) == []
 
 
 def test_a_run_goes_on_in_another_framework(backend, backend_name, tmp_path):
@@ -132,7 +133,7 @@ def interrupt(name: str, folder: Path, number: int, code: str, *overrides: str) 
 NUMPY = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from double import load
+from support.double import load
 from triptych import backends
 backends.load = load
 """
@@ -229,27 +230,27 @@ def test_compare_sees_one_changed_bit_and_one_changed_row(tmp_path):
     write(tmp_path / "row", 2.0, 1.5)
     write(tmp_path / "step", 2.0, 1.0, step=4)
     (tmp_path / "nothing").mkdir()
-    assert soak.compare(tmp_path / "a", tmp_path / "a") == []
-    assert soak.compare(tmp_path / "a", tmp_path / "bit") == ["student.a: differs"]
+    assert kills.compare(tmp_path / "a", tmp_path / "a") == []
+    assert kills.compare(tmp_path / "a", tmp_path / "bit") == ["student.a: differs"]
     assert (
         "instead of {'step': 3, 'loss': 1.0, 'chance': 1.0, 'feature_std': 1.0}"
-        in soak.compare(tmp_path / "a", tmp_path / "row")[0]
+        in kills.compare(tmp_path / "a", tmp_path / "row")[0]
     )
-    assert soak.compare(tmp_path / "a", tmp_path / "step")[0] == "step 4 instead of 3"
-    assert "step 0 instead of 3" in soak.compare(tmp_path / "a", tmp_path / "nothing")
+    assert kills.compare(tmp_path / "a", tmp_path / "step")[0] == "step 4 instead of 3"
+    assert "step 0 instead of 3" in kills.compare(tmp_path / "a", tmp_path / "nothing")
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_ten_kills_change_no_bit(backend, backend_name, tmp_path):
-    assert soak.main(["--backend", backend_name, "--output", str(tmp_path)]) == 0
+    assert kills.main(["--backend", backend_name, "--output", str(tmp_path)]) == 0
 
 
 def test_a_few_kills_of_the_numpy_engine_change_no_bit(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(soak, "MAIN", NUMPY + soak.MAIN)
-    monkeypatch.setattr(soak, "SMALL", (*TINY, "log.every=1", "checkpoint.every=3"))
+    monkeypatch.setattr(kills, "MAIN", NUMPY + kills.MAIN)
+    monkeypatch.setattr(kills, "SMALL", (*TINY, "log.every=1", "checkpoint.every=3"))
     arguments = ["--backend", "torch", "--steps", "26", "--kills", "2", "--seed", "1"]
-    assert soak.main([*arguments, "--workers", "1", "--output", str(tmp_path)]) == 0
+    assert kills.main([*arguments, "--workers", "1", "--output", str(tmp_path)]) == 0
     assert "bit-identical" in capsys.readouterr().out
 
 
@@ -265,8 +266,8 @@ def build(*arguments):
     return engine
 run._build = build
 """
-    monkeypatch.setattr(soak, "MAIN", NUMPY + careless + soak.MAIN)
-    monkeypatch.setattr(soak, "SMALL", (*TINY, "log.every=1"))
+    monkeypatch.setattr(kills, "MAIN", NUMPY + careless + kills.MAIN)
+    monkeypatch.setattr(kills, "SMALL", (*TINY, "log.every=1"))
     arguments = ["--backend", "torch", "--steps", "14", "--kills", "1", "--seed", "1"]
-    assert soak.main([*arguments, "--workers", "0", "--output", str(tmp_path)]) == 1
+    assert kills.main([*arguments, "--workers", "0", "--output", str(tmp_path)]) == 1
     assert "student.encoder.norm.weight: differs" in capsys.readouterr().out

@@ -6,7 +6,8 @@ import signal
 import time
 
 import pytest
-from double import finished, install, saved, tiny
+from support.double import finished, install, saved, tiny
+from support.kills import compare
 from threadpoolctl import threadpool_info
 
 from triptych import backends
@@ -14,7 +15,6 @@ from triptych.core import reference
 from triptych.core.errors import UserError
 from triptych.core.files.writing import occupied
 from triptych.core.runs.log import read_rows
-from triptych.core.soak import compare
 from triptych.core.training import run, trainer
 from triptych.core.training.signals import stop_request
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from double import ahead, finished, install, saved, tiny
+from support.double import ahead, finished, install, saved, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from triptych import backends

@@ -1,6 +1,6 @@
 """A real engine where no framework is needed: the NumPy reference in a backend's place.
 
-As a script it is the command line with that engine: ``python tests/double.py train -c …``.
+As a script it is the command line with that engine: ``python tests/support/double.py train -c …``.
 """
 
 import sys

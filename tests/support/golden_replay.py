@@ -4,7 +4,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from golden_weights import GOLDEN, description, official_state, probe, views
+from support.golden_weights import GOLDEN, description, official_state, probe, views
 
 from triptych.core import config
 from triptych.core.config.spec import QueueSpec, RunSpec

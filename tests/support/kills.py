@@ -1,6 +1,6 @@
 """Kills a run with SIGKILL at random moments, resumes it each time, and compares what is left.
 
-    python -m triptych.core.soak --backend torch
+    python tests/support/kills.py --backend torch
 
 The final state and the log have to be bit for bit those of a run that was left alone, with and
 without worker processes, and no process may be left behind.
@@ -54,7 +54,7 @@ class Pace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the campaign and prints it; 1 where anything differs."""
-    parser = argparse.ArgumentParser(prog="soak", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="kills", description=__doc__.partition("\n")[0])
     parser.add_argument("--backend", required=True)
     parser.add_argument("-c", "--config", default="moco_v3/digits")
     parser.add_argument("--steps", type=int, default=80)

@@ -5,7 +5,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from conftest import requested
-from native import lively_state, tiny_spec
+from support.native import lively_state, tiny_spec
 
 from triptych import backends
 
