@@ -8,6 +8,7 @@ from support.golden_weights import GOLDEN, description, official_state
 from support.native import draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core import config, methods, parameters, reference
+from triptych.core.config.method import rounds
 from triptych.core.contracts import Hyper
 from triptych.core.errors import UserError
 from triptych.core.formats import moca as names
@@ -32,11 +33,11 @@ RECIPE = "moca/v1_0_vit_base"
     ],
 )
 def test_numbers_of_tokens_are_those_of_the_fact_sheet(side, want):
-    assert masking.rounds(side * side, (0.55, 0.75), (0.35, 0.55)) == want
+    assert rounds(side * side, (0.55, 0.75), (0.35, 0.55)) == want
 
 
 def test_rounds_show_each_token_once_and_predict_the_same():
-    one, two = masking.rounds(196, (0.55, 0.75), (0.35, 0.55))
+    one, two = rounds(196, (0.55, 0.75), (0.35, 0.55))
     order = np.argsort(np.random.default_rng(0).random((5, 196)), axis=1)
     second = masking.complementary(order, one, two)
     for a, b in zip(order, second, strict=True):
@@ -46,7 +47,7 @@ def test_rounds_show_each_token_once_and_predict_the_same():
 
 
 def test_golden_orders_are_complementary():
-    one, two = masking.rounds(64, (0.55, 0.75), (0.35, 0.55))
+    one, two = rounds(64, (0.55, 0.75), (0.35, 0.55))
     with np.load(GOLDEN / f"{CASE}.npz") as golden:
         for step in range(3):
             first, second = (golden[f"mask_ids_round{i}/step{step}"] for i in (1, 2))

@@ -10,6 +10,7 @@ from PIL import Image
 
 from triptych.core import checkpoint, config, parameters, reference
 from triptych.core.cli import main
+from triptych.core.config.method import rounds
 from triptych.core.methods import masking, moca
 from triptych.core.report import moca_words
 from triptych.core.training import run
@@ -46,7 +47,7 @@ def state(spec):
 def test_masks_are_those_of_the_last_update(spec, state):
     found = moca_words.examples(spec, state, step=3)
     draws = moca.draws(spec, 2)
-    counts = masking.rounds(6 * 8, spec.method.mask_ratios, spec.method.decoder_ratios)
+    counts = rounds(6 * 8, spec.method.mask_ratios, spec.method.decoder_ratios)
     assert len(found) == moca_words.COUNT
     for i, example in enumerate(found):
         for number, (mask, one) in enumerate(zip(example.rounds, counts, strict=True), 1):

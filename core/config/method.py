@@ -1,7 +1,7 @@
 """The ``method`` section: what is learned from two views."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -16,7 +16,6 @@ from triptych.core.config.fields import (
     Probability,
     Section,
 )
-from triptych.core.methods import masking
 
 
 class QueueSpec(Section):
@@ -68,6 +67,28 @@ class MocoV3Spec(Section):
     """EMA momentum of the teacher at the start."""
     momentum_schedule: Literal["cosine", "constant"] = "cosine"
     """cosine: rises to 1 over the run."""
+
+
+class Round(NamedTuple):
+    """Numbers of tokens of one masking round: seen by the student, and predicted."""
+
+    visible: int
+    decoded: int
+
+
+def rounds(
+    length: int, mask_ratios: tuple[float, float], decoder_ratios: tuple[float, float]
+) -> tuple[Round, Round]:
+    """Both rounds' numbers.
+
+    Args:
+        length: tokens of an image.
+        mask_ratios, decoder_ratios: parts of them that are left out.
+    """
+    pairs = zip(mask_ratios, decoder_ratios, strict=True)
+    # Truncated, as the released code does it.
+    one, two = (Round(int(length * (1 - m)), int(length * (1 - d))) for m, d in pairs)
+    return one, two
 
 
 class MocaSpec(Section):
@@ -139,9 +160,9 @@ class MocaSpec(Section):
         """Words that a step really replaces."""
         return self.new_words // self.word_ranks if self._first_only else self.new_words
 
-    def rounds(self, length: int) -> tuple[masking.Round, masking.Round]:
+    def rounds(self, length: int) -> tuple[Round, Round]:
         """Numbers of tokens of both masking rounds, of ``length`` tokens of an image."""
-        return masking.rounds(length, self.mask_ratios, self.decoder_ratios)
+        return rounds(length, self.mask_ratios, self.decoder_ratios)
 
     def word_images(self, batch_size: int) -> int:
         """Images of a batch, from its first on, that words are taken from."""

@@ -22,14 +22,14 @@ from triptych.core.config.augment import (
     RandomResizedCrop,
     Solarize,
 )
+from triptych.core.config.data import DataSpec
+from triptych.core.config.evaluate import EvaluateSpec
 from triptych.core.config.fields import (
     Bool,
-    Channels,
     Int,
     KeyedError,
     NonNegativeInt,
     One,
-    PositiveFloat,
     PositiveInt,
     Section,
     Str,
@@ -87,39 +87,6 @@ __all__ = [
 ]
 
 
-class DataSpec(Section):
-    """Where images come from."""
-
-    name: Literal["digits", "image_folder", "image_list", "cifar10"] = "digits"
-    """digits: scikit-learn's, embedded. image_folder: any folder of images, with or without one
-    sub-folder per class. image_list: CSV or text, one path (and label) per line. cifar10: its own
-    files, python or binary version."""
-    root: Str | None = None
-    """Folder of the images; paths in a list are relative to it."""
-    list: Str | None = None
-    """image_list only: the CSV or text file."""
-    eval_root: Str | None = None
-    """image_folder: folder of the held-out images for k-NN; default: no evaluation split."""
-    channels: Channels = 3
-    """Channels given to the model: 1 grey, 2 grey+alpha, 3 RGB, 4 RGBA."""
-    workers: NonNegativeInt = 0
-    """Worker processes; 0 loads in the training process. Never changes a pixel."""
-    prefetch: PositiveInt = 2
-    """Batches kept ready per worker."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """A damaged file: stop names it and ends the run; skip names it, counts it and takes the next
-    sample of the epoch's order in its place."""
-
-    def contradictions(self) -> Iterator[KeyedError]:
-        """A dataset without its place."""
-        if self.name in ("image_folder", "cifar10") and self.root is None:
-            yield KeyedError(
-                "root", f"data.name {self.name} needs data.root, the folder of the data"
-            )
-        if self.name == "image_list" and self.list is None:
-            yield KeyedError("list", "data.name image_list needs data.list, the CSV or text file")
-
-
 class BatchNormSpec(Section):
     """Over which images batch norm takes its statistics."""
 
@@ -171,23 +138,6 @@ class CheckpointSpec(Section):
     """Steps between checkpoints; 0: only at the end (and on a signal)."""
     keep: PositiveInt = 3
     """Newest checkpoints kept."""
-
-
-class EvaluateSpec(Section):
-    """k-NN on frozen features while training."""
-
-    every: NonNegativeInt = 0
-    """Steps between evaluations, and one at the end; 0: never."""
-    k: PositiveInt = 20
-    """Neighbours that vote."""
-    temperature: PositiveFloat = 0.07
-    """A neighbour's vote weighs exp(cosine similarity / temperature)."""
-    branch: Literal["student", "teacher"] = "student"
-    tokens: Literal["cls", "mean"] = "cls"
-    """The feature: the class token, or the mean of the patch tokens."""
-    per_class: tuple[PositiveInt, ...] = (10,)
-    """Besides all labels: evaluations with so many labelled images per class, where a class has
-    more than that."""
 
 
 class ParallelSpec(Section):

@@ -4,34 +4,12 @@ An order of an image's tokens says all: its first ``visible`` are seen, its firs
 predicted.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.core.config.method import Round
+
 Array = NDArray[np.int64]
-
-
-class Round(NamedTuple):
-    """Numbers of tokens of one masking round: seen by the student, and predicted."""
-
-    visible: int
-    decoded: int
-
-
-def rounds(
-    length: int, mask_ratios: tuple[float, float], decoder_ratios: tuple[float, float]
-) -> tuple[Round, Round]:
-    """Both rounds' numbers.
-
-    Args:
-        length: tokens of an image.
-        mask_ratios, decoder_ratios: parts of them that are left out.
-    """
-    pairs = zip(mask_ratios, decoder_ratios, strict=True)
-    # Truncated, as the released code does it.
-    one, two = (Round(int(length * (1 - m)), int(length * (1 - d))) for m, d in pairs)
-    return one, two
 
 
 def complementary(order: Array, one: Round, two: Round) -> Array:

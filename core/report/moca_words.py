@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from triptych.core import checkpoint
+from triptych.core.config.method import Round
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
 from triptych.core.contracts import State
 from triptych.core.data import evaluation_batches, open_evaluation, open_train
@@ -137,7 +138,7 @@ def _codes(
     return codes
 
 
-def _mask(order: NDArray[np.int64], one: masking.Round, grid: tuple[int, int]) -> NDArray[np.int64]:
+def _mask(order: NDArray[np.int64], one: Round, grid: tuple[int, int]) -> NDArray[np.int64]:
     mask = np.full(order.shape, HIDDEN, np.int64)
     np.put_along_axis(mask, order[:, : one.decoded], DECODED, axis=1)
     np.put_along_axis(mask, order[:, : one.visible], VISIBLE, axis=1)
