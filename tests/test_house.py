@@ -57,6 +57,45 @@ def core_imports_no_framework(path: Path, tree: ast.Module) -> Iterator[str]:
             yield f"line {line}: core imports {name}"
 
 
+FLOORS = (
+    ("__init__", "errors", "random", "contracts"),
+    ("config",),
+    ("parameters", "machine"),
+    ("engine", "parallel", "optim", "methods", "files"),
+    ("backends", "data", "runs", "reference"),
+    ("evaluation",),
+    ("launch",),
+    ("checkpoint",),
+    ("formats",),
+    ("parity",),
+    ("report",),
+    ("training",),
+    ("api", "cli"),
+    ("benchmarks", "commands"),
+)
+"""Rooms and single files of core, and backends as core sees them: who imports stands higher."""
+
+
+def rooms_import_downwards(path: Path, tree: ast.Module) -> Iterator[str]:
+    """A room of core imports itself and rooms of lower floors, so there can be no circle."""
+    if path.parts[0] != "core" or path == Path("core/__init__.py"):
+        return  # the package gives the Python interface when it is asked for it
+    level = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+    own = path.with_suffix("").parts[1]
+    if own not in level:
+        yield f"room {own} has no floor: add it to FLOORS"
+        return
+    for line, name in imports(path, tree):
+        parts = name.split(".")
+        if parts[0] != "triptych" or len(parts) < 2:
+            continue
+        room = parts[1] if parts[1] == "backends" else [*parts[2:], "__init__"][0]
+        if room not in level and not (ROOT / "core" / room).with_suffix(".py").exists():
+            room = "__init__"  # a name that core itself defines
+        if room != own and level.get(room, len(FLOORS)) >= level[own]:
+            yield f"line {line}: {own} imports {name}, which is not on a lower floor"
+
+
 def backends_do_not_meet(path: Path, tree: ast.Module) -> Iterator[str]:
     """A backend imports its own framework; ``backends/__init__.py`` imports none."""
     if path.parts[0] != "backends":
@@ -133,6 +172,7 @@ def public_functions_are_described(path: Path, tree: ast.Module) -> Iterator[str
 SELF = ("self", "cls")
 RULES: list[Rule] = [
     core_imports_no_framework,
+    rooms_import_downwards,
     backends_do_not_meet,
     tools_import_core_only,
     no_assert_outside_tests,
@@ -146,6 +186,10 @@ BROKEN = [
     (core_imports_no_framework, "core/x.py", "from timm.models import vit"),
     (core_imports_no_framework, "core/a/x.py", "from ...backends.torch import ops"),
     (core_imports_no_framework, "core/x.py", "import importlib\nimportlib.import_module('paddle')"),
+    (rooms_import_downwards, "core/config/x.py", "from triptych.core.methods import moca"),
+    (rooms_import_downwards, "core/engine.py", "from triptych import backends"),
+    (rooms_import_downwards, "core/data/x.py", "from triptych.core.runs import log"),
+    (rooms_import_downwards, "core/x.py", "import numpy"),
     (backends_do_not_meet, "backends/torch/x.py", "from ..oneflow import engine"),
     (backends_do_not_meet, "backends/torch/x.py", "from triptych.backends.paddle.ops import f"),
     (backends_do_not_meet, "backends/paddle/x.py", "import torch"),

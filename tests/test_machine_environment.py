@@ -104,8 +104,8 @@ def test_pins_agree_with_the_package():
 
 def test_set_up_can_ask_before_anything_is_installed():
     """The set-up script runs the file by path with an interpreter that has no packages."""
-    source = (ROOT / "core" / "environment.py").read_text()
+    source = (ROOT / "core" / "machine" / "environment.py").read_text()
     assert "from triptych" not in source.split("PROBE =")[0]
     assert "numpy" not in re.findall(r"^(?:from|import) (\w+)", source, re.M)
-    module = runpy.run_path(str(ROOT / "core" / "environment.py"))
+    module = runpy.run_path(str(ROOT / "core" / "machine" / "environment.py"))
     assert module["possible"]() == environment.possible()

@@ -27,8 +27,9 @@ from support.golden_weights import description, official_state, views
 
 from triptych import backends
 
-RECIPES = tuple(f"{name}/digits" for name in ("moco_v1", "moco_v2", "moco_v3", "moca")) + (
-    "moco_v3/digits_resnet",
+RECIPES = (
+    *("moco_v1/digits", "moco_v2/digits", "moco_v3/digits", "moco_v3/digits_resnet"),
+    "moca/digits",
 )
 STEPS = 3
 
