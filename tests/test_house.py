@@ -4,6 +4,7 @@ import ast
 import configparser
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -207,13 +208,15 @@ BROKEN = [
 ]
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file of the house, read once for all rules."""
+    return ast.parse((ROOT / path).read_text())
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_rule_holds(rule):
-    broken = [
-        f"{path}: {problem}"
-        for path in FILES
-        for problem in rule(path, ast.parse((ROOT / path).read_text()))
-    ]
+    broken = [f"{path}: {problem}" for path in FILES for problem in rule(path, parsed(path))]
     assert not broken, "\n".join(broken)
 
 
@@ -259,7 +262,7 @@ def surface(backend: str) -> dict[str, list[str]]:
     return {
         str(path.relative_to(folder)): [
             node.name
-            for node in ast.parse((ROOT / path).read_text()).body
+            for node in parsed(path).body
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
         ]
         for path in FILES
