@@ -6,9 +6,10 @@ import numpy as np
 import oneflow as flow
 from oneflow import Tensor
 
-from triptych.backends.oneflow import convert, ops, parallel
+from triptych.backends.oneflow import ops, parallel
 from triptych.backends.oneflow.methods import METHODS
 from triptych.backends.oneflow.optim import OPTIMIZERS
+from triptych.backends.oneflow.state import NUMPY, model_slots, slots, tensor_slot, to_array
 from triptych.core import engine as core
 from triptych.core import methods
 from triptych.core.config.spec import RunSpec
@@ -26,7 +27,7 @@ class Engine(core.Engine):
         model = METHODS[spec.method.name](spec).to(device).to(self.dtype)
         self.model = model.train()
         values, packed = model.pack(spec.optim)
-        for name, slot in convert.model_slots(model).items():
+        for name, slot in model_slots(model).items():
             slot.write(state[name])
         named = dict(model.named_parameters())
         trainable = {name: named[name] for name in packed}
@@ -36,12 +37,12 @@ class Engine(core.Engine):
         """See ``core.engine.Engine``."""
         floating = np.issubdtype(array.dtype, np.floating)
         # A copy: OneFlow would share the memory, and work on while the caller refills it.
-        own = np.array(array, convert.NUMPY[self.dtype] if floating else array.dtype, order="C")
+        own = np.array(array, NUMPY[self.dtype] if floating else array.dtype, order="C")
         return flow.from_numpy(own).to(self.context.device)
 
     def array(self, tensor: Tensor) -> Array:
         """See ``core.engine.Engine``."""
-        return convert.to_array(tensor)
+        return to_array(tensor)
 
     def backward(self, loss: Tensor) -> None:
         """See ``core.engine.Engine``."""
@@ -53,7 +54,7 @@ class Engine(core.Engine):
         gradients = self.optimizer.gradients
         for name, _ in self.model.named_parameters():
             if name in gradients:
-                yield name, convert.tensor_slot(gradients[name]).read
+                yield name, tensor_slot(gradients[name]).read
 
     def gradient_norm(self) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -61,7 +62,7 @@ class Engine(core.Engine):
 
     def slots(self) -> Mapping[str, Slot]:
         """See ``core.engine.Engine``."""
-        return convert.slots(self.model, self.optimizer)
+        return slots(self.model, self.optimizer)
 
     @flow.no_grad()
     def embed(

@@ -4,7 +4,6 @@ import ctypes
 import importlib
 import importlib.util
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy  # noqa: F401
 
 from triptych.core.errors import UserError
+from triptych.core.machine.resources import keep_memory, processor
 
 # The wheel is a CUDA build: it needs these even on a machine without a GPU, in this order, and
 # finds them by itself only where pip put both packages into the same folder.
@@ -31,8 +31,6 @@ PACKAGES = {
 }
 
 BLAS_VARIABLE = "OPENBLAS_CORETYPE"
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Numbers of glibc's ``mallopt``."""
 
 
 def load() -> None:
@@ -43,6 +41,7 @@ def load() -> None:
     """
     for package, library in LIBRARIES:
         load_library(package, library)
+    # OneFlow keeps the memory of its tensors itself; this is for what NumPy computes for it.
     keep_memory()
     # Without a GPU its start would print a warning about the driver.
     os.environ.setdefault("GLOG_minloglevel", "3")
@@ -89,19 +88,5 @@ def blas_kernels() -> str | None:
     It is older than many processors and gives one that it does not know kernels of 2007, at less
     than half the speed. The last bits of a run depend on it.
     """
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
-    return os.environ.get(BLAS_VARIABLE) or ("Haswell" if {"avx2", "fma"} <= flags else None)
-
-
-def keep_memory() -> None:
-    """Makes the C library keep freed memory for the next array.
-
-    OneFlow keeps that of its tensors itself. What NumPy computes for it would go back to the kernel
-    and return page fault by page fault.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        # Older versions take at most 32 MiB.
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+    avx2 = processor() >= {"avx2", "fma"}
+    return os.environ.get(BLAS_VARIABLE) or ("Haswell" if avx2 else None)

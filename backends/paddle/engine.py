@@ -7,10 +7,11 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from triptych.backends.paddle import convert, ops, parallel
+from triptych.backends.paddle import ops, parallel
 from triptych.backends.paddle.layers import linear_weights
 from triptych.backends.paddle.methods import METHODS
 from triptych.backends.paddle.optim import OPTIMIZERS
+from triptych.backends.paddle.state import model_slots, slots, tensor_slot, to_array
 from triptych.core import engine as core
 from triptych.core import methods
 from triptych.core.config.spec import RunSpec
@@ -28,7 +29,7 @@ class Engine(core.Engine):
         with _new_layers_in(self.dtype):
             self.model = METHODS[spec.method.name](spec)
         self.model.train()
-        for name, slot in convert.model_slots(self.model).items():
+        for name, slot in model_slots(self.model).items():
             slot.write(state[name])
         trainable = {n: p for n, p in self.model.named_parameters() if not p.stop_gradient}
         self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim)
@@ -40,7 +41,7 @@ class Engine(core.Engine):
 
     def array(self, tensor: Tensor) -> Array:
         """See ``core.engine.Engine``."""
-        return convert.to_array(tensor)
+        return to_array(tensor)
 
     def backward(self, loss: Tensor) -> None:
         """See ``core.engine.Engine``."""
@@ -51,7 +52,7 @@ class Engine(core.Engine):
         """See ``core.engine.Engine``."""
         weights = linear_weights(self.model)
         for name, parameter in self.optimizer.named.items():
-            yield name, convert.tensor_slot(parameter.grad, name in weights).read
+            yield name, tensor_slot(parameter.grad, name in weights).read
 
     def gradient_norm(self) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -59,7 +60,7 @@ class Engine(core.Engine):
 
     def slots(self) -> Mapping[str, Slot]:
         """See ``core.engine.Engine``."""
-        return convert.slots(self.model, self.optimizer)
+        return slots(self.model, self.optimizer)
 
     @paddle.no_grad()
     def embed(

@@ -1,21 +1,18 @@
 """Loads Paddle. Its package imports this module before anything that imports ``paddle``."""
 
-import ctypes
 import importlib
 import os
-import platform
 import signal
 import threading
 import warnings
-from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Numbers of glibc's ``mallopt``."""
+from triptych.core.machine.resources import keep_memory, processor
 
 
 def load() -> None:
     """Imports ``paddle``: without noise, its matrix products and its memory at full speed."""
     use_fast_kernels()
+    # Paddle has no cache of its own on the CPU.
     keep_memory()
     handler = signal.getsignal(signal.SIGTERM)
     threads = os.environ.get("OMP_NUM_THREADS")
@@ -38,19 +35,5 @@ def use_fast_kernels() -> None:
 
     To be done before the first matrix product. The last bits of a run depend on it.
     """
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text():
+    if "AuthenticAMD" in processor():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
-
-
-def keep_memory() -> None:
-    """Makes the C library keep freed memory for the next tensor.
-
-    Paddle has no cache of its own on the CPU. Without this, memory of large tensors goes back to
-    the kernel and returns page fault by page fault, which takes longer than the arithmetic on it.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        # Older versions take at most 32 MiB.
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from triptych.backends.torch import convert, ops, parallel
+from triptych.backends.torch import ops, parallel
 from triptych.backends.torch.methods import METHODS
 from triptych.backends.torch.optim import OPTIMIZERS
+from triptych.backends.torch.state import model_slots, slots, tensor_slot, to_array
 from triptych.core import engine as core
 from triptych.core import methods
 from triptych.core.config.spec import RunSpec
@@ -25,7 +26,7 @@ class Engine(core.Engine):
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
         model = METHODS[spec.method.name](spec).to(device=device, dtype=self.dtype)
         self.model = model.train()
-        for name, slot in convert.model_slots(model).items():
+        for name, slot in model_slots(model).items():
             slot.write(state[name])
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim)
@@ -37,7 +38,7 @@ class Engine(core.Engine):
 
     def array(self, tensor: Tensor) -> Array:
         """See ``core.engine.Engine``."""
-        return convert.to_array(tensor)
+        return to_array(tensor)
 
     def backward(self, loss: Tensor) -> None:
         """See ``core.engine.Engine``."""
@@ -47,7 +48,7 @@ class Engine(core.Engine):
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""
         for name, parameter in self.optimizer.named.items():
-            yield name, convert.tensor_slot(parameter.grad).read
+            yield name, tensor_slot(parameter.grad).read
 
     def gradient_norm(self) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -55,7 +56,7 @@ class Engine(core.Engine):
 
     def slots(self) -> Mapping[str, Slot]:
         """See ``core.engine.Engine``."""
-        return convert.slots(self.model, self.optimizer)
+        return slots(self.model, self.optimizer)
 
     @torch.no_grad()
     def embed(

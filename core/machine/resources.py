@@ -1,10 +1,36 @@
-"""What of the machine a run uses: threads, device, precision. Refusals are by name."""
+"""What of the machine a run uses: threads, memory, device, precision. Refusals are by name."""
 
+import ctypes
 import os
+import platform
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError
+
+CPUINFO = Path("/proc/cpuinfo")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Numbers of glibc's ``mallopt``."""
+
+
+def processor() -> frozenset[str]:
+    """Words that the kernel says of the processor: vendor, flags. Empty where it says nothing."""
+    return frozenset(CPUINFO.read_text().split() if CPUINFO.is_file() else ())
+
+
+def keep_memory() -> None:
+    """Makes the C library keep freed memory for the next array.
+
+    Otherwise the memory of a large array goes back to the kernel and returns page fault by page
+    fault, which takes longer than the arithmetic on it.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        # glibc rejects a threshold that is too large for it: older versions take 32 MiB at most.
+        if not libc.mallopt(M_MMAP_THRESHOLD, 1 << 30):
+            libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def cpu_threads(spec: RunSpec) -> int:
