@@ -135,7 +135,7 @@ class Engine(ABC):
         if self.context.device == "cpu" and not np.isfinite(self.array(outcome.loss)):
             raise NonFiniteError(self._first_bad(batch, outcome, hyper))
         self.optimizer.step(hyper)
-        self.method.finish(self.ops, self.model, outcome, hyper)
+        self.method.finish(self.model, outcome)
         return metrics
 
     def loss_and_grads(
@@ -163,7 +163,7 @@ class Engine(ABC):
         recorded = {name: self.array(value) for name, value in values.items()}
         gradients = {name: read() for name, read in self.gradients()}
         self.optimizer.step(hyper)
-        self.method.finish(self.ops, self.model, outcome, hyper)
+        self.method.finish(self.model, outcome)
         return recorded, gradients
 
     def read(self, metrics: Mapping[str, Tensor]) -> dict[str, float]:

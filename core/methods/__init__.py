@@ -5,7 +5,7 @@ features; ``spread(values)`` of logged metrics, how well images are told apart; 
 below which a loss at chance is a collapse; ``REMEDY``, what helps against one; and the parts of a
 step, ``draws(spec, step)``, ``check_draws(spec, draws)`` for draws that come from elsewhere,
 ``forward(ops, model, views, draws, hyper, method spec)`` and
-``finish(ops, model, outcome, hyper)``.
+``finish(model, outcome)``.
 """
 
 from types import ModuleType

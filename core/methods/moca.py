@@ -168,7 +168,7 @@ def targets(
     return codes, crossed, kept
 
 
-def finish(ops: Ops, model: MocaModel, outcome: Outcome, hyper: Hyper) -> None:
+def finish(model: MocaModel, outcome: Outcome) -> None:
     """Tokens of this step's teacher enter the codebook, which the gradients no longer need."""
     kept = outcome.kept
     model.memory.update(kept["words"], (kept["difference1"], kept["difference2"]))

@@ -80,14 +80,14 @@ def outcome(ops: Ops, model: QueueModel, query: Tensor, key: Tensor, spec: Queue
     labels = ops.labels(np.zeros(len(query), np.int64), logits)
     top1, top5 = ops.accuracy(logits, labels, top=(1, 5))
     loss = ops.cross_entropy(logits, labels)
-    return Outcome(loss, {"acc1": top1, "acc5": top5}, {"q_raw": query, "key": key})
+    return Outcome(loss, {"acc1": top1, "acc5": top5}, {"q_raw": query, "key": key}, {"key": key})
 
 
-def finish(ops: Ops, model: QueueModel, outcome: Outcome, hyper: Hyper) -> None:
+def finish(model: QueueModel, outcome: Outcome) -> None:
     """The step's keys enter the queue.
 
     Not before the backward pass is done, which reads the queue as the forward pass saw it. PyTorch
     and Paddle would refuse, OneFlow would give wrong gradients without a word; a copy of the queue
     would do as well, and cost one.
     """
-    model.memory.enqueue(outcome.features["key"])
+    model.memory.enqueue(outcome.kept["key"])

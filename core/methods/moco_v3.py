@@ -68,5 +68,5 @@ def outcome(
     return Outcome(loss, {"loss_q1k2": terms[0], "loss_q2k1": terms[1]}, features)
 
 
-def finish(ops: Ops, model: Model, outcome: Outcome, hyper: Hyper) -> None:
+def finish(model: Model, outcome: Outcome) -> None:
     """Nothing is left to do after the update."""

@@ -113,5 +113,5 @@ class Engine(core.Engine):
             getval(done.loss),
             {name: getval(value) for name, value in done.metrics.items()},
             {name: getval(value) for name, value in done.features.items()},
-            done.kept,
+            {name: getval(value) for name, value in done.kept.items()},
         )
