@@ -48,17 +48,44 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Context:
-    """Where a process stands. device: "cpu" or "cuda:N"; precision as in the spec."""
+    """Where an engine computes.
 
-    rank: int
-    world: int
+    Attributes:
+        device: "cpu" or "cuda:N".
+        precision: as in the spec.
+        runs_ahead: the host starts a step before the step before it is done, so it learns of a
+            loss one step late. True on an accelerator, and wherever several processes train
+            together: one that left a step by itself would leave the others waiting in it.
+    """
+
     device: str
     precision: str
+    runs_ahead: bool
+
+
+class Ranks:
+    """The processes that train one spec together, seen from one of them; here it is alone.
+
+    Attributes:
+        rank: number of this process, from 0.
+        world: number of processes.
+    """
+
+    rank: int = 0
+    world: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files."""
+        """Whether this process writes files and speaks to the terminal."""
         return self.rank == 0
+
+    def largest(self, value: int) -> int:
+        """The largest of the values that the ranks give, each >= 0; waits for all ranks."""
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag of at least one rank is set; waits for all ranks."""
+        return self.largest(int(flag)) > 0
 
 
 class Ops(Protocol):

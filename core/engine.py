@@ -26,7 +26,7 @@ from triptych.core.contracts import (
     State,
     Tensor,
 )
-from triptych.core.errors import NonFiniteError
+from triptych.core.errors import NonFiniteError, first_non_finite
 
 
 class Engine(ABC):
@@ -102,13 +102,6 @@ class Engine(ABC):
         if not any(name.startswith("student.projector.") for name in names):
             raise ValueError(f"method {self.spec.method.name} has no projector")
 
-    def any(self, flag: bool) -> bool:
-        """Logical or over ranks."""
-        return flag
-
-    def barrier(self) -> None:  # noqa: B027 - one process has nobody to wait for
-        """Wait for all ranks."""
-
     def close(self) -> None:  # noqa: B027 - most frameworks hold nothing
         """Release what the framework holds."""
 
@@ -123,8 +116,8 @@ class Engine(ABC):
             monitor: also measure the gradient norm and return the features, for the health line.
 
         Raises:
-            NonFiniteError: the loss is not finite (told at once where the device runs in step with
-                the host; elsewhere ``read`` gives the value and the caller decides). The update
+            NonFiniteError: the loss is not finite (told at once unless the context
+                ``runs_ahead``: then ``read`` gives the value and the caller decides). The update
                 has not been applied.
         """
         outcome = self._differentiate(batch, draws, hyper)
@@ -132,7 +125,7 @@ class Engine(ABC):
         if monitor:
             metrics["gradient_norm"] = self.gradient_norm()
             metrics.update({f"feature/{k}": v for k, v in outcome.features.items()})
-        if self.context.device == "cpu" and not np.isfinite(self.array(outcome.loss)):
+        if not self.context.runs_ahead and not np.isfinite(self.array(outcome.loss)):
             raise NonFiniteError(self._first_bad(batch, outcome, hyper))
         self.optimizer.step(hyper)
         self.method.finish(self.model, outcome)
@@ -227,14 +220,8 @@ class Engine(ABC):
             yield from ((f"feature {n}", self.array(v)) for n, v in outcome.features.items())
             yield "loss", self.array(outcome.loss)
 
-        for name, value in candidates():
-            bad = value.size - int(np.isfinite(value).sum())
-            if bad:
-                return (
-                    f"step {hyper.step + 1}: the loss is not finite; first bad tensor: {name} "
-                    f"({bad} of {value.size} values)"
-                )
-        return f"step {hyper.step + 1}: the loss is not finite"
+        found = first_non_finite(candidates())
+        return f"step {hyper.step + 1}: the loss is not finite; first bad tensor: {found}"
 
 
 def feature_std(features: Array) -> float:

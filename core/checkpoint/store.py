@@ -30,7 +30,7 @@ from triptych.core.checkpoint.retrieval import (
 )
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, State
-from triptych.core.errors import NonFiniteError, UserError
+from triptych.core.errors import NonFiniteError, UserError, first_non_finite
 
 
 def write(
@@ -71,10 +71,8 @@ def write(
 
 def refuse_non_finite(state: Mapping[str, Array], what: str) -> None:
     """Raises NonFiniteError naming the first tensor with infinities or NaNs."""
-    for name, array in state.items():
-        bad = array.size - int(np.isfinite(array).sum())
-        if bad:
-            raise NonFiniteError(f"{what}: {name} is not finite ({bad} of {array.size} values)")
+    if found := first_non_finite(state.items()):
+        raise NonFiniteError(f"{what}: {found} is not finite")
 
 
 def _aside(path: Path) -> Path:

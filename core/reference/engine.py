@@ -23,7 +23,7 @@ class Engine(core.Engine):
     def __init__(self, spec: RunSpec, state: Mapping[str, Array]) -> None:
         self.spec, self.ops = spec, ops
         self.method = methods.METHODS[spec.method.name]
-        self.context = Context(rank=0, world=1, device="cpu", precision="float64")
+        self.context = Context("cpu", "float64", runs_ahead=False)
         table = parameters.table(spec)
         model = MocaModel if isinstance(spec.method, MocaSpec) else Model
         self.model = model(spec, {p.name: self.tensor(state[p.name]) for p in table})

@@ -13,13 +13,11 @@ from pathlib import Path
 from signal import SIGTERM
 from typing import Any, Protocol
 
-import numpy as np
-
 from triptych.core import checkpoint
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Batch
+from triptych.core.contracts import Batch, Ranks
 from triptych.core.engine import Engine
-from triptych.core.errors import NonFiniteError, UserError
+from triptych.core.errors import NonFiniteError, UserError, first_non_finite
 from triptych.core.methods import METHODS
 from triptych.core.methods.health import Health
 from triptych.core.optim.plan import Plan
@@ -77,6 +75,7 @@ class Trainer:
     step: int = 0
     saved: Path | None = None
     seconds: float = 0.0
+    ranks: Ranks = field(default_factory=Ranks)
 
     def __post_init__(self) -> None:
         """Health goes on from the rows of the steps before ``step``."""
@@ -120,7 +119,7 @@ class Trainer:
             return self._steps(stop)
         except _DataError as error:
             # Of many ranks the others are in a step that waits for this one.
-            if self.engine.context.world > 1 or self.step == begun:
+            if self.ranks.world > 1 or self.step == begun:
                 raise
             self._reading()
             try:
@@ -174,21 +173,14 @@ class Trainer:
         values = fetched()
         bad = next((name for name, value in values.items() if not isfinite(value)), None)
         if bad:
-            raise NonFiniteError(f"step {step}: {bad} is {values[bad]}{self._first_bad()}")
+            found = first_non_finite(self.engine.export_state().items())
+            tensor = f"; first bad tensor by now: {found}" if found else ""
+            raise NonFiniteError(f"step {step}: {bad} is {values[bad]}{tensor}")
         return values
 
-    def _first_bad(self) -> str:
-        for name, array in self.engine.export_state().items():
-            count = array.size - int(np.isfinite(array).sum())
-            if count:
-                return f"; first bad tensor by now: {name} ({count} of {array.size} values)"
-        return ""
-
     def _agreed(self, stop: StopRequest) -> bool:
-        """Whether all ranks are to stop here; many of them ask each other only where they log."""
-        if self.engine.context.world > 1 and not self._logs(self.step):
-            return False
-        return self.engine.any(stop.number is not None or self.terminal.lost is not None)
+        """Whether all ranks are to stop here."""
+        return self.ranks.any(stop.number is not None or self.terminal.lost is not None)
 
     # ------------------------------------------------------------------------- the four cadences
 
@@ -256,10 +248,9 @@ class Trainer:
     def _save(self) -> None:
         with self.meter.pause():
             state = self.engine.export_state()
-            if self.engine.context.is_main:
+            if self.ranks.is_main:
                 stamp = {**self.stamp, "seconds": self.meter.seconds}
                 keep = self.spec.checkpoint.keep
                 self.saved = checkpoint.write(
                     self.run_dir, self.step, state, self.spec, stamp, keep=keep
                 )
-            self.engine.barrier()

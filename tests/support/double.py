@@ -46,7 +46,7 @@ class Ahead(reference.Engine):
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)
-        self.context = replace(self.context, device="ahead")
+        self.context = replace(self.context, runs_ahead=True)
 
 
 ahead = SimpleNamespace(build=Ahead, versions=reference.versions)
