@@ -5,12 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.data_specs import folder_spec, write_images
 
-from triptych.core.data import Pipeline, open_train
+from triptych.core.data import DamagedImage, Pipeline, open_train, workers
+from triptych.core.data.jobs import Filled
 from triptych.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,6 +131,76 @@ def test_a_bug_in_a_worker_shows_its_traceback(tmp_path, capfd):
         with pytest.raises(UserError, match="stopped with status 1; its own message is above"):
             next(pipeline.batches(0, 1))
     assert "ZeroDivisionError: a bug" in capfd.readouterr().err
+
+
+# ------------------------------------------------------------------- what goes through the pipe
+
+MEGABYTE = 2**20
+"""More than any pipe holds."""
+
+
+class Numbers:
+    """A job whose batches hold their own number, and whose replies have a size to choose."""
+
+    shape = (1,)
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def fill(self, number: int, out: np.ndarray) -> Filled:
+        out[:] = number % 256
+        return Filled(np.full(self.size // 8, number))
+
+
+class Failing:
+    """A job that names a file with a very long name."""
+
+    shape = (1,)
+
+    def fill(self, number: int, out: np.ndarray) -> Filled:
+        raise DamagedImage("x" * MEGABYTE)
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """A wait without an end becomes an error."""
+
+    def stop(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(
+    ("team", "prefetch", "size", "count"),
+    [(1, 1000, 8, 3000), (2, 10**9, 8, 700), (1, 3, MEGABYTE, 30), (2, 1, 8, 7)],
+)
+def test_no_number_and_no_size_of_messages_can_block(team, prefetch, size, count):
+    def finish(planes: np.ndarray, filled: Filled) -> tuple[int, int]:
+        return int(planes[0]), int(filled.index[-1])
+
+    with time_limit(60):
+        loaded = list(workers.load(Numbers(size), range(5, 5 + count), team, prefetch, finish))
+    assert loaded == [(number % 256, number) for number in range(5, 5 + count)]
+
+
+def test_an_error_keeps_its_type_and_all_of_its_message():
+    with time_limit(60), pytest.raises(DamagedImage, match=f"^x{{{MEGABYTE}}}$"):
+        next(workers.load(Failing(), range(1000), 1, 1000, lambda planes, filled: None))
+
+
+@pytest.mark.parametrize(("free", "slots"), [(10**9, 50), (80, 20), (13, 3), (0, 1)])
+def test_batches_kept_ready_fill_half_of_the_free_memory_at_most(monkeypatch, free, slots):
+    monkeypatch.setattr(workers, "free_memory", lambda: free)
+    with ExitStack() as stack:
+        team = workers._team(stack, Numbers(8), workers=2, prefetch=50, batches=10**6)
+        assert [len(worker.planes) for worker in team] == [slots, slots]
 
 
 def test_workers_import_no_framework_and_little_else():

@@ -21,8 +21,9 @@ from typing import TypeVar
 import numpy as np
 
 from triptych.core.data.jobs import Filled, Job, Planes
-from triptych.core.data.worker import Reply, shared_planes
+from triptych.core.data.worker import Reply, Task, shared_planes
 from triptych.core.errors import UserError
+from triptych.core.machine.resources import free_memory
 
 T = TypeVar("T")
 
@@ -30,6 +31,8 @@ _START = (
     "import sys; sys.path[:] = sys.argv[4:]; "
     "from triptych.core.data.worker import main; main(*map(int, sys.argv[1:4]))"
 )
+SHARE = 0.5
+"""Of the free memory, what batches that are kept ready may fill."""
 # One thread per process: more of them would only get in each other's way.
 _THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -45,7 +48,8 @@ def load(
 
     Args:
         workers: processes; 0 loads here. What is loaded does not depend on it.
-        prefetch: batches kept ready by each worker.
+        prefetch: batches that each worker keeps ready at most; fewer where there are no more, or
+            where they would fill more than ``SHARE`` of the memory that is free.
         finish: makes the result from the pixels, which are overwritten soon after, and from what
             belongs to them.
 
@@ -58,28 +62,35 @@ def load(
             yield finish(planes, job.fill(number, planes))
         return
     with ExitStack() as stack:
-        try:
-            team = [
-                stack.enter_context(_Worker(prefetch, job.shape))
-                for _ in range(min(workers, len(numbers)))
-            ]
-        except OSError as error:
-            raise UserError(
-                f"data: cannot start {workers} workers with {prefetch} batches each "
-                f"({error.strerror}); lower data.workers or data.prefetch"
-            ) from error
-        for worker in team:
-            worker.send((job, prefetch))
-        # Batches go round the team; each worker's slots take turns.
-        ahead = len(team) * prefetch
-        for place, number in enumerate(numbers[:ahead]):
-            team[place % len(team)].send((number, place // len(team)))
+        team = _team(stack, job, min(workers, len(numbers)), prefetch, len(numbers))
+        for place, worker in enumerate(team):
+            worker.start((job, numbers[place :: len(team)], len(worker.planes)))
+        # Batches go round the team.
         for place in range(len(numbers)):
-            worker, slot = team[place % len(team)], place // len(team) % prefetch
-            result = finish(worker.planes[slot], worker.receive())
-            if place + ahead < len(numbers):
-                worker.send((numbers[place + ahead], slot))
+            worker = team[place % len(team)]
+            turn = place // len(team)
+            slots = len(worker.planes)
+            result = finish(worker.planes[turn % slots], worker.receive())
+            if place + len(team) * slots < len(numbers):
+                worker.give_back()
             yield result
+
+
+def _team(stack: ExitStack, job: Job, workers: int, prefetch: int, batches: int) -> "list[_Worker]":
+    """Started workers, which end with ``stack``. batches: of all workers together."""
+    if not batches:
+        return []
+    size = prod(job.shape)
+    shares = -(-batches // workers)
+    fitting = int(free_memory() * SHARE) // (size * workers)
+    slots = max(1, min(prefetch, shares, fitting))
+    try:
+        return [stack.enter_context(_Worker(slots, job.shape)) for _ in range(workers)]
+    except OSError as error:
+        raise UserError(
+            f"data: cannot start {workers} workers with {slots} batches of {size} bytes each "
+            f"({error.strerror}); lower data.workers, data.prefetch or train.batch_size"
+        ) from error
 
 
 class _Worker:
@@ -118,21 +129,28 @@ class _Worker:
         self._process.wait()
         self._pipe.close()
 
-    def send(self, message: object) -> None:
-        """Hands over the job, then requests."""
+    def start(self, task: Task) -> None:
+        """Hands over what is to be loaded."""
         try:
-            self._pipe.send(message)
+            self._pipe.send(task)
+        except ConnectionError as error:
+            raise self._died() from error
+
+    def give_back(self) -> None:
+        """Lets the worker overwrite the slot of the oldest batch received."""
+        try:
+            self._pipe.send_bytes(b"")
         except ConnectionError as error:
             raise self._died() from error
 
     def receive(self) -> Filled:
-        """Waits for the reply to the oldest request."""
+        """Waits for the next batch."""
         try:
             reply: Reply = self._pipe.recv()
         except (EOFError, ConnectionError) as error:
             raise self._died() from error
-        if isinstance(reply, str):
-            raise UserError(reply)
+        if isinstance(reply, UserError):
+            raise reply
         return reply
 
     def _died(self) -> UserError:

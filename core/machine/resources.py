@@ -4,12 +4,16 @@ import ctypes
 import os
 import platform
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError
 
 CPUINFO = Path("/proc/cpuinfo")
+MEMINFO = Path("/proc/meminfo")
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+"""Of this container, where there is one (cgroup v2)."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's ``mallopt``."""
 
@@ -72,3 +76,26 @@ def check_precision(
             f"precision: {backend} has no {spec.precision} on {kind}; "
             f"use {' or '.join(supported[kind])}"
         )
+
+
+def free_memory() -> int:
+    """Bytes that new data may fill: of the machine, and of this container where it has a limit.
+
+    From MemAvailable of Linux and the control group's files (docs.kernel.org, proc.rst and
+    cgroup-v2.rst). Elsewhere it is all physical memory.
+    """
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(OSError):
+        found.append(1024 * _fields(MEMINFO)["MemAvailable:"])
+    with suppress(OSError, ValueError):  # the limit is the word "max" where there is none
+        limit, used = (int((CONTROL_GROUP / f"memory.{k}").read_text()) for k in ("max", "current"))
+        stat = _fields(CONTROL_GROUP / "memory.stat")
+        # Files that the kernel keeps in memory give way.
+        found.append(max(0, limit - used + stat["active_file"] + stat["inactive_file"]))
+    return min(found)
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """First and second word of each line."""
+    rows = (line.split() for line in path.read_text().splitlines())
+    return {row[0]: int(row[1]) for row in rows}

@@ -1,0 +1,23 @@
+"""What a run may use of the machine."""
+
+from pathlib import Path
+
+import pytest
+
+from triptych.core.machine import resources
+from triptych.core.machine.environment import memory_bytes
+
+
+def test_free_memory_is_part_of_the_memory():
+    assert 0 < resources.free_memory() <= memory_bytes()
+
+
+@pytest.mark.parametrize(("limit", "free"), [("5000", 1700), ("max", 4096), ("3000", 0)])
+def test_free_memory_of_a_container(tmp_path: Path, monkeypatch, limit, free):
+    (tmp_path / "meminfo").write_text("MemTotal:  9 kB\nMemAvailable:  4 kB\nHugePages_Total:  0\n")
+    (tmp_path / "memory.max").write_text(limit + "\n")
+    (tmp_path / "memory.current").write_text("3700\n")
+    (tmp_path / "memory.stat").write_text("anon 3000\nactive_file 300\ninactive_file 100\n")
+    monkeypatch.setattr(resources, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(resources, "CONTROL_GROUP", tmp_path)
+    assert resources.free_memory() == free
