@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from pydantic import FiniteFloat
 from tensorboard.compat.proto.event_pb2 import Event
@@ -19,10 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from triptych.core.errors import UserError
 from triptych.core.files.writing import write_atomically
-from triptych.core.runs.record import Evaluation, Step
-
-Row = dict[str, Any]
-"""One logged step or one evaluation (which carries "eval"); plain JSON values."""
+from triptych.core.runs.rows import Row, Step, evaluation, evaluation_model
 
 
 class _Step(Step):
@@ -33,14 +29,11 @@ class _Step(Step):
     time: FiniteFloat
 
 
-class _Evaluation(Evaluation):
-    """And of an evaluation."""
-
-    time: FiniteFloat
-
-
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics file up to the first damaged line; none if there is no file."""
+    """The rows of a metrics file up to the first damaged line; none if there is no file.
+
+    A row of an evaluation that this version does not know is a row like any other.
+    """
     rows: list[Row] = []
     if not path.exists():
         return rows
@@ -48,8 +41,8 @@ def read_rows(path: Path) -> list[Row]:
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
             row = json.loads(line)
-            kind = _Evaluation if isinstance(row, dict) and "eval" in row else _Step
-            kind.model_validate(row, strict=True)
+            evaluated = isinstance(row, dict) and "eval" in row
+            (evaluation_model(row) if evaluated else _Step).model_validate(row, strict=True)
         except (ValueError, RecursionError):  # a ValidationError is a ValueError
             break
         rows.append(row)
@@ -123,10 +116,12 @@ def _events(run_dir: Path, rows: list[Row]) -> RecordWriter:
 
 def _event(row: Row) -> Event:
     """The numbers of a row; those of an evaluation are named after it, e.g. knn/10/top1."""
-    prefix = f"{row['eval']}/{row['labels']}/" if "eval" in row else ""
+    prefix = f"{evaluation(row).tag}/" if "eval" in row else ""
     values = [
         Summary.Value(tag=prefix + name, simple_value=value)
         for name, value in row.items()
         if isinstance(value, float) and name != "time"
     ]
-    return Event(step=row["step"], wall_time=row["time"], summary=Summary(value=values))
+    stamp = row.get("time")
+    seconds = stamp if isinstance(stamp, float) else 0.0  # other programs' rows may have none
+    return Event(step=row["step"], wall_time=seconds, summary=Summary(value=values))

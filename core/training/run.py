@@ -7,7 +7,7 @@ has reached its last step, result.json.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,14 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.data import Pipeline, open_train, split_digest
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
-from triptych.core.evaluation.protocol import KnnProtocol
+from triptych.core.evaluation import PROTOCOLS, WHILE_TRAINING
+from triptych.core.evaluation.row import Evaluation
+from triptych.core.evaluation.split import Split
+from triptych.core.evaluation.subject import encoder
 from triptych.core.files.writing import occupied, write_atomically
 from triptych.core.machine.resources import cpu_threads
 from triptych.core.optim.plan import Plan
-from triptych.core.runs.log import Logs, Row, read_rows
+from triptych.core.runs.log import Logs, read_rows
 from triptych.core.training.resume import Start, find_start
 from triptych.core.training.terminal import Terminal
 from triptych.core.training.trainer import Trainer
@@ -105,7 +108,7 @@ def train(
     with ExitStack() as stack:
         pipeline = stack.enter_context(Pipeline(spec, source))
         plan = Plan(spec, pipeline.steps_per_epoch)
-        knn = KnnProtocol(spec) if spec.evaluate.every else None
+        split = Split(spec) if spec.evaluate.every else None
         begin = find_start(spec, run_dir, resume, stamp, say)
         engine = stack.enter_context(closing(_build(spec, module, begin)))
         stack.enter_context(occupied(run_dir))
@@ -120,7 +123,7 @@ def train(
             run_dir,
             logs,
             terminal,
-            evaluate=partial(_evaluate, spec, engine, knn),
+            evaluate=partial(_evaluate, engine, split, terminal),
             stamp=stamp,
             step=begin.step,
             saved=begin.path,
@@ -134,9 +137,17 @@ def train(
     return signal
 
 
-def _evaluate(spec: RunSpec, engine: Engine, knn: KnnProtocol | None, step: int) -> list[Row]:
-    chosen = spec.evaluate
-    return knn.engine(engine, step, branch=chosen.branch, tokens=chosen.tokens) if knn else []
+def _evaluate(
+    engine: Engine, split: Split | None, terminal: Terminal, step: int
+) -> Sequence[Evaluation]:
+    if split is None:
+        return []
+    chosen = split.spec.evaluate
+    subject = encoder(engine, step, branch=chosen.branch, tokens=chosen.tokens)
+    rows = PROTOCOLS[WHILE_TRAINING].rows(split, subject)
+    for name in split.damaged():
+        terminal.line(f"damaged, left out of the evaluation: {name}")
+    return rows
 
 
 def _build(spec: RunSpec, module: ModuleType, begin: Start) -> Engine:
