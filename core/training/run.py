@@ -17,6 +17,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from triptych import backends
+from triptych.core import checkpoint
 from triptych.core.config import CONFIGS, dump, find
 from triptych.core.config.spec import RunSpec
 from triptych.core.data import Pipeline, open_train, split_digest
@@ -111,7 +112,8 @@ def train(
         split = Split(spec) if spec.evaluate.every else None
         begin = find_start(spec, run_dir, resume, stamp, say)
         engine = stack.enter_context(closing(_build(spec, module, begin)))
-        stack.enter_context(occupied(run_dir))
+        stack.enter_context(occupied(run_dir, say))
+        _try_out(spec, engine, run_dir, say)
         logs = stack.enter_context(closing(_open_logs(spec, run_dir, begin, say)))
         say(_headline(stamp, engine, plan, len(source), run_dir))
         terminal = stack.enter_context(closing(Terminal(plan.last_step, begin.step)))
@@ -162,6 +164,13 @@ def _build(spec: RunSpec, module: ModuleType, begin: Start) -> Engine:
             raise UserError("\n".join(lines)) from error
     begin.state.clear()  # the engine has its own; a large model is not to be held twice
     return engine
+
+
+def _try_out(spec: RunSpec, engine: Engine, run_dir: Path, say: Say) -> None:
+    """Raises UserError where the folder will not take a checkpoint of this engine."""
+    shapes = {name: slot.shape for name, slot in engine.slots().items()}
+    files = checkpoint.sizes(shapes, 8 if spec.precision == "float64" else 4)
+    checkpoint.try_out(run_dir, files, spec.checkpoint.keep, say)
 
 
 def _open_logs(spec: RunSpec, run_dir: Path, begin: Start, say: Say) -> Logs:
