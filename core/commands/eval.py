@@ -4,29 +4,25 @@ import argparse
 import json
 import sys
 from functools import partial
-from pathlib import Path
 
 from triptych import backends
-from triptych.core import config, formats
-from triptych.core.cli import add_backend_argument, add_spec_arguments
+from triptych.core import cli, config, formats
 from triptych.core.evaluation import PROTOCOLS
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.subject import encoder
 from triptych.core.training.run import choose_backend
-
-HELP = "evaluate frozen features"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     summaries = "; ".join(f"{name}: {found.summary}" for name, found in PROTOCOLS.items())
     parser.add_argument("evaluation", choices=PROTOCOLS, help=summaries)
-    add_spec_arguments(parser)
-    add_backend_argument(parser)
+    cli.add_spec_arguments(parser)
+    cli.add_backend_argument(parser)
     parser.add_argument(
         "--weights",
         required=True,
-        type=Path,
+        type=cli.path,
         metavar="PATH",
         help="a run or checkpoint folder, or an npz or safetensors file of a known format",
     )

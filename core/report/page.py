@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element, tostring
 from triptych.core import config
 from triptych.core.evaluation.row import RAW_PIXELS, Evaluation
 from triptych.core.files.writing import write_atomically
-from triptych.core.report import moca_words, table
+from triptych.core.report import table
 from triptych.core.report.charts import Chart, Level, Series
 from triptych.core.report.markup import document, element
 from triptych.core.report.style import STYLE
@@ -255,10 +255,16 @@ def _story(steps: Sequence[Step], most: int = 6) -> str:
 
 def _words(records: Sequence[RunRecord], names: Sequence[str]) -> list[Element]:
     """Masks and words of the runs that have them."""
+    pairs = zip(names, records, strict=True)
+    chosen = [(name, record) for name, record in pairs if record.spec.method.name == "moca"]
+    if not chosen:
+        return []
+    # Imported for MOCA alone: it computes with the NumPy reference, which needs autograd and SciPy.
+    from triptych.core.report import moca_words
+
     return [
         _section(f"Masks and words of {name}", *moca_words.section(record.spec, record.path))
-        for name, record in zip(names, records, strict=True)
-        if record.spec.method.name == "moca"
+        for name, record in chosen
     ]
 
 

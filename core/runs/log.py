@@ -5,20 +5,20 @@ so is a line that a kill has torn. The files of a resumed run are those of one n
 """
 
 import json
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import FiniteFloat
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from triptych.core.errors import UserError
 from triptych.core.files.writing import write_atomically
-from triptych.core.runs.rows import Row, Step, evaluation, evaluation_model
+from triptych.core.runs.rows import Row, Step, evaluation_model
+
+if TYPE_CHECKING:
+    from triptych.core.runs.events import Events
 
 
 class _Step(Step):
@@ -81,8 +81,7 @@ class Logs:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
             if self._events:
-                self._events.write(_event(row).SerializeToString())
-                self._events.flush()
+                self._events.write(row)
 
     def close(self) -> None:
         """Closes both files."""
@@ -101,27 +100,7 @@ def _refusals(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: cannot write the log: {error.strerror}") from error
 
 
-def _events(run_dir: Path, rows: list[Row]) -> RecordWriter:
-    """TensorBoard's file, begun with the rows that stay; earlier files, now void, are removed."""
-    earlier = list(run_dir.glob("events.out.tfevents.*"))
-    name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-    writer = RecordWriter((run_dir / name).open("wb"))
-    for event in (Event(file_version="brain.Event:2", wall_time=time.time()), *map(_event, rows)):
-        writer.write(event.SerializeToString())
-    writer.flush()
-    for path in earlier:
-        path.unlink()
-    return writer
+def _events(run_dir: Path, rows: list[Row]) -> "Events":
+    from triptych.core.runs.events import Events  # loads TensorBoard, which takes a second
 
-
-def _event(row: Row) -> Event:
-    """The numbers of a row; those of an evaluation are named after it, e.g. knn/10/top1."""
-    prefix = f"{evaluation(row).tag}/" if "eval" in row else ""
-    values = [
-        Summary.Value(tag=prefix + name, simple_value=value)
-        for name, value in row.items()
-        if isinstance(value, float) and name != "time"
-    ]
-    stamp = row.get("time")
-    seconds = stamp if isinstance(stamp, float) else 0.0  # other programs' rows may have none
-    return Event(step=row["step"], wall_time=seconds, summary=Summary(value=values))
+    return Events(run_dir, rows)
