@@ -7,6 +7,7 @@ import numpy as np
 
 from triptych.core import cli, config, formats
 from triptych.core.errors import NonFiniteError, UserError
+from triptych.core.machine.devices import on_compared_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +50,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     numpy = arguments.backend == "numpy"
     dtype = "float64" if numpy else arguments.dtype  # the reference knows nothing else
     overrides.append(f"precision={dtype}")
-    spec = config.load(arguments.config, overrides)
+    spec = on_compared_device(config.load(arguments.config, overrides))
     if arguments.steps < 1:
         raise UserError(f"--steps {arguments.steps}: expected at least 1")
     from triptych.core.parity import trace  # with the NumPy reference, and so autograd

@@ -23,6 +23,7 @@ from triptych.core.evaluation import PROTOCOLS, WHILE_TRAINING
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.subject import raw_pixels
 from triptych.core.files.writing import write_atomically
+from triptych.core.machine.devices import on_compared_device
 from triptych.core.parameters import initial_state
 from triptych.core.report import page, table
 from triptych.core.runs.record import BASELINES, RunRecord, read_run
@@ -52,7 +53,8 @@ def run(
         UserError: as ``choose``, or the spec is wrong, or a backend could not train.
     """
     chosen = choose(names)
-    spec = config.load(path, overrides)
+    spec = on_compared_device(config.load(path, overrides))
+    overrides = [*overrides, f"device={spec.device}"]
     for name in chosen if resume else ():
         _check_evaluation(output / name / "spec.yaml", spec)
     run_dirs = train_all(path, overrides, chosen, output, resume=resume)
