@@ -6,7 +6,6 @@ from types import ModuleType
 
 from triptych.core.errors import UserError
 from triptych.core.machine.environment import NAMES, install_command, why_not
-from triptych.core.machine.interrupts import interrupts_kept
 
 BACKENDS = NAMES
 
@@ -36,12 +35,10 @@ def load(name: str) -> ModuleType:
 
     Raises:
         UserError: no such backend, or its framework is missing or does not import.
-        KeyboardInterrupt: Ctrl-C during the import.
     """
     check(name)
     try:
-        with interrupts_kept():
-            return importlib.import_module(f"triptych.backends.{name}")
+        return importlib.import_module(f"triptych.backends.{name}")
     except (ImportError, OSError) as error:
         raise UserError(
             f"backend {name!r}: its framework does not import ({error}); "

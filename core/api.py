@@ -19,7 +19,7 @@ from triptych.core import config, formats
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array
 from triptych.core.data import evaluation_batches
-from triptych.core.data.decode import MODES, decode, to_mode
+from triptych.core.data.decode import MODES, Decoding, decode, decoding, to_mode
 from triptych.core.data.source import UNLABELLED
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
@@ -79,7 +79,7 @@ class Encoder:
     def _prepared(self, images: Images, batch_size: int) -> list[Array]:
         data = self.spec.data.model_copy(update={"workers": 0, "on_error": "stop"})
         spec = self.spec.model_copy(update={"data": data})
-        source = _Given(images, MODES[spec.model.channels])
+        source = _Given(images, decoding(spec.data))
         return [batch for batch, _ in evaluation_batches(spec, source, batch_size)]
 
 
@@ -149,8 +149,8 @@ class _Given:
 
     classes: tuple[str, ...] = ()
 
-    def __init__(self, images: Images, mode: str) -> None:
-        self._images, self._mode = images, mode
+    def __init__(self, images: Images, how: Decoding) -> None:
+        self._images, self._how = images, how
         if isinstance(images, np.ndarray):
             channels = images.shape[3] if images.ndim == 4 else 1
             if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels not in MODES:
@@ -165,10 +165,10 @@ class _Given:
     def image(self, index: int) -> Image.Image:
         given = self._images[index]
         if isinstance(given, str | Path):
-            return decode(str(given), self._mode)
+            return decode(str(given), self._how)
         if isinstance(given, np.ndarray):
             given = Image.fromarray(given[..., 0] if given.shape[2:] == (1,) else given)
-        return to_mode(given, self._mode)
+        return to_mode(given, self._how)
 
     def label(self, index: int) -> int:
         return UNLABELLED

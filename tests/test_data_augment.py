@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_augment import GOLDEN, planes, same, with_alpha
+from test_data_pixels import GOLDEN, planes, same, with_alpha
 
 from triptych.core.config import spec
 from triptych.core.data import augment, pixels

@@ -188,6 +188,31 @@ def test_normalize_takes_one_value_for_all_channels():
         pixels.normalize(values, (0.5, 0.5), (1.0,))
 
 
+# ------------------------------------------------------------------- bands that are no transparency
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda image: pixels.resize(image, (40, 50), "bilinear"),
+        lambda image: pixels.resize(image, (300, 200), "bicubic"),
+        lambda image: pixels.crop_resize(image, (10, 20, 60, 80), (64, 64), "bicubic"),
+        lambda image: pixels.affine(image, 20.0, (3.0, -2.0), 0.8, 5.0),
+    ],
+)
+def test_geometry_treats_each_band_as_if_it_were_alone(mode, operation):
+    image = with_alpha(mode)
+    alone = [operation(band).tobytes() for band in image.split()]
+    assert [band.tobytes() for band in operation(image).split()] == alone
+
+
+def test_a_fourth_band_of_zeros_takes_nothing_from_the_others():
+    image = Image.new("RGBA", (20, 20), (200, 100, 50, 0))
+    found = np.asarray(pixels.resize(image, (7, 9), "bilinear"))
+    assert np.unique(found.reshape(-1, 4), axis=0).tolist() == [[200, 100, 50, 0]]
+
+
 # ----------------------------------------------------------------------------------------- affine
 
 

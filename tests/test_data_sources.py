@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from support.data_specs import folder_spec, make_spec, write_images
 
 from triptych.core.data import DamagedImage, open_evaluation, open_train, split_digest
 from triptych.core.data.cifar import CLASSES, TEST, TRAIN
-from triptych.core.data.decode import decode, to_mode
 from triptych.core.data.source import Source
 from triptych.core.errors import UserError
 
@@ -323,63 +321,3 @@ def test_missing_and_cut_cifar_files_are_named(tmp_path):
     cut = tmp_path / "data_batch_5.bin"
     cut.write_bytes(cut.read_bytes()[:-1])
     assert complaint(data).startswith(f"data.root: {cut}: not a CIFAR-10 file")
-
-
-# ---------------------------------------------------------------------------------------- decoding
-
-
-def test_sixteen_bits_become_their_upper_eight(tmp_path):
-    values = np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16
-    for name in ("x.png", "x.tif"):
-        Image.fromarray(values).save(tmp_path / name)
-        for mode in ("L", "RGB"):
-            found = np.asarray(decode(str(tmp_path / name), mode))
-            assert np.array_equal(found if mode == "L" else found[..., 1], values >> 8)
-
-
-def test_palettes_are_looked_up_with_their_transparency(tmp_path):
-    palette = Image.new("P", (2, 1))
-    palette.putpalette([10, 20, 30, 200, 100, 50])
-    palette.putdata([0, 1])
-    palette.save(tmp_path / "x.png", transparency=bytes([0, 128]))
-    path = str(tmp_path / "x.png")
-    assert decode(path, "RGB").tobytes() == bytes([10, 20, 30, 200, 100, 50])
-    assert decode(path, "RGBA").tobytes() == bytes([10, 20, 30, 0, 200, 100, 50, 128])
-    assert decode(path, "LA").tobytes()[1::2] == bytes([0, 128])
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
-@pytest.mark.parametrize("stored", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
-def test_every_common_mode_converts(stored, mode):
-    image = Image.new("RGB", (6, 5), (200, 30, 90)).convert(stored)
-    found = to_mode(image, mode)
-    assert found.mode == mode and found.size == (6, 5)
-    if stored not in ("1", "L", "LA", "P") and mode == "RGB":
-        assert np.abs(np.asarray(found, int) - [200, 30, 90]).max() <= 3
-
-
-@pytest.mark.parametrize("stored", ["I", "F"])
-def test_pixels_of_unknown_range_are_refused(tmp_path, stored):
-    Image.new(stored, (4, 4), 70000).save(tmp_path / "x.tif")
-    with pytest.raises(DamagedImage, match=r"x\.tif: .*32-bit"):
-        decode(str(tmp_path / "x.tif"), "L")
-
-
-def test_orientation_notes_are_ignored(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90 degrees to show"
-    Image.new("RGB", (30, 10)).save(tmp_path / "x.jpg", exif=exif)
-    assert decode(str(tmp_path / "x.jpg"), "RGB").size == (30, 10)
-
-
-def test_every_cut_through_a_jpeg_is_damage(tmp_path):
-    write_images(tmp_path, ["x.jpg"])
-    path = tmp_path / "x.jpg"
-    content = path.read_bytes()
-    whole = decode(str(path), "RGB").tobytes()
-    for length in range(0, len(content), max(1, len(content) // 40)):
-        path.write_bytes(content[:length])
-        with pytest.raises(DamagedImage):
-            decode(str(path), "RGB")
-    path.write_bytes(content)
-    assert decode(str(path), "RGB").tobytes() == whole

@@ -33,6 +33,7 @@ class Replay:
     steps: int
     waited: float = 0.0
     skipped: Sequence[str] = ()
+    warned: Sequence[tuple[str, str]] = ()
 
     def batches(self, start: int, _stop: int) -> Iterator[Batch]:
         """The given ones, over and over."""

@@ -1,1 +1,1 @@
-"""The commands: each module has ``add_arguments(parser)`` and ``run(arguments)``; see ``cli``."""
+"""The subcommands: each module has ``HELP``, ``add_arguments(parser)`` and ``run(arguments)``."""

@@ -9,6 +9,7 @@ from triptych.core.config.fields import (
     NonNegativeInt,
     PositiveInt,
     Section,
+    SixteenBits,
     Str,
 )
 
@@ -28,6 +29,16 @@ class DataSpec(Section):
     """image_folder: folder of the held-out images for k-NN; default: no evaluation split."""
     channels: Channels = 3
     """Channels given to the model: 1 grey, 2 grey+alpha, 3 RGB, 4 RGBA."""
+    bits: Literal["stated"] | SixteenBits = "stated"
+    """Bits that 16-bit samples use, 8 to 16, counted from the lowest: their upper 8 are kept, and
+    12 is right for values up to 4095. stated: what the file says of itself (TIFF BitsPerSample or
+    MaxSampleValue, PNG sBIT), else all 16."""
+    orientation: Literal["stored", "upright"] = "stored"
+    """stored: pixels as they lie in the file, as ImageNet recipes take them, in every format.
+    upright: turned and mirrored as the file's orientation tag (EXIF, XMP, TIFF) says."""
+    max_pixels: PositiveInt = 10**9
+    """Largest image that is read, width times height; also the most bytes of text or colour
+    profile in a PNG file. A guard against small files that unpack to fill the memory."""
     workers: NonNegativeInt = 0
     """Worker processes; 0 loads in the training process. Never changes a pixel."""
     prefetch: PositiveInt = 2

@@ -26,6 +26,8 @@ Decay = Annotated[Float, Field(ge=0, lt=1)]
 
 # Not Literal[1, 2, 3, 4] and Literal[1]: those take true and 1.0 for 1.
 Channels = Annotated[Int, Field(ge=1, le=4)]
+SixteenBits = Annotated[Int, Field(ge=8, le=16)]
+"""Of which samples stored in 16 bits make use."""
 One = Annotated[Int, Field(ge=1, le=1)]
 
 

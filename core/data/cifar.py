@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.core.data.decode import Decoding
 from triptych.core.data.source import Arrays
 from triptych.core.errors import UserError
 
@@ -32,7 +33,7 @@ PIXELS = 3 * 32 * 32
 """Bytes of one image: the red plane, then green, then blue."""
 
 
-def cifar10(root: str, mode: str, *, train: bool) -> Arrays:
+def cifar10(root: str, how: Decoding, *, train: bool) -> Arrays:
     """50 000 training or 10 000 held-out images, 32 by 32.
 
     Args:
@@ -46,7 +47,7 @@ def cifar10(root: str, mode: str, *, train: bool) -> Arrays:
     rows = np.concatenate([rows for rows, _ in parts])
     labels = np.concatenate([labels for _, labels in parts])
     pixels = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-    return Arrays("cifar10/train" if train else "cifar10/test", pixels, labels, CLASSES, mode)
+    return Arrays("cifar10/train" if train else "cifar10/test", pixels, labels, CLASSES, how)
 
 
 def _locate(root: str) -> tuple[str, str]:

@@ -1,14 +1,26 @@
 """Reading one image file, strictly: what is damaged is an error and never half an image."""
 
+import errno
 import os
+import re
 import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, Literal
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+import PIL
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.ImageFile import StubImageFile
 
+from triptych.core.config.spec import DataSpec
+from triptych.core.data.bits import USED, eight_bits, raw_mode, set_raw_mode
+from triptych.core.data.pillow import standard_error, switches
+from triptych.core.data.tiff import MOST_BANDS, PREFIXES, BandsError, StoredTiff
 from triptych.core.errors import UserError, printable
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -16,14 +28,19 @@ MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
+NOTES = "triptych: notes"
+"""Key of ``Image.info``: what libraries warned of while they read the file, a tuple of texts."""
+
 # What Pillow's readers raise on files that are cut short, overwritten, or not images at all.
 _DAMAGE = (
-    Image.DecompressionBombError,
+    AssertionError,
+    AttributeError,
     EOFError,
     IndexError,
     KeyError,
     OSError,
     OverflowError,
+    RuntimeError,
     SyntaxError,
     TypeError,
     ValueError,
@@ -31,54 +48,205 @@ _DAMAGE = (
     zlib.error,
 )
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image upright, by its orientation tag (Exif 2.3, section 4.6.4)."""
+
+# Four stored bands of which Pillow drops one.
+_WITH_FOURTH = {"BGRX": "BGRA", "RGBX": "RGBA"}
+_OWN_FOURTH = ("BMP", "DIB")
+
+_UNSUPPORTED = re.compile("support|not available|not yet|Ghostscript", re.IGNORECASE)
+
 
 class DamagedImage(UserError):
-    """A file that cannot be read as an image, named."""
+    """A file that cannot be read as an image, named: damaged, not understood, or over a limit."""
 
 
-def decode(path: str, mode: str) -> Image.Image:
-    """The pixels stored in a file, in one of ``MODES``.
+class _NotUnderstood(Exception):
+    """The file may be sound, but Pillow has no reader for what is in it."""
 
-    An orientation noted beside the pixels (EXIF) is ignored, as torchvision's folders ignore it:
-    pixels, not notes, are what published models were trained on.
+
+@dataclass(frozen=True)
+class Decoding:
+    """How stored pixels become 8-bit images: the keys of the section ``data`` that say so.
+
+    Attributes:
+        mode: one of ``MODES``.
+        bits: bits that 16-bit samples use, 8 to 16; None: what the file states, else 16.
+        orientation: whether the orientation tag beside the pixels is obeyed (upright) or not.
+        max_pixels: largest image that is read; also bytes of the notes in one PNG file.
+    """
+
+    mode: str
+    bits: int | None = None
+    orientation: Literal["stored", "upright"] = "stored"
+    max_pixels: int = 10**9
+
+    @property
+    def as_bands(self) -> bool:
+        """Whether the model gets alpha, or whatever the last band is, as stored."""
+        return self.mode in ("LA", "RGBA")
+
+
+def decoding(data: DataSpec) -> Decoding:
+    """What a spec says about decoding."""
+    bits = None if data.bits == "stated" else data.bits
+    return Decoding(MODES[data.channels], bits, data.orientation, data.max_pixels)
+
+
+def decode(path: str, how: Decoding) -> Image.Image:
+    """The pixels stored in a file.
+
+    The image's ``info`` holds ``NOTES`` if a library warned, and ``bits.USED``.
 
     Raises:
-        DamagedImage: not there, not an image, or damaged.
+        DamagedImage: not there, not understood, damaged, or larger than the spec allows.
+        MemoryError: there is not enough memory for it.
     """
+    notes: list[str] = []
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("not a regular file")  # reading a pipe might never end
-        with warnings.catch_warnings():
-            # Pillow warns below the size that it refuses; that is no news for a user.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                return to_mode(image, mode)
+            raise _NotUnderstood("not a regular file")  # reading a pipe might never end
+        with switches(how.max_pixels, notes), _opened(path, how) as image:
+            result = _read(image, path, how, notes)
+    except BandsError as error:
+        text = f"{error}, and data.channels is at most {MOST_BANDS}; choose bands in a copy of it"
+        raise _refusal(path, text) from error
+    except _NotUnderstood as error:
+        raise _refusal(path, f"{error}; convert or remove it") from error
     except _DAMAGE as error:
-        reason = str(error) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not an image in a known format"
-        raise DamagedImage(
-            f"{printable(path)}: damaged image ({' '.join(reason.split())}); repair or remove it, "
-            "or set data.on_error: skip"
-        ) from error
+        raise _explained(path, error, how, notes) from error
+    if notes:
+        result.info[NOTES] = tuple(notes)
+    return result
 
 
-def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """An image in one of ``MODES``: palettes looked up, 16-bit grey cut to its upper 8 bits.
+def to_mode(image: Image.Image, how: Decoding) -> Image.Image:
+    """An image in the mode and direction that are asked for: palettes looked up, 16 bits cut.
 
     Colour becomes grey by its luminance (ITU-R 601); alpha that is not wanted is dropped, alpha
-    that is missing is opaque.
+    that is missing is opaque. Four bands become four channels as they are, ink (CMYK) too.
 
     Raises:
-        ValueError: 32-bit pixels, whose range is not known, or no conversion.
+        UserError: 32-bit pixels, whose range is not known.
     """
+    tag = _orientation(image, how)
+    return _converted(_turned(eight_bits(image, how.bits), tag), how.mode)
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+@contextmanager
+def _opened(path: str, how: Decoding) -> Iterator[Image.Image]:
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise ValueError("the file is empty")
+        yield _open(file, path, how)
+
+
+def _open(file: IO[bytes], path: str, how: Decoding) -> Image.Image:
+    prefix = file.read(4)
+    file.seek(0)
+    try:
+        if prefix in PREFIXES:
+            return StoredTiff(file, path, as_bands=how.as_bands)
+        image = Image.open(file)
+    except (UnidentifiedImageError, SyntaxError) as error:
+        raise _NotUnderstood(f"not an image that Pillow {PIL.__version__} understands") from error
+    if isinstance(image, StubImageFile):
+        raise _NotUnderstood(f"an image that Pillow {PIL.__version__} names and cannot read")
+    return image
+
+
+def _read(image: Image.Image, path: str, how: Decoding, notes: list[str]) -> Image.Image:
+    """The opened file, loaded."""
+    pixels = image.width * image.height
+    if pixels > how.max_pixels:
+        raise _refusal(
+            path,
+            f"{pixels} pixels ({image.width} x {image.height}) are more than data.max_pixels, "
+            f"{how.max_pixels}; raise it",
+        )
+    _keep_fourth_band(image, how)
+    is_tiff = isinstance(image, StoredTiff)
+    # Pillow reads a TIFF's tags while the file is open, PNG's may come after the pixels.
+    tag = _orientation(image, how) if is_tiff else 1
+    with standard_error(notes) if is_tiff else nullcontext():
+        result = eight_bits(image, how.bits, partial(_opened, path, how))
+    used = result.info.get(USED)
+    tag = tag if is_tiff else _orientation(image, how)
+    result = _converted(_turned(result, tag), how.mode)
+    result.info = {} if used is None else {USED: used}
+    return result
+
+
+def _keep_fourth_band(image: Image.Image, how: Decoding) -> None:
+    """Lets Pillow store a fourth band that a format leaves without a meaning, as BMP's."""
+    raw = raw_mode(image)
+    if how.as_bands and image.mode == "RGB" and raw in _WITH_FOURTH and image.format in _OWN_FOURTH:
+        set_raw_mode(image, lambda raw: _WITH_FOURTH[raw])
+        image._mode = "RGBA"
+
+
+def _orientation(image: Image.Image, how: Decoding) -> int:
+    """The orientation tag, 1 to 8; 1, upright, where there is none or it is not asked for."""
+    if how.orientation == "stored":
+        return 1
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DAMAGE as error:
+        warnings.warn(f"its orientation tag cannot be read ({error})", stacklevel=2)
+        return 1
+
+
+def _turned(image: Image.Image, tag: int) -> Image.Image:
+    return image.transpose(_TURNS[tag]) if tag in _TURNS else image
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """An image of 8-bit samples, or of samples without a known range, in one of ``MODES``."""
     if image.mode == mode:
         return image
     if image.mode in ("I", "F"):
-        raise ValueError(f"32-bit pixels of mode {image.mode} have no known range")
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        raise _NotUnderstood(f"32-bit pixels of mode {image.mode} have no known range")
+    if mode == "RGBA" and len(image.getbands()) == 4:
+        return Image.merge(mode, image.split())
     if image.mode not in MODES.values():
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     return image.convert(mode)
+
+
+# ----------------------------------------------------------------------------------------- errors
+
+
+def _refusal(path: str, text: str) -> DamagedImage:
+    return DamagedImage(f"{printable(path)}: {text}, or set data.on_error: skip")
+
+
+def _explained(
+    path: str, error: Exception, how: Decoding, notes: Sequence[str]
+) -> DamagedImage | MemoryError:
+    """What an error of a reader means to the user."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "out of memory" in text or getattr(error, "errno", None) == errno.ENOMEM:
+        return MemoryError(text)
+    if isinstance(error, OSError) and error.errno:
+        return _refusal(path, f"cannot be read: {error.strerror}; repair or remove it")
+    if "MAX_TEXT" in text:
+        limit = f"its text or colour profile is longer than data.max_pixels, {how.max_pixels} bytes"
+        return _refusal(path, f"{limit}; raise it")
+    if isinstance(error, NotImplementedError) or _UNSUPPORTED.search(text):
+        version = f"Pillow {PIL.__version__}"
+        return _refusal(path, f"not an image that {version} understands ({text}); convert it")
+    if "decoder error" in text and notes:
+        text = notes[-1]  # libtiff knows more than Pillow
+    return _refusal(path, f"damaged image ({text}); repair or remove it")

@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from triptych.core.data.decode import Decoding
 from triptych.core.data.source import Arrays
 from triptych.core.random import stream
 
 CLASSES = tuple("0123456789")
 
 
-def digits(mode: str) -> tuple[Arrays, Arrays]:
+def digits(how: Decoding) -> tuple[Arrays, Arrays]:
     """The training and the held-out split: 1437 and 360 images.
 
     The split is the same in every run, whatever its seed, and every class is divided alike: the
@@ -25,7 +26,7 @@ def digits(mode: str) -> tuple[Arrays, Arrays]:
     held_out = np.sort(by_class[::5])
     rest = np.setdiff1d(by_class, held_out)
     train, test = (
-        Arrays("digits", pixels[part], labels[part], CLASSES, mode, part)
+        Arrays("digits", pixels[part], labels[part], CLASSES, how, part)
         for part in (rest, held_out)
     )
     return train, test

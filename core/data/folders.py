@@ -3,12 +3,12 @@
 import os
 from collections.abc import Iterator
 
-from triptych.core.data.decode import EXTENSIONS
+from triptych.core.data.decode import EXTENSIONS, Decoding
 from triptych.core.data.source import Files
 from triptych.core.errors import UserError
 
 
-def folder(root: str, mode: str, key: str = "data.root") -> Files:
+def folder(root: str, how: Decoding, key: str = "data.root") -> Files:
     """All images below a folder, at any depth, in the order of their paths.
 
     The first-level sub-folders that hold images are the classes, in the order of their names,
@@ -32,11 +32,11 @@ def folder(root: str, mode: str, key: str = "data.root") -> Files:
     if not names:
         raise UserError(f"{key}: {root}: no images in this folder ({', '.join(EXTENSIONS)})")
     if not all(os.sep in name for name in names):
-        return Files(root, names, mode)
+        return Files(root, names, how)
     tops = [name.split(os.sep, 1)[0] for name in names]
     classes = tuple(sorted(set(tops)))
     numbers = {name: number for number, name in enumerate(classes)}
-    return Files(root, names, mode, [numbers[top] for top in tops], classes)
+    return Files(root, names, how, [numbers[top] for top in tops], classes)
 
 
 def _images(root: str, inside: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The work of a loader, as numbered batches: each is a pure function of its number."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, TypeAlias
@@ -11,9 +12,9 @@ from PIL import Image
 
 from triptych.core.config.spec import RunSpec
 from triptych.core.data import augment, pixels
-from triptych.core.data.decode import DamagedImage
+from triptych.core.data.decode import NOTES, DamagedImage
 from triptych.core.data.source import Source
-from triptych.core.errors import UserError
+from triptych.core.errors import UserError, printable
 from triptych.core.random import stream
 
 Planes: TypeAlias = NDArray[np.uint8]
@@ -26,10 +27,12 @@ class Filled:
     Attributes:
         index: (N,) which images of the source these are, int64.
         damaged: names of files that could not be read, in the order they were met.
+        warned: name and text of each warning that a library gave about a file.
     """
 
     index: NDArray[np.int64]
     damaged: tuple[str, ...] = ()
+    warned: tuple[tuple[str, str], ...] = ()
 
 
 class Job(Protocol):
@@ -78,12 +81,15 @@ class Training:
         count = self.spec.train.batch_size
         order = _order(self.spec.seed, epoch, len(self.source))
         index, damaged = np.empty(count, np.int64), list[str]()
+        warned: list[tuple[str, str]] = []
         for row in range(count):
             position = batch * count + row
             image, index[row], lost = self._readable(order, position)
             damaged += lost
-            self._write_views(image, epoch, int(order[position]), out[:, row])
-        return Filled(index, tuple(damaged))
+            warned += _warnings(self.source, int(index[row]), image)
+            with memory_for(self.source, int(index[row])):
+                self._write_views(image, epoch, int(order[position]), out[:, row])
+        return Filled(index, tuple(damaged), tuple(warned))
 
     def _write_views(self, image: Image.Image, epoch: int, index: int, out: Planes) -> None:
         """out: (2, C, H, W)."""
@@ -99,7 +105,8 @@ class Training:
         damaged: list[str] = []
         for index in _from(order, position):
             try:
-                return self.source.image(index), index, damaged
+                with memory_for(self.source, index):
+                    return self.source.image(index), index, damaged
             except DamagedImage:
                 if self.spec.data.on_error == "stop":
                     raise
@@ -127,20 +134,44 @@ class Evaluation:
     def fill(self, number: int, out: Planes) -> Filled:
         """See ``Job``. Damaged images that may be skipped are left out: rows move up."""
         first = number * self.batch_size
+        size, factor = self.spec.model.size, self.spec.augment.eval_resize
         index, damaged = list[int](), list[str]()
+        warned: list[tuple[str, str]] = []
         for candidate in range(first, min(first + self.batch_size, len(self.source))):
             try:
-                image = self.source.image(candidate)
+                with memory_for(self.source, candidate):
+                    image = self.source.image(candidate)
+                    view = pixels.center_cover(image, size, factor, "bilinear")
             except DamagedImage:
                 if self.spec.data.on_error == "stop":
                     raise
                 damaged.append(self.source.name(candidate))
                 continue
-            size = self.spec.model.size
-            covering = pixels.cover(image, size, self.spec.augment.eval_resize, "bilinear")
-            pixels.write_planes(pixels.center_crop(covering, size), out[len(index)])
+            pixels.write_planes(view, out[len(index)])
+            warned += _warnings(self.source, candidate, image)
             index.append(candidate)
-        return Filled(np.array(index, np.int64), tuple(damaged))
+        return Filled(np.array(index, np.int64), tuple(damaged), tuple(warned))
+
+
+@contextmanager
+def memory_for(source: Source, index: int) -> Iterator[None]:
+    """Where memory runs out, the error names the image.
+
+    Raises:
+        UserError: in place of MemoryError. ``data.on_error: skip`` does not pass over it: what is
+            trained on must not depend on the machine's free memory.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise UserError(
+            f"{printable(source.name(index))}: not enough memory for this image; make it smaller, "
+            "or set data.max_pixels below its size and data.on_error: skip"
+        ) from error
+
+
+def _warnings(source: Source, index: int, image: Image.Image) -> list[tuple[str, str]]:
+    return [(source.name(index), text) for text in image.info.get(NOTES, ())]
 
 
 @lru_cache(maxsize=2)

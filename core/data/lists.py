@@ -4,11 +4,12 @@ import csv
 import os
 from collections.abc import Iterator
 
+from triptych.core.data.decode import Decoding
 from triptych.core.data.source import UNLABELLED, Files
 from triptych.core.errors import UserError
 
 
-def image_list(path: str, root: str | None, mode: str) -> Files:
+def image_list(path: str, root: str | None, how: Decoding) -> Files:
     """The images of a list, in its order.
 
     The file is UTF-8. With a header line that has a column ``path``, the columns ``path`` and
@@ -30,7 +31,7 @@ def image_list(path: str, root: str | None, mode: str) -> Files:
     names, labels = zip(*entries, strict=True)
     classes = _classes(labels)
     numbers = {"": UNLABELLED, **{name: number for number, name in enumerate(classes)}}
-    return Files(root, names, mode, [numbers[label] for label in labels], classes)
+    return Files(root, names, how, [numbers[label] for label in labels], classes)
 
 
 def _entries(path: str) -> Iterator[tuple[int, str, str]]:

@@ -2,7 +2,7 @@
 
 from triptych.core.config.spec import DataSpec, RunSpec
 from triptych.core.data.cifar import cifar10
-from triptych.core.data.decode import MODES
+from triptych.core.data.decode import Decoding, decoding
 from triptych.core.data.digits import digits
 from triptych.core.data.folders import folder
 from triptych.core.data.lists import image_list
@@ -16,15 +16,15 @@ def open_train(spec: RunSpec) -> Source:
     Raises:
         UserError: the data are missing, empty or malformed.
     """
-    data, mode = spec.data, MODES[spec.data.channels]
+    data, how = spec.data, decoding(spec.data)
     if data.name == "digits":
-        return digits(mode)[0]
+        return digits(how)[0]
     if data.name == "image_list":
-        return image_list(_given(data.list, "data.list"), data.root, mode)
+        return image_list(_given(data.list, "data.list"), data.root, how)
     root = _given(data.root, "data.root")
     if data.name == "cifar10":
-        return cifar10(root, mode, train=True)
-    return folder(root, mode)
+        return cifar10(root, how, train=True)
+    return folder(root, how)
 
 
 def open_evaluation(spec: RunSpec) -> tuple[Source, Source] | None:
@@ -37,20 +37,20 @@ def open_evaluation(spec: RunSpec) -> tuple[Source, Source] | None:
     Raises:
         UserError: the data are missing, empty or malformed, or the labels of the two do not fit.
     """
-    data, mode = spec.data, MODES[spec.data.channels]
+    data, how = spec.data, decoding(spec.data)
     if data.name == "digits":
-        return digits(mode)
+        return digits(how)
     if data.name == "cifar10":
         root = _given(data.root, "data.root")
-        return cifar10(root, mode, train=True), cifar10(root, mode, train=False)
+        return cifar10(root, how, train=True), cifar10(root, how, train=False)
     if data.name == "image_folder" and data.eval_root is not None:
-        return _folders(data, mode, data.eval_root)
+        return _folders(data, how, data.eval_root)
     return None
 
 
-def _folders(data: DataSpec, mode: str, eval_root: str) -> tuple[Files, Files]:
-    bank = folder(_given(data.root, "data.root"), mode)
-    queries = folder(eval_root, mode, "data.eval_root")
+def _folders(data: DataSpec, how: Decoding, eval_root: str) -> tuple[Files, Files]:
+    bank = folder(_given(data.root, "data.root"), how)
+    queries = folder(eval_root, how, "data.eval_root")
     for key, split in (("data.root", bank), ("data.eval_root", queries)):
         if not split.classes:
             raise UserError(

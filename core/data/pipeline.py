@@ -39,12 +39,21 @@ class Pipeline:
             )
         self.waited = 0.0
         self._skipped: dict[str, None] = {}
+        self._warned: dict[str, str] = {}
         self._running: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
     @property
     def skipped(self) -> list[str]:
         """Names of the damaged files met so far, each once."""
         return list(self._skipped)
+
+    @property
+    def warned(self) -> list[tuple[str, str]]:
+        """Files that a library has warned of so far, each once, and the text of its first warning.
+
+        Their images were read all the same.
+        """
+        return list(self._warned.items())
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of the steps ``start`` … ``stop - 1``, 0-based, over all epochs.
@@ -72,6 +81,8 @@ class Pipeline:
         augment = self._job.spec.augment
         first, second = normalize(planes, augment.mean, augment.std)
         self._skipped |= dict.fromkeys(filled.damaged)
+        for name, text in filled.warned:
+            self._warned.setdefault(name, text)
         return Batch((first, second), filled.index)
 
     def close(self) -> None:
@@ -105,27 +116,18 @@ def evaluation_batches(
 
     Returns:
         Images (n, C, H, W), normalised, and labels (n,), -1 for none. n is ``batch_size`` but for
-        the last batch and for those with damaged files. No batch is empty.
+        the last batch and for those with damaged files.
 
     Raises:
-        UserError: a damaged file (named), no readable image at all, or a worker died.
+        UserError: a damaged file (named), or a worker died.
     """
-    lost: list[str] = []
     augment = spec.augment
 
     def finish(planes: Planes, filled: Filled) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        lost.extend(filled.damaged)
         if skipped is not None:
             skipped.extend(filled.damaged)
         images = normalize(planes[: len(filled.index)], augment.mean, augment.std)
         return images, np.array([source.label(int(index)) for index in filled.index], np.int64)
 
     job = Evaluation(spec, source, batch_size)
-    count = 0
-    for images, labels in load(job, range(len(job)), spec.data.workers, spec.data.prefetch, finish):
-        count += len(labels)
-        # What a framework makes of no images ranges from NaN to the end of the process.
-        if len(labels):
-            yield images, labels
-    if lost and not count:
-        raise UserError(f"evaluation: all {len(source)} images are damaged; the first is {lost[0]}")
+    return load(job, range(len(job)), spec.data.workers, spec.data.prefetch, finish)

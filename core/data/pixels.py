@@ -1,9 +1,10 @@
 """Deterministic operations on images: what a drawn augmentation does, without any randomness.
 
 Images are 8-bit Pillow images of mode L, LA, RGB or RGBA and are never changed in place. Every
-operation gives the pixels of torchvision's operation of that name on Pillow images. Geometry moves
-all bands; colour operations leave alpha as it was, and on grey images saturation, hue and
-grayscale change nothing. Sizes are (height, width) in pixels.
+operation gives the pixels of torchvision's operation of that name on Pillow images; for LA and RGBA
+(torchvision multiplies them by alpha) of each band alone. Geometry moves all bands; colour
+operations leave alpha as it was, and on grey images saturation, hue and grayscale change nothing.
+Sizes are (height, width) in pixels.
 """
 
 import math
@@ -15,10 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
+from triptych.core.data.resample import resized_part
+
 Size = tuple[int, int]
 Interpolation = Literal["bilinear", "bicubic"]
 P = ParamSpec("P")
 Operation = Callable[Concatenate[Image.Image, P], Image.Image]
+
+LONG = 16
+"""A covering of more than so many times the pixels of its middle is never made as a whole."""
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -29,7 +35,8 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 def resize(image: Image.Image, size: Size, interpolation: Interpolation) -> Image.Image:
     """The whole image at another size, smoothed before it is made smaller."""
     height, width = size
-    return image.resize((width, height), _FILTERS[interpolation])
+    filter_ = _FILTERS[interpolation]
+    return _band_by_band(image, lambda band: band.resize((width, height), filter_))
 
 
 def crop_resize(
@@ -49,24 +56,50 @@ def crop_resize(
 def cover(
     image: Image.Image, size: Size, factor: float, interpolation: Interpolation
 ) -> Image.Image:
-    """Resized, with its own proportions, to just cover ``factor`` times ``size``.
+    """Resized, with its own proportions, to just cover ``factor`` times ``size``."""
+    return resize(image, cover_size(image, size, factor), interpolation)
+
+
+def cover_size(image: Image.Image, size: Size, factor: float) -> Size:
+    """Of an image that is to cover ``factor`` times ``size``; never smaller than ``size``.
 
     For a square size the shorter side becomes ``factor`` times the side, rounded, and the longer
-    one keeps the proportion, rounded down. The result is never smaller than ``size``.
+    one keeps the proportion, rounded down.
     """
     height, width = (max(side, round(side * factor)) for side in size)
     if height * image.width >= width * image.height:
         width = max(width, int(height * image.width / image.height))
     else:
         height = max(height, int(width * image.height / image.width))
-    return resize(image, (height, width), interpolation)
+    return height, width
 
 
 def center_crop(image: Image.Image, size: Size) -> Image.Image:
     """The middle of an image that is not smaller than ``size``; an odd pixel is rounded to even."""
+    return image.crop(_middle((image.height, image.width), size))
+
+
+def center_cover(
+    image: Image.Image, size: Size, factor: float, interpolation: Interpolation
+) -> Image.Image:
+    """``center_crop`` of ``cover``, pixel for pixel, in memory that does not grow with the image.
+
+    The covering of an image of 1 by 60 000 pixels would be 60 000 times as large as its middle.
+    """
+    whole = cover_size(image, size, factor)
+    if interpolation != "bilinear" or math.prod(whole) <= LONG * math.prod(size):
+        return center_crop(resize(image, whole, interpolation), size)
+    left, top, right, bottom = _middle(whole, size)
+    return _band_by_band(
+        image, lambda band: resized_part(band, whole, (top, left, bottom - top, right - left))
+    )
+
+
+def _middle(whole: Size, size: Size) -> tuple[int, int, int, int]:
+    """left, top, right, bottom."""
     height, width = size
-    top, left = round((image.height - height) / 2), round((image.width - width) / 2)
-    return image.crop((left, top, left + width, top + height))
+    top, left = round((whole[0] - height) / 2), round((whole[1] - width) / 2)
+    return left, top, left + width, top + height
 
 
 def horizontal_flip(image: Image.Image) -> Image.Image:
@@ -93,7 +126,21 @@ def affine(
     x, y = image.width / 2, image.height / 2
     to_x, to_y = x + shift[0], y + shift[1]
     matrix = (a, b, x - a * to_x - b * to_y, d, e, y - d * to_x - e * to_y)
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    kind, filter_ = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    return _band_by_band(image, lambda band: band.transform(image.size, kind, matrix, filter_))
+
+
+def _band_by_band(
+    image: Image.Image, operation: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """Applies an operation that mixes neighbours, but never bands.
+
+    Pillow would multiply the other bands of LA and RGBA by the last one before and divide after:
+    right for transparency, wrong for a fourth band of any other meaning.
+    """
+    if image.mode not in ("LA", "RGBA"):
+        return operation(image)
+    return Image.merge(image.mode, [operation(band) for band in image.split()])
 
 
 # ----------------------------------------------------------------------------------------- colour

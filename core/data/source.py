@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from copy import copy
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from triptych.core.data.decode import decode, to_mode
+from triptych.core.data.decode import Decoding, decode, to_mode
 
 UNLABELLED = -1
 
@@ -42,16 +42,10 @@ class Source(Protocol):
         """A name that does not depend on where the data lie."""
 
 
-def split_digest(source: Source, without: Collection[str] = ()) -> str:
-    """SHA-256 of which images a split holds, in order, and their labels; hexadecimal.
-
-    Args:
-        without: names of images that do not count, e.g. of damaged files.
-    """
+def split_digest(source: Source) -> str:
+    """SHA-256 of which images a split holds, in order, and their labels; hexadecimal."""
     digest = hashlib.sha256("\n".join(source.classes).encode())
     for index in range(len(source)):
-        if without and source.name(index) in without:
-            continue
         entry = f"\0{source.key(index)}\0{source.label(index)}"
         digest.update(entry.encode(errors="surrogateescape"))
     return digest.hexdigest()
@@ -71,12 +65,12 @@ class Arrays:
         pixels: NDArray[np.uint8],
         labels: NDArray[np.int64],
         classes: tuple[str, ...],
-        mode: str,
+        how: Decoding,
         numbers: NDArray[np.int64] | None = None,
     ) -> None:
         """numbers: (N,) each image's number in the whole data set ``title``; default 0, 1, …"""
         self.pixels, self.labels, self.classes = pixels, labels, classes
-        self._title, self._mode = title, mode
+        self._title, self._how = title, how
         self._numbers = np.arange(len(pixels)) if numbers is None else numbers
 
     def __len__(self) -> int:
@@ -85,7 +79,7 @@ class Arrays:
 
     def image(self, index: int) -> Image.Image:
         """See ``Source``; never damaged."""
-        return to_mode(Image.fromarray(self.pixels[index]), self._mode)
+        return to_mode(Image.fromarray(self.pixels[index]), self._how)
 
     def label(self, index: int) -> int:
         """See ``Source``."""
@@ -105,13 +99,13 @@ class Files:
         self,
         root: str,
         names: Sequence[str],
-        mode: str,
+        how: Decoding,
         labels: Sequence[int] | None = None,
         classes: tuple[str, ...] = (),
     ) -> None:
         """names: paths relative to ``root`` (or absolute); labels: positions in ``classes``."""
         self.root, self.classes = root, classes
-        self._names, self._mode = _Names(names), mode
+        self._names, self._how = _Names(names), how
         self._labels = None if labels is None else np.array(labels, np.int64)
 
     def __len__(self) -> int:
@@ -120,7 +114,7 @@ class Files:
 
     def image(self, index: int) -> Image.Image:
         """See ``Source``."""
-        return decode(self.name(index), self._mode)
+        return decode(self.name(index), self._how)
 
     def label(self, index: int) -> int:
         """See ``Source``."""

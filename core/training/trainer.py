@@ -17,16 +17,14 @@ from triptych.core import checkpoint
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Batch, Ranks
 from triptych.core.engine import Engine
-from triptych.core.errors import NonFiniteError, UserError, first_non_finite
-from triptych.core.evaluation.row import Evaluation
+from triptych.core.errors import NonFiniteError, UserError, first_non_finite, printable
 from triptych.core.methods import METHODS
 from triptych.core.methods.health import Health
 from triptych.core.optim.plan import Plan
-from triptych.core.runs.log import Logs
-from triptych.core.runs.rows import Row, evaluation
+from triptych.core.runs.log import Logs, Row
 from triptych.core.training.meter import Meter
 from triptych.core.training.signals import StopRequest, stop_request
-from triptych.core.training.terminal import Terminal, health_line
+from triptych.core.training.terminal import Terminal, evaluation_line, health_line
 
 Reading = Callable[[], dict[str, float]]
 
@@ -40,6 +38,10 @@ class Feed(Protocol):
     @property
     def skipped(self) -> Sequence[str]:
         """Names of the damaged files met so far."""
+
+    @property
+    def warned(self) -> Sequence[tuple[str, str]]:
+        """Files that a library has warned of so far, and the text."""
 
     def batches(self, start: int, stop: int, /) -> Iterator[Batch]:
         """The batches of the steps ``start`` … ``stop - 1``."""
@@ -72,7 +74,7 @@ class Trainer:
     run_dir: Path
     logs: Logs
     terminal: Terminal
-    evaluate: Callable[[int], Sequence[Evaluation]]
+    evaluate: Callable[[int], list[Row]]
     stamp: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
     saved: Path | None = None
@@ -84,6 +86,8 @@ class Trainer:
         self.method = METHODS[self.spec.method.name]
         self.named = 0
         """Damaged files that have been told of."""
+        self.told = 0
+        """Files with warnings that have been told of."""
         self._reading: Reading = dict
         """Reads and checks the metrics of the newest step, once."""
         self.meter = Meter(self.spec.train.batch_size, self.seconds)
@@ -91,7 +95,7 @@ class Trainer:
         self.health = Health(chance, self.method.FLAT, self.method.REMEDY)
         for row in self.logs.kept:
             if "eval" in row:
-                self._judge(evaluation(row))
+                self.health.evaluated(row)
             else:
                 self._observe(row["step"], row, row["chance"])
                 self.health.advice(row["step"] / self.plan.total_steps)
@@ -220,14 +224,22 @@ class Trainer:
         }
         if self.pipeline.skipped:
             row["skipped"] = len(self.pipeline.skipped)
+        if self.pipeline.warned:
+            row["image_warnings"] = len(self.pipeline.warned)
         self.logs.write(row)
-        for name in self.pipeline.skipped[self.named :]:
-            self.terminal.line(f"damaged, skipped: {name}")
-        self.named = len(self.pipeline.skipped)
+        self._name_files()
         news = row["state"] != before or self.step in (1, self.plan.last_step)
         self.terminal.status(health_line(row, self.plan.total_steps), news=news)
         if advice := self.health.advice(self.step / self.plan.total_steps):
             self.terminal.line(advice)
+
+    def _name_files(self) -> None:
+        """Tells of the files that were skipped or warned of since the step logged before."""
+        for name in self.pipeline.skipped[self.named :]:
+            self.terminal.line(f"damaged, skipped: {name}")
+        for name, text in self.pipeline.warned[self.told :]:
+            self.terminal.line(f"warning: {printable(name)}: {printable(text)}")
+        self.named, self.told = len(self.pipeline.skipped), len(self.pipeline.warned)
 
     def _observe(self, step: int, values: Mapping[str, Any], chance: float) -> str:
         loss, spread = values["loss"], self.method.spread(values)
@@ -239,16 +251,10 @@ class Trainer:
             with _data_errors():
                 rows = self.evaluate(self.step)
             for row in rows:
-                self.logs.write(row.as_json())
-                self.terminal.line(row.line())
-                if advice := self._judge(row):
+                self.logs.write(row)
+                self.terminal.line(evaluation_line(row))
+                if advice := self.health.evaluated(row):
                     self.terminal.line(advice)
-
-    def _judge(self, row: Evaluation) -> str | None:
-        """The advice that an evaluation gives reason for."""
-        if row.score is None or not row.main:
-            return None
-        return self.health.evaluated(row.title, row.score)
 
     def _evaluated(self) -> bool:
         return any("eval" in row and row["step"] == self.step for row in self.logs.kept)

@@ -1,0 +1,165 @@
+"""Samples of 16 bits: how many of the bits are used, and how they become 8."""
+
+import os
+import struct
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
+
+Deep = NDArray[np.uint16]
+
+Again = Callable[[], AbstractContextManager[Image.Image]]
+"""Opens a file once more."""
+
+USED = "triptych: bits used"
+"""Key of ``Image.info``: (bits of the largest 16-bit sample, bits that became the 8)."""
+
+_MAX_SAMPLE_VALUES = (281, 341)  # TIFF's MaxSampleValue and SMaxSampleValue
+_OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+
+def eight_bits(image: Image.Image, asked: int | None, again: Again | None = None) -> Image.Image:
+    """The image with samples of 8 bits: of 16-bit ones, the upper 8 of the bits that are used.
+
+    Args:
+        image: of any mode; opened but not loaded, if ``again`` is given.
+        asked: bits that are used, 8 to 16, or None for what the file states, else 16.
+        again: opens the file once more. Without it, Pillow has already cut 16-bit colour.
+
+    Returns:
+        The loaded image itself if it has no 16-bit samples; else ``info`` says what was ``USED``.
+
+    Raises:
+        ValueError: the low bytes are needed, and Pillow cannot give them for this layout.
+    """
+    raw = raw_mode(image)
+    stated = _stated(image)
+    if raw == "LA;16B":  # Pillow would drop the low bytes
+        set_raw_mode(image, lambda _: "RGBA")
+    colour = again is not None and ";16" in raw and image.mode in ("RGB", "RGBA", "CMYK")
+    colour = colour and raw != "LA;16B"
+    image.load()
+    if colour and (asked or stated or 16) == 16:
+        top = int(np.asarray(image).max(initial=0))
+        image.info[USED] = (top << 8).bit_length(), 16
+        return image
+    values = _colour(image, again) if colour and again else _samples(image, raw)
+    if values is None:
+        return image
+    if asked is None and isinstance(image, PngImageFile) and stated and not _low(values, stated):
+        stated = None
+    return _cut(values, asked or stated or 16, image.mode if colour else "")
+
+
+def _cut(values: Deep, kept: int, mode: str) -> Image.Image:
+    array = np.minimum(values >> (kept - 8), 255).astype(np.uint8)
+    mode = mode or ("L" if array.ndim == 2 else "LA")
+    image = Image.frombytes(mode, (array.shape[1], array.shape[0]), array.tobytes())
+    image.info[USED] = int(values.max(initial=0)).bit_length(), kept
+    return image
+
+
+def _samples(image: Image.Image, raw: str) -> Deep | None:
+    """(H, W) or, with alpha, (H, W, 2); None for an image of 8-bit samples."""
+    order = ">" if raw == "LA;16B" else getattr(image, "pair_order", "")
+    if order:
+        return np.asarray(image).view(f"{order}u2").astype(np.uint16)
+    # Pillow scales the samples of a portable grey map to 16 bits, in a mode of 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return np.asarray(image).astype(np.uint16)
+    return None
+
+
+def _colour(image: Image.Image, again: Again) -> Deep:
+    """(H, W, C) from the high bytes, which Pillow takes, and the low ones.
+
+    Taken for samples of the other byte order, the same file gives its low bytes.
+    """
+    if getattr(image, "interleaved", True) is False:
+        raise ValueError("the low bytes of separate, compressed planes cannot be read")
+    with again() as other:
+        set_raw_mode(other, lambda raw: raw[:-1] + _OTHER_BYTE[raw[-1]])
+        other.load()
+        low = np.asarray(other)
+    values: Deep = np.asarray(image).astype(np.uint16) << 8 | low
+    return values
+
+
+# ------------------------------------------------------------------------------- what a file says
+
+
+def _stated(image: Image.Image) -> int | None:
+    """Bits that the samples of an opened file need by its own account, 8 to 15; None: all 16."""
+    if isinstance(image, TiffImageFile):
+        bits = _numbers(image.tag_v2.get(BITSPERSAMPLE))
+        tops = [top for tag in _MAX_SAMPLE_VALUES for top in _numbers(image.tag_v2.get(tag))]
+        bits += [max(tops).bit_length()] if tops and max(tops) > 0 else []
+    elif isinstance(image, PngImageFile) and image.fp is not None:
+        bits = _significant_bits(image.fp)
+    else:
+        return None
+    least = max(min(bits, default=16), 8)
+    return least if least < 16 else None
+
+
+def _numbers(value: Any) -> list[int]:
+    values = value if isinstance(value, tuple) else (value,)
+    return [int(each) for each in values if isinstance(each, int | float) and 0 <= each < 1 << 16]
+
+
+def _significant_bits(file: IO[bytes]) -> list[int]:
+    """The largest number in PNG's sBIT chunk, if there is one; the place in the file is kept."""
+    here = file.tell()
+    file.seek(8)
+    found: list[int] = []
+    while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
+        (length,) = struct.unpack(">I", head[:4])
+        if head[4:] == b"sBIT":
+            found = [max(file.read(length), default=16)]
+            break
+        file.seek(length + 4, os.SEEK_CUR)
+    file.seek(here)
+    return found
+
+
+def _low(values: Deep, bits: int) -> bool:
+    """Whether samples that need so many bits lie in the lowest bits of their 16.
+
+    PNG wants them scaled to all 16 (PNG specification, 11.3.2.4), which many writers do not do. By
+    that rule, samples are multiples of 2^(16 - n) or near those of 65535 / (2^n - 1).
+    """
+    if int(values.max(initial=0)) >> bits:
+        return False
+    step = 65535 / ((1 << bits) - 1)
+    scaled = np.abs(np.rint(values / step) * step - values) <= 1
+    shifted = values % (1 << (16 - bits)) == 0
+    return not bool((scaled | shifted).all())
+
+
+# --------------------------------------------------------------------- Pillow's stored layouts
+
+
+def raw_mode(image: Image.Image) -> str:
+    """Pillow's name of the stored layout of a file that is not loaded yet; "" for others."""
+    tiles = getattr(image, "tile", None)
+    first = tiles[0].args if tiles else ""
+    if isinstance(first, tuple) and first:
+        first = first[0]
+    return first if isinstance(first, str) else ""
+
+
+def set_raw_mode(image: Image.Image, change: Callable[[str], str]) -> None:
+    """Makes Pillow take the stored samples for another layout of the same size."""
+    file: Any = image
+    file.tile = [tile._replace(args=_changed(tile.args, change)) for tile in file.tile]
+
+
+def _changed(args: Any, change: Callable[[str], str]) -> Any:
+    return change(args) if isinstance(args, str) else (change(args[0]), *args[1:])

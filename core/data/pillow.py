@@ -1,0 +1,69 @@
+"""Pillow's and libtiff's switches for a whole process, held for the time of one image.
+
+Pillow keeps its limits in module variables, Python its warning filters, and libtiff prints its
+complaints to standard error. One lock holds all of them, so that threads decode one after another.
+"""
+
+import os
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from PIL import Image, PngImagePlugin
+
+_LOCK = threading.RLock()
+_STDERR = 2
+
+
+@contextmanager
+def switches(max_bytes: int, notes: list[str]) -> Iterator[None]:
+    """Lifts Pillow's limit on pixels, and collects warnings instead of printing them.
+
+    Args:
+        max_bytes: limit on the text and the colour profile of one PNG file, unpacked.
+        notes: holds, when the block ends, the texts of the warnings, each once.
+    """
+    with _LOCK, _limits(max_bytes), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            kinds = (UserWarning, RuntimeWarning)  # others are for programmers
+            said = [str(each.message) for each in caught if issubclass(each.category, kinds)]
+            notes[:] = dict.fromkeys(" ".join(text.split()) for text in notes + said)
+
+
+@contextmanager
+def _limits(max_bytes: int) -> Iterator[None]:
+    """The caller checks the number of pixels itself, against a key of the spec."""
+    before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    Image.MAX_IMAGE_PIXELS = None
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = max_bytes
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before[0]
+        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = before[1:]
+
+
+@contextmanager
+def standard_error(said: list[str]) -> Iterator[None]:
+    """Appends to ``said`` the lines that C code prints to standard error in this block."""
+    try:
+        terminal = os.dup(_STDERR)
+    except OSError:  # closed by whoever started this process
+        yield
+        return
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), _STDERR)
+            try:
+                yield
+            finally:
+                os.dup2(terminal, _STDERR)
+                file.seek(0)
+                said += file.read().decode(errors="replace").splitlines()
+    finally:
+        os.close(terminal)
