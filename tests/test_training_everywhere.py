@@ -82,14 +82,15 @@ def test_backends_are_checked_before_anything_runs(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_request_to_stop_reaches_the_run(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_request_to_stop_reaches_the_run(tmp_path, number):
     """The child saves and leaves; the parent must neither die before it nor leave it behind."""
     child = subprocess.Popen(
         [
             sys.executable,
             "-c",
             "import signal, sys, time\n"
-            "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+            f"signal.signal({int(number)}, lambda *_: sys.exit(7))\n"
             "print(flush=True)\n"
             "time.sleep(60)",
         ],
@@ -97,11 +98,18 @@ def test_a_request_to_stop_reaches_the_run(tmp_path):
     )
     child.stdout.readline()
     (tmp_path / "log").write_text("step 1\nstep 2")
-    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    handler = signal.getsignal(signal.SIGTERM)
+    threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+    handler = signal.getsignal(number)
     assert everywhere._wait(child, tmp_path / "log") == 7
-    assert signal.getsignal(signal.SIGTERM) == handler
+    assert signal.getsignal(number) == handler
     child.stdout.close()
+
+
+def test_a_run_that_a_signal_ended_before_it_began_has_that_status(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    (tmp_path / "log").write_text("")
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert everywhere._wait(child, tmp_path / "log") == 128 + signal.SIGTERM
 
 
 def test_demo_replaces_its_own_runs_only(tmp_path, monkeypatch):

@@ -106,8 +106,9 @@ def test_a_signal_saves_and_leaves_with_its_status(backend, backend_name, whole,
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
-def test_ctrl_c_is_such_a_signal(tmp_path):
-    interrupt("torch", tmp_path, signal.SIGINT, NUMPY + SLOW, "data.workers=1")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_so_do_others_to_all_processes_of_a_terminal(tmp_path, number):
+    interrupt("torch", tmp_path, number, NUMPY + SLOW, "data.workers=1")
 
 
 def interrupt(name: str, folder: Path, number: int, code: str, *overrides: str) -> None:
@@ -119,6 +120,8 @@ def interrupt(name: str, folder: Path, number: int, code: str, *overrides: str) 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Tests that run in the background may ignore it, and what is ignored stays so.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     wait_for(lambda: rows(folder) >= 2 or process.poll() is not None)
     os.killpg(process.pid, number)  # as a terminal and a launcher do: the workers get it, too

@@ -16,7 +16,6 @@ from triptych.core.errors import UserError
 from triptych.core.files.writing import occupied
 from triptych.core.runs.log import read_rows
 from triptych.core.training import run, trainer
-from triptych.core.training.signals import stop_request
 
 
 @pytest.fixture(autouse=True)
@@ -44,16 +43,17 @@ def test_stopping_changes_no_schedule_and_resuming_no_number(whole, tmp_path, st
     assert last["loss"] == read_rows(whole / "metrics.jsonl")[-1]["loss"]
 
 
-def test_a_signal_finishes_the_step_saves_and_is_resumed(whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_finishes_the_step_saves_and_is_resumed(whole, tmp_path, monkeypatch, number):
     honest = trainer.Trainer._advance
 
     def signalled(self, batch):
         if self.step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return honest(self, batch)
 
     monkeypatch.setattr(trainer.Trainer, "_advance", signalled)
-    assert run.train(tiny(), "torch", tmp_path) == signal.SIGTERM
+    assert run.train(tiny(), "torch", tmp_path) == number
     assert saved(tmp_path)[-1] == "step-00000007"
     assert not (tmp_path / "result.json").exists()
     monkeypatch.undo()
@@ -78,21 +78,6 @@ def test_an_evaluation_that_was_made_is_not_repeated(tmp_path):
     finished(tiny("evaluate.every=6"), tmp_path, resume="auto")
     rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if "eval" in row]
     assert [row["step"] for row in rows] == [6, 6, 12, 12]
-
-
-def test_only_a_later_signal_ends_the_process(monkeypatch):
-    left = []
-    monkeypatch.setattr(os, "_exit", left.append)
-    before = signal.getsignal(signal.SIGINT)
-    with stop_request() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.number == signal.SIGTERM
-        assert left == [], "launchers send the same request twice"
-        stop.when = time.monotonic() - 10
-        os.kill(os.getpid(), signal.SIGINT)
-        assert left == [128 + signal.SIGINT]
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_resume_drops_rows_of_lost_steps_and_torn_lines(whole, tmp_path):

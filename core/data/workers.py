@@ -24,6 +24,7 @@ from triptych.core.data.jobs import Filled, Job, Planes
 from triptych.core.data.worker import Reply, Task, shared_planes
 from triptych.core.errors import UserError
 from triptych.core.machine.resources import free_memory
+from triptych.core.machine.signals import ENDINGS
 
 T = TypeVar("T")
 
@@ -177,12 +178,12 @@ def _anonymous_file(size: int) -> int:
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """A process that starts in here never sees Ctrl-C or SIGTERM.
+    """A process that starts in here never sees Ctrl-C, SIGTERM and their like.
 
-    Both reach every process of a terminal or a job; the parent, which saves and leaves, needs its
+    They reach every process of a terminal or a job; the parent, which saves and leaves, needs its
     workers until then.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
     try:
         yield
     finally:

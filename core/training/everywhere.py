@@ -21,6 +21,7 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError
 from triptych.core.evaluation.protocol import KnnProtocol
 from triptych.core.files.writing import write_atomically
+from triptych.core.machine.signals import ENDINGS, heeded
 from triptych.core.parameters import initial_state
 from triptych.core.report import page, table
 from triptych.core.runs.log import Row
@@ -174,16 +175,21 @@ _TRIPTYCH = (sys.executable, "-m", "triptych.core.cli")
 
 
 def _wait(child: "subprocess.Popen[bytes]", log: Path) -> int:
-    """Waits for a run that saves its state when it is asked to stop, and passes the request on."""
-    previous = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    """Waits for a run that saves its state when a signal asks for it, and passes signals on.
+
+    From a terminal the run gets its signal twice, which is one request (``signals.GRACE``).
+    """
+    previous = {
+        number: signal.signal(number, lambda number, frame: child.send_signal(number))
+        for number in heeded()
+    }
     try:
-        return _follow(child, log)
-    except KeyboardInterrupt:
-        # A terminal has sent it to the child too, which is saving: let it finish.
-        child.wait()
-        raise
+        status = _follow(child, log)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    # A run that had not begun yet ends by the signal itself.
+    return 128 - status if -status in ENDINGS else status
 
 
 def _follow(child: "subprocess.Popen[bytes]", log: Path) -> int:

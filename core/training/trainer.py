@@ -149,7 +149,8 @@ class Trainer:
                 self._evaluate()
             if self._saves() or stopping:
                 self._reading()
-                self._save()
+                with stop.save_in_progress():
+                    self._save()
             if stopping:
                 return stop.number or SIGTERM
         return None
