@@ -169,6 +169,59 @@ def test_overrides_are_the_last_layer():
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "My Photos #2",
+        "#2",
+        "a: b",
+        "Photos: 2024 # new",
+        "- photos",
+        "*new*",
+        "&c",
+        "!important",
+        "%TEMP%",
+        "@eaDir",
+        "`pwd`",
+        "|",
+        "> x",
+        "? x",
+        "a=b=c",
+        " in spaces  ",
+        "C:\\Users\\me\\new",
+        "2024 and on",
+        "[old] photos",
+        '"open',
+        "'90s",
+        "it's #1",
+        "中文 # ü",
+        "\udcff\udc80 not UTF-8",
+    ],
+)
+def test_a_key_that_takes_text_gets_what_stands_after_the_equals_sign(text):
+    spec = config.load(write("a.yaml", SMALL), [f"data.root={text}"])
+    assert spec.data.root == text
+    assert config.load(write("dump.yaml", config.dump(spec))) == spec
+
+
+def test_quotes_lists_and_mappings_are_yaml_without_comments():
+    path = write("a.yaml", SMALL)
+
+    def root(text):
+        return config.load(path, [f"data.root={text}"]).data.root
+
+    assert root("'My Photos #2'") == root('"My Photos #2"') == "My Photos #2"
+    assert (
+        root("'2024'") == "2024"
+        and root("'[old]'") == "[old]"
+        and root("null") is None
+        and root("") is None
+    )
+    assert root('"a\\tb"') == "a\tb"
+    spec = config.load(path, ["data={root: a #1, list: 'b # 2'}", "model.image_size= [32, 48] "])
+    assert (spec.data.root, spec.data.list, spec.model.size) == ("a #1", "b # 2", (32, 48))
+
+
+@pytest.mark.parametrize(
     ("text", "value"),
     [
         ("1e-3", 1e-3),

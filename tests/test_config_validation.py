@@ -39,7 +39,7 @@ WRONG = [
     ("train.accumulate=2", "train.accumulate: 2: expected 1"),
     ("parallel.data=true", "parallel.data: true: expected 1"),
     ("data.channels=true", "data.channels: true: expected an integer >= 1 and <= 4"),
-    ("data.root=3", "data.root: 3: expected text or null"),
+    ("data.root=3", "data.root: 3: expected text or null; text that looks like this needs quotes"),
     ("threads=0", "threads: 0: expected an integer > 0 and <= 1024 or auto"),
     (
         "model.image_size=[32]",
@@ -149,9 +149,14 @@ WRONG = [
     ("=3", "expected KEY=VALUE"),
     ("a..b=3", "expected KEY=VALUE"),
     ("optim.betas=[", "not YAML"),
-    ("seed=a: b: c", "not YAML"),
-    ("seed=1\n---\n2", "not YAML"),
-    ("seed=!!python/name:os.system x", "tag !!python/name:os.system is refused"),
+    ("optim.betas=[0.9, 0.95] # as ever", "not YAML"),
+    ("model={width: 32 # less", "not YAML"),
+    ("seed=a: b: c", "seed: 'a: b: c': expected an integer"),
+    ("seed=1\n---\n2", "seed: '1\\n---\\n2': expected an integer"),
+    ("seed=1 # the first", "seed: '1 # the first': expected an integer"),
+    ("seed=!!python/name:os.system x", "seed: '!!python/name:os.system x': expected an integer"),
+    ("data.root=[old]", "data.root: ['old']: expected text or null; text that looks like this"),
+    ("augment.view1=[!!python/name:os.system x]", "tag !!python/name:os.system is refused"),
 ]
 
 

@@ -18,9 +18,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     """The spec of a file, or of a recipe by its name (``moco_v3/vit_small``).
 
     Args:
-        overrides: ``a.b=c`` each, where c is YAML: a last layer over the file. ``a.0.b`` is an
-            item of a list. An override of ``method.name`` keeps the other keys of the section,
-            and those that the new method has not are errors.
+        overrides: ``a.b=c`` each: a last layer over the file. ``a.0.b`` is an item of a list. All
+            that stands after the first ``=`` is the value, and nothing in it is a comment: a
+            number, null, a list, a mapping or a quoted text as in YAML, else the text as it is.
+            An override of ``method.name`` keeps the other keys of the section, and those that the
+            new method has not are errors.
 
     Raises:
         UserError: one line for each thing that is wrong, with file, line, key and what is allowed.

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from triptych.core.config.yaml12 import MAX_DEPTH, SCALARS, TAG, Loader
+from triptych.core.config.yaml12 import MAX_DEPTH, SCALARS, TAG, Loader, scalar
 from triptych.core.errors import UserError
 
 MAX_VALUES = 100_000
@@ -23,6 +23,8 @@ class Node:
     mark: str
     bad: bool = False
     """Already reported; what validation says about it is noise."""
+    flaw: str | None = None
+    """Of an override that is not YAML: the line that says so, unless its key takes text."""
 
     def plain(self) -> Any:
         """The value without marks."""
@@ -74,6 +76,36 @@ def parse(text: str, name: str, problems: list[str], *, lines: bool = True) -> N
         # The scanner hands escapes like "\UFFFFFFFF" straight to chr().
         raise UserError(f"{name}: not YAML: an escape names no character") from None
     return None if node is None else _Builder(at, problems).build(node, ())
+
+
+def parse_override(text: str, mark: str, problems: list[str]) -> Node:
+    """The value of ``-o key=value``: a list, a mapping or a quoted text in YAML, or a plain scalar.
+
+    ``#`` is a character like any other, and so are the signs by which YAML tells blocks, links and
+    tags from plain text. ``mark`` and ``problems`` are those of ``parse``.
+    """
+    if text.lstrip()[:1] not in ("[", "{", "'", '"') or not text.strip():
+        return Node(scalar(text), mark)
+    # YAML knows no way to switch comments off, so "#" is another character while it is read.
+    stand_in = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in text)
+    try:
+        found = parse(text.replace("#", stand_in), mark, problems, lines=False)
+    except UserError as error:
+        return Node(text, mark, flaw=str(error).replace(stand_in, "#"))
+    return _with_hashes(found, stand_in) if found else Node(None, mark)
+
+
+def _with_hashes(node: Node, stand_in: str) -> Node:
+    def back(value: Any) -> Any:
+        return value.replace(stand_in, "#") if isinstance(value, str) else value
+
+    if isinstance(node.content, dict):
+        content: Any = {back(k): _with_hashes(v, stand_in) for k, v in node.content.items()}
+    elif isinstance(node.content, list):
+        content = [_with_hashes(item, stand_in) for item in node.content]
+    else:
+        content = back(node.content)
+    return replace(node, content=content)
 
 
 class _Builder:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from triptych.core.config.document import Node, parse, show
+from triptych.core.config.document import Node, parse, parse_override, show
 from triptych.core.config.recipes import find
 from triptych.core.config.yaml12 import MAX_DEPTH
 from triptych.core.errors import UserError
@@ -30,7 +30,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Node, list[str]]:
     """A file with its bases below it and the overrides on top, and what is wrong besides.
 
     Args:
-        overrides: ``a.b=c`` each, c in YAML; applied in order.
+        overrides: ``a.b=c`` each, c as ``parse_override`` reads it; applied in order.
 
     Raises:
         UserError: there is nothing to go on with: a file is missing or is not a YAML mapping.
@@ -108,8 +108,7 @@ class _Reader:
             self.problems.append(f"{mark}: expected KEY=VALUE, like train.steps=100")
             return root
         try:
-            leaf = parse(value, mark, self.problems, lines=False) or Node(None, mark)
-            return _set(root, parts, leaf)
+            return _set(root, parts, parse_override(value, mark, self.problems))
         except UserError as error:
             self.problems.append(str(error))
             return root

@@ -32,8 +32,9 @@ def validate(root: Node, problems: Sequence[str] = ()) -> RunSpec:
     except ValidationError as error:
         found: dict[KeyPath, str] = {}
         for path, message in _messages(root, error):
+            last = root.trail(path)[-1]
             if not any(node.bad for node in root.trail(path)):
-                found.setdefault(path, f"{root.trail(path)[-1].mark}: {dotted(path)}: {message}")
+                found.setdefault(path, last.flaw or f"{last.mark}: {dotted(path)}: {message}")
         lines += [line for path, line in found.items() if not _follows(path, line, found)]
     if lines:
         raise UserError("\n".join(lines))
@@ -60,6 +61,8 @@ def _messages(root: Node, error: ValidationError) -> Iterator[tuple[KeyPath, str
             yield (*path, key), _wrong(root, (*path, key), {"enum": schema.tags(nodes[-1])})
         elif kind == "missing" and isinstance(path[-1], int):
             yield path[:-1], _wrong(root, path[:-1], nodes[-2])
+        elif kind == "string_type" and _value(root, path) is not MISSING:
+            yield path, f"{_wrong(root, path, nodes[-1])}; text that looks like this needs quotes"
         elif isinstance(cause, ValueError):
             yield path, f"{show(_value(root, path))}: {cause}"
         else:

@@ -62,6 +62,16 @@ class Loader(yaml.SafeLoader):
         return node
 
 
+def scalar(text: str) -> Any:
+    """The value of a text as a plain scalar: null, bool, int or float, else the text itself."""
+    plain = text.strip()
+    kinds = [kind for kind, (form, _) in _PATTERNS.items() if re.fullmatch(form, plain)]
+    try:
+        return SCALARS[kinds[0]](plain) if kinds else text
+    except ValueError:
+        return text
+
+
 class Dumper(yaml.SafeDumper):
     """Quotes exactly what ``Loader`` would read as something else than text."""
 
