@@ -28,10 +28,10 @@ $(stamp): $(inputs)
 	scripts/setup.sh $@ constraints/pins.txt dev $(backends)
 
 demo: $(stamp)  ## the same spec on every backend, then the curves side by side in runs/demo
-	$(python) -m triptych.core.commands.demo $$(cat $(stamp))
+	$(python) tools/demo.py $$(cat $(stamp))
 
 demo-all: $(stamp)  ## every short recipe of the digits on every backend, in runs/demo-all
-	$(python) -m triptych.core.commands.demo --all $$(cat $(stamp))
+	$(python) tools/demo.py --all $$(cat $(stamp))
 
 test: $(stamp)  ## the test suite
 	$(under_test) $(python) -m pytest

@@ -6,6 +6,7 @@ from types import ModuleType
 
 from triptych.core.errors import UserError
 from triptych.core.machine.environment import NAMES, install_command, why_not
+from triptych.core.machine.interrupts import interrupts_kept
 
 BACKENDS = NAMES
 
@@ -35,10 +36,12 @@ def load(name: str) -> ModuleType:
 
     Raises:
         UserError: no such backend, or its framework is missing or does not import.
+        KeyboardInterrupt: Ctrl-C during the import.
     """
     check(name)
     try:
-        return importlib.import_module(f"triptych.backends.{name}")
+        with interrupts_kept():
+            return importlib.import_module(f"triptych.backends.{name}")
     except (ImportError, OSError) as error:
         raise UserError(
             f"backend {name!r}: its framework does not import ({error}); "

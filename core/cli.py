@@ -3,15 +3,28 @@
 import argparse
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TextIO
 
-from triptych.core.errors import NonFiniteError, UserError
+from triptych.core.errors import NonFiniteError, UserError, printable
+from triptych.core.machine.environment import NAMES
+from triptych.core.machine.interrupts import leave_at_once
 
-COMMANDS = ("train", "eval", "parity", "info", "bench", "report")
+COMMANDS = {
+    "train": "train one spec on one backend",
+    "eval": "evaluate frozen features",
+    "parity": "record a run's numbers, compare two records, or train on every backend",
+    "info": "show parameters, FLOPs, schedule and resolved spec of a run; or the environment",
+    "bench": "measure a training step, or the loader, beside a plain alternative in the same run",
+    "report": "write one self-contained HTML page about some runs",
+    "demo": "train a recipe of the digits on every backend and compare",
+}
+"""Name -> help. A command's module, of the same name, is imported only where it is chosen."""
 BAD_INPUT, NON_FINITE = 2, 3
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Error numbers of a disk or a quota that is full, a file at its limit, a terminal that is gone."""
@@ -26,9 +39,11 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status; see ``exit_status``."""
+    words = sys.argv[1:] if argv is None else argv
 
     def command() -> int:
-        arguments = _parser().parse_args(argv)
+        with leave_at_once():
+            arguments = _parser(words).parse_args(words)
         return int(arguments.run(arguments) or 0)
 
     return exit_status(command)
@@ -40,15 +55,13 @@ def exit_status(command: Callable[[], int]) -> int:
     0 done; 2 bad input (one ``error:`` line each on stderr); 3 training went non-finite; 128 + n
     after signal n with the state saved; anything else that escapes is a bug, with its traceback.
     """
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started this
-            setattr(sys, name, open(os.devnull, "w"))
+    _prepare_streams()
     try:
         status = command()
         sys.stdout.flush()  # what cannot be written is to be known in here
         return status
     except UserError as error:
-        for line in str(error).splitlines():
+        for line in str(error).split("\n"):
             _complain(line)
         return BAD_INPUT
     except NonFiniteError as error:
@@ -71,10 +84,20 @@ def exit_status(command: Callable[[], int]) -> int:
         return BAD_INPUT
 
 
+def _prepare_streams() -> None:
+    """Whatever a path or a spec holds can be printed, to a terminal of any encoding."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "w"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _complain(text: str) -> None:
     """Says what is wrong, if there is anybody to say it to."""
     try:
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        print(f"error: {printable(text)}", file=sys.stderr, flush=True)
     except OSError:
         _silence(sys.stderr)
 
@@ -84,15 +107,23 @@ def _silence(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser that knows all commands by name, and the arguments of the one that is chosen."""
     parser = _Parser(prog="triptych", description="Self-supervised pretraining on three frameworks")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        command = importlib.import_module(f"triptych.core.commands.{name}")
-        sub = subparsers.add_parser(name, help=command.HELP, description=command.HELP)
-        command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    for name, text in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=text, description=text)
+        if name == chosen:
+            command = importlib.import_module(f"triptych.core.commands.{name}")
+            command.add_arguments(sub)
+            sub.set_defaults(run=command.run)
     return parser
+
+
+def path(text: str) -> Path:
+    """The type of an argument that is a file or folder; ``~`` is a home folder."""
+    return Path(os.path.expanduser(text))
 
 
 def add_spec_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -116,13 +147,18 @@ def add_spec_arguments(parser: argparse.ArgumentParser, *, required: bool = True
     )
 
 
-def add_backend_argument(parser: argparse.ArgumentParser, *extra: str) -> None:
-    """``--backend``: default the spec's, else the first installed."""
+def add_backend_argument(
+    parser: argparse.ArgumentParser,
+    *extra: str,
+    default: str = "the spec's, else the first installed",
+) -> None:
+    """``--backend``: one of the backends, or of ``extra``."""
+    names = (*NAMES, *extra)
     parser.add_argument(
         "--backend",
         metavar="NAME",
-        help=" | ".join(("torch", "oneflow", "paddle", *extra))
-        + "; default: the spec's, else the first installed",
+        choices=names,
+        help=f"{' | '.join(names)}; default: {default}",
     )
 
 

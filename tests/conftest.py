@@ -2,6 +2,8 @@
 
 ``TRIPTYCH_BACKENDS`` names the backends under test, e.g. ``torch,paddle``, or ``none``. Without it
 those that are installed run, and the head of the report says which are left out.
+``TRIPTYCH_DEVICE`` names the device under test, e.g. ``cuda``; without it the CPU, also where there
+is a GPU.
 """
 
 import os
@@ -9,6 +11,7 @@ import os
 # Before any framework is imported: threads of several frameworks on few cores make slow tests.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "2")
+os.environ.setdefault("TRIPTYCH_DEVICE", "cpu")
 
 from types import ModuleType
 from typing import Any
@@ -75,7 +78,10 @@ def pytest_report_header(config: pytest.Config) -> str:
     """Says which backends are tested and which are left out: nothing is skipped in silence."""
     under_test = backends.installed() if requested() is None else requested()
     left_out = [name for name in backends.BACKENDS if name not in under_test]
-    return f"backends: {', '.join(under_test) or 'none'}; left out: {', '.join(left_out) or 'none'}"
+    return (
+        f"backends: {', '.join(under_test) or 'none'}; left out: {', '.join(left_out) or 'none'}; "
+        f"device: {os.environ['TRIPTYCH_DEVICE']}"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

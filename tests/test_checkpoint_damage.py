@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_checkpoint import flip, newest, same, save
+from test_checkpoint_store import flip, newest, same, save
 
 from triptych.core import checkpoint
 from triptych.core.checkpoint import DamagedCheckpoint, Manifest

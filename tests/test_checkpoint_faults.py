@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_checkpoint import make_spec, make_state, newest, same, save, steps
+from test_checkpoint_store import make_spec, make_state, newest, same, save, steps
 
 from triptych.core import checkpoint
 from triptych.core.checkpoint import store
@@ -81,7 +81,7 @@ def test_a_writer_may_die_at_every_operation(tmp_path: Path, step: int) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from test_checkpoint import make_state, save
+from test_checkpoint_store import make_state, save
 run, step = Path(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
 while True:

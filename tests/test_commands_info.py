@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 
 from triptych.core import cli, config
+from triptych.core.machine import environment
 from triptych.core.optim.plan import Plan
 from triptych.core.parameters.counts import flops, parameter_counts
 from triptych.core.report.summary import render, schedule, summarize
@@ -252,9 +253,19 @@ def test_bad_input_is_one_line_each_and_status_2(info, arguments, message):
 
 
 def test_env_is_wired(info, monkeypatch):
-    from triptych.core.machine import environment
 
-    monkeypatch.setattr(environment, "report", lambda: {"backends": {}, "cores": 3})
+    monkeypatch.setattr(environment, "report", lambda names: {"backends": {}, "cores": 3})
     monkeypatch.setattr(environment, "render", lambda found: f"cores: {found['cores']}")
     assert info("env") == (0, "cores: 3\n", "")
     assert json.loads(info("env", "--json")[1]) == {"backends": {}, "cores": 3}
+
+
+def test_a_backend_may_be_named_as_for_the_other_commands(info, monkeypatch):
+    status, out, _ = info("-c", "moco_v3/digits", "--backend", "paddle", "--json")
+    assert status == 0 and json.loads(out)["spec"]["backend"] == "paddle"
+    asked = []
+    monkeypatch.setattr(environment, "_probe", lambda name, timeout: asked.append(name) or {})
+    monkeypatch.setattr(environment, "render", lambda found: "")
+    assert info("env", "--backend", "oneflow")[0] == 0 and asked == ["oneflow"]
+    status, _, err = info("env", "--backend", "jax")
+    assert status == 2 and "--backend: invalid choice: 'jax' (choose from 'torch'" in err

@@ -79,6 +79,20 @@ def test_installed_backend_is_usable(backend, backend_name):
     assert f"{backend_name:<9} usable" in environment.render(found)
 
 
+def test_a_card_that_a_build_has_no_code_for_is_named_with_what_helps(monkeypatch):
+    found = {
+        "versions": {"paddle": "2.6.2"},
+        "cuda": ["", "this build has no code for NVIDIA H100"],
+    }
+    monkeypatch.setattr(environment, "why_not", lambda name: "")
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(environment, "_import_elsewhere", lambda name, timeout: found)
+    text = environment.render(environment.report(["paddle"]))
+    assert "paddle    usable: paddle 2.6.2; on cpu, cuda:0\n" in text
+    assert "          not cuda:1: this build has no code for NVIDIA H100\n" in text
+    assert text.endswith(f"pip install paddlepaddle-gpu -i {environment.PADDLE_INDEX}")
+
+
 def test_report_is_plain_data_about_this_process():
     found = environment.report([])
     assert json.loads(json.dumps(found)) == found

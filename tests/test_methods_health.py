@@ -157,8 +157,9 @@ def test_moca_watches_the_words_too():
 def test_features_that_get_worse_are_told_of_once():
     health = Health(CHANCE, remedy="wait")
     told = [
-        health.evaluated({"labels": labels, "top1": top1})
-        for labels, top1 in (("all", 0.8), (10, 0.1), ("all", 0.78), ("all", 0.74), ("all", 0.6))
+        health.evaluated(title, score)
+        for title, score in (("k-NN", 0.8), ("linear", 0.1), ("k-NN", 0.78), ("k-NN", 0.74))
     ]
-    assert [text is not None for text in told] == [False, False, False, True, False]
-    assert "74.0 % after 80.0 %" in told[3] and told[3].endswith("wait")
+    assert [text is not None for text in told] == [False, False, False, True]
+    assert "k-NN 74.0 % after 80.0 %" in told[3] and told[3].endswith("wait")
+    assert health.evaluated("k-NN", 0.6) is None

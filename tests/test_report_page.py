@@ -105,11 +105,33 @@ def test_table_compares_with_the_first_run(runs):
 
 
 def test_table_tells_trained_from_baselines(runs):
-    top1 = table.table(runs)[0].top1
-    assert top1["trained", "all"] == 0.94  # of the last step, whatever the order of the lines
-    assert top1["random init", "10"] == 0.36
-    assert top1["raw pixels", "all"] == 0.986
-    assert ("raw pixels", "10") not in top1
+    rows = table.table(runs)[0].evaluations
+    top1 = {key: row.score for key, row in rows.items()}
+    # Of the last step, whatever the order of the lines.
+    assert top1["k-NN", "trained", "all labels"] == 0.94
+    assert top1["k-NN", "random init", "10 per class"] == 0.36
+    assert top1["k-NN", "raw pixels", "all labels"] == 0.986
+    assert ("k-NN", "raw pixels", "10 per class") not in top1
+
+
+def test_evaluations_that_are_not_known_are_shown_by_name_and_top1(tmp_path, runs):
+    run = write_run(tmp_path / "other")
+    with (run / "metrics.jsonl").open("a") as file:
+        for row in (
+            {"eval": "linear", "step": 100, "top1": 0.712, "rate": 0.1},
+            {"eval": "export", "step": 100, "file": "features.npz"},
+        ):
+            file.write(json.dumps(row) + "\n")
+    other = read_run(run)
+    assert other.evaluations[3].model_dump()["rate"] == 0.1
+    rows = table.table([runs[0], other])
+    shown = [dict(zip(table.headings(rows), table.cells(row, rows), strict=True)) for row in rows]
+    assert [cells["linear % trained"] for cells in shown] == ["–", "71.2"]
+    assert [cells["export % trained"] for cells in shown] == ["–", "–"]
+    assert [cells["k-NN % trained"] for cells in shown] == ["94.0/83.0"] * 2
+    seen = Page(page.render([runs[0], other]))
+    assert seen.tags.count("figure") == 4, "loss, difference, k-NN, linear"
+    assert "linear accuracy" in seen.text and "other: 71.2 %" in seen.text
 
 
 def test_table_prints_as_many_cells_as_headings(runs):

@@ -78,7 +78,7 @@ def test_backends_are_checked_before_anything_runs(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="backend"):
             everywhere.run("moco_v3/digits", [], names, tmp_path)
     with pytest.raises(UserError, match="no backend to train on"):
-        demo.run(["none"], tmp_path)
+        demo.demonstrate(["none"], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -121,15 +121,15 @@ def test_demo_replaces_its_own_runs_only(tmp_path, monkeypatch):
     (earlier / "spec.yaml").write_text("")
     other = tmp_path / "oneflow"
     other.mkdir()
-    assert demo.run([], tmp_path) == 0
+    demo.demonstrate([], tmp_path)
     assert called == [(demo.RECIPE, [], ("torch",), tmp_path)]
     assert not earlier.exists() and other.exists()
 
 
 def test_demo_all_goes_through_every_short_recipe(monkeypatch):
     called = []
-    monkeypatch.setattr(demo, "run", lambda *arguments: called.append(arguments))
-    assert demo.main(["--all", "torch"]) == 0
+    monkeypatch.setattr(demo, "demonstrate", lambda *arguments: called.append(arguments))
+    assert cli.main(["demo", "--all", "torch"]) == 0
     recipes = ["moco_v1/digits", "moco_v2/digits", "moco_v3/digits", "moco_v3/digits_resnet"]
     assert [recipe for _, _, recipe in called if recipe in recipes] == recipes
     assert {tuple(names) for names, _, _ in called} == {("torch",)}

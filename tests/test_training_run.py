@@ -199,7 +199,7 @@ def test_nothing_is_written_before_everything_is_built(tmp_path, monkeypatch):
 
 
 def test_an_evaluation_without_labelled_images_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("triptych.core.evaluation.protocol.open_evaluation", lambda spec: None)
+    monkeypatch.setattr("triptych.core.evaluation.split.open_evaluation", lambda spec: None)
     refused("set data.eval_root", tiny("evaluate.every=5"), "torch", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

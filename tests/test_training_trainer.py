@@ -19,8 +19,9 @@ from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.methods.health import STATES
 from triptych.core.optim.plan import Plan
 from triptych.core.runs.log import Logs, read_rows
+from triptych.core.runs.rows import evaluation
 from triptych.core.training import run
-from triptych.core.training.terminal import Terminal, evaluation_line, health_line
+from triptych.core.training.terminal import Terminal, health_line
 
 
 @pytest.fixture(autouse=True)
@@ -123,10 +124,17 @@ def test_the_evaluation_line():
         **{"step": 5, "labels": 10, "top1": 0.83214, "k": 20, "temperature": 0.07, "bank": 100},
         **{"branch": "student", "tokens": "cls", "queries": 360},
     }
-    assert evaluation_line(row) == (
+    row = evaluation({"eval": "knn", **row})
+    assert row.line() == (
         "step 5 k-NN top-1 83.21 % (10 labels per class, k 20, T 0.07, student cls, "
         "100 labelled, 360 queries)"
     )
+    damaged = row.model_copy(update={"skipped": 2})
+    assert damaged.line().endswith("360 queries, 2 damaged files left out)")
+    assert evaluation({"eval": "linear", "step": 5, "top1": 0.5}).line() == (
+        "step 5 linear top-1 50.00 %"
+    )
+    assert evaluation({"eval": "export", "step": 5}).line() == "step 5 export"
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -287,6 +295,30 @@ def test_rows_end_before_a_damaged_line(whole, line):
     rows = read_rows(path)
     path.write_text(path.read_text() + line + "\n" + json.dumps(rows[0]) + "\n")
     assert read_rows(path) == rows
+
+
+UNKNOWN = (
+    {"eval": "linear", "step": 6, "top1": 83.2, "labels": "all", "tokens": ["cls", "mean"]},
+    {"eval": "lowshot", "step": 6, "time": 1.0, "top1": 0.5, "grid": {"cost": [0.1, 1.0]}},
+)
+"""Rows as another version may write them."""
+
+
+def test_evaluations_that_are_not_known_survive_a_resume(tmp_path):
+    keys = ["log.tensorboard=true", "evaluate.every=6"]
+    path = finished(tiny(*keys, "train.stop_at=6"), tmp_path) / "metrics.jsonl"
+    before = read_rows(path)
+    with path.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in UNKNOWN)
+    finished(tiny(*keys), tmp_path, resume="auto")
+    after = read_rows(path)
+    assert after[: len(before) + 2] == [*before, *UNKNOWN]
+    assert [row["step"] for row in after if "eval" not in row] == [1, 3, 6, 9, 12]
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("lowshot/top1")] == [(6, 0.5)]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [row["eval"] for row in result["evaluations"]][2:4] == ["linear", "lowshot"]
 
 
 # ---------------------------------------------------------------------------------- not finite

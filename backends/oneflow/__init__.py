@@ -11,10 +11,13 @@ import oneflow as flow  # noqa: E402
 from triptych.backends.oneflow.engine import Engine  # noqa: E402
 from triptych.core.config.spec import RunSpec  # noqa: E402
 from triptych.core.contracts import Array  # noqa: E402
-from triptych.core.machine.resources import check_precision, pick_device  # noqa: E402
+from triptych.core.machine.devices import check_precision, pick_device  # noqa: E402
 
 # OneFlow has no bfloat16 and no float16 arithmetic on the CPU.
 PRECISIONS = {"cpu": ("float32", "float64"), "cuda": ("float32", "float64")}
+CUDA_CODE = ("sm_60", "sm_61", "sm_70", "sm_75", "sm_80", "sm_86")
+"""Machine code in the wheel of OneFlow 0.9.0, which holds no PTX: the driver cannot compile it for
+a newer card. A kernel that is started there ends the process."""
 
 
 def versions() -> dict[str, str]:
@@ -26,6 +29,11 @@ def versions() -> dict[str, str]:
 def cuda_devices() -> int:
     """CUDA devices the framework can use."""
     return int(flow.cuda.device_count())
+
+
+def cuda_code() -> tuple[str, ...]:
+    """What the build was compiled for, see ``core.machine.cuda.runs_on``."""
+    return CUDA_CODE
 
 
 def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
@@ -41,6 +49,6 @@ def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
         UserError: a device or precision that is not to be had here.
     """
     # The count comes first: to name a CUDA device that is not there ends the process.
-    device = pick_device(spec, "oneflow", cuda_devices())
+    device = pick_device(spec, "oneflow", cuda_devices(), cuda_code())
     check_precision(spec, "oneflow", device, PRECISIONS)
     return Engine(spec, state, device)

@@ -12,10 +12,13 @@ import paddle  # noqa: E402
 from triptych.backends.paddle.engine import Engine  # noqa: E402
 from triptych.core.config.spec import RunSpec  # noqa: E402
 from triptych.core.contracts import Array  # noqa: E402
-from triptych.core.machine.resources import check_precision, cpu_threads, pick_device  # noqa: E402
+from triptych.core.machine.devices import check_precision, pick_device  # noqa: E402
+from triptych.core.machine.resources import cpu_threads  # noqa: E402
 
 # On the CPU autocast to bfloat16 stays float32 without a word, and float16 sums overflow.
 PRECISIONS = {"cpu": ("float32", "float64"), "cuda": ("float32", "float64")}
+CUDA_11_CODE = (60, 61, 70, 75, 80, 86)
+"""Architectures of paddlepaddle-gpu 2.6.2, the newest on PyPI: newer cards are not served."""
 
 
 def versions() -> dict[str, str]:
@@ -29,6 +32,15 @@ def cuda_devices() -> int:
     return paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
 
 
+def cuda_code() -> tuple[str, ...]:
+    """What the build was compiled for, see ``core.machine.cuda.runs_on``."""
+    if not paddle.is_compiled_with_cuda():
+        return ()
+    # Paddle 2.6 does not know it.
+    archs = getattr(paddle.version, "cuda_archs", tuple)()
+    return tuple(f"sm_{arch}" for arch in archs or CUDA_11_CODE)
+
+
 def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
     """An engine whose model holds ``state``; the optimizer is fresh.
 
@@ -38,7 +50,7 @@ def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
     Raises:
         UserError: a device or precision that is not to be had here.
     """
-    device = pick_device(spec, "paddle", cuda_devices())
+    device = pick_device(spec, "paddle", cuda_devices(), cuda_code())
     check_precision(spec, "paddle", device, PRECISIONS)
     paddle.base.core.set_num_threads(cpu_threads(spec))
     paddle.set_device(device.replace("cuda", "gpu"))

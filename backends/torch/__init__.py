@@ -7,7 +7,8 @@ import torch
 from triptych.backends.torch.engine import Engine
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array
-from triptych.core.machine.resources import check_precision, cpu_threads, pick_device
+from triptych.core.machine.devices import check_precision, pick_device
+from triptych.core.machine.resources import cpu_threads
 
 # float16 needs loss scaling, which this version does not have.
 PRECISIONS = {
@@ -33,6 +34,11 @@ def cuda_devices() -> int:
     return torch.cuda.device_count()
 
 
+def cuda_code() -> tuple[str, ...]:
+    """What the build was compiled for, see ``core.machine.cuda.runs_on``."""
+    return tuple(torch.cuda.get_arch_list())
+
+
 def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
     """An engine whose model holds ``state``; the optimizer is fresh.
 
@@ -42,7 +48,7 @@ def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
     Raises:
         UserError: a device or precision that is not to be had here.
     """
-    device = pick_device(spec, "torch", cuda_devices())
+    device = pick_device(spec, "torch", cuda_devices(), cuda_code())
     check_precision(spec, "torch", device, PRECISIONS)
     torch.set_num_threads(cpu_threads(spec))
     # Parity first: TF32 keeps ten bits of a float32's fraction, and autotuning picks kernels.

@@ -9,6 +9,7 @@ from triptych.core.checkpoint.retrieval import (
     verify,
 )
 from triptych.core.checkpoint.store import refuse_non_finite, write
+from triptych.core.checkpoint.trial import sizes, try_out
 
 __all__ = [
     "DamagedCheckpoint",
@@ -18,7 +19,9 @@ __all__ = [
     "read",
     "refuse_non_finite",
     "resolve",
+    "sizes",
     "stamp_warnings",
+    "try_out",
     "verify",
     "versions",
     "write",

@@ -6,7 +6,6 @@ A checkpoint is written aside, synced, and renamed into place last: a process th
 moment leaves the checkpoints that it found. One process writes to a run at a time.
 """
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -31,6 +30,7 @@ from triptych.core.checkpoint.retrieval import (
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, State
 from triptych.core.errors import NonFiniteError, UserError, first_non_finite
+from triptych.core.files.writing import FULL, remedy, set_mode, sync
 
 
 def write(
@@ -53,11 +53,11 @@ def write(
     refuse_non_finite(state, f"checkpoint of step {step}")
     folder = run_dir / FOLDER
     final = folder / f"step-{step:08d}"
-    aside = _aside(final)
+    aside = aside_of(final)
     with _refusals(f"save {final}"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _sync(run_dir)
+            sync(run_dir)
             _clear(folder)
             aside.mkdir()
             _fill(aside, step, state, spec, extra)
@@ -75,15 +75,21 @@ def refuse_non_finite(state: Mapping[str, Array], what: str) -> None:
         raise NonFiniteError(f"{what}: {found} is not finite")
 
 
-def _aside(path: Path) -> Path:
+def aside_of(path: Path) -> Path:
+    """Where a checkpoint is written before it is renamed to ``path``."""
     return path.with_name(f".{path.name}.tmp")
 
 
+def shard_file(name: str) -> str:
+    """The file of a tensor, by its canonical name: one file per branch of the names."""
+    return name.partition(".")[0] + ".safetensors"
+
+
 def _fill(aside: Path, step: int, state: State, spec: RunSpec, extra: Mapping[str, Any]) -> None:
-    """The files of a checkpoint, one per branch of the names, each synced; the manifest last."""
+    """The files of a checkpoint, each synced; the manifest last."""
     shards: dict[str, State] = {}
     for name, array in state.items():
-        shards.setdefault(name.partition(".")[0] + ".safetensors", {})[name] = array
+        shards.setdefault(shard_file(name), {})[name] = array
     manifest = Manifest(
         step=step,
         spec=spec.model_dump(mode="json"),
@@ -98,15 +104,15 @@ def _fill(aside: Path, step: int, state: State, spec: RunSpec, extra: Mapping[st
     )
     with open(aside / MANIFEST, "x", encoding="utf-8") as stream:
         stream.write(manifest.to_json())
-    _sync(aside / MANIFEST)
-    _sync(aside)
+    sync(aside / MANIFEST)
+    sync(aside)
 
 
 def _save(path: Path, shard: State) -> FileEntry:
     # safetensors takes the bytes of an array as they lie: out of C order the values get mixed up.
     save_file({name: np.asarray(array, order="C") for name, array in shard.items()}, path)
-    path.chmod(path.parent.stat().st_mode & 0o666)  # it makes its files private
-    _sync(path)
+    set_mode(path, path.parent.stat().st_mode & 0o666)  # safetensors makes its files private
+    sync(path)
     return FileEntry(sha256=sha256(path), size=path.stat().st_size)
 
 
@@ -117,7 +123,7 @@ def _put_in_place(aside: Path, final: Path) -> None:
         # still counts as a checkpoint.
         final.rename(displaced)
     aside.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     if displaced.exists():
         _remove(displaced)
 
@@ -133,7 +139,7 @@ def _prune(folder: Path, keep: int, new: Path) -> None:
 
 def _remove(path: Path) -> None:
     # Out of sight first: a half-removed folder must not pass for a damaged checkpoint.
-    shutil.rmtree(path.rename(_aside(path)))
+    shutil.rmtree(path.rename(aside_of(path)))
 
 
 def _clear(folder: Path) -> None:
@@ -148,25 +154,18 @@ def _clear(folder: Path) -> None:
             path.rename(place)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def _refusals(doing: str) -> Iterator[None]:
     """What the file system refuses, as an error that says what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
-        full = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
-        remedy = "make the folder writable or set --output to another one"
-        if any(text in reason for text in full):
-            remedy = "free some space, lower checkpoint.keep or set --output to another disk"
+        reason, number = str(error), None
+        if isinstance(error, OSError):
+            reason, number = error.strerror or reason, error.errno
+        else:
+            # safetensors tells what the file system said in words.
+            number = next((code for code in FULL if os.strerror(code) in reason), None)
         raise UserError(
-            f"cannot {doing}: {reason}; {remedy} (what was saved before is intact)"
+            f"cannot {doing}: {reason}; {remedy(number)} (what was saved before is intact)"
         ) from error

@@ -1,1 +1,1 @@
-"""The subcommands: each module has ``HELP``, ``add_arguments(parser)`` and ``run(arguments)``."""
+"""The commands: each module has ``add_arguments(parser)`` and ``run(arguments)``; see ``cli``."""

@@ -4,7 +4,6 @@ import argparse
 import importlib
 from types import ModuleType
 
-HELP = "measure a training step, or the loader, beside a plain alternative in the same run"
 BENCHMARKS = {
     "step": "a training step beside a plain loop of the same computation",
     "loader": "two views of JPEG files beside torchvision's DataLoader",

@@ -1,16 +1,10 @@
-"""The demonstration: one recipe on every backend, then the curves side by side in runs/demo.
-
-``python -m triptych.core.commands.demo [--all] [BACKEND ...]``; ``make demo`` and ``make
-demo-all``, which goes through every short recipe of the digits, call it after the set-up.
-"""
+"""``demo``: one recipe on every backend, then the curves side by side in runs/demo."""
 
 import argparse
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from triptych.core import cli
 from triptych.core.config.recipes import recipes
 from triptych.core.errors import UserError
 from triptych.core.training import everywhere
@@ -21,22 +15,26 @@ LONG = "digits_long"
 """Recipes of the digits that take more than minutes."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs what the command line asks for; returns the exit status.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--all", action="store_true", help="every short recipe of the digits")
+    parser.add_argument(
+        "names", nargs="*", metavar="BACKEND", help="or none; default: all installed"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains one recipe, or all of them.
 
     Raises:
-        UserError: as ``run``.
+        UserError: as ``demonstrate``.
     """
-    parser = argparse.ArgumentParser(prog="demo", description="train the digits on every backend")
-    parser.add_argument("--all", action="store_true", help="every short recipe of the digits")
-    parser.add_argument("names", nargs="*", metavar="BACKEND", help="default: all installed")
-    found = parser.parse_args(arguments)
-    if not found.all:
-        return run(found.names)
-    for recipe in short_recipes():
+    if not arguments.all:
+        demonstrate(arguments.names)
+    for recipe in short_recipes() if arguments.all else ():
         print(f"\n{recipe}", flush=True)
-        run(found.names, OUTPUT.with_name("demo-all") / recipe.replace("/", "-"), recipe)
-    return 0
+        output = OUTPUT.with_name("demo-all") / recipe.replace("/", "-")
+        demonstrate(arguments.names, output, recipe)
 
 
 def short_recipes() -> list[str]:
@@ -44,14 +42,11 @@ def short_recipes() -> list[str]:
     return [name for name in recipes() if "/digits" in name and not name.endswith(LONG)]
 
 
-def run(names: Sequence[str], output: Path = OUTPUT, recipe: str = RECIPE) -> int:
+def demonstrate(names: Sequence[str], output: Path = OUTPUT, recipe: str = RECIPE) -> None:
     """Trains the recipe on each backend and compares; what an earlier demo wrote is replaced.
 
     Args:
         names: backends; "none" is none of them; empty: all that are installed.
-
-    Returns:
-        The exit status.
 
     Raises:
         UserError: as ``everywhere.run``, or ``output`` holds something that is no run.
@@ -59,7 +54,7 @@ def run(names: Sequence[str], output: Path = OUTPUT, recipe: str = RECIPE) -> in
     chosen = everywhere.choose([name for name in names if name != "none"] if names else None)
     for name in chosen:
         clear(output / name)
-    return everywhere.run(recipe, [], chosen, output)
+    everywhere.run(recipe, [], chosen, output)
 
 
 def clear(run_dir: Path) -> None:
@@ -74,7 +69,3 @@ def clear(run_dir: Path) -> None:
     if not empty and (run_dir.is_symlink() or not (run_dir / "spec.yaml").is_file()):
         raise UserError(f"{run_dir}: is not the run of an earlier demo; move it away")
     shutil.rmtree(run_dir)
-
-
-if __name__ == "__main__":
-    sys.exit(cli.exit_status(main))

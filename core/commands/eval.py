@@ -4,27 +4,25 @@ import argparse
 import json
 import sys
 from functools import partial
-from pathlib import Path
 
 from triptych import backends
-from triptych.core import config, formats
-from triptych.core.cli import add_backend_argument, add_spec_arguments
-from triptych.core.evaluation.protocol import KnnProtocol
+from triptych.core import cli, config, formats
+from triptych.core.evaluation import PROTOCOLS
+from triptych.core.evaluation.split import Split
+from triptych.core.evaluation.subject import encoder
 from triptych.core.training.run import choose_backend
-from triptych.core.training.terminal import evaluation_line
-
-HELP = "evaluate frozen features"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("evaluation", choices=("knn",), help="knn: weighted nearest neighbours")
-    add_spec_arguments(parser)
-    add_backend_argument(parser)
+    summaries = "; ".join(f"{name}: {found.summary}" for name, found in PROTOCOLS.items())
+    parser.add_argument("evaluation", choices=PROTOCOLS, help=summaries)
+    cli.add_spec_arguments(parser)
+    cli.add_backend_argument(parser)
     parser.add_argument(
         "--weights",
         required=True,
-        type=Path,
+        type=cli.path,
         metavar="PATH",
         help="a run or checkpoint folder, or an npz or safetensors file of a known format",
     )
@@ -35,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints one line, or one JSON object, for each number of labels."""
+    """Prints one line, or one JSON object, for each row of the evaluation."""
     spec = config.load(arguments.config, arguments.overrides)
-    protocol = KnnProtocol(spec)
+    split = Split(spec)
     weights = formats.load_weights(arguments.weights, spec)
     step = int(weights.get("optimizer.step", 0))
     # With --json, standard output is for a program.
@@ -47,10 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
     engine = backends.load(name).build(spec, model)
     branch = arguments.branch or spec.evaluate.branch
     tokens = arguments.tokens or spec.evaluate.tokens
-    rows = protocol.engine(engine, step, branch=branch, tokens=tokens)
+    subject = encoder(engine, step, branch=branch, tokens=tokens)
+    rows = PROTOCOLS[arguments.evaluation].rows(split, subject)
     engine.close()
+    for name in split.damaged():
+        say(f"damaged, left out of the evaluation: {name}")
     if arguments.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([row.as_json() for row in rows], indent=1, allow_nan=False))
     else:
-        print("\n".join(evaluation_line(row) for row in rows))
+        print("\n".join(row.line() for row in rows))
     return 0

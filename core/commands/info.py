@@ -3,21 +3,20 @@
 import argparse
 import json
 
-from triptych.core.cli import add_spec_arguments
+from triptych.core import cli
 from triptych.core.config import load, recipes
 from triptych.core.errors import UserError
 from triptych.core.machine import environment
 from triptych.core.report.summary import render, summarize
 
-HELP = "show parameters, FLOPs, schedule and resolved spec of a run; or the environment"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``info env`` or ``info -c FILE``."""
+    """``info env`` or ``info -c FILE``, for all backends or for one."""
     parser.add_argument(
         "subject", nargs="?", choices=("env",), help="env: versions, and the usable backends"
     )
-    add_spec_arguments(parser, required=False)
+    cli.add_spec_arguments(parser, required=False)
+    cli.add_backend_argument(parser, default="the spec's; with env, all")
     parser.add_argument(
         "--dataset-size", type=_size, metavar="N", help="training images, if the data is not here"
     )
@@ -33,10 +32,11 @@ def run(arguments: argparse.Namespace) -> None:
     if (arguments.subject is None) == (arguments.config is None):
         raise UserError(f"info: give env, or -c with a file or one of: {', '.join(recipes())}")
     if arguments.subject == "env":
-        found = environment.report()
+        found = environment.report((arguments.backend,) if arguments.backend else environment.NAMES)
         text = environment.render
     else:
-        spec = load(arguments.config, arguments.overrides)
+        named = [f"backend={arguments.backend}"] if arguments.backend else []
+        spec = load(arguments.config, [*arguments.overrides, *named])
         found = summarize(spec, arguments.dataset_size)
         text = render
     print(json.dumps(found, indent=2) if arguments.json else text(found))

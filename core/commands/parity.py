@@ -7,8 +7,7 @@ import numpy as np
 
 from triptych.core import cli, config, formats
 from triptych.core.errors import NonFiniteError, UserError
-
-HELP = "record a run's numbers, compare two records, or train on every backend"
+from triptych.core.machine.devices import on_compared_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,16 +15,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     modes = parser.add_subparsers(dest="mode", required=True, metavar="trace|compare|run")
     trace = modes.add_parser("trace", help="record losses, gradients and states of a few steps")
     cli.add_spec_arguments(trace)
-    cli.add_backend_argument(trace, "numpy (the float64 reference)")
-    trace.add_argument("--weights", type=Path, metavar="PATH", help="default: the spec's seed")
-    trace.add_argument("--inputs", type=Path, metavar="NPZ", help="view1, view2, draws")
-    trace.add_argument("--hyper", type=Path, metavar="JSON", help="fixed lr, weight_decay, ema")
+    cli.add_backend_argument(
+        trace, "numpy", default="the spec's, else the first installed; numpy: float64 reference"
+    )
+    trace.add_argument("--weights", type=cli.path, metavar="PATH", help="default: the spec's seed")
+    trace.add_argument("--inputs", type=cli.path, metavar="NPZ", help="view1, view2, draws")
+    trace.add_argument("--hyper", type=cli.path, metavar="JSON", help="fixed lr, weight_decay, ema")
     trace.add_argument("--steps", type=int, default=3, metavar="N")
     trace.add_argument("--dtype", choices=("float64", "float32"), default="float64")
-    trace.add_argument("--output", metavar="NPZ", help="same as -o FILE.npz")
+    trace.add_argument("--output", type=cli.path, metavar="NPZ", help="same as -o FILE.npz")
     compare = modes.add_parser("compare", help="compare two records")
-    compare.add_argument("a", type=Path)
-    compare.add_argument("b", type=Path, help="the reference of relative errors")
+    compare.add_argument("a", type=cli.path)
+    compare.add_argument("b", type=cli.path, help="the reference of relative errors")
     compare.add_argument(
         "--tolerance", nargs="+", default=[], metavar="KIND=VALUE", help="e.g. loss=1e-10 grad=1e-8"
     )
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run = modes.add_parser("run", help="train one spec on every installed backend, then report")
     cli.add_spec_arguments(run)
     run.add_argument("--backends", metavar="A,B", help="default: all installed")
-    run.add_argument("--output", type=Path, default=Path("runs/parity"), metavar="DIR")
+    run.add_argument("--output", type=cli.path, default=Path("runs/parity"), metavar="DIR")
     run.add_argument(
         "--resume", choices=("auto",), help="go on with the runs that are in --output already"
     )
@@ -45,16 +46,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _trace(arguments: argparse.Namespace) -> int:
-    from triptych.core.parity import trace
-    from triptych.core.training.run import choose_backend
-
     overrides, output = _split_o(arguments)
     numpy = arguments.backend == "numpy"
     dtype = "float64" if numpy else arguments.dtype  # the reference knows nothing else
     overrides.append(f"precision={dtype}")
-    spec = config.load(arguments.config, overrides)
+    spec = on_compared_device(config.load(arguments.config, overrides))
     if arguments.steps < 1:
         raise UserError(f"--steps {arguments.steps}: expected at least 1")
+    from triptych.core.parity import trace  # with the NumPy reference, and so autograd
+    from triptych.core.training.run import choose_backend
+
     backend = "numpy" if numpy else choose_backend(arguments.backend, spec)
     record = trace.run_trace(
         spec,
@@ -77,11 +78,13 @@ def _trace(arguments: argparse.Namespace) -> int:
 def _split_o(arguments: argparse.Namespace) -> tuple[list[str], Path]:
     """``-o`` takes the output file here and, as everywhere, KEY=VALUE pairs."""
     pairs = [item for item in arguments.overrides if "=" in item]
-    files = [item for item in arguments.overrides if "=" not in item]
+    files = [cli.path(item) for item in arguments.overrides if "=" not in item]
     files += [arguments.output] if arguments.output else []
     if len(files) != 1:
-        raise UserError(f"-o: expected one output file, FILE.npz; got {files or 'none'}")
-    return pairs, Path(files[0])
+        raise UserError(
+            f"-o: expected one output file, FILE.npz; got {', '.join(map(str, files)) or 'none'}"
+        )
+    return pairs, files[0]
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -4,24 +4,23 @@ import argparse
 import os
 from pathlib import Path
 
+from triptych.core import cli
 from triptych.core.report import page
 from triptych.core.runs.record import read_run
-
-HELP = "write one self-contained HTML page about some runs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folders of runs")
+    parser.add_argument("runs", nargs="+", type=cli.path, metavar="RUN_DIR", help="folders of runs")
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=cli.path,
         metavar="FILE",
         help="default: report.html in the run's folder, or in the one that holds all the runs",
     )
     parser.add_argument(
-        "--picture", type=Path, metavar="FILE", help="also write the loss curves as an SVG file"
+        "--picture", type=cli.path, metavar="FILE", help="also write the loss curves as an SVG file"
     )
 
 

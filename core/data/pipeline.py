@@ -116,18 +116,27 @@ def evaluation_batches(
 
     Returns:
         Images (n, C, H, W), normalised, and labels (n,), -1 for none. n is ``batch_size`` but for
-        the last batch and for those with damaged files.
+        the last batch and for those with damaged files. No batch is empty.
 
     Raises:
-        UserError: a damaged file (named), or a worker died.
+        UserError: a damaged file (named), no readable image at all, or a worker died.
     """
+    lost: list[str] = []
     augment = spec.augment
 
     def finish(planes: Planes, filled: Filled) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        lost.extend(filled.damaged)
         if skipped is not None:
             skipped.extend(filled.damaged)
         images = normalize(planes[: len(filled.index)], augment.mean, augment.std)
         return images, np.array([source.label(int(index)) for index in filled.index], np.int64)
 
     job = Evaluation(spec, source, batch_size)
-    return load(job, range(len(job)), spec.data.workers, spec.data.prefetch, finish)
+    count = 0
+    for images, labels in load(job, range(len(job)), spec.data.workers, spec.data.prefetch, finish):
+        count += len(labels)
+        # What a framework makes of no images ranges from NaN to the end of the process.
+        if len(labels):
+            yield images, labels
+    if lost and not count:
+        raise UserError(f"evaluation: all {len(source)} images are damaged; the first is {lost[0]}")

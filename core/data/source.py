@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
 from typing import Protocol
 
@@ -42,10 +42,16 @@ class Source(Protocol):
         """A name that does not depend on where the data lie."""
 
 
-def split_digest(source: Source) -> str:
-    """SHA-256 of which images a split holds, in order, and their labels; hexadecimal."""
+def split_digest(source: Source, without: Collection[str] = ()) -> str:
+    """SHA-256 of which images a split holds, in order, and their labels; hexadecimal.
+
+    Args:
+        without: names of images that do not count, e.g. of damaged files.
+    """
     digest = hashlib.sha256("\n".join(source.classes).encode())
     for index in range(len(source)):
+        if without and source.name(index) in without:
+            continue
         entry = f"\0{source.key(index)}\0{source.label(index)}"
         digest.update(entry.encode(errors="surrogateescape"))
     return digest.hexdigest()

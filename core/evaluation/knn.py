@@ -8,8 +8,12 @@ Shape letters: B labelled images (the bank), Q queries, D feature width, K neigh
 """
 
 import numpy as np
+from pydantic import FiniteFloat, PositiveInt
 
 from triptych.core.contracts import Array
+from triptych.core.evaluation.row import Evaluation, Share
+from triptych.core.evaluation.split import Split
+from triptych.core.evaluation.subject import Subject
 from triptych.core.random import stream
 
 QUERIES, BANK = 256, 8192
@@ -17,6 +21,110 @@ QUERIES, BANK = 256, 8192
 DECIMALS = 12
 """Similarities are rounded to these: the last bits of a product depend on the shape of the block,
 and must not decide between neighbours that are equally near."""
+
+
+class KnnRow(Evaluation):
+    """Accuracy with one number of labels.
+
+    Attributes:
+        branch, tokens: the features, as in ``Subject``.
+        top1: share of the queries that got their own label.
+        labels: how many labelled images per class vote, or "all".
+        k: neighbours that vote.
+        temperature: as in ``classify``.
+        bank: labelled images.
+        queries: images that were classified.
+        split: digest of the evaluated images.
+        skipped: damaged files that were left out.
+    """
+
+    branch: str = ""
+    tokens: str = ""
+    labels: int | str
+    top1: Share
+    k: PositiveInt
+    temperature: FiniteFloat
+    bank: int = 0
+    queries: int = 0
+    split: str = ""
+    skipped: int = 0
+
+    @property
+    def title(self) -> str:
+        """See ``Evaluation``."""
+        return "k-NN"
+
+    @property
+    def main(self) -> bool:
+        """The row with all labels."""
+        return self.labels == "all"
+
+    @property
+    def variant(self) -> str:
+        """See ``Evaluation``."""
+        return "all labels" if self.main else f"{self.labels} per class"
+
+    @property
+    def tag(self) -> str:
+        """See ``Evaluation``."""
+        return f"{self.eval}/{self.labels}"
+
+    def line(self) -> str:
+        """See ``Evaluation``."""
+        parts = [
+            "all labels" if self.main else f"{self.labels} labels per class",
+            f"k {self.k}",
+            f"T {self.temperature:g}",
+            f"{self.branch} {self.tokens}",
+            f"{self.bank} labelled",
+            f"{self.queries} queries",
+        ]
+        if self.skipped:
+            parts.append(f"{self.skipped} damaged files left out")
+        return f"{super().line()} ({', '.join(parts)})"
+
+
+def rows(split: Split, subject: Subject) -> list[KnnRow]:
+    """One row with all labels, and one for each smaller number of ``evaluate.per_class``.
+
+    Raises:
+        UserError, NonFiniteError: as ``Split.features``.
+    """
+    chosen = split.spec.evaluate
+    features = split.features(subject)
+    # A count of the largest class or more would repeat the row with all labels.
+    largest = np.bincount(features.bank.labels).max()
+    found = []
+    for count in (None, *(count for count in chosen.per_class if count < largest)):
+        bank, labels = features.bank.features, features.bank.labels
+        if count:
+            few = few_labels(labels, count)
+            bank, labels = bank[few], labels[few]
+        k = min(chosen.k, len(bank))
+        top1 = accuracy(
+            bank,
+            labels,
+            features.queries.features,
+            features.queries.labels,
+            k=k,
+            temperature=chosen.temperature,
+        )
+        row = KnnRow(
+            eval="knn",
+            step=subject.step,
+            branch=subject.branch,
+            tokens=subject.tokens,
+            labels=count or "all",
+            top1=top1,
+            k=k,
+            temperature=chosen.temperature,
+            bank=len(bank),
+            queries=len(features.queries.labels),
+            split=features.digest,
+            skipped=features.skipped,
+        )
+        found.append(row)
+    return found
 
 
 def accuracy(

@@ -1,12 +1,26 @@
 """Files that a reader never sees half of, and folders that one process writes to."""
 
+import errno
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from triptych.core.errors import UserError
+
+Say = Callable[[str], None]
+
+UNSUPPORTED = frozenset(
+    {
+        *(errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY),
+        *(errno.EBADF, errno.EISDIR, errno.EPERM, errno.EACCES, errno.ENOLCK, errno.ENODEV),
+    }
+)
+"""Error numbers of a file system that does not know an operation, such as a lock or the syncing of
+a folder. SMB, NFS, Lustre, FUSE and shared folders of virtual machines answer with these."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Error numbers of a full disk, a used quota and a file at its largest size."""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -17,32 +31,87 @@ def write_atomically(path: Path, text: str) -> None:
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        aside.write_text(text, encoding="utf-8")
+        sync(aside)
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
         raise UserError(f"{path}: cannot write: {error.strerror}") from error
 
 
-@contextmanager
-def occupied(folder: Path) -> Iterator[None]:
-    """Makes a folder this process's own while inside; the lock ends with the process, however.
+def sync(path: Path) -> bool:
+    """Waits until the content of a file, or the names in a folder, are on the disk.
+
+    Returns:
+        False where the file system has no such operation. Only a power cut makes a difference.
 
     Raises:
-        UserError: another process has it, or it cannot be made.
+        OSError: the disk is full or broken.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        raise UserError(f"{folder}: cannot write: {error.strerror}; give another folder") from error
+        if error.errno in UNSUPPORTED:
+            return False
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return True
+
+
+def set_mode(path: Path, mode: int) -> bool:
+    """Sets access rights. Returns False where the file system has none of its own."""
+    try:
+        path.chmod(mode)
+    except OSError as error:
+        if error.errno in UNSUPPORTED:
+            return False
+        raise
+    return True
+
+
+def remedy(number: int | None) -> str:
+    """What helps against the error number of a file system that refuses to write."""
+    if number in FULL:
+        return "free some space, lower checkpoint.keep or set --output to another disk"
+    return "make the folder writable or set --output to another one"
+
+
+@contextmanager
+def occupied(folder: Path, say: Say = print) -> Iterator[None]:
+    """Makes a folder this process's own while inside; the lock ends with the process, however.
+
+    Args:
+        say: takes a warning where the file system has no locks. The folder is then used without.
+
+    Raises:
+        UserError: another process has the folder, or the folder cannot be made.
+    """
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as error:
+        where = error.filename or path
+        raise UserError(
+            f"{where}: cannot write: {error.strerror}; {remedy(error.errno)}"
+        ) from error
     with lock:
         try:
             # Not flock: a worker process that outlives a kill would go on holding it.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise UserError(f"{folder}: another process is training there") from error
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise UserError(f"{folder}: another process is training there") from error
+            if error.errno not in UNSUPPORTED:
+                raise UserError(
+                    f"{path}: cannot lock: {error.strerror}; set --output to another disk"
+                ) from error
+            say(
+                f"warning: {folder}: the file system has no locks ({error.strerror}): take care "
+                "that no second run writes there"
+            )
         yield

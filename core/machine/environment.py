@@ -31,15 +31,23 @@ PROBE = """
 import json, sys
 from triptych import backends
 from triptych.core.errors import UserError
+from triptych.core.machine.devices import why_not
 try:
     module = backends.load(sys.argv[1])
-    found = {"versions": module.versions(), "cuda": module.cuda_devices()}
+    cards, code = range(module.cuda_devices()), module.cuda_code()
+    found = {"versions": module.versions(), "cuda": [why_not(n, sys.argv[1], code) for n in cards]}
 except UserError as error:
     found = {"problem": str(error.__cause__ or error)}
 print()
 print(json.dumps(found))
 """
 """Run in a process of its own. Frameworks print at import, so the answer is the last line."""
+PADDLE_INDEX = "https://www.paddlepaddle.org.cn/packages/stable/cu126/"
+PADDLE_BUILDS = (
+    "on a GPU: the paddlepaddle-gpu of PyPI ends with 2.6.2, for cards up to sm_86; newer ones "
+    f"need Paddle's builds for CUDA 12: pip install paddlepaddle-gpu -i {PADDLE_INDEX}"
+)
+"""Which Paddle serves which card (paddlepaddle.org.cn, installation, "GPU architecture")."""
 PILLOW = "12.3.0"
 """The pinned version, whose resize defines the pixels; a test compares it with setup.cfg."""
 
@@ -133,11 +141,12 @@ def render(found: dict[str, Any]) -> str:
 def _render_backend(name: str, backend: dict[str, Any]) -> list[str]:
     if backend["usable"]:
         versions = ", ".join(f"{n} {v}" for n, v in backend["versions"].items())
-        return [f"{name:<9} usable: {versions}; on {', '.join(backend['devices'])}"]
-    lines = [f"{name:<9} not usable: {backend['problem']}"]
-    if backend["remedy"]:
-        lines.append(f"{'':<9} to add it: {backend['remedy']}")
-    return lines
+        lines = [f"{name:<9} usable: {versions}; on {', '.join(backend['devices'])}"]
+        lines += [f"{'':<9} {device}" for device in backend["unusable_devices"]]
+    else:
+        lines = [f"{name:<9} not usable: {backend['problem']}"]
+        lines += [f"{'':<9} to add it: {backend['remedy']}"] if backend["remedy"] else []
+    return [*lines, f"{'':<9} {PADDLE_BUILDS}"] if name == "paddle" else lines
 
 
 def _probe(name: str, timeout: float) -> dict[str, Any]:
@@ -149,8 +158,13 @@ def _probe(name: str, timeout: float) -> dict[str, Any]:
     found = _import_elsewhere(name, timeout)
     if "problem" in found:
         return _unusable(found["problem"], f"{install_command(name)} --force-reinstall")
-    devices = ["cpu", *(f"cuda:{i}" for i in range(found["cuda"]))]
-    return {"usable": True, "versions": found["versions"], "devices": devices}
+    cards = {f"cuda:{number}": why for number, why in enumerate(found["cuda"])}
+    return {
+        "usable": True,
+        "versions": found["versions"],
+        "devices": ["cpu", *(card for card, why in cards.items() if not why)],
+        "unusable_devices": [f"not {card}: {why}" for card, why in cards.items() if why],
+    }
 
 
 def _unusable(problem: str, remedy: str) -> dict[str, Any]:

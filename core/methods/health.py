@@ -6,10 +6,10 @@ looks like. Both are judged from the history alone, so a resumed run that replay
 same words as one that was never stopped.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 State = Literal["at chance", "learning", "collapsed"]
 STATES: tuple[State, ...] = get_args(State)
@@ -33,7 +33,7 @@ features scatter around a value above chance (by a few percent for MoCo v3 at it
 LEAST = 1e-6
 """Chance level, in nats, that counts as none."""
 LOST = 0.05
-"""Fall of the k-NN accuracy, below the best so far, that is worth a line."""
+"""Fall of an evaluation's headline metric, below its best so far, that is worth a line."""
 LONG = 0.1
 """Fraction of the run, beyond which a run still at chance gets advice."""
 
@@ -82,7 +82,7 @@ STUCK = (
     "method.temperature, and whether the two augmented views still share content"
 )
 WORSE = (
-    "the features get worse, whatever the loss says: k-NN {now:.1f} % after {best:.1f} %. "
+    "the features get worse, whatever the loss says: {title} {now:.1f} % after {best:.1f} %. "
     "Lower optim.lr; {remedy}"
 )
 
@@ -100,8 +100,9 @@ class Health:
     _best: float = 0.0
     _losses: list[float] = field(default_factory=list)
     _spreads: list[float] = field(default_factory=list)
-    _top1: float = 0.0
-    _worse: bool = False
+    _scores: dict[str, float] = field(default_factory=dict)
+    """Protocol -> best headline metric."""
+    _worse: set[str] = field(default_factory=set)
     _advised: set[State] = field(default_factory=set)
 
     def observe(
@@ -139,16 +140,15 @@ class Health:
         self._advised.add(self.state)
         return STUCK if stuck else COLLAPSED.format(remedy=self.remedy)
 
-    def evaluated(self, row: Mapping[str, Any]) -> str | None:
-        """One line, once, when features got worse by LOST since their best, whatever the loss.
+    def evaluated(self, title: str, score: float) -> str | None:
+        """One line, once per protocol, when features got worse by LOST since their best.
 
         Args:
-            row: a k-NN result, "labels" and "top1" among its keys.
+            title: the protocol's name for people.
+            score: its headline metric, 0 to 1.
         """
-        if row["labels"] != "all":
+        best = self._scores[title] = max(self._scores.get(title, 0.0), score)
+        if title in self._worse or best - score < LOST:
             return None
-        self._top1 = max(self._top1, row["top1"])
-        if self._worse or self._top1 - row["top1"] < LOST:
-            return None
-        self._worse = True
-        return WORSE.format(best=100 * self._top1, now=100 * row["top1"], remedy=self.remedy)
+        self._worse.add(title)
+        return WORSE.format(title=title, best=100 * best, now=100 * score, remedy=self.remedy)

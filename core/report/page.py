@@ -12,12 +12,14 @@ from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
 from triptych.core import config
+from triptych.core.evaluation.row import RAW_PIXELS, Evaluation
 from triptych.core.files.writing import write_atomically
-from triptych.core.report import moca_words, table
+from triptych.core.report import table
 from triptych.core.report.charts import Chart, Level, Series
 from triptych.core.report.markup import document, element
 from triptych.core.report.style import STYLE
-from triptych.core.runs.record import Evaluation, RunRecord, Step
+from triptych.core.runs.record import RunRecord
+from triptych.core.runs.rows import Step
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -112,8 +114,7 @@ def _curves(records: Sequence[RunRecord], names: Sequence[str]) -> list[Element]
     charts = [_loss_chart(records, names)]
     if len(records) > 1:
         charts.append(_difference_chart(records, names))
-    if any(record.evaluations for record in records):
-        charts.append(_knn_chart(records, names))
+    charts += _evaluation_charts(records, names)
     return [chart.figure() for chart in charts]
 
 
@@ -163,27 +164,44 @@ def _difference_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Cha
     return Chart(title, summary, series, "step", "relative difference", log=True)
 
 
-def _knn_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Chart:
+def _evaluation_charts(records: Sequence[RunRecord], names: Sequence[str]) -> list[Chart]:
+    """One chart for each protocol that gives a score."""
+    rows = [row for record in records for row in record.evaluations if row.score is not None]
+    titles = dict.fromkeys(row.title for row in rows)
+    return [_evaluation_chart(title, records, names) for title in titles]
+
+
+def _evaluation_chart(title: str, records: Sequence[RunRecord], names: Sequence[str]) -> Chart:
     series, levels = [], {}
     for colour, (name, record) in enumerate(zip(names, records, strict=True)):
-        for labels, rows in _by_labels(record.evaluations):
-            text = "all labels" if labels == "all" else f"{labels} labels per class"
-            points = sorted((r.step, 100 * r.top1) for r in rows if r.features != "raw pixels")
-            series.append(
-                Series(f"{name}, {text}", points, colour, dashed=labels != "all", marked=True)
+        for variant, rows in _variants(record.evaluations, title):
+            points = sorted(
+                (row.step, 100 * row.score)
+                for row in rows
+                if row.score is not None and row.features != RAW_PIXELS
             )
+            dashed = not rows[0].main
+            series.append(Series(_listed(name, variant), points, colour, dashed, marked=True))
             for row in rows:
-                if row.features == "raw pixels":
-                    levels[f"raw pixels, {text}: {100 * row.top1:.1f}"] = 100 * row.top1
+                if row.score is not None and row.features == RAW_PIXELS:
+                    levels[f"{_listed(RAW_PIXELS, variant)}: {100 * row.score:.1f}"] = (
+                        100 * row.score
+                    )
     summary = "; ".join(f"{s.name}: {s.points[-1][1]:.1f} %" for s in series if s.points)
     drawn = [Level(name, value) for name, value in levels.items()]
-    title = "k-NN accuracy of frozen features (step 0: random initial weights)"
-    return Chart(title, summary, series, "step", "top-1, %", levels=drawn)
+    heading = f"{title} accuracy (step 0: random initial weights)"
+    return Chart(heading, summary, series, "step", "top-1, %", levels=drawn)
 
 
-def _by_labels(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation]]]:
-    rows = sorted((r for r in evaluations if r.eval == "knn"), key=lambda r: str(r.labels) != "all")
-    return [(labels, list(group)) for labels, group in groupby(rows, lambda r: str(r.labels))]
+def _listed(*words: str) -> str:
+    return ", ".join(filter(None, words))
+
+
+def _variants(evaluations: Sequence[Evaluation], title: str) -> list[tuple[str, list[Evaluation]]]:
+    """A protocol's rows by variant, the main one first."""
+    found = sorted((r for r in evaluations if r.title == title), key=lambda row: not row.main)
+    variants = dict.fromkeys(row.variant for row in found)
+    return [(name, [row for row in found if row.variant == name]) for name in variants]
 
 
 # ------------------------------------------------------------------------------------------ tables
@@ -237,10 +255,16 @@ def _story(steps: Sequence[Step], most: int = 6) -> str:
 
 def _words(records: Sequence[RunRecord], names: Sequence[str]) -> list[Element]:
     """Masks and words of the runs that have them."""
+    pairs = zip(names, records, strict=True)
+    chosen = [(name, record) for name, record in pairs if record.spec.method.name == "moca"]
+    if not chosen:
+        return []
+    # Imported for MOCA alone: it computes with the NumPy reference, which needs autograd and SciPy.
+    from triptych.core.report import moca_words
+
     return [
         _section(f"Masks and words of {name}", *moca_words.section(record.spec, record.path))
-        for name, record in zip(names, records, strict=True)
-        if record.spec.method.name == "moca"
+        for name, record in chosen
     ]
 
 

@@ -1,10 +1,11 @@
-"""Runs side by side as a table: losses, how far the curves part, k-NN, speed."""
+"""Runs side by side as a table: losses, how far the curves part, evaluations, speed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from triptych.core.evaluation.row import Evaluation
 from triptych.core.parity.compare import relative_error
 from triptych.core.runs.record import RunRecord
 
@@ -14,9 +15,11 @@ HEADINGS = ("run", "first loss", "last loss", "largest curve difference")
 
 @dataclass(frozen=True)
 class Row:
-    """One run. difference: to the first run, over the steps that both logged; None for itself.
+    """One run.
 
-    top1: (features, labels) -> share of right answers at the last evaluation.
+    Attributes:
+        difference: to the first run, over the steps that both logged; None for itself.
+        evaluations: the last of each kind, by (protocol's title, features, variant).
     """
 
     name: str
@@ -25,7 +28,7 @@ class Row:
     first_loss: float
     last_loss: float
     difference: float | None
-    top1: dict[tuple[str, str], float]
+    evaluations: dict[tuple[str, str, str], Evaluation]
     images_per_second: float | None
 
 
@@ -52,36 +55,36 @@ def difference(run: RunRecord, reference: RunRecord) -> float | None:
 
 def headings(rows: Sequence[Row]) -> list[str]:
     """Column titles for ``cells``."""
-    knn = [f"k-NN % {features}" for features in FEATURES] if _labels(rows) else []
-    return [*HEADINGS, *knn, "images/s"]
+    return [*HEADINGS, *(f"{title} % {features}" for title, features in _columns(rows)), "images/s"]
 
 
 def caption(rows: Sequence[Row]) -> str:
-    """What the pairs of numbers in ``cells`` are."""
-    kinds = ["all labels" if kind == "all" else f"{kind} per class" for kind in _labels(rows)]
-    return f"k-NN top-1 on held-out images: {' / '.join(kinds)}" if kinds else ""
+    """What the numbers in ``cells`` are, for each protocol."""
+    parts = []
+    for title in _titles(rows):
+        variants = " / ".join(filter(None, _variants(rows, title)))
+        parts.append(f"{title} top-1 on held-out images" + (f": {variants}" if variants else ""))
+    return "; ".join(parts)
 
 
 def cells(row: Row, rows: Sequence[Row]) -> list[str]:
     """One row as text, in the order of ``headings``."""
-    labels = _labels(rows)
     found = [
         row.name if row.backend in row.name else f"{row.name} ({row.backend})",
         f"{row.first_loss:.5f}",
         f"{row.last_loss:.5f}",
         "–" if row is rows[0] else _number(row.difference, "{:.1e}"),
     ]
-    for features in FEATURES if labels else ():
-        values = [row.top1.get((features, label)) for label in labels]
-        found.append("/".join(_number(v and 100 * v, "{:.1f}") for v in values))
+    for title, features in _columns(rows):
+        kinds = [(title, features, variant) for variant in _variants(rows, title)]
+        found.append("/".join(_percent(row.evaluations.get(kind)) for kind in kinds))
     return [*found, _number(row.images_per_second, "{:.0f}")]
 
 
 def _row(name: str, record: RunRecord, reference: RunRecord) -> Row:
-    top1 = {
-        (row.features, str(row.labels)): row.top1
+    last = {
+        (row.title, row.features, row.variant): row
         for row in sorted(record.evaluations, key=lambda row: row.step)
-        if row.eval == "knn"
     }
     return Row(
         name=name,
@@ -90,15 +93,35 @@ def _row(name: str, record: RunRecord, reference: RunRecord) -> Row:
         first_loss=record.steps[0].loss,
         last_loss=record.steps[-1].loss,
         difference=None if record is reference else difference(record, reference),
-        top1=top1,
+        evaluations=last,
         images_per_second=record.result.images_per_second if record.result else None,
     )
 
 
-def _labels(rows: Sequence[Row]) -> list[str]:
-    """Kinds of labelled banks: "all" first, then by size."""
-    found = {labels for row in rows for _, labels in row.top1}
-    return sorted(found, key=lambda labels: (labels != "all", len(labels), labels))
+def _titles(rows: Sequence[Row]) -> list[str]:
+    """The protocols, in the order of their first rows."""
+    return list(dict.fromkeys(title for row in rows for title, _, _ in row.evaluations))
+
+
+def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """(protocol's title, features) of each column."""
+    seen = {(title, features) for row in rows for title, features, _ in row.evaluations}
+    return [(t, features) for t in _titles(rows) for features in FEATURES if (t, features) in seen]
+
+
+def _variants(rows: Sequence[Row], title: str) -> list[str]:
+    """The kinds of numbers in a cell: the main one first, then as the protocol gave them."""
+    found = {
+        variant: evaluation.main
+        for row in rows
+        for (name, _, variant), evaluation in row.evaluations.items()
+        if name == title
+    }
+    return sorted(found, key=lambda variant: not found[variant])
+
+
+def _percent(row: Evaluation | None) -> str:
+    return _number(None if row is None or row.score is None else 100 * row.score, "{:.1f}")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -5,24 +5,20 @@ so is a line that a kill has torn. The files of a resumed run are those of one n
 """
 
 import json
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import FiniteFloat
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from triptych.core.errors import UserError
 from triptych.core.files.writing import write_atomically
-from triptych.core.runs.record import Evaluation, Step
+from triptych.core.runs.rows import Row, Step, evaluation_model
 
-Row = dict[str, Any]
-"""One logged step or one evaluation (which carries "eval"); plain JSON values."""
+if TYPE_CHECKING:
+    from triptych.core.runs.events import Events
 
 
 class _Step(Step):
@@ -33,14 +29,11 @@ class _Step(Step):
     time: FiniteFloat
 
 
-class _Evaluation(Evaluation):
-    """And of an evaluation."""
-
-    time: FiniteFloat
-
-
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics file up to the first damaged line; none if there is no file."""
+    """The rows of a metrics file up to the first damaged line; none if there is no file.
+
+    A row of an evaluation that this version does not know is a row like any other.
+    """
     rows: list[Row] = []
     if not path.exists():
         return rows
@@ -48,8 +41,8 @@ def read_rows(path: Path) -> list[Row]:
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
             row = json.loads(line)
-            kind = _Evaluation if isinstance(row, dict) and "eval" in row else _Step
-            kind.model_validate(row, strict=True)
+            evaluated = isinstance(row, dict) and "eval" in row
+            (evaluation_model(row) if evaluated else _Step).model_validate(row, strict=True)
         except (ValueError, RecursionError):  # a ValidationError is a ValueError
             break
         rows.append(row)
@@ -88,8 +81,7 @@ class Logs:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
             if self._events:
-                self._events.write(_event(row).SerializeToString())
-                self._events.flush()
+                self._events.write(row)
 
     def close(self) -> None:
         """Closes both files."""
@@ -108,25 +100,7 @@ def _refusals(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: cannot write the log: {error.strerror}") from error
 
 
-def _events(run_dir: Path, rows: list[Row]) -> RecordWriter:
-    """TensorBoard's file, begun with the rows that stay; earlier files, now void, are removed."""
-    earlier = list(run_dir.glob("events.out.tfevents.*"))
-    name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-    writer = RecordWriter((run_dir / name).open("wb"))
-    for event in (Event(file_version="brain.Event:2", wall_time=time.time()), *map(_event, rows)):
-        writer.write(event.SerializeToString())
-    writer.flush()
-    for path in earlier:
-        path.unlink()
-    return writer
+def _events(run_dir: Path, rows: list[Row]) -> "Events":
+    from triptych.core.runs.events import Events  # loads TensorBoard, which takes a second
 
-
-def _event(row: Row) -> Event:
-    """The numbers of a row; those of an evaluation are named after it, e.g. knn/10/top1."""
-    prefix = f"{row['eval']}/{row['labels']}/" if "eval" in row else ""
-    values = [
-        Summary.Value(tag=prefix + name, simple_value=value)
-        for name, value in row.items()
-        if isinstance(value, float) and name != "time"
-    ]
-    return Event(step=row["step"], wall_time=row["time"], summary=Summary(value=values))
+    return Events(run_dir, rows)

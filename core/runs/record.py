@@ -4,70 +4,19 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from triptych.core import config
 from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError
+from triptych.core.evaluation.row import Evaluation
+from triptych.core.runs.rows import Result, Step, evaluation_model
 
 BASELINES = "baselines.jsonl"
 """Evaluations of features that were not trained, beside ``metrics.jsonl`` and of the same form."""
-Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
-Entry = TypeVar("Entry", bound="Record")
-
-
-class Record(BaseModel):
-    """A JSON object of a run; keys that are not known here are left alone."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Step(Record):
-    """One logged step. images_per_second since the step logged before; data_wait: share of time."""
-
-    step: PositiveInt
-    loss: FiniteFloat
-    chance: FiniteFloat | None = None
-    state: str = ""
-    feature_std: FiniteFloat | None = None
-    gradient_norm: FiniteFloat | None = None
-    images_per_second: FiniteFloat | None = None
-    data_wait: Share | None = None
-    skipped: int = 0
-    image_warnings: int = 0
-
-
-class Evaluation(Record):
-    """One evaluation of frozen features. labels: "all", or how many per class."""
-
-    eval: str
-    step: Annotated[int, Field(ge=0)]
-    labels: int | str
-    top1: Share
-    k: PositiveInt
-    temperature: FiniteFloat
-    branch: str = ""
-    tokens: str = ""
-
-    @property
-    def features(self) -> str:
-        """Where the features come from: "trained", "random init" or "raw pixels"."""
-        if self.tokens == "raw pixels":
-            return self.tokens
-        return "trained" if self.step else "random init"
-
-
-class Result(Record):
-    """What a finished run says of itself."""
-
-    backend: str
-    versions: dict[str, str] = {}
-    device: str = ""
-    threads: int | None = None
-    seconds: FiniteFloat | None = None
-    images_per_second: FiniteFloat | None = None
+Entry = TypeVar("Entry", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -109,7 +58,7 @@ def read_run(path: Path) -> RunRecord:
         for place, text in _lines(path / name):
             row = _object(text, place)
             if "eval" in row:
-                evaluations.append(_checked(Evaluation, row, place))
+                evaluations.append(_checked(evaluation_model(row), row, place))
             else:
                 steps.append(_checked(Step, row, place))
     if not steps:

@@ -19,13 +19,16 @@ from triptych import backends
 from triptych.core import config
 from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError
-from triptych.core.evaluation.protocol import KnnProtocol
+from triptych.core.evaluation import PROTOCOLS, WHILE_TRAINING
+from triptych.core.evaluation.split import Split
+from triptych.core.evaluation.subject import raw_pixels
 from triptych.core.files.writing import write_atomically
+from triptych.core.machine.devices import on_compared_device
 from triptych.core.machine.signals import ENDINGS, heeded
 from triptych.core.parameters import initial_state
 from triptych.core.report import page, table
-from triptych.core.runs.log import Row
 from triptych.core.runs.record import BASELINES, RunRecord, read_run
+from triptych.core.runs.rows import Row
 
 
 def run(
@@ -51,7 +54,8 @@ def run(
         UserError: as ``choose``, or the spec is wrong, or a backend could not train.
     """
     chosen = choose(names)
-    spec = config.load(path, overrides)
+    spec = on_compared_device(config.load(path, overrides))
+    overrides = [*overrides, f"device={spec.device}"]
     for name in chosen if resume else ():
         _check_evaluation(output / name / "spec.yaml", spec)
     run_dirs = train_all(path, overrides, chosen, output, resume=resume)
@@ -140,7 +144,8 @@ def add_baselines(spec: RunSpec, run_dirs: Sequence[Path]) -> None:
     Raises:
         UserError: the data have no labelled evaluation split, or a backend failed.
     """
-    raw = KnnProtocol(spec).raw_pixels()
+    pixels = PROTOCOLS[WHILE_TRAINING].rows(Split(spec), raw_pixels())
+    raw = [row.as_json() for row in pixels]
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "initial.npz"
         np.savez(weights, **initial_state(spec))
@@ -204,8 +209,8 @@ def _follow(child: "subprocess.Popen[bytes]", log: Path) -> int:
 
 
 def _evaluate(spec_file: Path, weights: Path) -> list[Row]:
-    """Rows of ``eval knn`` on the backend that the spec names."""
-    command = ["eval", "knn", "-c", str(spec_file), "--weights", str(weights), "--json"]
+    """Rows of ``eval`` on the backend that the spec names."""
+    command = ["eval", WHILE_TRAINING, "-c", str(spec_file), "--weights", str(weights), "--json"]
     done = subprocess.run(
         [*_TRIPTYCH, *command], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
     )

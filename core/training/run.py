@@ -7,7 +7,7 @@ has reached its last step, result.json.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -17,16 +17,20 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from triptych import backends
+from triptych.core import checkpoint
 from triptych.core.config import CONFIGS, dump, find
 from triptych.core.config.spec import RunSpec
 from triptych.core.data import Pipeline, open_train, split_digest
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
-from triptych.core.evaluation.protocol import KnnProtocol
+from triptych.core.evaluation import PROTOCOLS, WHILE_TRAINING
+from triptych.core.evaluation.row import Evaluation
+from triptych.core.evaluation.split import Split
+from triptych.core.evaluation.subject import encoder
 from triptych.core.files.writing import occupied, write_atomically
 from triptych.core.machine.resources import cpu_threads
 from triptych.core.optim.plan import Plan
-from triptych.core.runs.log import Logs, Row, read_rows
+from triptych.core.runs.log import Logs, read_rows
 from triptych.core.training.resume import Start, find_start
 from triptych.core.training.terminal import Terminal
 from triptych.core.training.trainer import Trainer
@@ -105,10 +109,11 @@ def train(
     with ExitStack() as stack:
         pipeline = stack.enter_context(Pipeline(spec, source))
         plan = Plan(spec, pipeline.steps_per_epoch)
-        knn = KnnProtocol(spec) if spec.evaluate.every else None
+        split = Split(spec) if spec.evaluate.every else None
         begin = find_start(spec, run_dir, resume, stamp, say)
         engine = stack.enter_context(closing(_build(spec, module, begin)))
-        stack.enter_context(occupied(run_dir))
+        stack.enter_context(occupied(run_dir, say))
+        _try_out(spec, engine, run_dir, say)
         logs = stack.enter_context(closing(_open_logs(spec, run_dir, begin, say)))
         say(_headline(stamp, engine, plan, len(source), run_dir))
         terminal = stack.enter_context(closing(Terminal(plan.last_step, begin.step)))
@@ -120,7 +125,7 @@ def train(
             run_dir,
             logs,
             terminal,
-            evaluate=partial(_evaluate, spec, engine, knn),
+            evaluate=partial(_evaluate, engine, split, terminal),
             stamp=stamp,
             step=begin.step,
             saved=begin.path,
@@ -134,9 +139,17 @@ def train(
     return signal
 
 
-def _evaluate(spec: RunSpec, engine: Engine, knn: KnnProtocol | None, step: int) -> list[Row]:
-    chosen = spec.evaluate
-    return knn.engine(engine, step, branch=chosen.branch, tokens=chosen.tokens) if knn else []
+def _evaluate(
+    engine: Engine, split: Split | None, terminal: Terminal, step: int
+) -> Sequence[Evaluation]:
+    if split is None:
+        return []
+    chosen = split.spec.evaluate
+    subject = encoder(engine, step, branch=chosen.branch, tokens=chosen.tokens)
+    rows = PROTOCOLS[WHILE_TRAINING].rows(split, subject)
+    for name in split.damaged():
+        terminal.line(f"damaged, left out of the evaluation: {name}")
+    return rows
 
 
 def _build(spec: RunSpec, module: ModuleType, begin: Start) -> Engine:
@@ -151,6 +164,13 @@ def _build(spec: RunSpec, module: ModuleType, begin: Start) -> Engine:
             raise UserError("\n".join(lines)) from error
     begin.state.clear()  # the engine has its own; a large model is not to be held twice
     return engine
+
+
+def _try_out(spec: RunSpec, engine: Engine, run_dir: Path, say: Say) -> None:
+    """Raises UserError where the folder will not take a checkpoint of this engine."""
+    shapes = {name: slot.shape for name, slot in engine.slots().items()}
+    files = checkpoint.sizes(shapes, 8 if spec.precision == "float64" else 4)
+    checkpoint.try_out(run_dir, files, spec.checkpoint.keep, say)
 
 
 def _open_logs(spec: RunSpec, run_dir: Path, begin: Start, say: Say) -> Logs:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from triptych.core.runs.log import Row
+from triptych.core.runs.rows import Row
 
 PAUSE = 1.0
 """Seconds between lines that say nothing new; metrics.jsonl has them all."""
@@ -81,16 +81,6 @@ def _words(row: Row) -> list[str]:
     if "word_entropy" not in row:
         return []
     return [f"words {row['word_entropy']:.2f} nats, of an image {row['bow_entropy']:.2f}"]
-
-
-def evaluation_line(row: Row) -> str:
-    """A k-NN result in one line."""
-    labels = "all labels" if row["labels"] == "all" else f"{row['labels']} labels per class"
-    return (
-        f"step {row['step']} k-NN top-1 {100 * row['top1']:.2f} % ({labels}, k {row['k']}, "
-        f"T {row['temperature']:g}, {row['branch']} {row['tokens']}, {row['bank']} labelled, "
-        f"{row['queries']} queries)"
-    )
 
 
 def _scientific(value: float) -> str:

@@ -18,13 +18,15 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Batch, Ranks
 from triptych.core.engine import Engine
 from triptych.core.errors import NonFiniteError, UserError, first_non_finite, printable
+from triptych.core.evaluation.row import Evaluation
 from triptych.core.methods import METHODS
 from triptych.core.methods.health import Health
 from triptych.core.optim.plan import Plan
-from triptych.core.runs.log import Logs, Row
+from triptych.core.runs.log import Logs
+from triptych.core.runs.rows import Row, evaluation
 from triptych.core.training.meter import Meter
 from triptych.core.training.signals import StopRequest, stop_request
-from triptych.core.training.terminal import Terminal, evaluation_line, health_line
+from triptych.core.training.terminal import Terminal, health_line
 
 Reading = Callable[[], dict[str, float]]
 
@@ -74,7 +76,7 @@ class Trainer:
     run_dir: Path
     logs: Logs
     terminal: Terminal
-    evaluate: Callable[[int], list[Row]]
+    evaluate: Callable[[int], Sequence[Evaluation]]
     stamp: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
     saved: Path | None = None
@@ -95,7 +97,7 @@ class Trainer:
         self.health = Health(chance, self.method.FLAT, self.method.REMEDY)
         for row in self.logs.kept:
             if "eval" in row:
-                self.health.evaluated(row)
+                self._judge(evaluation(row))
             else:
                 self._observe(row["step"], row, row["chance"])
                 self.health.advice(row["step"] / self.plan.total_steps)
@@ -252,10 +254,16 @@ class Trainer:
             with _data_errors():
                 rows = self.evaluate(self.step)
             for row in rows:
-                self.logs.write(row)
-                self.terminal.line(evaluation_line(row))
-                if advice := self.health.evaluated(row):
+                self.logs.write(row.as_json())
+                self.terminal.line(row.line())
+                if advice := self._judge(row):
                     self.terminal.line(advice)
+
+    def _judge(self, row: Evaluation) -> str | None:
+        """The advice that an evaluation gives reason for."""
+        if row.score is None or not row.main:
+            return None
+        return self.health.evaluated(row.title, row.score)
 
     def _evaluated(self) -> bool:
         return any("eval" in row and row["step"] == self.step for row in self.logs.kept)

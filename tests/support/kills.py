@@ -20,7 +20,8 @@ from pathlib import Path
 
 from triptych.core import checkpoint
 from triptych.core.contracts import State
-from triptych.core.runs.log import Row, read_rows
+from triptych.core.runs.log import read_rows
+from triptych.core.runs.rows import Row
 
 MAIN = "import sys; from triptych.core.cli import main; sys.exit(main())"
 SMALL = (

@@ -1,0 +1,135 @@
+"""What a run will ask of its folder, asked before the first step.
+
+A share may refuse an operation that only a checkpoint needs, hours after the start. So each
+operation is tried once, on small files and on empty ones of a checkpoint's size.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+
+from triptych.core.checkpoint.retrieval import MANIFEST, listed
+from triptych.core.checkpoint.store import aside_of, shard_file
+from triptych.core.errors import UserError
+from triptych.core.files.writing import UNSUPPORTED, remedy, set_mode, sync
+
+TRIAL = ".checkpoints"
+"""Folder of the trial; its name is as long as the longest path of a checkpoint needs."""
+MEGABYTE = 1e6
+
+
+def sizes(shapes: Mapping[str, tuple[int, ...]], item: int) -> dict[str, int]:
+    """Bytes of each file of a checkpoint.
+
+    Args:
+        shapes: of each tensor of the state, by canonical name.
+        item: bytes of a value.
+    """
+    found: dict[str, int] = {}
+    for name, shape in shapes.items():
+        file = shard_file(name)
+        found[file] = found.get(file, 0) + item * prod(shape)
+    return found
+
+
+def try_out(
+    run_dir: Path, files: Mapping[str, int], keep: int, say: Callable[[str], None] = print
+) -> None:
+    """Does in a run's folder all that a checkpoint needs, and leaves nothing behind.
+
+    Args:
+        files: file name -> bytes, of the largest checkpoint to come.
+        keep: checkpoints that are to stay.
+        say: takes a warning where the folder lacks what only makes a checkpoint safer, or where
+            there is room for fewer checkpoints than are to stay.
+
+    Raises:
+        UserError: names the folder, the operation that it refuses, and what to do.
+    """
+    trial = run_dir / TRIAL
+    shutil.rmtree(trial, ignore_errors=True)  # of a run that was killed
+    _warn_of_room(run_dir, sum(files.values()), keep, say)
+    try:
+        unsafe = _write(run_dir, trial, files)
+        with _needed(run_dir, "remove a folder"):
+            shutil.rmtree(trial)
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+    if unsafe:
+        say(
+            f"warning: {run_dir}: the file system cannot {' or '.join(unsafe)}; the run does "
+            "without, and a power cut may cost its newest checkpoint"
+        )
+
+
+def _write(run_dir: Path, trial: Path, files: Mapping[str, int]) -> list[str]:
+    """Writes what looks like a checkpoint; returns what could be left out and had to be."""
+    final = trial / "step-00000000"
+    aside = aside_of(final)
+    small = aside / MANIFEST
+    with _needed(run_dir, "make a folder"):
+        aside.mkdir(parents=True)
+    for name, size in files.items():
+        with _needed(run_dir, f"write a checkpoint's file of {size / MEGABYTE:.3g} MB"):
+            _reserve(aside / name, size)
+    with _needed(run_dir, "write a file"):
+        small.write_text("{")
+        optional = {"sync a file": sync(small), "set access rights": set_mode(small, 0o644)}
+    with _needed(run_dir, "append to a file"), small.open("a") as file:
+        file.write("}")
+    with _needed(run_dir, "rename a file over another one"):
+        other = aside / ".other"
+        other.write_text("{}")
+        os.replace(other, small)
+    with _needed(run_dir, "rename a folder"):
+        aside.rename(final)
+    with _needed(run_dir, "read what was written"):
+        if (final / MANIFEST).read_text() != "{}":
+            raise OSError(errno.EIO, "the content is another one")
+        listed(trial)
+    with _needed(run_dir, "sync a folder"):
+        optional["sync a folder"] = sync(trial)
+    return [what for what, done in optional.items() if not done]
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Takes the room of a file of ``size`` bytes.
+
+    A quota and a limit on the size of files are seen in no other way.
+    """
+    with path.open("wb") as file:
+        if size and hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+
+
+def _warn_of_room(run_dir: Path, size: int, keep: int, say: Callable[[str], None]) -> None:
+    """Refuses a disk without room for one checkpoint; warns of one that has too little for all."""
+    with _needed(run_dir, "ask for its free space"):
+        usage = shutil.disk_usage(run_dir)
+    if not usage.total:  # file systems of object stores do not tell
+        return
+    need = f"a checkpoint has {size / MEGABYTE:.3g} MB, free are {usage.free / MEGABYTE:.3g} MB"
+    if usage.free < size:
+        raise UserError(f"{run_dir}: no room for a checkpoint: {need}; {remedy(errno.ENOSPC)}")
+    # While one checkpoint is written, those that stay are still there.
+    missing = keep + 1 - len(listed(run_dir / "checkpoints"))
+    if usage.free < missing * size:
+        say(f"warning: {run_dir}: no room for checkpoint.keep {keep} checkpoints: {need}")
+
+
+@contextmanager
+def _needed(run_dir: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{run_dir}: cannot {what} there: {error.strerror}; {remedy(error.errno)}"
+        ) from error

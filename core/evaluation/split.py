@@ -1,0 +1,105 @@
+"""The evaluation split of a spec and the features of its images, for every protocol."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from triptych.core.config.spec import RunSpec
+from triptych.core.contracts import Array
+from triptych.core.data import Source, evaluation_batches, open_evaluation, split_digest
+from triptych.core.errors import NonFiniteError, UserError
+from triptych.core.evaluation.subject import Subject
+
+BATCH = 256
+"""Images embedded at once."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features and labels of the images that could be read.
+
+    Attributes:
+        features: (N, D), finite.
+        labels: (N,) int64.
+        skipped: names of the damaged files, which are not among the N.
+        digest: of the N images and their labels, hexadecimal.
+    """
+
+    features: Array
+    labels: Array
+    skipped: Sequence[str]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Features:
+    """Both halves of a split: labelled images, and images whose labels are to be found."""
+
+    bank: Labelled
+    queries: Labelled
+
+    @property
+    def digest(self) -> str:
+        """Tells the evaluated images of one row from those of another."""
+        return f"{self.bank.digest[:16]}-{self.queries.digest[:16]}"
+
+    @property
+    def skipped(self) -> int:
+        """Damaged files that were left out."""
+        return len(self.bank.skipped) + len(self.queries.skipped)
+
+
+class Split:
+    """The labelled bank and the labelled queries of a spec.
+
+    Raises:
+        UserError: the data have no labelled evaluation split.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        split = open_evaluation(spec)
+        if split is None:
+            raise UserError(
+                f"evaluate: data.name {spec.data.name} has no labelled evaluation split as it is "
+                "given; set data.eval_root, or evaluate.every to 0"
+            )
+        self.bank, self.queries = split
+        self._untold: list[str] = []
+        self._met: set[str] = set()
+        self._digests: dict[tuple[bool, frozenset[str]], str] = {}
+
+    def features(self, subject: Subject) -> Features:
+        """Features and labels of both halves.
+
+        Raises:
+            UserError: a damaged file (see ``data.on_error``), no readable image, or a worker died.
+            NonFiniteError: the features are not finite.
+        """
+        return Features(self._labelled(subject, self.bank), self._labelled(subject, self.queries))
+
+    def damaged(self) -> list[str]:
+        """Names of the files that were left out, each once: those not given by a call before."""
+        names, self._untold = self._untold, []
+        return names
+
+    def _labelled(self, subject: Subject, source: Source) -> Labelled:
+        skipped: list[str] = []
+        features, labels = [], []
+        for images, known in evaluation_batches(self.spec, source, BATCH, skipped):
+            features.append(subject.embed(images))
+            if not np.isfinite(features[-1]).all():
+                raise NonFiniteError(f"evaluation after step {subject.step}: features not finite")
+            labels.append(known)
+        self._untold += [name for name in dict.fromkeys(skipped) if name not in self._met]
+        self._met.update(skipped)
+        digest = self._digest(source, frozenset(skipped))
+        return Labelled(np.concatenate(features), np.concatenate(labels), skipped, digest)
+
+    def _digest(self, source: Source, skipped: frozenset[str]) -> str:
+        """Kept, since a million images take seconds and damaged files seldom change meanwhile."""
+        key = source is self.bank, skipped
+        if key not in self._digests:
+            self._digests[key] = split_digest(source, skipped)
+        return self._digests[key]

@@ -1,0 +1,43 @@
+"""What a protocol judges: features, and the words for where they come from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from triptych.core.contracts import Array
+from triptych.core.engine import Engine
+from triptych.core.evaluation.row import RAW_PIXELS
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Frozen features of one kind.
+
+    Attributes:
+        embed: (N, C, H, W) normalised images -> (N, D) features.
+        step: optimizer steps behind the weights.
+        branch: "student", "teacher" or "none".
+        tokens: which features of the encoder, or "raw pixels".
+    """
+
+    embed: Callable[[Array], Array]
+    step: int
+    branch: str
+    tokens: str
+
+
+def encoder(engine: Engine, step: int, *, branch: str, tokens: str) -> Subject:
+    """The final features of an engine's encoder; arguments as in ``core.engine.Engine.embed``."""
+
+    def embed(images: Array) -> Array:
+        return engine.embed(images, branch=branch, tokens=tokens)["final"]
+
+    return Subject(embed, step, branch, tokens)
+
+
+def raw_pixels() -> Subject:
+    """The normalised pixels themselves: what an encoder has to be compared with."""
+
+    def flatten(images: Array) -> Array:
+        return images.reshape(len(images), -1)
+
+    return Subject(flatten, 0, "none", RAW_PIXELS)

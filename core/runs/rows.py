@@ -1,0 +1,66 @@
+"""The objects of a run directory: logged steps, evaluations and the result."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt
+
+from triptych.core.evaluation import PROTOCOLS
+from triptych.core.evaluation.row import Evaluation, Share
+
+Row = dict[str, Any]
+"""One logged step or one evaluation (which carries "eval"); plain JSON values."""
+
+
+class Record(BaseModel):
+    """A JSON object of a run; keys that are not known here are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Step(Record):
+    """One logged step.
+
+    Attributes:
+        images_per_second: since the step logged before.
+        data_wait: share of the time spent waiting for batches.
+        skipped: damaged files met so far.
+    """
+
+    step: PositiveInt
+    loss: FiniteFloat
+    chance: FiniteFloat | None = None
+    state: str = ""
+    feature_std: FiniteFloat | None = None
+    gradient_norm: FiniteFloat | None = None
+    images_per_second: FiniteFloat | None = None
+    data_wait: Share | None = None
+    skipped: int = 0
+    image_warnings: int = 0
+
+
+class Result(Record):
+    """What a finished run says of itself."""
+
+    backend: str
+    versions: dict[str, str] = {}
+    device: str = ""
+    threads: int | None = None
+    seconds: FiniteFloat | None = None
+    images_per_second: FiniteFloat | None = None
+
+
+def evaluation_model(row: Mapping[str, Any]) -> type[Evaluation]:
+    """The model of an evaluation row: its protocol's, or the general one where that is unknown."""
+    name = row.get("eval")
+    known = isinstance(name, str) and name in PROTOCOLS
+    return PROTOCOLS[str(name)].row if known else Evaluation
+
+
+def evaluation(row: Mapping[str, Any]) -> Evaluation:
+    """An evaluation row as its model.
+
+    Raises:
+        pydantic.ValidationError: a key of its model is missing or wrong.
+    """
+    return evaluation_model(row).model_validate(row)
