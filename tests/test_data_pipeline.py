@@ -273,3 +273,24 @@ def test_evaluation_stops_at_a_damaged_file_or_leaves_it_out(folder):
     loaded = list(evaluation_batches(with_data(spec, on_error="skip"), source, 4, skipped))
     assert [len(images) for images, _ in loaded] == [4, 3, 4]
     assert skipped == [str(folder / NAMES[5])]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_evaluation_batch_is_empty(folder, workers):
+    """Some frameworks make NaN of no images, some end the process."""
+    source = open_train(folder_spec(folder))
+    for name in NAMES[4:8]:
+        cut_short(folder / name)
+    spec, skipped = folder_spec(folder, on_error="skip", workers=workers), list[str]()
+    loaded = list(evaluation_batches(spec, source, 4, skipped))
+    assert [len(labels) for _, labels in loaded] == [4, 4]
+    assert skipped == [str(folder / name) for name in NAMES[4:8]]
+
+
+def test_evaluation_of_nothing_readable_is_an_error(folder):
+    spec = folder_spec(folder, on_error="skip")
+    source = open_train(spec)
+    for name in NAMES:
+        cut_short(folder / name)
+    with pytest.raises(UserError, match=f"all 12 images are damaged; the first is .*{NAMES[0]}"):
+        list(evaluation_batches(spec, source, 5))

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from conftest import requested
 from support import kills
+from support.data_specs import write_images
 from support.double import TINY, tiny
 
 from triptych import backends
 from triptych.core import checkpoint
 from triptych.core.cli import main
 from triptych.core.errors import UserError
+from triptych.core.evaluation import split
 from triptych.core.parity.compare import compare
 from triptych.core.runs.log import read_rows
 from triptych.core.training import run
@@ -198,6 +200,21 @@ def test_what_the_device_cannot_do_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=key.partition("=")[0]):
         train(backend_name, tmp_path / "new", key)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_batch_of_damaged_images_is_no_batch(backend, backend_name, tmp_path, monkeypatch):
+    """The last two of the six held-out images would be a batch of their own."""
+    monkeypatch.setattr(split, "BATCH", 2)
+    for half, count in (("train", 8), ("val", 3)):
+        write_images(tmp_path / half, [f"{c}/{i}.png" for c in "ab" for i in range(count)])
+    for name in ("2", "1"):
+        (tmp_path / "val" / "b" / f"{name}.png").write_text("broken")
+    roots = [f"data.root={tmp_path / 'train'}", f"data.eval_root={tmp_path / 'val'}"]
+    keys = ["data.name=image_folder", "data.on_error=skip", "evaluate.every=2", "train.steps=2"]
+    assert train(backend_name, tmp_path / "run", *roots, *keys, "optim.warmup_steps=0") is None
+    (row,) = json.loads((tmp_path / "run" / "result.json").read_text())["evaluations"]
+    assert (row["queries"], row["skipped"]) == (4, 2)
+    assert 0 <= row["top1"] <= 1
 
 
 def test_eval_knn_repeats_what_training_found(backend, backend_name, tmp_path, capsys):

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from support.data_specs import write_images
 from support.double import ahead, finished, install, saved, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -130,7 +131,7 @@ def test_the_evaluation_line():
         "100 labelled, 360 queries)"
     )
     damaged = row.model_copy(update={"skipped": 2})
-    assert damaged.line().endswith("360 queries, 2 damaged files left out)")
+    assert damaged.line().endswith("360 queries, damaged files left out: 2)")
     assert evaluation({"eval": "linear", "step": 5, "top1": 0.5}).line() == (
         "step 5 linear top-1 50.00 %"
     )
@@ -212,6 +213,30 @@ def test_an_evaluation_that_cannot_read_its_data_comes_after_a_save(tmp_path, mo
     finished(tiny("evaluate.every=3"), tmp_path, resume="auto")
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows if row.get("labels") == "all"] == [3, 6, 9, 12]
+
+
+def test_held_out_images_that_are_all_damaged_come_after_a_save(tmp_path, monkeypatch, capsys):
+    images = tmp_path / "val" / "a" / "0.png", tmp_path / "val" / "a" / "1.png"
+    for half in ("train", "val"):
+        write_images(tmp_path / half, [f"a/{number}.png" for number in range(16)])
+    roots = [f"data.root={tmp_path / 'train'}", f"data.eval_root={tmp_path / 'val'}"]
+    keys = [*roots, "data.name=image_folder", "data.on_error=skip", "evaluate.every=6"]
+    for path in images:
+        path.write_text("broken")
+    folder = finished(tiny(*keys), tmp_path / "some")
+    told = capsys.readouterr().out.splitlines()
+    left_out = [line for line in told if "left out of the evaluation" in line]
+    assert left_out == [f"damaged, left out of the evaluation: {path}" for path in images]
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if "eval" in row]
+    assert [(row["step"], row["skipped"]) for row in rows if row["labels"] == "all"] == [
+        (6, 2),
+        (12, 2),
+    ]
+    for path in (tmp_path / "val" / "a").iterdir():
+        path.write_text("broken")
+    with pytest.raises(UserError, match=r"all 16 images are damaged"):
+        run.train(tiny(*keys, "checkpoint.every=0"), "torch", tmp_path / "none")
+    assert saved(tmp_path / "none") == ["step-00000006"]
 
 
 def test_damaged_data_are_told_of_where_the_disk_is_full_as_well(tmp_path, monkeypatch):

@@ -139,4 +139,7 @@ def evaluation_batches(
         if len(labels):
             yield images, labels
     if lost and not count:
-        raise UserError(f"evaluation: all {len(source)} images are damaged; the first is {lost[0]}")
+        raise UserError(
+            f"evaluation: all {len(source)} images are damaged; the first is {lost[0]}; "
+            "repair or replace them"
+        )

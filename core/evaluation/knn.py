@@ -80,7 +80,7 @@ class KnnRow(Evaluation):
             f"{self.queries} queries",
         ]
         if self.skipped:
-            parts.append(f"{self.skipped} damaged files left out")
+            parts.append(f"damaged files left out: {self.skipped}")
         return f"{super().line()} ({', '.join(parts)})"
 
 
