@@ -25,6 +25,7 @@ class Step(Record):
         images_per_second: since the step logged before.
         data_wait: share of the time spent waiting for batches.
         skipped: damaged files met so far.
+        image_warnings: files that a library has warned of so far.
     """
 
     step: PositiveInt
