@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from triptych import backends
 from triptych.core import config, formats
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array
@@ -23,8 +22,8 @@ from triptych.core.data.decode import MODES, Decoding, decode, decoding, to_mode
 from triptych.core.data.source import UNLABELLED
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
+from triptych.core.launch import choose_backend, open_engine, quiet
 from triptych.core.parameters import initial_state
-from triptych.core.training.run import choose_backend
 
 Images = Array | Sequence[Image.Image | str | Path]
 """What ``Encoder.encode`` takes."""
@@ -114,9 +113,8 @@ def get_model(
     """
     spec = config.load(name, overrides)
     state = formats.load_weights(Path(weights), spec) if weights else initial_state(spec)
-    model = {key: array for key, array in state.items() if not key.startswith("optimizer.")}
-    module = backends.load(choose_backend(backend, spec, say=_quiet))
-    return Encoder(spec, module.build(spec, model))
+    chosen = choose_backend(backend, spec, quiet)
+    return Encoder(spec, open_engine(spec, chosen, state))
 
 
 def inference_model(
@@ -138,10 +136,6 @@ def inference_model(
     encoder = model if isinstance(model, Encoder) else get_model(model, **options)
     images = image[None] if isinstance(image, np.ndarray) else [image]
     return {"features": encoder.encode(images)[0]}
-
-
-def _quiet(line: str) -> None:
-    """Nothing is printed where a program asks."""
 
 
 class _Given:

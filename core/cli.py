@@ -96,6 +96,8 @@ def _prepare_streams() -> None:
 
 def _complain(text: str) -> None:
     """Says what is wrong, if there is anybody to say it to."""
+    if not text:  # another process of the run says it
+        return
     try:
         print(f"error: {printable(text)}", file=sys.stderr, flush=True)
     except OSError:

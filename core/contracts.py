@@ -64,7 +64,7 @@ class Context:
 
 
 class Ranks:
-    """The processes that train one spec together, seen from one of them; here it is alone.
+    """The processes that train one spec together, seen from one of them. This class is one alone.
 
     Attributes:
         rank: number of this process, from 0.
@@ -86,6 +86,10 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether the flag of at least one rank is set; waits for all ranks."""
         return self.largest(int(flag)) > 0
+
+
+ALONE = Ranks()
+"""One process, which waits for no other."""
 
 
 class Ops(Protocol):

@@ -8,9 +8,7 @@ import time
 import pytest
 from support.double import finished, install, saved, tiny
 from support.kills import compare
-from threadpoolctl import threadpool_info
 
-from triptych import backends
 from triptych.core import reference
 from triptych.core.errors import UserError
 from triptych.core.files.writing import occupied
@@ -63,7 +61,8 @@ def test_a_signal_finishes_the_step_saves_and_is_resumed(whole, tmp_path, monkey
 
 
 def test_an_evaluation_that_a_signal_put_off_is_made_up_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.Trainer, "_agreed", lambda self, stop: self.step == 6)
+    stopping = lambda self, stop: signal.SIGTERM if self.step == 6 else 0  # noqa: E731
+    monkeypatch.setattr(trainer.Trainer, "_stopping", stopping)
     spec = tiny("evaluate.every=6")
     assert run.train(spec, "torch", tmp_path) == signal.SIGTERM
     monkeypatch.undo()
@@ -202,32 +201,6 @@ def test_an_evaluation_without_labelled_images_is_refused(tmp_path, monkeypatch)
     monkeypatch.setattr("triptych.core.evaluation.split.open_evaluation", lambda spec: None)
     refused("set data.eval_root", tiny("evaluate.every=5"), "torch", tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("variable", ["WORLD_SIZE", "PADDLE_TRAINERS_NUM"])
-def test_several_processes_are_refused(monkeypatch, variable):
-    monkeypatch.setenv(variable, "1")
-    assert run.choose_backend("torch", tiny()) == "torch"
-    monkeypatch.setenv(variable, "2")
-    with pytest.raises(UserError, match=f"{variable}=2: this version runs one process"):
-        run.choose_backend("torch", tiny())
-
-
-def test_the_choice_of_a_backend(monkeypatch):
-    monkeypatch.setattr(backends, "installed", lambda: ("oneflow", "paddle"))
-    said = []
-    assert run.choose_backend("torch", tiny("backend=paddle")) == "torch"
-    assert run.choose_backend(None, tiny("backend=paddle")) == "paddle"
-    assert run.choose_backend(None, tiny("threads=3"), said.append) == "oneflow"
-    assert said == ["backend: oneflow, the first installed"]
-    assert os.environ["OMP_NUM_THREADS"] == "3"
-    for threads in (2, 1):
-        run.choose_backend("torch", tiny(f"threads={threads}"))
-        pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
-        assert pools and {pool["num_threads"] for pool in pools} == {threads}
-    monkeypatch.setattr(backends, "installed", lambda: ())
-    with pytest.raises(UserError, match="pip install"):
-        run.choose_backend(None, tiny())
 
 
 def test_default_output():

@@ -10,7 +10,6 @@ import argparse
 import importlib
 import importlib.util
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from triptych import backends
-from triptych.core import cli, config, parameters
+from triptych.core import cli, config, launch, parameters
 from triptych.core.benchmarks import loop
 from triptych.core.benchmarks.cost import COUNTED, step_flops
 from triptych.core.config.spec import MocaSpec, MocoV3Spec, ResnetSpec, RunSpec, VitSpec
@@ -116,13 +115,10 @@ def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _child(name: str, part: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs one part in a process of its own: its peak memory is then its own as well."""
-    spec = config.load(arguments.config, [*DEFAULTS, *arguments.overrides])
-    threads = str(cpu_threads(spec))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     command = [sys.executable, "-m", "triptych.core.cli", "bench", "step", "-c", arguments.config]
     command += ["--backend", name, "--part", part, "--rounds", str(arguments.rounds)]
     command += ["-o", *arguments.overrides] if arguments.overrides else []
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{name}: the benchmark failed: {done.stderr.strip().splitlines()[-1:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -137,7 +133,7 @@ def _measure(spec: RunSpec, name: str, part: str, rounds: int) -> dict[str, Any]
         engine = _engine(spec, name)
         steps["engine"] = _engine_step(engine, batches)
     if part in ("both", "plain") and importlib.util.find_spec(plain):
-        backends.load(name)
+        launch.load(spec, name)
         steps["plain"] = _plain_step(importlib.import_module(plain).PlainLoop(spec), batches)
     if part == "both" and isinstance(spec.method, MocaSpec):
         steps["moco_v3"] = _engine_step(_engine(moco_v3_twin(spec), name), batches)
@@ -153,8 +149,7 @@ def _measure(spec: RunSpec, name: str, part: str, rounds: int) -> dict[str, Any]
 
 
 def _engine(spec: RunSpec, name: str) -> Engine:
-    engine: Engine = backends.load(name).build(spec, parameters.initial_state(spec))
-    return engine
+    return launch.open_engine(spec, name, parameters.initial_state(spec))
 
 
 def moco_v3_twin(spec: RunSpec) -> RunSpec:

@@ -3,6 +3,7 @@
 from triptych.core.checkpoint.manifest import Manifest, check_spec, stamp_warnings, versions
 from triptych.core.checkpoint.retrieval import (
     DamagedCheckpoint,
+    folder_of,
     latest,
     read,
     resolve,
@@ -15,6 +16,7 @@ __all__ = [
     "DamagedCheckpoint",
     "Manifest",
     "check_spec",
+    "folder_of",
     "latest",
     "read",
     "refuse_non_finite",

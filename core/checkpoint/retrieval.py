@@ -128,6 +128,11 @@ def listed(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: (step_of(path), path.suffix != DISPLACED), reverse=True)
 
 
+def folder_of(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint after ``step`` updates of a run lies."""
+    return run_dir / FOLDER / f"step-{step:08d}"
+
+
 def step_of(path: Path) -> int:
     """The step in the name of a checkpoint's folder."""
     return int(path.name.removesuffix(DISPLACED).removeprefix("step-"))

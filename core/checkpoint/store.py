@@ -22,6 +22,7 @@ from triptych.core.checkpoint.retrieval import (
     DISPLACED,
     FOLDER,
     MANIFEST,
+    folder_of,
     listed,
     seems_whole,
     sha256,
@@ -52,7 +53,7 @@ def write(
     """
     refuse_non_finite(state, f"checkpoint of step {step}")
     folder = run_dir / FOLDER
-    final = folder / f"step-{step:08d}"
+    final = folder_of(run_dir, step)
     aside = aside_of(final)
     with _refusals(f"save {final}"):
         try:

@@ -5,12 +5,11 @@ import json
 import sys
 from functools import partial
 
-from triptych import backends
 from triptych.core import cli, config, formats
 from triptych.core.evaluation import PROTOCOLS
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.subject import encoder
-from triptych.core.training.run import choose_backend
+from triptych.core.launch import choose_backend, join, open_engine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints one line, or one JSON object, for each row of the evaluation."""
+    join()
     spec = config.load(arguments.config, arguments.overrides)
     split = Split(spec)
     weights = formats.load_weights(arguments.weights, spec)
@@ -41,8 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     # With --json, standard output is for a program.
     say = partial(print, file=sys.stderr) if arguments.json else print
     name = choose_backend(arguments.backend, spec, say)
-    model = {n: array for n, array in weights.items() if not n.startswith("optimizer.")}
-    engine = backends.load(name).build(spec, model)
+    engine = open_engine(spec, name, weights)
     branch = arguments.branch or spec.evaluate.branch
     tokens = arguments.tokens or spec.evaluate.tokens
     subject = encoder(engine, step, branch=branch, tokens=tokens)

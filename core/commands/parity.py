@@ -7,7 +7,9 @@ import numpy as np
 
 from triptych.core import cli, config, formats
 from triptych.core.errors import NonFiniteError, UserError
+from triptych.core.launch import REFERENCE, choose_backend, join
 from triptych.core.machine.devices import on_compared_device
+from triptych.core.parity.trace import run_trace, save
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,18 +48,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _trace(arguments: argparse.Namespace) -> int:
+    join()
     overrides, output = _split_o(arguments)
-    numpy = arguments.backend == "numpy"
+    numpy = arguments.backend == REFERENCE
     dtype = "float64" if numpy else arguments.dtype  # the reference knows nothing else
     overrides.append(f"precision={dtype}")
     spec = on_compared_device(config.load(arguments.config, overrides))
     if arguments.steps < 1:
         raise UserError(f"--steps {arguments.steps}: expected at least 1")
-    from triptych.core.parity import trace  # with the NumPy reference, and so autograd
-    from triptych.core.training.run import choose_backend
-
-    backend = "numpy" if numpy else choose_backend(arguments.backend, spec)
-    record = trace.run_trace(
+    backend = REFERENCE if numpy else choose_backend(arguments.backend, spec)
+    record = run_trace(
         spec,
         backend,
         arguments.steps,
@@ -65,7 +65,7 @@ def _trace(arguments: argparse.Namespace) -> int:
         inputs=arguments.inputs,
         hyper=arguments.hyper,
     )
-    trace.save(record, output)
+    save(record, output)
     losses = np.load(output)["loss"]
     print(f"{backend}, {dtype}: loss {' '.join(f'{x:.12g}' for x in losses)}")
     print(f"wrote {output}")

@@ -4,8 +4,9 @@ import argparse
 import os
 
 from triptych.core import cli, config
+from triptych.core.launch import choose_backend, join, quiet, together
 from triptych.core.machine.interrupts import leave_at_once
-from triptych.core.training.run import choose_backend, default_output, train
+from triptych.core.training.run import default_output, train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains; 0, or 128 + n when signal n ended the run."""
-    spec = config.load(arguments.config, arguments.overrides)
+    ranks = join()
+    with together(ranks):
+        spec = config.load(arguments.config, arguments.overrides)
+        backend = choose_backend(arguments.backend, spec, print if ranks.is_main else quiet)
+    output = arguments.output or default_output(arguments.config, backend)
     with leave_at_once():  # until the first step, from which on a signal is a request to save
-        backend = choose_backend(arguments.backend, spec)
-        output = arguments.output or default_output(arguments.config, backend)
-        signal = train(spec, backend, output, resume=arguments.resume)
+        signal = train(spec, backend, output, resume=arguments.resume, ranks=ranks)
     return 128 + signal if signal else 0

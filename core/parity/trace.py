@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych import backends
-from triptych.core import formats, methods, parameters, reference
+from triptych.core import formats, methods, parameters
 from triptych.core.config.spec import MocaSpec, RunSpec
 from triptych.core.contracts import Array, Batch, Hyper, State
 from triptych.core.data import Pipeline, open_train
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
+from triptych.core.launch import open_engine
 from triptych.core.optim.plan import Plan
 from triptych.core.parity.compare import NOT_COMPARED, SPEC
 from triptych.core.parity.inputs import recorded
@@ -41,7 +41,8 @@ def trace(
         each step k ``feature/<name>/step<k>`` and ``grad/<canonical>/step<k>``; at the end
         ``loss`` (steps,) and ``metric/<name>`` (steps,).
     """
-    engine = _build(spec, backend, state)
+    whole = any(name.startswith("optimizer.") for name in state)
+    engine = open_engine(spec, backend, state, whole=whole)
     scalars: dict[str, list[Array]] = {}
     for step, batch in zip(range(steps), batches, strict=False):
         if step == 0:
@@ -58,15 +59,6 @@ def trace(
         yield from _labelled("state", engine.export_state(), step + 1)
     engine.close()
     yield from ((name, np.array(values)) for name, values in scalars.items())
-
-
-def _build(spec: RunSpec, backend: str, state: State) -> Engine:
-    package = reference if backend == "numpy" else backends.load(backend)
-    model = {p.name: state[p.name] for p in parameters.table(spec)}
-    engine: Engine = package.build(spec, model)
-    if set(state) != set(model):
-        engine.import_state(state)
-    return engine
 
 
 def _evaluation_features(engine: Engine, view: Array) -> Record:

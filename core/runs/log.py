@@ -6,7 +6,7 @@ so is a line that a kill has torn. The files of a resumed run are those of one n
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,6 +90,18 @@ class Logs:
             with suppress(OSError):
                 if file:
                     file.close()
+
+
+class NoLogs:
+    """In the place of ``Logs`` where another process writes those of the run."""
+
+    kept: Sequence[Row] = ()
+
+    def write(self, row: Row) -> None:
+        """Writes nothing."""
+
+    def close(self) -> None:
+        """Closes nothing."""
 
 
 @contextmanager

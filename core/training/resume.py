@@ -18,13 +18,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Start:
-    """A state to begin with, after ``step`` updates.
+    """Where a run begins.
 
-    path: the checkpoint that it is from. before: its run's folder, where that is another one.
-    seconds: spent training so far.
+    Attributes:
+        step: updates that its state has seen.
+        path: the checkpoint that the state is from, or None for initial weights.
+        before: the folder of the checkpoint's run, where that is another one.
+        seconds: spent training so far.
     """
 
-    state: State
     step: int = 0
     path: Path | None = None
     before: Path | None = None
@@ -33,8 +35,8 @@ class Start:
 
 def find_start(
     spec: RunSpec, run_dir: Path, resume: str | None, stamp: Mapping[str, Any], say: Say
-) -> Start:
-    """The state that a run in ``run_dir`` begins with; writes nothing.
+) -> tuple[Start, State]:
+    """Where a run in ``run_dir`` begins, and the state it begins with; writes nothing.
 
     Args:
         resume: "auto", the path of a checkpoint or a run, or None for a fresh run.
@@ -52,11 +54,11 @@ def find_start(
                 f"{run_dir}: holds a run, saved up to {own[0].name}; go on with --resume auto, or "
                 "give another --output"
             )
-        return Start(initial_state(spec))
+        return Start(), initial_state(spec)
     path = checkpoint.resolve(resume, run_dir, say)
     if path is None:
         say(f"--resume auto: nothing saved in {run_dir}, starting from the beginning")
-        return Start(initial_state(spec))
+        return Start(), initial_state(spec)
     before = path.resolve().parent.parent
     elsewhere = before != run_dir.resolve()
     if own and resume != "auto" and (elsewhere or step_of(own[0]) > step_of(path)):
@@ -69,7 +71,7 @@ def find_start(
         say(f"warning: {warning}")
     say(f"resuming from {path} ({manifest.extra.get('backend')}, step {manifest.step})")
     seconds = float(manifest.extra.get("seconds", 0.0))
-    return Start(state, manifest.step, path, before if elsewhere else None, seconds)
+    return Start(manifest.step, path, before if elsewhere else None, seconds), state
 
 
 def _differences(manifest: Manifest, stamp: Mapping[str, Any]) -> list[str]:

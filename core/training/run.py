@@ -6,20 +6,16 @@ has reached its last step, result.json.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from threadpoolctl import threadpool_limits
-
-from triptych import backends
 from triptych.core import checkpoint
 from triptych.core.config import CONFIGS, dump, find
 from triptych.core.config.spec import RunSpec
+from triptych.core.contracts import ALONE, Ranks
 from triptych.core.data import Pipeline, open_train, split_digest
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
@@ -28,46 +24,15 @@ from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.subject import encoder
 from triptych.core.files.writing import occupied, write_atomically
+from triptych.core.launch import load, open_engine, quiet, together
 from triptych.core.machine.resources import cpu_threads
 from triptych.core.optim.plan import Plan
-from triptych.core.runs.log import Logs, read_rows
+from triptych.core.runs.log import Logs, NoLogs, read_rows
 from triptych.core.training.resume import Start, find_start
 from triptych.core.training.terminal import Terminal
 from triptych.core.training.trainer import Trainer
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-WORLD_VARIABLES = ("WORLD_SIZE", "PADDLE_TRAINERS_NUM")
-
 Say = Callable[[str], None]
-
-
-def choose_backend(asked: str | None, spec: RunSpec, say: Say = print) -> str:
-    """The backend of a run; threads are set, those of its framework for when that is imported.
-
-    Args:
-        asked: as on the command line; None: the spec's, else the first installed.
-
-    Raises:
-        UserError: none is installed, or a launcher has started several processes.
-    """
-    for variable in WORLD_VARIABLES:
-        if os.environ.get(variable, "") not in ("", "0", "1"):
-            raise UserError(
-                f"{variable}={os.environ[variable]}: this version runs one process; start it "
-                "without a launcher"
-            )
-    for variable in THREAD_VARIABLES:
-        os.environ[variable] = str(cpu_threads(spec))
-    # NumPy's own pool has begun already, and would wait for work on every core beside OneFlow's.
-    threadpool_limits(cpu_threads(spec), user_api="blas")
-    name = asked or spec.backend
-    if name is None:
-        installed = backends.installed()
-        if not installed:
-            raise UserError("backend: none is installed; run: pip install 'triptych[torch]'")
-        name = installed[0]
-        say(f"backend: {name}, the first installed")
-    return name
 
 
 def default_output(config: str | Path, backend: str) -> Path:
@@ -85,12 +50,14 @@ def train(
     *,
     resume: str | None = None,
     say: Say = print,
+    ranks: Ranks = ALONE,
 ) -> int | None:
     """One run, from the checks to ``result.json``.
 
     Args:
         backend: as ``choose_backend`` gives it; takes the place of the spec's.
         resume: "auto", the path of a checkpoint or a run, or None for a fresh run.
+        ranks: the processes that train together. The main one alone writes and speaks.
 
     Returns:
         None when the run has reached its last step, else the signal that ended it, state saved.
@@ -99,44 +66,63 @@ def train(
         UserError: what cannot work, before a file is written; a full disk or damaged file, later.
         NonFiniteError: training went non-finite.
     """
-    module = backends.load(backend)
+    say = say if ranks.is_main else quiet
     spec = spec.model_copy(update={"backend": backend})
-    source = open_train(spec)
-    stamp = {
-        **{"backend": backend, "versions": module.versions()},
-        **{"threads": cpu_threads(spec), "data": split_digest(source)},
-    }
     with ExitStack() as stack:
-        pipeline = stack.enter_context(Pipeline(spec, source))
-        plan = Plan(spec, pipeline.steps_per_epoch)
-        split = Split(spec) if spec.evaluate.every else None
-        begin = find_start(spec, run_dir, resume, stamp, say)
-        engine = stack.enter_context(closing(_build(spec, module, begin)))
-        stack.enter_context(occupied(run_dir, say))
-        _try_out(spec, engine, run_dir, say)
-        logs = stack.enter_context(closing(_open_logs(spec, run_dir, begin, say)))
+        with together(ranks):
+            module = load(spec, backend)
+            source = open_train(spec)
+            stamp = _stamp(spec, backend, module.versions(), split_digest(source))
+            pipeline = stack.enter_context(Pipeline(spec, source))
+            plan = Plan(spec, pipeline.steps_per_epoch)
+            split = Split(spec) if spec.evaluate.every else None
+            begin, state = find_start(spec, run_dir, resume, stamp, say)
+            engine = open_engine(
+                spec, backend, state, whole=begin.path is not None, origin=str(begin.path)
+            )
+            stack.enter_context(closing(engine))
+        del state  # the engine has its own; a large model is not to be held twice
+        _check_start(begin, ranks)
+        with together(ranks):
+            logs = NoLogs() if not ranks.is_main else _enter(stack, engine, run_dir, begin, say)
         say(_headline(stamp, engine, plan, len(source), run_dir))
-        terminal = stack.enter_context(closing(Terminal(plan.last_step, begin.step)))
+        terminal = Terminal(plan.last_step, begin.step, shown=ranks.is_main)
+        stack.enter_context(closing(terminal))
+        evaluate = partial(_evaluate, engine, split, terminal)
         trainer = Trainer(
-            spec,
-            engine,
-            pipeline,
-            plan,
-            run_dir,
-            logs,
-            terminal,
-            evaluate=partial(_evaluate, engine, split, terminal),
-            stamp=stamp,
+            *(spec, engine, pipeline, plan, run_dir, logs, terminal, evaluate, stamp),
             step=begin.step,
             saved=begin.path,
             seconds=begin.seconds,
+            ranks=ranks,
         )
         signal = trainer.fit()
-        if signal is None:
-            _write_result(run_dir, trainer)
-    done = "done" if signal is None else "stopped, to go on with --resume auto"
-    say(f"{run_dir}: {done} after step {trainer.step} of {plan.total_steps}")
+        with together(ranks):
+            if ranks.is_main and signal is None:
+                _write_result(run_dir, trainer)
+    say(_last_line(trainer, signal))
     return signal
+
+
+def _stamp(spec: RunSpec, backend: str, versions: Mapping[str, str], digest: str) -> dict[str, Any]:
+    """What checkpoints note beside the state, since it may change numbers."""
+    return {
+        "backend": backend,
+        "versions": versions,
+        "threads": cpu_threads(spec),
+        "data": digest,
+    }
+
+
+def _check_start(begin: Start, ranks: Ranks) -> None:
+    """Raises UserError where the ranks do not all begin with the same step."""
+    newest = ranks.largest(begin.step)
+    with together(ranks):
+        if begin.step != newest:
+            raise UserError(
+                f"--resume: process {ranks.rank} of {ranks.world} finds step {begin.step}, another "
+                f"one step {newest}; give a folder that all machines of the run share"
+            )
 
 
 def _evaluate(
@@ -152,25 +138,18 @@ def _evaluate(
     return rows
 
 
-def _build(spec: RunSpec, module: ModuleType, begin: Start) -> Engine:
-    model = {n: array for n, array in begin.state.items() if not n.startswith("optimizer.")}
-    engine: Engine = module.build(spec, model)
-    if begin.path:
-        try:
-            engine.import_state(begin.state)
-        except ValueError as error:
-            engine.close()
-            lines = [f"{begin.path}: {line}" for line in str(error).splitlines()]
-            raise UserError("\n".join(lines)) from error
-    begin.state.clear()  # the engine has its own; a large model is not to be held twice
-    return engine
-
-
 def _try_out(spec: RunSpec, engine: Engine, run_dir: Path, say: Say) -> None:
     """Raises UserError where the folder will not take a checkpoint of this engine."""
     shapes = {name: slot.shape for name, slot in engine.slots().items()}
     files = checkpoint.sizes(shapes, 8 if spec.precision == "float64" else 4)
     checkpoint.try_out(run_dir, files, spec.checkpoint.keep, say)
+
+
+def _enter(stack: ExitStack, engine: Engine, run_dir: Path, begin: Start, say: Say) -> Logs:
+    """Takes possession of the run's folder until the stack ends, and opens its logs."""
+    stack.enter_context(occupied(run_dir, say))
+    _try_out(engine.spec, engine, run_dir, say)
+    return stack.enter_context(closing(_open_logs(engine.spec, run_dir, begin, say)))
 
 
 def _open_logs(spec: RunSpec, run_dir: Path, begin: Start, say: Say) -> Logs:
@@ -193,8 +172,13 @@ def _headline(
     )
 
 
+def _last_line(trainer: Trainer, signal: int | None) -> str:
+    done = "done" if signal is None else "stopped, to go on with --resume auto"
+    return f"{trainer.run_dir}: {done} after step {trainer.step} of {trainer.plan.total_steps}"
+
+
 def _write_result(run_dir: Path, trainer: Trainer) -> None:
-    rows = read_rows(trainer.logs.path)
+    rows = read_rows(run_dir / "metrics.jsonl")
     steps = [row for row in rows if "eval" not in row]
     spec, seconds = trainer.spec, trainer.meter.seconds
     result = {

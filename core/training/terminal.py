@@ -14,15 +14,22 @@ PAUSE = 1.0
 
 
 class Terminal:
-    """Lines and a bar. total: last step of the run; step: where it starts."""
+    """Lines and a bar.
+
+    Args:
+        total: last step of the run.
+        step: where the run starts.
+        shown: False for a process beside the main one, which says nothing.
+    """
 
     lost: OSError | None = None
     """Why nothing more can be said: the reader has gone, or the disk of the log is full."""
 
-    def __init__(self, total: int, step: int = 0) -> None:
+    def __init__(self, total: int, step: int = 0, *, shown: bool = True) -> None:
+        self._shown = shown
         self._said = 0.0
         self._progress: Progress | None = None
-        if sys.stdout.isatty():
+        if shown and sys.stdout.isatty():
             columns = (TextColumn("training"), BarColumn(None), MofNCompleteColumn())
             self._progress = Progress(*columns, TimeRemainingColumn(), console=Console())
             self._task = self._progress.add_task("training", total=total, completed=step)
@@ -30,7 +37,7 @@ class Terminal:
 
     def line(self, text: str) -> None:
         """Prints one line, above the bar; ``lost`` says if it could not."""
-        if self.lost:
+        if self.lost or not self._shown:
             return
         try:
             if self._progress:

@@ -15,14 +15,15 @@ from typing import Any, Protocol
 
 from triptych.core import checkpoint
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Batch, Ranks
+from triptych.core.contracts import ALONE, Batch, Ranks
 from triptych.core.engine import Engine
 from triptych.core.errors import NonFiniteError, UserError, first_non_finite, printable
 from triptych.core.evaluation.row import Evaluation
+from triptych.core.launch import together
 from triptych.core.methods import METHODS
 from triptych.core.methods.health import Health
 from triptych.core.optim.plan import Plan
-from triptych.core.runs.log import Logs
+from triptych.core.runs.log import Logs, NoLogs
 from triptych.core.runs.rows import Row, evaluation
 from triptych.core.training.meter import Meter
 from triptych.core.training.signals import StopRequest, stop_request
@@ -74,14 +75,14 @@ class Trainer:
     pipeline: Feed
     plan: Plan
     run_dir: Path
-    logs: Logs
+    logs: Logs | NoLogs
     terminal: Terminal
     evaluate: Callable[[int], Sequence[Evaluation]]
     stamp: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
     saved: Path | None = None
     seconds: float = 0.0
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         """Health goes on from the rows of the steps before ``step``."""
@@ -119,30 +120,30 @@ class Trainer:
             return signal
         except NonFiniteError as error:
             last = f"last good checkpoint: {self.saved}" if self.saved else "no checkpoint yet"
-            raise NonFiniteError(f"{error}; {last}") from error
+            raise NonFiniteError(_more(error, f"; {last}")) from error
 
     def _fit(self, stop: StopRequest) -> int | None:
         begun = self.step
         try:
             return self._steps(stop)
         except _DataError as error:
-            # Of many ranks the others are in a step that waits for this one.
-            if self.ranks.world > 1 or self.step == begun:
+            # All ranks are here, at the same step: none of them has begun the next one.
+            if self.step == begun:
                 raise
             self._reading()
             try:
                 self._save()
             except UserError as second:
-                raise UserError(f"{error}\n{second}") from second
-            raise UserError(f"{error}; saved in {self.saved}") from error
+                raise UserError("\n".join(filter(None, map(str, (error, second))))) from second
+            raise UserError(_more(error, f"; saved in {self.saved}")) from error
 
     def _steps(self, stop: StopRequest) -> int | None:
-        if self._evaluates() and not self._evaluated():
+        if self._evaluates() and self.ranks.any(self.ranks.is_main and not self._evaluated()):
             # A signal came between this step and its evaluation.
             self._evaluate()
         for batch in self._feed():
             self._advance(batch)
-            stopping = self._agreed(stop)
+            stopping = self._stopping(stop)
             if self._logs(self.step):
                 self._report(self._reading())
             # Evaluated before it is saved: a kill in between then repeats both.
@@ -154,13 +155,18 @@ class Trainer:
                 with stop.save_in_progress():
                     self._save()
             if stopping:
-                return stop.number or SIGTERM
+                return stopping
         return None
 
     def _feed(self) -> Iterator[Batch]:
-        """The batches that are left."""
-        with _data_errors():
-            yield from self.pipeline.batches(self.step, self.plan.last_step)
+        """The batches that are left, each when all ranks have theirs."""
+        batches = self.pipeline.batches(self.step, self.plan.last_step)
+        while True:
+            with _data_errors(), together(self.ranks):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     # ----------------------------------------------------------------------------- one step
 
@@ -181,15 +187,21 @@ class Trainer:
     def _read(self, step: int, fetched: Reading) -> dict[str, float]:
         values = fetched()
         bad = next((name for name, value in values.items() if not isfinite(value)), None)
-        if bad:
+        try:
+            with together(self.ranks):
+                if bad:
+                    raise NonFiniteError(f"step {step}: {bad} is {values[bad]}")
+        except NonFiniteError as error:
+            # Reading the state may be a collective call, and all ranks are here.
             found = first_non_finite(self.engine.export_state().items())
             tensor = f"; first bad tensor by now: {found}" if found else ""
-            raise NonFiniteError(f"step {step}: {bad} is {values[bad]}{tensor}")
+            raise NonFiniteError(_more(error, tensor)) from error
         return values
 
-    def _agreed(self, stop: StopRequest) -> bool:
-        """Whether all ranks are to stop here."""
-        return self.ranks.any(stop.number is not None or self.terminal.lost is not None)
+    def _stopping(self, stop: StopRequest) -> int:
+        """The signal by which all ranks are to stop here, or 0."""
+        lost = SIGTERM if self.terminal.lost else 0
+        return self.ranks.largest(stop.number or lost)
 
     # ------------------------------------------------------------------------- the four cadences
 
@@ -229,7 +241,8 @@ class Trainer:
             row["skipped"] = len(self.pipeline.skipped)
         if self.pipeline.warned:
             row["image_warnings"] = len(self.pipeline.warned)
-        self.logs.write(row)
+        with together(self.ranks):
+            self.logs.write(row)
         self._name_files()
         news = row["state"] != before or self.step in (1, self.plan.last_step)
         self.terminal.status(health_line(row, self.plan.total_steps), news=news)
@@ -251,10 +264,12 @@ class Trainer:
 
     def _evaluate(self) -> None:
         with self.meter.pause():
-            with _data_errors():
+            with _data_errors(), together(self.ranks):
                 rows = self.evaluate(self.step)
+            with together(self.ranks):
+                for row in rows:
+                    self.logs.write(row.as_json())
             for row in rows:
-                self.logs.write(row.as_json())
                 self.terminal.line(row.line())
                 if advice := self._judge(row):
                     self.terminal.line(advice)
@@ -271,9 +286,14 @@ class Trainer:
     def _save(self) -> None:
         with self.meter.pause():
             state = self.engine.export_state()
-            if self.ranks.is_main:
-                stamp = {**self.stamp, "seconds": self.meter.seconds}
-                keep = self.spec.checkpoint.keep
-                self.saved = checkpoint.write(
-                    self.run_dir, self.step, state, self.spec, stamp, keep=keep
-                )
+            stamp = {**self.stamp, "seconds": self.meter.seconds}
+            keep = self.spec.checkpoint.keep
+            with together(self.ranks):
+                if self.ranks.is_main:
+                    checkpoint.write(self.run_dir, self.step, state, self.spec, stamp, keep=keep)
+            self.saved = checkpoint.folder_of(self.run_dir, self.step)
+
+
+def _more(error: Exception, text: str) -> str:
+    """An error's message with more to it; one that another rank tells stays empty."""
+    return f"{error}{text}" if str(error) else ""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from triptych import backends
-from triptych.core import config, reference
+from triptych.core import config, launch, reference
 from triptych.core.cli import main
 from triptych.core.config.spec import RunSpec
 from triptych.core.training import run
@@ -60,7 +60,7 @@ def load(name: str) -> ModuleType:
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run of a test is on the reference engine."""
     monkeypatch.setattr(backends, "load", load)
-    for variable in run.THREAD_VARIABLES:
+    for variable in launch.THREAD_VARIABLES:
         monkeypatch.setenv(variable, "1")  # and so restored, whatever a run sets
 
 

@@ -1,0 +1,155 @@
+"""How a run comes to its engine: backend, threads, the processes beside this one.
+
+A command goes through these in order: ``join``, ``choose_backend``, ``open_engine``.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from threadpoolctl import threadpool_limits
+
+from triptych import backends
+from triptych.core.config.spec import RunSpec
+from triptych.core.contracts import ALONE, Ranks, State
+from triptych.core.engine import Engine
+from triptych.core.errors import NonFiniteError, UserError
+from triptych.core.machine.resources import cpu_threads
+from triptych.core.parameters import table
+
+REFERENCE = "numpy"
+"""Name of the float64 reference in the place of a backend's."""
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+LAUNCHERS = (("WORLD_SIZE", "RANK"), ("PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID"))
+"""Variables that launchers set: number of processes, number of this one.
+
+The first pair is that of ``torchrun`` and ``oneflow.distributed.launch``, the second that of
+``paddle.distributed.launch``.
+"""
+
+Say = Callable[[str], None]
+
+
+def join() -> Ranks:
+    """The processes that a launcher has started for this run. This version runs one.
+
+    Raises:
+        UserError: there are several. All of them are refused, and the first one says why.
+    """
+    for world, rank in LAUNCHERS:
+        if os.environ.get(world, "") not in ("", "0", "1"):
+            reason = (
+                f"{world}={os.environ[world]}: this version runs one process; start it without "
+                "a launcher"
+            )
+            raise UserError(reason if os.environ.get(rank, "") in ("", "0") else "")
+    return ALONE
+
+
+@contextmanager
+def together(ranks: Ranks) -> Iterator[None]:
+    """What one rank cannot do is left by all ranks, so that none waits for another for ever.
+
+    All ranks run the same blocks in the same order. Inside, none may wait for another.
+
+    Raises:
+        UserError, NonFiniteError: on every rank where at least one failed. The first of those that
+            failed raises its own error; the errors of the others are of the same kind and empty.
+    """
+    error: UserError | NonFiniteError | None = None
+    try:
+        yield
+    except (UserError, NonFiniteError) as caught:
+        error = caught
+    first = ranks.world - ranks.largest(0 if error is None else ranks.world - ranks.rank)
+    if first == ranks.world:
+        return
+    non_finite = ranks.any(ranks.rank == first and isinstance(error, NonFiniteError))
+    if error is not None and ranks.rank == first:
+        raise error
+    raise (NonFiniteError if non_finite else UserError)("")
+
+
+def quiet(line: str) -> None:
+    """Says nothing: for a program, and for the ranks beside the main one."""
+
+
+def choose_backend(asked: str | None, spec: RunSpec, say: Say = print) -> str:
+    """The backend of a run.
+
+    Args:
+        asked: as on the command line; None: the spec's, else the first installed.
+
+    Raises:
+        UserError: none is installed.
+    """
+    name = asked or spec.backend
+    if name is None:
+        installed = backends.installed()
+        if not installed:
+            raise UserError("backend: none is installed; run: pip install 'triptych[torch]'")
+        name = installed[0]
+        say(f"backend: {name}, the first installed")
+    return name
+
+
+def load(spec: RunSpec, name: str) -> ModuleType:
+    """The backend's package, its framework imported with the threads of the spec.
+
+    Args:
+        name: of a backend, or ``REFERENCE``.
+
+    Raises:
+        UserError: as ``backends.load``.
+    """
+    _set_threads(cpu_threads(spec))
+    if name == REFERENCE:
+        from triptych.core import reference  # autograd is slow to import, and no backend needs it
+
+        return reference
+    return backends.load(name)
+
+
+def _set_threads(count: int) -> None:
+    """Sets the threads of a framework that is not imported yet, and of NumPy, which is."""
+    for variable in THREAD_VARIABLES:
+        os.environ[variable] = str(count)
+    # NumPy's pool would wait for work on every core beside OneFlow's.
+    threadpool_limits(count, user_api="blas")
+
+
+def open_engine(
+    spec: RunSpec, name: str, state: State, *, whole: bool = False, origin: str = "state"
+) -> Engine:
+    """An engine of its own memory that holds ``state``.
+
+    Args:
+        name: of a backend, or ``REFERENCE``.
+        state: canonical. Its entries ``optimizer.*`` are left out unless it is ``whole``.
+        whole: the state of the optimizer is set, too. Otherwise the optimizer is fresh.
+        origin: the file or folder of the state, for messages.
+
+    Raises:
+        UserError: no such backend, device or precision here, or tensors are missing, misshapen or,
+            in a whole state, left over; a line for each.
+    """
+    module = load(spec, name)
+    shapes = {param.name: tuple(param.shape) for param in table(spec)}
+    problems = [f"missing {tensor} {shapes[tensor]}" for tensor in shapes if tensor not in state]
+    problems += [
+        f"{tensor}: expected {shape}, got {state[tensor].shape}"
+        for tensor, shape in shapes.items()
+        if tensor in state and state[tensor].shape != shape
+    ]
+    if problems:
+        raise UserError("\n".join(f"{origin}: {problem}" for problem in problems))
+    engine: Engine = module.build(spec, {tensor: state[tensor] for tensor in shapes})
+    if whole:
+        try:
+            engine.import_state(state)
+        except ValueError as error:
+            engine.close()
+            lines = str(error).splitlines()
+            raise UserError("\n".join(f"{origin}: {line}" for line in lines)) from error
+    return engine

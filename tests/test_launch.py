@@ -1,0 +1,110 @@
+"""How a run comes to its engine: backend, threads, launchers, a state that fits."""
+
+import os
+
+import numpy as np
+import pytest
+from support.double import install, tiny
+from threadpoolctl import threadpool_info
+
+from triptych import backends
+from triptych.core import launch
+from triptych.core.contracts import ALONE
+from triptych.core.errors import UserError
+from triptych.core.parameters import initial_state
+
+
+@pytest.fixture(autouse=True)
+def numpy_backend(monkeypatch):
+    install(monkeypatch)
+
+
+# ------------------------------------------------------------------------------------- launchers
+
+
+@pytest.mark.parametrize(("world", "rank"), launch.LAUNCHERS)
+def test_several_processes_are_refused_and_the_first_says_why(monkeypatch, world, rank):
+    monkeypatch.setenv(world, "1")
+    assert launch.join() is ALONE
+    monkeypatch.setenv(world, "2")
+    for number, told in (("0", f"{world}=2: this version runs one process"), ("1", "")):
+        monkeypatch.setenv(rank, number)
+        with pytest.raises(UserError) as caught:
+            launch.join()
+        assert str(caught.value).partition(";")[0] == told
+
+
+def test_one_process_is_together_with_itself():
+    with launch.together(ALONE):
+        pass
+    error = UserError("photo.jpg: damaged")
+    with pytest.raises(UserError) as caught, launch.together(ALONE):
+        raise error
+    assert caught.value is error
+
+
+# ---------------------------------------------------------------------------- backend and threads
+
+
+def test_the_choice_of_a_backend(monkeypatch):
+    monkeypatch.setattr(backends, "installed", lambda: ("oneflow", "paddle"))
+    said = []
+    assert launch.choose_backend("torch", tiny("backend=paddle")) == "torch"
+    assert launch.choose_backend(None, tiny("backend=paddle")) == "paddle"
+    assert launch.choose_backend(None, tiny(), said.append) == "oneflow"
+    assert said == ["backend: oneflow, the first installed"]
+    monkeypatch.setattr(backends, "installed", lambda: ())
+    with pytest.raises(UserError, match="pip install"):
+        launch.choose_backend(None, tiny())
+
+
+def test_threads_are_set_before_a_framework_is_imported(monkeypatch):
+    found = []
+    monkeypatch.setattr(backends, "load", lambda name: found.append(os.environ["OMP_NUM_THREADS"]))
+    for threads in (2, 1):
+        launch.load(tiny(f"threads={threads}"), "torch")
+        pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+        assert pools and {pool["num_threads"] for pool in pools} == {threads}
+    assert found == ["2", "1"]
+
+
+# -------------------------------------------------------------------------------------- the engine
+
+
+def whole_state(spec):
+    engine = launch.open_engine(spec, launch.REFERENCE, initial_state(spec))
+    return {name: np.array(array) + 1 for name, array in engine.export_state().items()}
+
+
+def test_an_engine_takes_the_model_or_the_whole_of_a_state():
+    spec = tiny()
+    state = whole_state(spec)
+    fresh = launch.open_engine(spec, "torch", state).export_state()
+    resumed = launch.open_engine(spec, "torch", state, whole=True).export_state()
+    assert fresh.keys() == resumed.keys() == state.keys()
+    moments = [name for name in state if name.startswith("optimizer.")]
+    assert moments and not any(fresh[name].any() for name in moments)
+    assert all(np.array_equal(resumed[name], state[name]) for name in state)
+    assert all(np.array_equal(fresh[name], state[name]) for name in state.keys() - set(moments))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("student.predictor.0.weight", None, "missing student.predictor.0.weight (12, 8)"),
+        ("student.predictor.0.weight", (2, 3), "student.predictor.0.weight: expected (12, 8), got"),
+        ("optimizer.step", None, "missing optimizer.step ()"),
+        ("optimizer.other", (2,), "unused optimizer.other (2,)"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_by_the_name_of_its_file(name, change, problem):
+    spec = tiny()
+    state = whole_state(spec)
+    if change is None:
+        del state[name]
+    else:
+        state[name] = np.zeros(change)
+    with pytest.raises(UserError) as caught:
+        launch.open_engine(spec, "torch", state, whole=True, origin="run/step-00000004")
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"run/step-00000004: {problem}")

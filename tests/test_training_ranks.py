@@ -1,0 +1,167 @@
+"""Two processes of one run, on the NumPy engine: who writes, and how all of them end together."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from support.double import Ahead, finished, install, saved
+from support.kills import compare
+from support.two_ranks import SHORT, Left, train_on_two
+
+from triptych.core import checkpoint, config
+from triptych.core.data import Pipeline
+from triptych.core.errors import UserError
+from triptych.core.runs.log import Logs, read_rows
+from triptych.core.training import run, trainer
+
+
+@pytest.fixture(autouse=True)
+def numpy_backend(monkeypatch):
+    install(monkeypatch)
+
+
+def damaged(*arguments, **options):
+    raise UserError("photo.jpg: damaged")
+
+
+def breaking_batches(stop):
+    """The batches of the steps up to ``stop``, then an error."""
+    whole = Pipeline.batches
+
+    def batches(self, start, end):
+        yield from whole(self, start, min(stop, end))
+        damaged()
+
+    return batches
+
+
+def poison(step):
+    """One weight is not finite in the forward pass of ``step`` (1-based) and later."""
+    honest = Ahead._differentiate
+
+    def differentiate(self, batch, draws, hyper):
+        if hyper.step + 1 >= step:
+            self.model.values["student.encoder.blocks.0.norm1.weight"][3] = np.nan
+        return honest(self, batch, draws, hyper)
+
+    return differentiate
+
+
+def on(rank, place, name, value):
+    """A change of the program in one process, or in both where ``rank`` is None."""
+
+    def change(ranks):
+        if rank in (None, ranks.rank):
+            setattr(place, name, value)
+
+    return change
+
+
+def both(folder, *overrides, **options):
+    """One run whose processes see the same folder."""
+    return train_on_two(folder, [folder / "run"] * 2, *overrides, **options)
+
+
+def told(left: list[Left], status: int) -> str:
+    """The one line of error that two processes with this exit status have told."""
+    assert [one.status for one in left] == [status, status], left
+    lines = [line for one in left for line in one.err.splitlines() if line]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+# ------------------------------------------------------------------------------------- who writes
+
+
+def test_only_the_main_rank_writes_and_speaks(tmp_path):
+    outputs = [tmp_path / "main", tmp_path / "other"]
+    main, other = train_on_two(tmp_path, outputs)
+    assert (main.status, other.status) == (0, 0), main.err + other.err
+    assert not outputs[1].exists()
+    assert "step 6/6 loss" in main.out and "done after step 6" in main.out
+    assert (main.err, other.out, other.err) == ("", "", "")
+    alone = finished(config.load("moco_v3/digits", SHORT), tmp_path / "alone")
+    assert compare(alone, outputs[0]) == []
+    assert (outputs[0] / "result.json").exists()
+
+
+def test_an_evaluation_is_written_once_and_made_up_for_by_both(tmp_path):
+    """Only the main rank knows from its log that the evaluation of the last step is missing."""
+    keys = ("evaluate.every=3", "evaluate.per_class=[5]")
+    both(tmp_path, *keys, "train.stop_at=3", change=on(None, run, "_evaluate", lambda *_: []))
+    left = both(tmp_path, *keys, resume="auto")
+    assert [one.status for one in left] == [0, 0], left
+    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "eval" in row]
+    assert [row["step"] for row in rows] == [3, 3, 6, 6]
+
+
+# ------------------------------------------------------------------------------ how they all end
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_stops_both_after_the_same_step(tmp_path, rank):
+    honest = trainer.Trainer._advance
+
+    def signalled(self, batch):
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(self, batch)
+
+    change = on(rank, trainer.Trainer, "_advance", signalled)
+    left = both(tmp_path, "checkpoint.every=0", "log.every=5", change=change)
+    assert "SIGTERM: saving after this step" in told(left, 128 + signal.SIGTERM)
+    assert saved(tmp_path / "run") == ["step-00000003"]
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1, None])
+def test_data_that_one_rank_cannot_read_end_both_with_the_state_saved(tmp_path, rank):
+    change = on(rank, Pipeline, "batches", breaking_batches(3))
+    newest = tmp_path / "run" / "checkpoints" / "step-00000003"
+    line = told(both(tmp_path, change=change), 2)
+    assert line == f"error: photo.jpg: damaged; saved in {newest}"
+    assert saved(tmp_path / "run")[-1] == newest.name
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_a_loss_that_is_not_finite_on_one_rank_ends_both(tmp_path, rank):
+    left = both(tmp_path, change=on(rank, Ahead, "_differentiate", poison(4)))
+    line = told(left, 3)
+    assert "error: step 4: loss is nan; first bad tensor by now: student.encoder" in line
+    assert line.endswith("last good checkpoint: " + str(tmp_path / "run/checkpoints/step-00000002"))
+    assert saved(tmp_path / "run") == ["step-00000002"]
+
+
+CASES = {
+    "the data of one rank are missing": (1, run, "open_train", 0),
+    "the main rank's folder is taken": (0, run, "occupied", 0),
+    "an evaluation meets a damaged file": (1, run, "_evaluate", 3),
+    "the log's disk is full": (0, Logs, "write", 0),
+    "the disk of the checkpoints is full": (0, checkpoint, "write", 0),
+    "the result cannot be written": (0, run, "_write_result", 6),
+}
+"""Rank, place and name of what fails there; the step whose checkpoint is the newest then."""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_fails_on_one_rank_ends_both(tmp_path, case):
+    rank, place, name, step = CASES[case]
+    keys = ["evaluate.every=3"] if name == "_evaluate" else []
+    line = told(both(tmp_path, *keys, change=on(rank, place, name, damaged)), 2)
+    assert line.startswith("error: photo")
+    folder = tmp_path / "run" / "checkpoints"
+    assert (max(folder.iterdir()).name if folder.exists() else "step-0")[-1] == str(step)
+
+
+def test_an_invalid_spec_is_refused_by_both(tmp_path):
+    assert "train.batch_size" in told(both(tmp_path, "train.batch_size=0"), 2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_that_find_different_checkpoints_are_refused(tmp_path):
+    outputs = [tmp_path / "main", tmp_path / "other"]
+    assert [one.status for one in train_on_two(tmp_path, outputs, "train.stop_at=2")] == [0, 0]
+    line = told(train_on_two(tmp_path, outputs, resume="auto"), 2)
+    assert "process 1 of 2 finds step 0, another one step 2" in line
