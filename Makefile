@@ -19,7 +19,8 @@ inputs := setup.cfg pyproject.toml $(wildcard constraints/*.txt scripts/*.sh)
 # missing or broken fail, where it would be left out otherwise.
 under_test = TRIPTYCH_BACKENDS="$$(cat $(stamp))"
 # The frameworks' own defaults oversubscribe a machine that runs three of them.
-export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+export OMP_NUM_THREADS ?= $(shell python3 -c 'import runpy; \
+	print(runpy.run_path("core/machine/environment.py")["cores"]())' 2>/dev/null || getconf _NPROCESSORS_ONLN)
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

@@ -7,10 +7,12 @@ import runpy
 from pathlib import Path
 
 import pytest
+from support.data_specs import make_spec
 
 from triptych import backends
 from triptych.core.errors import UserError
 from triptych.core.machine import environment
+from triptych.core.machine.resources import cpu_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = configparser.ConfigParser()
@@ -123,3 +125,48 @@ def test_set_up_can_ask_before_anything_is_installed():
     assert "numpy" not in re.findall(r"^(?:from|import) (\w+)", source, re.M)
     module = runpy.run_path(str(ROOT / "core" / "machine" / "environment.py"))
     assert module["possible"]() == environment.possible()
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/\n", {"cpu.max": "200000 100000"}, 2),
+        ("0::/\n", {"cpu.max": "150000 100000"}, 2),
+        ("0::/\n", {"cpu.max": "10000 100000"}, 1),
+        ("0::/\n", {"cpu.max": "max 100000"}, 64),
+        ("0::/\n", {"cpu.max": "9900000 100000"}, 64),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, 3),
+        ("0::/../elsewhere\n", {"cpu.max": "300000 100000"}, 3),
+        ("0::/not/mounted\n", {"cpu.max": "300000 100000"}, 3),
+        (
+            "4:cpu,cpuacct:/d\n3:memory:/d\n",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "400000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            4,
+        ),
+        (
+            "4:cpuacct,cpu:/d\n",
+            {"cpu/d/cpu.cfs_quota_us": "250000", "cpu/d/cpu.cfs_period_us": "100000"},
+            3,
+        ),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+        ("", {}, 64),
+        ("nonsense\n", {"cpu.max": "nonsense"}, 64),
+    ],
+)
+def test_a_quota_of_the_container_limits_the_cores(groups, files, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda pid: range(64))
+    monkeypatch.setattr(environment, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(environment, "CONTROL_GROUPS", tmp_path / "cgroup")
+    (tmp_path / "own").write_text(groups)
+    for name, text in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    assert environment.cores() == expected
+    assert cpu_threads(make_spec()) == expected
+
+
+def test_without_control_groups_or_affinity_all_cores_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "OWN_GROUPS", tmp_path / "none")
+    monkeypatch.delattr(environment.os, "sched_getaffinity")
+    assert environment.cores() == environment.os.cpu_count()

@@ -22,6 +22,7 @@ from triptych.core import config
 from triptych.core.config.spec import RunSpec
 from triptych.core.data import Pipeline, open_train
 from triptych.core.errors import UserError
+from triptych.core.machine.environment import cores
 from triptych.core.random import stream
 
 FILES = 256
@@ -35,9 +36,8 @@ Loader = Callable[[RunSpec, int], Generator[Any, None, None]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``bench loader``."""
-    cores = len(os.sched_getaffinity(0))
     parser.add_argument("-c", "--config", default="moco_v3/vit_small", metavar="FILE")
-    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="default: cores")
+    parser.add_argument("--workers", type=int, default=cores(), metavar="N", help="default: cores")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="images per batch")
     parser.add_argument("--images", type=int, default=512, metavar="N", help="timed per round")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each loader")
@@ -80,17 +80,17 @@ def measure(recipe: str, workers: int, batch: int, images: int, rounds: int) -> 
             # Who goes first changes.
             for name in sorted(loaders, reverse=bool(turn % 2)):
                 speeds[name].append(_speed(loaders[name], spec, -(-images // batch)))
-    cores = max(1, min(workers, len(os.sched_getaffinity(0))))
+    busy = max(1, min(workers, cores()))
     pairs = zip(speeds["triptych"], speeds["torchvision"], strict=True)
     ratios = [ours / theirs for ours, theirs in pairs]
     return {
         "workers": workers,
-        "cores": cores,
+        "cores": busy,
         "batch": batch,
         "image_size": list(spec.model.size),
         "file_kib": size / FILES / 1024,
         "images_per_second_per_core": {
-            name: statistics.median(values) / cores for name, values in speeds.items()
+            name: statistics.median(values) / busy for name, values in speeds.items()
         },
         "ratio": statistics.median(ratios),
         "ratios": ratios,

@@ -39,7 +39,7 @@ def find(name_or_path: str | Path, folder: str | Path = "") -> Path:
     Raises:
         UserError: neither exists; the nearest name is given.
     """
-    path = Path(os.path.normpath(Path(folder) / name_or_path))
+    path = Path(os.path.normpath(Path(folder) / os.path.expanduser(name_or_path)))
     known = recipes()
     known.update({alias: known[name] for alias, name in ALIASES.items()})
     if os.path.exists(path) and not (os.path.isdir(path) and str(name_or_path) in known):

@@ -7,14 +7,16 @@ interpreter that has nothing installed yet.
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,9 @@ PADDLE_BUILDS = (
     f"need Paddle's builds for CUDA 12: pip install paddlepaddle-gpu -i {PADDLE_INDEX}"
 )
 """Which Paddle serves which card (paddlepaddle.org.cn, installation, "GPU architecture")."""
+OWN_GROUPS = Path("/proc/self/cgroup")
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+"""Where Linux says in which control groups a process is, and what they limit."""
 PILLOW = "12.3.0"
 """The pinned version, whose resize defines the pixels; a test compares it with setup.cfg."""
 
@@ -109,10 +114,45 @@ def report(names: Sequence[str] = NAMES, timeout: float = PROBE_SECONDS) -> dict
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """CPU cores that this process may use: those it may run on, at most its container's quota.
+
+    A quota of one core and a half counts as two.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        own = len(os.sched_getaffinity(0))
+    else:
+        own = os.cpu_count() or 1
+    return max(1, min(own, math.ceil(min(_quotas(), default=own))))
+
+
+def _quotas() -> Iterator[float]:
+    """Limits on CPU time, in cores, of the control groups that this process is in.
+
+    Those of version 2 are named ``0::/path`` in OWN_GROUPS, the others ``4:cpu,cpuacct:/path``. A
+    limit of a group that contains the process's own counts, too.
+    """
+    lines = OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.is_file() else []
+    for kinds, path in (line.split(":", 2)[1:] for line in lines if line.count(":") >= 2):
+        if kinds and "cpu" not in kinds.split(","):
+            continue
+        # Version 1 is mounted as "cpu" or as "cpu,cpuacct", whatever the order in OWN_GROUPS.
+        for root in (CONTROL_GROUPS / name for name in ({kinds, "cpu"} if kinds else {""})):
+            own = Path(os.path.normpath(f"{root}/{path}"))
+            for group in {root, own, *own.parents}:
+                if group.is_relative_to(root):
+                    yield from _quota(group)
+
+
+def _quota(group: Path) -> list[float]:
+    """The limit of one control group, if there is one; ``max`` and -1 say that there is none."""
+    with suppress(OSError, ValueError):
+        limit, period = map(int, (group / "cpu.max").read_text().split())
+        return [limit / period]
+    with suppress(OSError, ValueError):
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        limit, period = (int((group / name).read_text()) for name in names)
+        return [limit / period] if limit > 0 else []
+    return []
 
 
 def memory_bytes() -> int:

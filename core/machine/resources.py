@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from triptych.core.config.spec import RunSpec
+from triptych.core.machine.environment import cores
 
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
@@ -37,7 +38,7 @@ def keep_memory() -> None:
 
 def cpu_threads(spec: RunSpec) -> int:
     """Threads of the framework: the spec's, or for "auto" the cores this process may use."""
-    return len(os.sched_getaffinity(0)) if spec.threads == "auto" else spec.threads
+    return cores() if spec.threads == "auto" else spec.threads
 
 
 def free_memory() -> int:
