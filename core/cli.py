@@ -1,7 +1,6 @@
 """The command line behind ``triptych`` and ``tools/``: parse, one call, exit code."""
 
 import argparse
-import errno
 import importlib
 import io
 import os
@@ -26,8 +25,6 @@ COMMANDS = {
 }
 """Name -> help. A command's module, of the same name, is imported only where it is chosen."""
 BAD_INPUT, NON_FINITE = 2, 3
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""Error numbers of a disk or a quota that is full, a file at its limit, a terminal that is gone."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,7 +74,8 @@ def exit_status(command: Callable[[], int]) -> int:
         _silence(sys.stdout)
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno not in FULL:
+        # Neither a file nor the output: not known which, so the traceback has to tell.
+        if not error.filename and not _output_lost():
             raise
         _complain(f"{error.filename or 'standard output'}: {error.strerror}")
         _silence(sys.stdout)
@@ -102,6 +100,15 @@ def _complain(text: str) -> None:
         print(f"error: {printable(text)}", file=sys.stderr, flush=True)
     except OSError:
         _silence(sys.stderr)
+
+
+def _output_lost() -> bool:
+    """Whether nothing more can be said: the disk behind the output is full, the terminal gone."""
+    try:
+        print(flush=True)  # an empty line tells what an empty write does not
+    except OSError:
+        return True
+    return False
 
 
 def _silence(stream: TextIO) -> None:

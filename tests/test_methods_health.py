@@ -3,10 +3,12 @@
 import math
 import random
 
+import numpy as np
 import pytest
 
+from triptych.core.contracts import Batch
 from triptych.core.methods import METHODS, moca
-from triptych.core.methods.health import LEARNED, PATIENCE, STATES, WINDOW, Health, judge
+from triptych.core.methods.health import LEARNED, PATIENCE, STATES, WINDOW, Health, alike, judge
 
 CHANCE = 4 * 0.2 * math.log(256)
 
@@ -163,3 +165,11 @@ def test_features_that_get_worse_are_told_of_once():
     assert [text is not None for text in told] == [False, False, False, True]
     assert "k-NN 74.0 % after 80.0 %" in told[3] and told[3].endswith("wait")
     assert health.evaluated("k-NN", 0.6) is None
+
+
+def test_images_that_are_all_alike_are_seen_in_either_view():
+    same, other = np.ones((3, 1, 2, 2), np.float32), np.zeros((3, 1, 2, 2), np.float32)
+    other[2, 0, 1, 1] = 1e-6
+    assert alike(Batch((same, same), np.arange(3)))
+    assert alike(Batch((other, same), np.arange(3)))
+    assert not alike(Batch((other, other), np.arange(3)))

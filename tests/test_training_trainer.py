@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from triptych import backends
 from triptych.core import checkpoint, cli, reference
+from triptych.core.contracts import Batch
 from triptych.core.data import Pipeline
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.methods.health import STATES
@@ -154,6 +156,24 @@ def test_a_full_disk_is_one_clear_line(tmp_path, tensorboard):
         logs.close()
 
 
+def test_equal_images_are_a_collapse_whatever_rounding_makes_of_their_features(
+    tmp_path, monkeypatch
+):
+    """A kernel that rounds the last row of a product otherwise, before a batch norm."""
+
+    def black(self, start, stop):
+        for batch in honest(self, start, stop):
+            yield Batch(tuple(np.zeros_like(view) for view in batch.views), batch.index)
+
+    honest = Pipeline.batches
+    monkeypatch.setattr(Pipeline, "batches", black)
+    monkeypatch.setattr("triptych.core.engine.feature_std", lambda features: 0.9)
+    finished(tiny("log.every=1"), tmp_path)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert {row["feature_std"] for row in rows} == {0.0}
+    assert rows[-1]["state"] == "collapsed"
+
+
 # ------------------------------------------------------------- what ends a run, its state saved
 
 
@@ -208,7 +228,11 @@ def test_damaged_data_are_told_of_where_the_disk_is_full_as_well(tmp_path, monke
 @pytest.mark.parametrize(
     ("error", "status", "told"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: standard output: No space"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "standard output"),
+            2,
+            "error: standard output: No space",
+        ),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
     ],
 )
@@ -236,7 +260,7 @@ def test_a_terminal_that_cannot_be_written_is_lost(monkeypatch):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr("sys.stdout", full)
         terminal.line("one")
-        assert terminal.lost.errno == errno.ENOSPC
+        assert (terminal.lost.errno, terminal.lost.filename) == (errno.ENOSPC, "standard output")
         terminal.line("another")
         monkeypatch.undo()
         with suppress(OSError):
@@ -249,6 +273,23 @@ def test_a_full_disk_behind_standard_output_is_one_clear_line():
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ENAMETOOLONG, errno.ESTALE])
+def test_a_fault_of_a_file_names_the_file(capfd, number):
+    def fail():
+        raise OSError(number, os.strerror(number), "/share/file")
+
+    assert cli.exit_status(fail) == 2
+    assert capfd.readouterr().err == f"error: /share/file: {os.strerror(number)}\n"
+
+
+def test_a_fault_of_no_known_file_is_no_fault_of_standard_output():
+    def fail():
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        cli.exit_status(fail)
 
 
 @pytest.mark.parametrize(

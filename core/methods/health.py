@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal, get_args
 
+import numpy as np
+
+from triptych.core.contracts import Batch
+
 State = Literal["at chance", "learning", "collapsed"]
 STATES: tuple[State, ...] = get_args(State)
 
@@ -85,6 +89,15 @@ WORSE = (
     "the features get worse, whatever the loss says: {title} {now:.1f} % after {best:.1f} %. "
     "Lower optim.lr; {remedy}"
 )
+
+
+def alike(batch: Batch) -> bool:
+    """Whether all images of a view are equal, so that features differ by rounding alone.
+
+    A batch norm makes such differences as large as real ones, on one framework more than on
+    another.
+    """
+    return any(all(np.array_equal(image, view[0]) for image in view[1:]) for view in batch.views)
 
 
 @dataclass

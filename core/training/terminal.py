@@ -45,7 +45,7 @@ class Terminal:
             else:
                 print(text, flush=True)
         except OSError as error:
-            self.lost = error
+            self.lost = OSError(error.errno, error.strerror, "standard output")
 
     def status(self, text: str, *, news: bool) -> None:
         """Prints a line that may be left out, unless it is news, where they follow fast."""

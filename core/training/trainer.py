@@ -21,7 +21,7 @@ from triptych.core.errors import NonFiniteError, UserError, first_non_finite, pr
 from triptych.core.evaluation.row import Evaluation
 from triptych.core.launch import together
 from triptych.core.methods import METHODS
-from triptych.core.methods.health import Health
+from triptych.core.methods.health import Health, alike
 from triptych.core.optim.plan import Plan
 from triptych.core.runs.log import Logs, NoLogs
 from triptych.core.runs.rows import Row, evaluation
@@ -175,12 +175,14 @@ class Trainer:
         hyper = self.plan.hyper(self.step)
         draws = self.method.draws(self.spec, self.step)
         monitor = self._logs(self.step + 1)
-        metrics = self.engine.train_step(batch, draws, hyper, monitor=monitor)
+        fetched = self.engine.fetch(self.engine.train_step(batch, draws, hyper, monitor=monitor))
+        if monitor and alike(batch):
+            fetched = partial(_without_spread, fetched)
         self.step += 1
         self.meter.count()
         self.terminal.advance(self.step)
         previous = self._reading
-        self._reading = cache(partial(self._read, self.step, self.engine.fetch(metrics)))
+        self._reading = cache(partial(self._read, self.step, fetched))
         # One step late, so that a device that runs ahead of the host is not waited for.
         previous()
 
@@ -297,3 +299,8 @@ class Trainer:
 def _more(error: Exception, text: str) -> str:
     """An error's message with more to it; one that another rank tells stays empty."""
     return f"{error}{text}" if str(error) else ""
+
+
+def _without_spread(fetched: Reading) -> dict[str, float]:
+    """Metrics of a step whose features tell nothing apart."""
+    return {**fetched(), "feature_std": 0.0}
