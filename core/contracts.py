@@ -1,14 +1,19 @@
-"""The pieces that the shared parts and a backend hand each other.
+"""The pieces that the shared parts, a method and a backend hand each other.
+
+mypy holds ``core`` and every backend to the protocols of this file (``make lint``).
 
 Shape letters: N images per batch, C channels, H height, W width, L patches, D feature width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
+
+from triptych.core.config.spec import RunSpec
 
 Tensor: TypeAlias = Any
 """A framework's own tensor."""
@@ -163,7 +168,29 @@ class Ops(Protocol):
         """No gradient is recorded inside."""
 
 
-class Model(Protocol):
+class Networks(Protocol):
+    """The networks of a run as its engine sees them, whatever the method."""
+
+    def features(
+        self, branch: str, images: Tensor, layers: Sequence[int], /, *, projection: bool
+    ) -> dict[str, Tensor]:
+        """Tokens of an encoder in evaluation mode (running statistics). No gradient is needed.
+
+        Args:
+            branch: "student" or "teacher".
+            images: (N, C, H, W).
+            layers: as in ``core.engine.Engine.embed``.
+            projection: whether the projector's output is wanted too.
+
+        Returns:
+            "final" and "layer<i>": (N, 1+L, D), class token first; "projection": (N, D).
+        """
+
+    def counters(self) -> dict[str, "Slot"]:
+        """The numbers of the state that the host keeps, by canonical name."""
+
+
+class Model(Networks, Protocol):
     """Student and teacher as a method's shared step sees them; a native module of the backend."""
 
     def query(self, view: Tensor, /) -> Tensor:
@@ -179,10 +206,12 @@ class Model(Protocol):
 class Memory(Protocol):
     """Keys of earlier steps (MoCo v1 and v2); state under ``memory.``."""
 
-    queue: Tensor
-    """(C, K), unit columns."""
     pointer: int
     """Column where the next keys go: on the host, see ``core.methods.ring``."""
+
+    @property
+    def queue(self) -> Tensor:
+        """(C, K), unit columns."""
 
     def enqueue(self, keys: Tensor, /) -> None:
         """Overwrites the oldest columns, in place. keys: (N, C), unit rows."""
@@ -191,22 +220,30 @@ class Memory(Protocol):
 class QueueModel(Model, Protocol):
     """A model with a queue of keys."""
 
-    memory: Memory
+    @property
+    def memory(self) -> Memory:
+        """The queue."""
 
 
 class Codebook(Protocol):
     """Visual words of MOCA, teacher tokens of earlier steps; state under ``memory.``."""
 
-    words: Tensor
-    """(K, D), unit rows."""
-    distance: Tensor
-    """(1,): running mean of how much a token's cosines with the words differ."""
-    distance_used: Tensor
-    """(1,): ``distance`` as it was at the last update, which sets the temperature."""
     pointer: int
     """Row where the next words go."""
     updates: int
     """Updates done."""
+
+    @property
+    def words(self) -> Tensor:
+        """(K, D), unit rows."""
+
+    @property
+    def distance(self) -> Tensor:
+        """(1,): running mean of how much a token's cosines with the words differ."""
+
+    @property
+    def distance_used(self) -> Tensor:
+        """(1,): ``distance`` as it was at the last update, which sets the temperature."""
 
     def update(self, words: Tensor, differences: Sequence[Tensor], /) -> None:
         """Overwrites the oldest rows, and moves the running mean once for each view, in place.
@@ -217,12 +254,16 @@ class Codebook(Protocol):
         """
 
 
-class MocaModel(Protocol):
+class MocaModel(Networks, Protocol):
     """MOCA's networks as its step sees them; a native module of the backend."""
 
-    memory: Codebook
-    grid: tuple[int, int]
-    """(rows, columns) of an image's patches."""
+    @property
+    def memory(self) -> Codebook:
+        """The visual words."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of an image's patches."""
 
     def update_teacher(self, momentum: float, /) -> None:
         """As in ``Model``."""
@@ -260,6 +301,9 @@ class MocaModel(Protocol):
 class Optimizer(Protocol):
     """Applies one update to the tensors that it was given; state is exported by name."""
 
+    count: int
+    """Updates done."""
+
     def step(self, hyper: Hyper, /) -> None:
         """One update with this step's learning rate and weight decay."""
 
@@ -273,3 +317,70 @@ class Slot(NamedTuple):
     """The canonical array: a copy, never an alias of the live tensor."""
     write: Callable[[Array], None]
     """Sets the live tensor from a canonical array of the same shape."""
+
+    @classmethod
+    def counter(cls, owner: object, attribute: str) -> "Slot":
+        """A number that the host keeps, as an int64 scalar."""
+        return cls(
+            (),
+            lambda: np.array(getattr(owner, attribute), np.int64),
+            lambda array: setattr(owner, attribute, int(array)),
+        )
+
+
+ModelT = TypeVar("ModelT", contravariant=True)
+SectionT = TypeVar("SectionT", contravariant=True)
+
+
+class Method(Protocol[ModelT, SectionT]):
+    """What a method does beyond its tensors; a module of ``core.methods``.
+
+    Type parameters: the networks that its step needs, and its section of the spec.
+    """
+
+    FLAT: float
+    """Spread below which a loss at chance is a collapse."""
+    REMEDY: str
+    """What helps against a collapse, besides a lower learning rate."""
+    CHANCE: str
+    """How the summary of a spec tells the chance level, which takes the place of "{:.4f}"."""
+
+    def chance(self, spec: RunSpec, /) -> float:
+        """The loss of features that tell no image from another; > 0."""
+
+    def settled(self, spec: RunSpec, /) -> int:
+        """Steps at the start whose loss tells nothing about the features."""
+
+    def spread(self, values: Mapping[str, float], /) -> float:
+        """How well images are told apart, from the metrics of a step."""
+
+    def status(self, values: Mapping[str, float], /) -> list[str]:
+        """What the method adds to the line of a logged step, from its metrics."""
+
+    def draws(self, spec: RunSpec, step: int, /) -> dict[str, Array]:
+        """The random numbers of a step beyond its views, by name."""
+
+    def check_draws(self, spec: RunSpec, draws: Mapping[str, Array], /) -> None:
+        """Raises ValueError for draws of the right names, shapes and types that no run could draw.
+
+        For draws that come from elsewhere.
+        """
+
+    def forward(
+        self,
+        ops: Ops,
+        model: ModelT,
+        views: tuple[Tensor, ...],
+        draws: Mapping[str, Array],
+        hyper: Hyper,
+        spec: SectionT,
+        /,
+    ) -> Outcome:
+        """The forward pass of one step, the move of the teacher included.
+
+        Args:
+            views: two of (N, C, H, W).
+        """
+
+    def finish(self, model: ModelT, outcome: Outcome, /) -> None:
+        """What is left to do after the update; no gradient is recorded."""

@@ -21,24 +21,35 @@ from triptych.core.contracts import (
     Batch,
     Context,
     Hyper,
+    Method,
+    Networks,
+    Ops,
+    Optimizer,
     Outcome,
     Slot,
     State,
     Tensor,
 )
 from triptych.core.errors import NonFiniteError, first_non_finite
+from triptych.core.methods import METHODS
+
+PICK: dict[str, Callable[[Tensor], Tensor]] = {
+    "cls": lambda x: x[:, 0],
+    "mean": lambda x: x[:, 1:].mean(1),
+    "all": lambda x: x,
+}
+"""What ``Engine.embed`` takes of an encoder's tokens."""
 
 
 class Engine(ABC):
-    """One run on one backend. Subclasses build ``model``, ``optimizer`` and ``context``."""
+    """One run on one backend. Subclasses build ``model`` and ``optimizer``."""
 
-    ops: Any
-    model: Any
-    optimizer: Any
-    context: Context
-    spec: RunSpec
-    method: Any
-    """The module of ``core.methods`` that holds the order of the method's step."""
+    model: Networks
+    optimizer: Optimizer
+
+    def __init__(self, spec: RunSpec, ops: Ops, context: Context) -> None:
+        self.spec, self.ops, self.context = spec, ops, context
+        self.method: Method[Any, Any] = METHODS[spec.method.name]
 
     # ------------------------------------------------------------------ the tensor parts: native
 
@@ -63,10 +74,18 @@ class Engine(ABC):
         """Global L2 norm of all gradients, before clipping; stays on the device."""
 
     @abstractmethod
-    def slots(self) -> Mapping[str, Slot]:
-        """Every tensor of the state by canonical name: student, teacher, buffers, optimizer."""
+    def model_slots(self) -> Mapping[str, Slot]:
+        """Every tensor of student, teacher and memory by canonical name, buffers included."""
 
     @abstractmethod
+    def moment_slots(self) -> Mapping[str, Slot]:
+        """Every tensor that the optimizer keeps, by canonical name."""
+
+    def close(self) -> None:  # noqa: B027 - most frameworks hold nothing
+        """Release what the framework holds."""
+
+    # ------------------------------------------------------------------------- features: shared
+
     def embed(
         self,
         images: Array,
@@ -95,15 +114,19 @@ class Engine(ABC):
         Raises:
             ValueError: ``projection`` of a method that has no projector.
         """
+        if projection:
+            self.require_projector()
+        with self.ops.no_grad():
+            found = self.model.features(branch, self.tensor(images), layers, projection=projection)
+            # The projection has no tokens to pick from.
+            picks = {name: PICK[tokens] for name in found if name != "projection"}
+            features = {**found, **{name: pick(found[name]) for name, pick in picks.items()}}
+        return {name: self.array(x) for name, x in features.items()}
 
     def require_projector(self) -> None:
-        """Raises ValueError where the method has no projector (MOCA)."""
-        names = (param.name for param in parameters.table(self.spec))
-        if not any(name.startswith("student.projector.") for name in names):
+        """Raises ValueError where the method has no projector."""
+        if not parameters.parts(self.spec).projector.layers:
             raise ValueError(f"method {self.spec.method.name} has no projector")
-
-    def close(self) -> None:  # noqa: B027 - most frameworks hold nothing
-        """Release what the framework holds."""
 
     # ------------------------------------------------------------- the order of one step: shared
 
@@ -127,8 +150,7 @@ class Engine(ABC):
             metrics.update({f"feature/{k}": v for k, v in outcome.features.items()})
         if not self.context.runs_ahead and not np.isfinite(self.array(outcome.loss)):
             raise NonFiniteError(self._first_bad(batch, outcome, hyper))
-        self.optimizer.step(hyper)
-        self.method.finish(self.model, outcome)
+        self._update(outcome, hyper)
         return metrics
 
     def loss_and_grads(
@@ -138,26 +160,16 @@ class Engine(ABC):
 
         The teacher's EMA and the running statistics do move: they belong to the forward pass.
         """
-        outcome = self._differentiate(batch, draws, hyper)
-        values = {"loss": outcome.loss, **outcome.metrics}
-        values.update({f"feature/{k}": v for k, v in outcome.features.items()})
-        return (
-            {name: self.array(value) for name, value in values.items()},
-            {name: read() for name, read in self.gradients()},
-        )
+        return self._record(self._differentiate(batch, draws, hyper))
 
     def trace_step(
         self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper
     ) -> tuple[dict[str, Array], State]:
         """``loss_and_grads`` followed by the update: what ``tools/parity.py trace`` records."""
         outcome = self._differentiate(batch, draws, hyper)
-        values = {"loss": outcome.loss, **outcome.metrics}
-        values.update({f"feature/{k}": v for k, v in outcome.features.items()})
-        recorded = {name: self.array(value) for name, value in values.items()}
-        gradients = {name: read() for name, read in self.gradients()}
-        self.optimizer.step(hyper)
-        self.method.finish(self.model, outcome)
-        return recorded, gradients
+        record = self._record(outcome)
+        self._update(outcome, hyper)
+        return record
 
     def read(self, metrics: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics as Python floats: the only wait for the device. Features become their spread."""
@@ -178,6 +190,20 @@ class Engine(ABC):
         For a backend whose device runs ahead of the host to copy in the background.
         """
         return partial(self.read, metrics)
+
+    def slots(self) -> dict[str, Slot]:
+        """Everything of the state by canonical name: student, teacher, memory, optimizer."""
+        return {
+            **self.model_slots(),
+            **self.model.counters(),
+            **self.moment_slots(),
+            "optimizer.step": Slot.counter(self.optimizer, "count"),
+        }
+
+    def load_model(self, state: Mapping[str, Array]) -> None:
+        """Sets student, teacher and memory from the tensors of ``core.parameters.table``."""
+        for name, slot in {**self.model_slots(), **self.model.counters()}.items():
+            slot.write(state[name])
 
     def export_state(self) -> State:
         """The whole state, canonical and complete (collective)."""
@@ -210,6 +236,20 @@ class Engine(ABC):
         )
         self.backward(outcome.loss)
         return outcome
+
+    def _record(self, outcome: Outcome) -> tuple[dict[str, Array], State]:
+        """Metrics and features, and the gradients."""
+        values = {"loss": outcome.loss, **outcome.metrics}
+        values.update({f"feature/{k}": v for k, v in outcome.features.items()})
+        return (
+            {name: self.array(value) for name, value in values.items()},
+            {name: read() for name, read in self.gradients()},
+        )
+
+    def _update(self, outcome: Outcome, hyper: Hyper) -> None:
+        self.optimizer.step(hyper)
+        with self.ops.no_grad():
+            self.method.finish(self.model, outcome)
 
     def _first_bad(self, batch: Batch, outcome: Outcome, hyper: Hyper) -> str:
         """Names the first non-finite tensor in the order of the computation."""

@@ -44,11 +44,13 @@ def batch_norm(values, x):
 
 
 def projector(values, x):
-    return layers.mlp(values, "student.projector", x, 3, TRAINING)
+    plan = parameters.parts(SPEC).projector
+    return layers.head(values, "student.projector", x, plan, TRAINING)
 
 
 def predictor(values, x):
-    return layers.mlp(values, "student.predictor", x, 2, TRAINING)
+    plan = parameters.parts(SPEC).predictor
+    return layers.head(values, "student.predictor", x, plan, TRAINING)
 
 
 def resnet(case):
@@ -79,8 +81,9 @@ def norm_of_two_ranks(values, x):
     return layers.batch_norm(values, "student.encoder.bn1", x, Norms(True, 2))
 
 
-def head(count):
-    return lambda values, x: layers.plain_mlp(values, "student.projector", x, count)
+def head(case):
+    plan = parameters.parts(tiny_spec(case=case)).projector
+    return lambda values, x: layers.head(values, "student.projector", x, plan, TRAINING)
 
 
 VIT, CONV, RESNET = "moco_v3_vit", "moco_v3_vit_conv", "moco_v3_resnet18"
@@ -110,8 +113,8 @@ MODULES = {
     "resnet50": (DEEP, "encoder", resnet(DEEP), (8, 3, 16, 24)),
     "virtual_ranks": (RANKS, "encoder.bn1", norm_of_two_ranks, (8, 4, 8, 12)),
     "resnet18_virtual_ranks": (RANKS, "encoder", resnet(RANKS), (8, 3, 8, 12)),
-    "head_v1": (RANKS, "projector", head(1), (8, 32)),
-    "head_v2": (DEEP, "projector", head(2), (8, 128)),
+    "head_v1": (RANKS, "projector", head(RANKS), (8, 32)),
+    "head_v2": (DEEP, "projector", head(DEEP), (8, 128)),
 }
 FACTOR = {"layer_norm_far": 20, "resnet18": 10, "resnet50": 100, "resnet18_virtual_ranks": 10}
 """Wider tolerances: the error of a norm's input at mean 20 is that of the input's own last bit, and

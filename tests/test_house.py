@@ -59,10 +59,12 @@ def core_imports_no_framework(path: Path, tree: ast.Module) -> Iterator[str]:
 
 
 FLOORS = (
-    ("__init__", "errors", "random", "contracts"),
+    ("__init__", "errors", "random"),
     ("config",),
+    ("contracts",),
     ("parameters", "machine"),
-    ("engine", "parallel", "optim", "methods", "files"),
+    ("optim", "methods", "files"),
+    ("engine", "parallel"),
     ("backends", "data", "reference"),
     ("evaluation",),
     ("runs",),

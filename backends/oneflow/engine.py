@@ -1,17 +1,16 @@
 """``core.engine.Engine`` in OneFlow."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import oneflow as flow
 from oneflow import Tensor
 
 from triptych.backends.oneflow import ops, parallel
-from triptych.backends.oneflow.methods import METHODS
-from triptych.backends.oneflow.optim import OPTIMIZERS
-from triptych.backends.oneflow.state import NUMPY, model_slots, slots, tensor_slot, to_array
+from triptych.backends.oneflow.methods import METHODS, Pair
+from triptych.backends.oneflow.optim import OPTIMIZERS, Optimizer
+from triptych.backends.oneflow.state import NUMPY, slots, tensor_slot, to_array
 from triptych.core import engine as core
-from triptych.core import methods
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Slot
 
@@ -19,16 +18,16 @@ from triptych.core.contracts import Array, Slot
 class Engine(core.Engine):
     """One run. The state's tensors are float32, or float64 where that is the precision."""
 
+    model: Pair
+    optimizer: Optimizer
+
     def __init__(self, spec: RunSpec, state: Mapping[str, Array], device: str) -> None:
-        self.spec, self.ops = spec, ops
-        self.method = methods.METHODS[spec.method.name]
-        self.context = parallel.context(device, spec.precision)
+        super().__init__(spec, ops, parallel.context(device, spec.precision))
         self.dtype = flow.float64 if spec.precision == "float64" else flow.float32
         model = METHODS[spec.method.name](spec).to(device).to(self.dtype)
         self.model = model.train()
         values, packed = model.pack(spec.optim)
-        for name, slot in model_slots(model).items():
-            slot.write(state[name])
+        self.load_model(state)
         named = dict(model.named_parameters())
         trainable = {name: named[name] for name in packed}
         self.optimizer = OPTIMIZERS[spec.optim.name](trainable, values, spec.optim)
@@ -60,28 +59,10 @@ class Engine(core.Engine):
         """See ``core.engine.Engine``."""
         return self.optimizer.gradient_norm()
 
-    def slots(self) -> Mapping[str, Slot]:
+    def model_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        return slots(self.model, self.optimizer)
+        return slots(self.model.state_dict())
 
-    @flow.no_grad()
-    def embed(
-        self,
-        images: Array,
-        *,
-        branch: str = "student",
-        layers: Sequence[int] = (),
-        tokens: str = "cls",
-        projection: bool = False,
-    ) -> dict[str, Array]:
+    def moment_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        if projection:
-            self.require_projector()
-        module = getattr(self.model, branch).eval()
-        found = module.encoder.tokens(self.tensor(images), layers)
-        pick = {"cls": lambda x: x[:, 0], "mean": lambda x: x[:, 1:].mean(1), "all": lambda x: x}
-        features = {name: pick[tokens](x) for name, x in found.items()}
-        if projection:
-            features["projection"] = module.projector(found["final"][:, 0])
-        module.train()
-        return {name: self.array(x) for name, x in features.items()}
+        return slots(self.optimizer.moments())

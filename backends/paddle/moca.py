@@ -17,7 +17,7 @@ from triptych.backends.paddle.layers import (
 )
 from triptych.backends.paddle.vit import VisionTransformer, blocks
 from triptych.core import parameters
-from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
+from triptych.core.config.spec import MocaSpec, VitSpec
 
 
 class Decoder(nn.Layer):
@@ -73,9 +73,8 @@ class Generator(nn.Layer):
 class MocaStudent(nn.Layer):
     """Encoder, decoder and both predictors."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, model: VitSpec, method: MocaSpec) -> None:
         super().__init__()
-        model, method = spec.model, spec.method
         self.encoder = VisionTransformer(model)
         self.image_predictor = Generator(model, method, model.width)
         self.decoder = Decoder(model, method)
@@ -85,6 +84,6 @@ class MocaStudent(nn.Layer):
 class MocaTeacher(nn.Layer):
     """An encoder."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, model: VitSpec) -> None:
         super().__init__()
-        self.encoder = VisionTransformer(spec.model)
+        self.encoder = VisionTransformer(model)

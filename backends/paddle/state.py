@@ -1,32 +1,18 @@
 """Native tensors <-> canonical arrays: weights of linear layers are (in, out) in Paddle."""
 
+from collections.abc import Collection, Mapping
 from functools import partial
 
 import numpy as np
 import paddle
-from paddle import Tensor, nn
+from paddle import Tensor
 
-from triptych.backends.paddle.layers import linear_weights
 from triptych.core.contracts import Array, Slot
 
 
-def slots(model: nn.Layer, optimizer: object) -> dict[str, Slot]:
-    """Every tensor of the run by canonical name."""
-    weights = linear_weights(model)
-    moments = {
-        name: tensor_slot(tensor, name.split(".", 2)[2] in weights)
-        for name, tensor in optimizer.moments().items()
-    }
-    return {**model_slots(model), **moments, "optimizer.step": counter_slot(optimizer, "count")}
-
-
-def model_slots(model: nn.Layer) -> dict[str, Slot]:
-    """Every tensor of student, teacher and memory by canonical name."""
-    weights = linear_weights(model)
-    found = {n: tensor_slot(tensor, n in weights) for n, tensor in model.state_dict().items()}
-    for name in model.memory.counters if hasattr(model, "memory") else ():
-        found[f"memory.{name}"] = counter_slot(model.memory, name)
-    return found
+def slots(named: Mapping[str, Tensor], transposed: Collection[str]) -> dict[str, Slot]:
+    """Of tensors by their canonical names. transposed: names of the weights of linear layers."""
+    return {name: tensor_slot(tensor, name in transposed) for name, tensor in named.items()}
 
 
 def tensor_slot(tensor: Tensor, transposed: bool) -> Slot:
@@ -36,15 +22,6 @@ def tensor_slot(tensor: Tensor, transposed: bool) -> Slot:
         shape[::-1] if transposed else shape,
         partial(to_array, tensor, transposed),
         partial(from_array, tensor, transposed),
-    )
-
-
-def counter_slot(owner: object, attribute: str) -> Slot:
-    """A number that the host keeps, as an int64 scalar."""
-    return Slot(
-        (),
-        lambda: np.array(getattr(owner, attribute), np.int64),
-        lambda array: setattr(owner, attribute, int(array)),
     )
 
 

@@ -1,17 +1,16 @@
 """``core.engine.Engine`` in PyTorch."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from triptych.backends.torch import ops, parallel
-from triptych.backends.torch.methods import METHODS
-from triptych.backends.torch.optim import OPTIMIZERS
-from triptych.backends.torch.state import model_slots, slots, tensor_slot, to_array
+from triptych.backends.torch.methods import METHODS, Pair
+from triptych.backends.torch.optim import OPTIMIZERS, Optimizer
+from triptych.backends.torch.state import slots, tensor_slot, to_array
 from triptych.core import engine as core
-from triptych.core import methods
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Batch, Hyper, Outcome, Slot
 
@@ -19,15 +18,15 @@ from triptych.core.contracts import Array, Batch, Hyper, Outcome, Slot
 class Engine(core.Engine):
     """One run. The state's tensors are float32, or float64 where that is the precision."""
 
+    model: Pair
+    optimizer: Optimizer
+
     def __init__(self, spec: RunSpec, state: Mapping[str, Array], device: str) -> None:
-        self.spec, self.ops = spec, ops
-        self.method = methods.METHODS[spec.method.name]
-        self.context = parallel.context(device, spec.precision)
+        super().__init__(spec, ops, parallel.context(device, spec.precision))
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
         model = METHODS[spec.method.name](spec).to(device=device, dtype=self.dtype)
         self.model = model.train()
-        for name, slot in model_slots(model).items():
-            slot.write(state[name])
+        self.load_model(state)
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim)
 
@@ -54,31 +53,13 @@ class Engine(core.Engine):
         """See ``core.engine.Engine``."""
         return self.optimizer.gradient_norm()
 
-    def slots(self) -> Mapping[str, Slot]:
+    def model_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        return slots(self.model, self.optimizer)
+        return slots(self.model.state_dict(keep_vars=True))
 
-    @torch.no_grad()
-    def embed(
-        self,
-        images: Array,
-        *,
-        branch: str = "student",
-        layers: Sequence[int] = (),
-        tokens: str = "cls",
-        projection: bool = False,
-    ) -> dict[str, Array]:
+    def moment_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        if projection:
-            self.require_projector()
-        module = getattr(self.model, branch).eval()
-        found = module.encoder.tokens(self.tensor(images), layers)
-        pick = {"cls": lambda x: x[:, 0], "mean": lambda x: x[:, 1:].mean(1), "all": lambda x: x}
-        features = {name: pick[tokens](x) for name, x in found.items()}
-        if projection:
-            features["projection"] = module.projector(found["final"][:, 0])
-        module.train()
-        return {name: self.array(x) for name, x in features.items()}
+        return slots(self.optimizer.moments())
 
     def _differentiate(self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper) -> Outcome:
         with self._autocast():

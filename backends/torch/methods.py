@@ -1,16 +1,20 @@
 """The methods' modules: student, teacher and how one is moved towards the other."""
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from triptych.backends.torch import heads
 from triptych.backends.torch.encoders import encoder
+from triptych.backends.torch.heads import head
 from triptych.backends.torch.layers import set_virtual_ranks
 from triptych.backends.torch.memory import Codebook, Queue
 from triptych.backends.torch.moca import MocaStudent, MocaTeacher
-from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array
+from triptych.core import parameters
+from triptych.core.config.spec import MocaSpec, QueueSpec, RunSpec, VitSpec
+from triptych.core.contracts import Array, MocaModel, Model, QueueModel
+from triptych.core.methods.networks import Branches, MocaBranches
 
 
 class Branch(nn.Module):
@@ -18,10 +22,11 @@ class Branch(nn.Module):
 
     def __init__(self, spec: RunSpec, *, predictor: bool) -> None:
         super().__init__()
+        parts = parameters.parts(spec)
         self.encoder = encoder(spec.model)
-        self.projector = heads.projector(spec.model.features, spec.method)
+        self.projector = head(parts.projector)
         if predictor:
-            self.predictor = heads.predictor(spec.method)
+            self.predictor = head(parts.predictor)
         set_virtual_ranks(self, spec.batch_norm.virtual_ranks)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -30,7 +35,7 @@ class Branch(nn.Module):
         return self.predictor(x) if hasattr(self, "predictor") else x
 
 
-class Pair(nn.Module):
+class Pair(Branches, nn.Module):
     """``core.contracts.Model``: a student and a teacher that follows it; paths are canonical names.
 
     Args:
@@ -45,14 +50,6 @@ class Pair(nn.Module):
         self._targets = list(self.teacher.parameters())
         self._sources = [student[name] for name, _ in self.teacher.named_parameters()]
 
-    def query(self, view: Tensor) -> Tensor:
-        """See ``core.contracts.Model``."""
-        return self.student(view)
-
-    def key(self, view: Tensor) -> Tensor:
-        """See ``core.contracts.Model``."""
-        return self.teacher(view)
-
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """See ``core.contracts.Model``."""
@@ -64,7 +61,7 @@ class MoCo(Pair):
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(Branch(spec, predictor=False), Branch(spec, predictor=False))
-        self.memory = Queue(spec.method)
+        self.memory = Queue(cast(QueueSpec, spec.method))
 
 
 class MoCoV3(Pair):
@@ -74,37 +71,27 @@ class MoCoV3(Pair):
         super().__init__(Branch(spec, predictor=True), Branch(spec, predictor=False))
 
 
-class MOCA(Pair):
+class MOCA(MocaBranches, Pair):
     """``core.contracts.MocaModel``."""
 
     def __init__(self, spec: RunSpec) -> None:
-        super().__init__(MocaStudent(spec), MocaTeacher(spec))
-        self.grid, self.early_layer = spec.model.grid, spec.method.early_layer
-        self.memory = Codebook(spec)
+        model, method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
+        super().__init__(MocaStudent(model, method), MocaTeacher(model))
+        self.grid, self.early_layer = model.grid, method.early_layer
+        self.memory = Codebook(model, method)
 
-    def teacher_tokens(self, images: Tensor) -> Tensor:
-        """See ``core.contracts.MocaModel``."""
-        return self.teacher.encoder.tokens(images)["final"][:, 1:]
-
-    def encode(self, images: Tensor, ids: Array) -> tuple[Tensor, Tensor]:
-        """See ``core.contracts.MocaModel``."""
-        return self.student.encoder.masked(images, _index(ids, images), self.early_layer)
-
-    def decode(self, image: Tensor, early: Tensor, ids: Array) -> Tensor:
-        """See ``core.contracts.MocaModel``."""
-        return self.student.decoder(image, early, _index(ids, early))
-
-    def image_weights(self, words: Tensor) -> Tensor:
-        """See ``core.contracts.MocaModel``."""
-        return self.student.image_predictor(words)
-
-    def dense_weights(self, words: Tensor) -> Tensor:
-        """See ``core.contracts.MocaModel``."""
-        return self.student.dense_predictor(words)
+    def index(self, ids: Array, like: Tensor) -> Tensor:
+        """See ``core.methods.networks.MocaBranches``."""
+        return torch.from_numpy(np.ascontiguousarray(ids)).to(like.device)
 
 
-def _index(ids: Array, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(ids)).to(like.device)
+METHODS: dict[str, type[Pair]] = {
+    "moco_v1": MoCo,
+    "moco_v2": MoCo,
+    "moco_v3": MoCoV3,
+    "moca": MOCA,
+}
 
-
-METHODS = {"moco_v1": MoCo, "moco_v2": MoCo, "moco_v3": MoCoV3, "moca": MOCA}
+_MOCO: type[QueueModel] = MoCo
+_MOCO_V3: type[Model] = MoCoV3
+_MOCA: type[MocaModel] = MOCA

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from triptych.backends.torch.layers import BatchNorm
 from triptych.backends.torch.vit import VisionTransformer, blocks
 from triptych.core import parameters
-from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
+from triptych.core.config.spec import MocaSpec, VitSpec
 
 
 class Decoder(nn.Module):
@@ -60,9 +60,8 @@ class Generator(nn.Module):
 class MocaStudent(nn.Module):
     """Encoder, decoder and both predictors."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, model: VitSpec, method: MocaSpec) -> None:
         super().__init__()
-        model, method = spec.model, spec.method
         self.encoder = VisionTransformer(model)
         self.image_predictor = Generator(model, method, model.width)
         self.decoder = Decoder(model, method)
@@ -72,6 +71,6 @@ class MocaStudent(nn.Module):
 class MocaTeacher(nn.Module):
     """An encoder."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, model: VitSpec) -> None:
         super().__init__()
-        self.encoder = VisionTransformer(spec.model)
+        self.encoder = VisionTransformer(model)

@@ -7,6 +7,7 @@ out.
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import cast
 
 from triptych.core import parameters
@@ -26,26 +27,23 @@ def step_flops(spec: RunSpec) -> int:
     """Multiply-adds of one step divided by its images.
 
     Raises:
-        ValueError: the method is not one of MoCo v3 and MOCA.
+        ValueError: the method is not in ``COSTS``.
     """
-    method = spec.method
-    if isinstance(method, MocaSpec):
-        return VIEWS * _moca(spec, cast(VitSpec, spec.model), method)
-    if isinstance(method, MocoV3Spec):
-        return VIEWS * _moco_v3(spec, method)
-    raise ValueError(f"no step cost of {method.name}")
+    if spec.method.name not in COSTS:
+        raise ValueError(f"no step cost of {spec.method.name}")
+    return VIEWS * COSTS[spec.method.name](spec)
 
 
-def _moco_v3(spec: RunSpec, method: MocoV3Spec) -> int:
-    hidden, out = method.hidden_dim, method.output_dim
-    projector = [spec.model.features, *[hidden] * (method.projector_layers - 1), out]
-    predictor = [out, *[hidden] * (method.predictor_layers - 1), out]
-    logits = spec.train.batch_size * out
-    student = flops(spec) + _layers(projector) + _layers(predictor) + logits
-    return TRAINED * student + flops(spec) + _layers(projector)
+def _moco_v3(spec: RunSpec) -> int:
+    method, parts = cast(MocoV3Spec, spec.method), parameters.parts(spec)
+    projector, predictor = (parameters.head_flops(h) for h in (parts.projector, parts.predictor))
+    logits = spec.train.batch_size * method.output_dim
+    student = flops(spec) + projector + predictor + logits
+    return TRAINED * student + flops(spec) + projector
 
 
-def _moca(spec: RunSpec, model: VitSpec, method: MocaSpec) -> int:
+def _moca(spec: RunSpec) -> int:
+    model, method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
     patches, words = math.prod(model.grid), method.words
     decoder = parameters.decoder_spec(model, method)
     embed = patches * model.channels * model.patch_size**2 * model.width
@@ -66,3 +64,7 @@ def _moca(spec: RunSpec, model: VitSpec, method: MocaSpec) -> int:
 
 def _layers(widths: list[int]) -> int:
     return sum(math.prod(pair) for pair in itertools.pairwise(widths))
+
+
+COSTS: dict[str, Callable[[RunSpec], int]] = {"moco_v3": _moco_v3, "moca": _moca}
+"""Method -> multiply-adds of a step for one view of one image."""

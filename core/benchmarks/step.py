@@ -24,7 +24,7 @@ from triptych import backends
 from triptych.core import cli, config, launch, parameters
 from triptych.core.benchmarks import loop
 from triptych.core.benchmarks.cost import COUNTED, step_flops
-from triptych.core.config.spec import MocaSpec, MocoV3Spec, ResnetSpec, RunSpec, VitSpec
+from triptych.core.config.spec import EncoderSpec, ResnetSpec, RunSpec, VitSpec
 from triptych.core.contracts import Batch, Hyper
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
@@ -76,16 +76,31 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _vit(model: EncoderSpec) -> bool:
+    return isinstance(model, VitSpec) and model.stem == "patch"
+
+
+def _resnet(model: EncoderSpec) -> bool:
+    return isinstance(model, ResnetSpec) and (model.stem, model.width) == ("imagenet", 64)
+
+
+PLAIN: dict[str, tuple[str, Callable[[EncoderSpec], bool]]] = {
+    "moco_v1": ("moco", _resnet),
+    "moco_v2": ("moco", _resnet),
+    "moco_v3": ("moco_v3", _vit),
+    "moca": ("moca", _vit),
+}
+"""Method -> module of its plain loop, and whether that loop can build an encoder."""
+BESIDE_MOCO_V3 = ("moca",)
+"""Methods whose step is measured beside one of MoCo v3 on the same encoder."""
+
+
 def _plain_loop(spec: RunSpec) -> str:
     """The module of a backend that holds the loop to compare with."""
     model = spec.model
-    if isinstance(spec.method, MocoV3Spec):
-        if isinstance(model, VitSpec) and model.stem == "patch":
-            return "moco_v3"
-    elif isinstance(spec.method, MocaSpec):
-        return "moca"
-    elif isinstance(model, ResnetSpec) and (model.stem, model.width) == ("imagenet", 64):
-        return "moco"
+    module, builds = PLAIN[spec.method.name]
+    if builds(model):
+        return module
     raise UserError(
         f"bench step: there is no plain loop of {spec.method.name} on {model.name} (stem "
         f"{model.stem}) to compare with; take MoCo v3 on a ViT, or v1 or v2 on a ResNet"
@@ -135,7 +150,7 @@ def _measure(spec: RunSpec, name: str, part: str, rounds: int) -> dict[str, Any]
     if part in ("both", "plain") and importlib.util.find_spec(plain):
         launch.load(spec, name)
         steps["plain"] = _plain_step(importlib.import_module(plain).PlainLoop(spec), batches)
-    if part == "both" and isinstance(spec.method, MocaSpec):
+    if part == "both" and spec.method.name in BESIDE_MOCO_V3:
         steps["moco_v3"] = _engine_step(_engine(moco_v3_twin(spec), name), batches)
     times = _alternate(steps, rounds)
     result: dict[str, Any] = {k: statistics.median(v) for k, v in times.items()}
@@ -239,17 +254,18 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def _costs(spec: RunSpec, rows: list[dict[str, Any]]) -> list[str]:
-    """Time beside the counted cost, of MOCA and of MoCo v3 on the same encoder."""
-    if not isinstance(spec.method, MocaSpec):
+    """Time beside the counted cost, of a method and of MoCo v3 on the same encoder."""
+    if spec.method.name not in BESIDE_MOCO_V3:
         return []
+    name = spec.method.name
     own, other = step_flops(spec), step_flops(moco_v3_twin(spec))
     lines = [
-        f"counted: moca {own / 1e9:.2f} GFLOPs, moco_v3 on the same encoder {other / 1e9:.2f}: "
+        f"counted: {name} {own / 1e9:.2f} GFLOPs, moco_v3 on the same encoder {other / 1e9:.2f}: "
         f"{other / own:.2f} times as much ({COUNTED})"
     ]
     for row in rows:
         lines.append(
-            f"measured: {row['backend']} moca {row['engine_seconds']:.3f} s, moco_v3 "
+            f"measured: {row['backend']} {name} {row['engine_seconds']:.3f} s, moco_v3 "
             f"{row['moco_v3_seconds']:.3f} s: {row['moco_v3_time']:.2f} times as long"
         )
     return lines

@@ -1,20 +1,18 @@
-"""The methods: one module each, found by ``method.name`` of the spec.
+"""The methods, by ``method.name`` of the spec: one module each, a ``core.contracts.Method``."""
 
-Each has ``chance(spec)``; ``settled(spec)``, steps at the start whose loss tells nothing about the
-features; ``spread(values)`` of logged metrics, how well images are told apart; ``FLAT``, the spread
-below which a loss at chance is a collapse; ``REMEDY``, what helps against one; and the parts of a
-step, ``draws(spec, step)``, ``check_draws(spec, draws)`` for draws that come from elsewhere,
-``forward(ops, model, views, draws, hyper, method spec)`` and
-``finish(model, outcome)``.
-"""
+from typing import Any
 
-from types import ModuleType
-
+from triptych.core.config.spec import MocaSpec, MocoV3Spec, QueueSpec
+from triptych.core.contracts import Method, MocaModel, Model, QueueModel
 from triptych.core.methods import moca, moco, moco_v3
 
-METHODS: dict[str, ModuleType] = {
-    "moco_v1": moco,
-    "moco_v2": moco,
-    "moco_v3": moco_v3,
-    "moca": moca,
+_MOCO: Method[QueueModel, QueueSpec] = moco
+_MOCO_V3: Method[Model, MocoV3Spec] = moco_v3
+_MOCA: Method[MocaModel, MocaSpec] = moca
+
+METHODS: dict[str, Method[Any, Any]] = {
+    "moco_v1": _MOCO,
+    "moco_v2": _MOCO,
+    "moco_v3": _MOCO_V3,
+    "moca": _MOCA,
 }

@@ -18,6 +18,7 @@ from triptych.core.random import check_order, stream
 FLAT = EQUAL_SPREAD
 """Its features are pooled, not normalised, and nearly parallel in a good run as well."""
 REMEDY = "clip harder (optim.clip_norm) or let the teacher follow more slowly (method.momentum)"
+CHANCE = "below {:.4f}; it moves with the words, and each logged step says where it is"
 TOLD_SCALE = 10.0
 """Makes a thousandth of a nat that words tell about their image as little as equal features."""
 
@@ -38,6 +39,12 @@ def spread(values: Mapping[str, float]) -> float:
     """
     told = values["word_entropy"] - values["bow_entropy"]
     return min(values["feature_std"], TOLD_SCALE * told)
+
+
+def status(values: Mapping[str, float]) -> list[str]:
+    """Entropies, in nats: of the mean bag of words, and the mean over single bags."""
+    words, image = values["word_entropy"], values["bow_entropy"]
+    return [f"words {words:.2f} nats, of an image {image:.2f}"]
 
 
 def settled(spec: RunSpec) -> int:

@@ -18,6 +18,8 @@ from triptych.core.random import check_order, stream
 FLAT = FLAT_SPREAD
 REMEDY = "raise method.momentum, or keep batch_norm.virtual_ranks above 1"
 
+CHANCE = "the loss is {:.4f} where nothing is learned"
+
 
 def chance(spec: RunSpec) -> float:
     """Loss when every key is as likely as the positive one: ln(1 + K)."""
@@ -27,6 +29,11 @@ def chance(spec: RunSpec) -> float:
 def spread(values: Mapping[str, float]) -> float:
     """The features' (``core.engine.feature_std``)."""
     return values["feature_std"]
+
+
+def status(values: Mapping[str, float]) -> list[str]:
+    """Nothing: loss and spread say all."""
+    return []
 
 
 def settled(spec: RunSpec) -> int:

@@ -12,6 +12,8 @@ from triptych.core.methods.losses import symmetric_info_nce
 FLAT = FLAT_SPREAD
 REMEDY = "keep model.freeze_patch_embed on"
 
+CHANCE = "the loss is {:.4f} where nothing is learned"
+
 
 def chance(spec: RunSpec) -> float:
     """Loss when every key is as likely as the positive one: two terms of 2 T ln N each."""
@@ -21,6 +23,11 @@ def chance(spec: RunSpec) -> float:
 def spread(values: Mapping[str, float]) -> float:
     """The features' (``core.engine.feature_std``)."""
     return values["feature_std"]
+
+
+def status(values: Mapping[str, float]) -> list[str]:
+    """Nothing: loss and spread say all."""
+    return []
 
 
 def settled(spec: RunSpec) -> int:

@@ -6,9 +6,9 @@ Plain integers, kept on the host: nothing has to wait for a device to know them.
 is a tensor of the backend, (C, K), a key in each of its K columns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from triptych.core.contracts import Tensor
+from triptych.core.contracts import Codebook, Memory, Tensor
 
 
 def segments(pointer: int, count: int, size: int) -> Iterator[tuple[slice, slice]]:
@@ -44,3 +44,25 @@ DISTANCE_MOMENTUM = 0.99
 def moved(distance: Tensor, difference: Tensor) -> Tensor:
     """The running mean after one view. Scalars, or tensors of one number."""
     return DISTANCE_MOMENTUM * distance + (1.0 - DISTANCE_MOMENTUM) * difference
+
+
+def enqueue(memory: Memory, keys: Tensor, /) -> None:
+    """``core.contracts.Memory.enqueue`` on tensors of any framework."""
+    size = memory.queue.shape[1]
+    for columns, rows in segments(memory.pointer, len(keys), size):
+        memory.queue[:, columns] = keys[rows].T
+    memory.pointer = advance(memory.pointer, len(keys), size)
+
+
+def update(memory: Codebook, words: Tensor, differences: Sequence[Tensor], /) -> None:
+    """``core.contracts.Codebook.update`` on tensors of any framework."""
+    size = len(memory.words)
+    for rows, new in segments(memory.pointer, len(words), size):
+        memory.words[rows] = words[new]
+    distance = memory.distance
+    for difference in differences:
+        distance = moved(distance, difference)
+    memory.distance[:] = distance
+    memory.distance_used[:] = distance
+    memory.pointer = advance(memory.pointer, len(words), size)
+    memory.updates += 1

@@ -7,47 +7,34 @@ linear (out, in), convolution (out, in, kh, kw). The teacher repeats encoder and
 """
 
 from dataclasses import replace
-from typing import cast
 
-from triptych.core.config.spec import MocaSpec, ModelSpec, RunSpec, VitSpec
+from triptych.core.config.spec import ModelSpec, RunSpec, VitSpec
 from triptych.core.contracts import State
-from triptych.core.parameters.heads import (
-    memory,
-    predictor,
-    predictor_widths,
-    projector,
-    projector_widths,
-)
+from triptych.core.parameters.heads import Head, head_flops, head_params
 from triptych.core.parameters.initial import initial_value, sincos_2d
-from triptych.core.parameters.moca import (
-    GENERATORS,
-    codebook,
-    decoder_spec,
-    generator_widths,
-    moca_params,
-)
+from triptych.core.parameters.moca import GENERATORS, decoder_spec, generator_widths
 from triptych.core.parameters.param import ConvNorm, Init, Param, prefixed
+from triptych.core.parameters.parts import Parts, parts
 from triptych.core.parameters.resnet import ResidualBlock, blocks, resnet_params, stem
 from triptych.core.parameters.vit import conv_stem, vit_params
 
 __all__ = [
     "GENERATORS",
     "ConvNorm",
+    "Head",
     "Init",
     "Param",
+    "Parts",
     "ResidualBlock",
     "blocks",
     "conv_stem",
     "decoder_spec",
     "encoder",
     "generator_widths",
+    "head_flops",
     "initial_state",
     "initial_value",
-    "memory",
-    "predictor",
-    "predictor_widths",
-    "projector",
-    "projector_widths",
+    "parts",
     "sincos_2d",
     "stem",
     "table",
@@ -61,19 +48,15 @@ def encoder(spec: ModelSpec) -> list[Param]:
 
 def table(spec: RunSpec) -> list[Param]:
     """All tensors of student, teacher and memory, each in forward order."""
-    model, method = spec.model, spec.method
-    student = prefixed("student.encoder.", encoder(model))
-    if isinstance(method, MocaSpec):
-        vit = cast(VitSpec, model)  # a spec with another encoder is refused
-        own, kept = prefixed("student.", moca_params(vit, method)), codebook(vit, method)
-    else:
-        student += prefixed("student.projector.", projector(model.features, method))
-        own = prefixed("student.predictor.", predictor(method))
-        kept = memory(method)
+    own = parts(spec)
+    both = prefixed("student.encoder.", encoder(spec.model))
+    both += prefixed("student.projector.", head_params(own.projector))
+    predictor = prefixed("student.predictor.", head_params(own.predictor))
     teacher = [
-        replace(p, name=p.name.replace("student.", "teacher.", 1), trainable=False) for p in student
+        replace(p, name=p.name.replace("student.", "teacher.", 1), trainable=False) for p in both
     ]
-    return [*student, *own, *teacher, *prefixed("memory.", kept)]
+    student = [*both, *predictor, *prefixed("student.", own.student)]
+    return [*student, *teacher, *prefixed("memory.", own.memory)]
 
 
 def initial_state(spec: RunSpec) -> State:

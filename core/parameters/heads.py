@@ -1,11 +1,10 @@
-"""The tensors of projectors, predictors and queue, and the widths of their layers."""
+"""Heads behind an encoder, as plans that every backend builds from, and their tensors."""
 
 import itertools
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-from triptych.core.config.spec import MethodSpec, MocoV2Spec, MocoV3Spec, QueueSpec
 from triptych.core.parameters.param import (
-    COUNT,
     ZEROS,
     Init,
     Param,
@@ -15,68 +14,72 @@ from triptych.core.parameters.param import (
     xavier,
 )
 
-ContrastiveSpec: TypeAlias = QueueSpec | MocoV3Spec
-"""Methods that project: all but MOCA."""
+
+class Layer(NamedTuple):
+    """One layer of a head.
+
+    kind: "linear" has no bias, "biased" has one; "norm" is batch norm, "plain_norm" one without
+    gain and shift.
+    """
+
+    kind: Literal["linear", "biased", "norm", "plain_norm", "relu"]
+    fan_in: int
+    fan_out: int
 
 
-def projector(width: int, spec: ContrastiveSpec) -> list[Param]:
-    """What stands behind an encoder, in student and teacher. width: of the encoder's feature."""
-    widths = projector_widths(width, spec)
-    if isinstance(spec, QueueSpec):
-        return _plain(widths, spec)
-    return _normed(widths, last_norm=True)
+class Head(NamedTuple):
+    """Layers in a row; a layer's position is its name.
+
+    init: of layers with bias; "torch" is that of PyTorch's linear layer, "paddle" that of
+    PaddleFleetX.
+    """
+
+    layers: tuple[Layer, ...] = ()
+    init: Literal["torch", "paddle"] = "torch"
 
 
-def predictor(spec: MethodSpec) -> list[Param]:
-    """What stands behind the student's projector: nothing in MoCo v1 and v2."""
-    if not isinstance(spec, MocoV3Spec):
-        return []
-    return _normed(predictor_widths(spec), last_norm=spec.predictor_last_norm)
+def plain(widths: Sequence[int], init: Literal["torch", "paddle"]) -> Head:
+    """Linear layers with bias, and ReLU between them.
+
+    Args:
+        widths: of the input, the hidden layers and the output.
+    """
+    layers: list[Layer] = []
+    for fan_in, fan_out in itertools.pairwise(widths):
+        layers += [Layer("biased", fan_in, fan_out), Layer("relu", fan_out, fan_out)]
+    return Head(tuple(layers[:-1]), init)
 
 
-def memory(spec: MethodSpec) -> list[Param]:
-    """The queue, (output_dim, queue_size) with a key in each column, and where it goes on."""
-    if not isinstance(spec, QueueSpec):
-        return []
-    shape = (spec.output_dim, spec.queue_size)
-    return [
-        Param("queue", shape, Init("unit_columns"), trainable=False, buffer=True),
-        Param("pointer", (), COUNT, trainable=False, buffer=True),
-    ]
+def normed(widths: Sequence[int], *, last_norm: bool) -> Head:
+    """Linear, norm, relu, ..., linear, and at the end a norm without gain and shift where asked.
+
+    Args:
+        widths: as in ``plain``.
+    """
+    layers: list[Layer] = []
+    for fan_in, out in itertools.pairwise(widths):
+        layers += [Layer("linear", fan_in, out), Layer("norm", out, out), Layer("relu", out, out)]
+    last = [Layer("plain_norm", widths[-1], widths[-1])] if last_norm else []
+    return Head((*layers[:-2], *last))
 
 
-def projector_widths(width: int, spec: ContrastiveSpec) -> list[int]:
-    """Widths of input, hidden layers and output."""
-    if isinstance(spec, MocoV3Spec):
-        return [width, *[spec.hidden_dim] * (spec.projector_layers - 1), spec.output_dim]
-    hidden = [spec.hidden_dim or width] if isinstance(spec, MocoV2Spec) else []
-    return [width, *hidden, spec.output_dim]
-
-
-def predictor_widths(spec: MocoV3Spec) -> list[int]:
-    """Widths of input, hidden layers and output."""
-    return [spec.output_dim, *[spec.hidden_dim] * (spec.predictor_layers - 1), spec.output_dim]
-
-
-def _plain(widths: list[int], spec: QueueSpec) -> list[Param]:
-    """Linear layers with bias, and ReLU between them: MoCo v2, or with one layer MoCo v1."""
+def head_params(head: Head) -> list[Param]:
+    """The tensors of a head, in forward order."""
     params: list[Param] = []
-    last = len(widths) - 2
-    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
-        weight = bias = torch_default(fan_in)
-        if spec.head_init == "paddle":
-            weight = Init("normal", 0.01) if i == last else xavier(fan_in, fan_out)
-            bias = ZEROS
-        params += linear(f"{2 * i}", fan_in, fan_out, weight, bias)
+    for i, (kind, fan_in, fan_out) in enumerate(head.layers):
+        if kind == "linear":
+            params += linear(f"{i}", fan_in, fan_out, torch_default(fan_in), None)
+        elif kind == "biased":
+            weight = bias = torch_default(fan_in)
+            if head.init == "paddle":
+                last = i == len(head.layers) - 1
+                weight, bias = Init("normal", 0.01) if last else xavier(fan_in, fan_out), ZEROS
+            params += linear(f"{i}", fan_in, fan_out, weight, bias)
+        elif kind != "relu":
+            params += batch_norm(f"{i}", fan_out, affine=kind == "norm")
     return params
 
 
-def _normed(widths: list[int], *, last_norm: bool) -> list[Param]:
-    """Linear layers without bias, each followed by batch norm; the last has no gain or shift."""
-    params: list[Param] = []
-    last = len(widths) - 2
-    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
-        params += linear(f"{3 * i}", fan_in, fan_out, torch_default(fan_in), None)
-        if i < last or last_norm:
-            params += batch_norm(f"{3 * i + 1}", fan_out, affine=i < last)
-    return params
+def head_flops(head: Head) -> int:
+    """Multiply-adds of a head's linear layers for one image."""
+    return sum(n.fan_in * n.fan_out for n in head.layers if n.kind in ("linear", "biased"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from triptych.core import formats, methods, parameters
-from triptych.core.config.spec import MocaSpec, RunSpec
+from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Batch, Hyper, State
 from triptych.core.data import Pipeline, open_train
 from triptych.core.engine import Engine
@@ -62,8 +62,7 @@ def trace(
 
 
 def _evaluation_features(engine: Engine, view: Array) -> Record:
-    # MOCA has nothing between encoder and loss that were the same for each image.
-    projection = not isinstance(engine.spec.method, MocaSpec)
+    projection = bool(parameters.parts(engine.spec).projector.layers)
     features = engine.embed(view, tokens="all", projection=projection)
     yield "feature/backbone", features["final"][:, 0]
     yield "feature/tokens_ln", features["final"]

@@ -1,32 +1,31 @@
 """``core.engine.Engine`` in NumPy: a whole training run, readable in one sitting."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from autograd import value_and_grad
 from autograd.tracer import getval
 
 from triptych.core import engine as core
-from triptych.core import methods, parameters
-from triptych.core.config.spec import MocaSpec, RunSpec
+from triptych.core import parameters
+from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Batch, Context, Hyper, Outcome, Slot, State, Tensor
 from triptych.core.reference import ops
-from triptych.core.reference.encoders import encode
-from triptych.core.reference.layers import EVALUATION
-from triptych.core.reference.model import MocaModel, Model
+from triptych.core.reference.model import METHODS, Pair
 from triptych.core.reference.optim import Optimizer
 
 
 class Engine(core.Engine):
     """One run in float64 on the host."""
 
+    model: Pair
+    optimizer: Optimizer
+
     def __init__(self, spec: RunSpec, state: Mapping[str, Array]) -> None:
-        self.spec, self.ops = spec, ops
-        self.method = methods.METHODS[spec.method.name]
-        self.context = Context("cpu", "float64", runs_ahead=False)
+        super().__init__(spec, ops, Context("cpu", "float64", runs_ahead=False))
         table = parameters.table(spec)
-        model = MocaModel if isinstance(spec.method, MocaSpec) else Model
-        self.model = model(spec, {p.name: self.tensor(state[p.name]) for p in table})
+        values = {p.name: self.tensor(state[p.name]) for p in table}
+        self.model = METHODS[spec.method.name](spec, values)
         self.trainable = [p.name for p in table if p.trainable]
         self.grads: State = {}
         self.optimizer = Optimizer(
@@ -53,17 +52,13 @@ class Engine(core.Engine):
         """See ``core.engine.Engine``."""
         return np.sqrt(sum(np.sum(g * g) for g in self.grads.values()))
 
-    def slots(self) -> Mapping[str, Slot]:
+    def model_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        found = {name: self._slot(self.model.values, name) for name in self.model.values}
-        moments = self.optimizer.moments
-        found.update({name: self._slot(moments, name) for name in moments})
-        found["optimizer.step"] = Slot(
-            (),
-            lambda: np.array(self.optimizer.count),
-            lambda a: setattr(self.optimizer, "count", int(a)),
-        )
-        return found
+        return {name: self._slot(self.model.values, name) for name in self.model.values}
+
+    def moment_slots(self) -> dict[str, Slot]:
+        """See ``core.engine.Engine``."""
+        return {name: self._slot(self.optimizer.moments, name) for name in self.optimizer.moments}
 
     def _slot(self, values: dict[str, Tensor], name: str) -> Slot:
         return Slot(
@@ -71,28 +66,6 @@ class Engine(core.Engine):
             lambda: np.array(values[name]),
             lambda a: values.__setitem__(name, self.tensor(a)),
         )
-
-    def embed(
-        self,
-        images: Array,
-        *,
-        branch: str = "student",
-        layers: Sequence[int] = (),
-        tokens: str = "cls",
-        projection: bool = False,
-    ) -> dict[str, Array]:
-        """See ``core.engine.Engine``."""
-        if projection:
-            self.require_projector()
-        x = self.tensor(images)
-        values, model = self.model.values, self.spec.model
-        found = encode(values, f"{branch}.encoder", x, model, EVALUATION)
-        wanted = {name: found[name] for name in ("final", *(f"layer{i}" for i in layers))}
-        pick = {"cls": lambda t: t[:, 0], "mean": lambda t: t[:, 1:].mean(1), "all": lambda t: t}
-        features = {name: pick[tokens](value) for name, value in wanted.items()}
-        if projection:
-            features["projection"] = self.model.branch(branch, x, EVALUATION)
-        return features
 
     def _differentiate(self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper) -> Outcome:
         values = self.model.values

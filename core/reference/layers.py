@@ -12,6 +12,7 @@ from autograd.scipy.special import erf
 from autograd.tracer import getval
 
 from triptych.core.contracts import Tensor
+from triptych.core.parameters import Head
 
 Values = Mapping[str, Tensor]
 
@@ -94,23 +95,17 @@ def batch_norm(
     return normal * gain + shift
 
 
-def mlp(
-    values: MutableMapping[str, Tensor], name: str, x: Tensor, layers: int, norms: Norms
+def head(
+    values: MutableMapping[str, Tensor], name: str, x: Tensor, plan: Head, norms: Norms
 ) -> Tensor:
-    """Projector or predictor: linear, norm, relu, ..., linear, and a norm where there is one."""
-    for i in itertools.islice(itertools.count(0, 3), layers):
-        x = linear(values, f"{name}.{i}", x)
-        if f"{name}.{i + 1}.running_mean" in values:
-            x = batch_norm(values, f"{name}.{i + 1}", x, norms)
-        if i < 3 * (layers - 1):
+    """Projector or predictor. (N, D of the first layer) -> (N, D of the last)."""
+    for i, layer in enumerate(plan.layers):
+        if layer.kind == "relu":
             x = relu(x)
-    return x
-
-
-def plain_mlp(values: Values, name: str, x: Tensor, layers: int) -> Tensor:
-    """The head of MoCo v1 (one layer) and v2 (two): linear, relu, linear."""
-    for i in range(layers):
-        x = linear(values, f"{name}.{2 * i}", relu(x) if i else x)
+        elif layer.kind in ("linear", "biased"):
+            x = linear(values, f"{name}.{i}", x)
+        else:
+            x = batch_norm(values, f"{name}.{i}", x, norms)
     return x
 
 

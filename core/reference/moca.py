@@ -1,10 +1,8 @@
 """``core.contracts.MocaModel`` in NumPy."""
 
-from collections.abc import Sequence
 from typing import cast
 
 import autograd.numpy as np
-from autograd.tracer import getval
 
 from triptych.core import parameters
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
@@ -75,6 +73,8 @@ class Moca:
 class Codebook:
     """``core.contracts.Codebook`` over the tensors under ``memory.``."""
 
+    update = ring.update
+
     def __init__(self, values: dict[str, Tensor]) -> None:
         self._values = values
 
@@ -98,19 +98,17 @@ class Codebook:
         """See ``core.contracts.Codebook``."""
         return int(self._values["memory.pointer"])
 
+    @pointer.setter
+    def pointer(self, row: int) -> None:
+        """See ``core.contracts.Codebook``."""
+        self._values["memory.pointer"] = np.array(row)
+
     @property
     def updates(self) -> int:
         """See ``core.contracts.Codebook``."""
         return int(self._values["memory.updates"])
 
-    def update(self, words: Array, differences: Sequence[Array]) -> None:
+    @updates.setter
+    def updates(self, count: int) -> None:
         """See ``core.contracts.Codebook``."""
-        values, size = self._values, len(self.words)
-        for rows, new in ring.segments(self.pointer, len(words), size):
-            self.words[rows] = getval(words)[new]
-        for difference in differences:
-            values["memory.distance"] = ring.moved(self.distance, difference)
-        values["memory.distance_used"] = self.distance.copy()
-        pointer = ring.advance(self.pointer, len(words), size)
-        values["memory.pointer"] = np.array(pointer)
-        values["memory.updates"] = np.array(self.updates + 1)
+        self._values["memory.updates"] = np.array(count)

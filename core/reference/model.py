@@ -1,25 +1,25 @@
 """``core.contracts.Model`` in NumPy: student, teacher and queue."""
 
-from typing import cast
+from collections.abc import Sequence
 
 import numpy as np
 from autograd.tracer import getval
 
 from triptych.core import parameters
-from triptych.core.config.spec import MocoV3Spec, QueueSpec, RunSpec
-from triptych.core.contracts import Array, Tensor
+from triptych.core.config.spec import RunSpec
+from triptych.core.contracts import MocaModel, Model, QueueModel, Slot, Tensor
 from triptych.core.methods import ring
 from triptych.core.reference.encoders import encode
-from triptych.core.reference.layers import Norms, mlp, plain_mlp
+from triptych.core.reference.layers import EVALUATION, Norms, head
 from triptych.core.reference.moca import Codebook, Moca
 
 
-class Model:
+class Pair:
     """``values`` holds every tensor by its canonical name."""
 
     def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
         self.spec, self.values = spec, values
-        self.memory: Queue | Codebook = Queue(values)
+        self._parts = parameters.parts(spec)
         self._training = Norms(True, spec.batch_norm.virtual_ranks)
         self._teacher = [
             p.name for p in parameters.table(spec) if p.name.startswith("teacher.") and not p.buffer
@@ -28,19 +28,12 @@ class Model:
     def branch(self, name: str, view: Tensor, norms: Norms) -> Tensor:
         """Encoder and projector. (N, C, H, W) -> (N, D)."""
         tokens = encode(self.values, f"{name}.encoder", view, self.spec.model, norms)["final"]
-        method = cast(QueueSpec | MocoV3Spec, self.spec.method)
-        projector = f"{name}.projector"
-        layers = len(parameters.projector_widths(self.spec.model.features, method)) - 1
-        if isinstance(method, QueueSpec):
-            return plain_mlp(self.values, projector, tokens[:, 0], layers)
-        return mlp(self.values, projector, tokens[:, 0], layers, norms)
+        return head(self.values, f"{name}.projector", tokens[:, 0], self._parts.projector, norms)
 
     def query(self, view: Tensor) -> Tensor:
         """See ``core.contracts.Model``."""
-        x, method = self.branch("student", view, self._training), self.spec.method
-        if not isinstance(method, MocoV3Spec):
-            return x
-        return mlp(self.values, "student.predictor", x, method.predictor_layers, self._training)
+        x = self.branch("student", view, self._training)
+        return head(self.values, "student.predictor", x, self._parts.predictor, self._training)
 
     def key(self, view: Tensor) -> Tensor:
         """See ``core.contracts.Model``."""
@@ -52,18 +45,42 @@ class Model:
             source = getval(self.values[name.replace("teacher.", "student.", 1)])
             self.values[name] = momentum * self.values[name] + (1.0 - momentum) * source
 
+    def features(
+        self, branch: str, images: Tensor, layers: Sequence[int], *, projection: bool
+    ) -> dict[str, Tensor]:
+        """See ``core.contracts.Networks``."""
+        found = encode(self.values, f"{branch}.encoder", images, self.spec.model, EVALUATION)
+        features = {name: found[name] for name in ("final", *(f"layer{i}" for i in layers))}
+        if projection:
+            features["projection"] = self.branch(branch, images, EVALUATION)
+        return features
 
-class MocaModel(Moca, Model):
+    def counters(self) -> dict[str, Slot]:
+        """See ``core.contracts.Networks``; ``values`` holds them with the tensors."""
+        return {}
+
+
+class MoCo(Pair):
+    """``core.contracts.QueueModel`` of MoCo v1 and v2."""
+
+    def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
+        super().__init__(spec, values)
+        self.memory = Queue(values)
+
+
+class MOCA(Moca, Pair):
     """``core.contracts.MocaModel``."""
 
     def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
-        Model.__init__(self, spec, values)
+        Pair.__init__(self, spec, values)
         Moca.__init__(self, spec, values)
         self.memory = Codebook(values)
 
 
 class Queue:
-    """``core.contracts.Memory`` over the tensors under ``memory.``, where the method has them."""
+    """``core.contracts.Memory`` over the tensors under ``memory.``."""
+
+    enqueue = ring.enqueue
 
     def __init__(self, values: dict[str, Tensor]) -> None:
         self._values = values
@@ -78,9 +95,14 @@ class Queue:
         """See ``core.contracts.Memory``."""
         return int(self._values["memory.pointer"])
 
-    def enqueue(self, keys: Array) -> None:
+    @pointer.setter
+    def pointer(self, column: int) -> None:
         """See ``core.contracts.Memory``."""
-        size = self.queue.shape[1]
-        for columns, rows in ring.segments(self.pointer, len(keys), size):
-            self.queue[:, columns] = keys[rows].T
-        self._values["memory.pointer"] = np.array(ring.advance(self.pointer, len(keys), size))
+        self._values["memory.pointer"] = np.array(column)
+
+
+METHODS: dict[str, type[Pair]] = {"moco_v1": MoCo, "moco_v2": MoCo, "moco_v3": Pair, "moca": MOCA}
+
+_MOCO: type[QueueModel] = MoCo
+_MOCO_V3: type[Model] = Pair
+_MOCA: type[MocaModel] = MOCA

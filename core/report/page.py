@@ -4,7 +4,7 @@ No script and no network: the page says so itself, in its content security polic
 from a run, file names and spec values included, is escaped.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
 from triptych.core import config
+from triptych.core.config.spec import RunSpec
 from triptych.core.evaluation.row import RAW_PIXELS, Evaluation
 from triptych.core.files.writing import write_atomically
 from triptych.core.report import table
@@ -62,7 +63,7 @@ def render(records: Sequence[RunRecord]) -> str:
         _section("Side by side", _side_by_side(records)),
         _section("Curves", *_curves(records, names)),
         _section("Health", _health(records, names)),
-        *_words(records, names),
+        *_pictures(records, names),
         _section("Environment", _environment(records, names)),
         _section("Spec", *_specs(records, names)),
     ]
@@ -253,19 +254,27 @@ def _story(steps: Sequence[Step], most: int = 6) -> str:
     return ", ".join(shown[:most]) + (f" and {left_out} more changes" if left_out > 0 else "")
 
 
-def _words(records: Sequence[RunRecord], names: Sequence[str]) -> list[Element]:
-    """Masks and words of the runs that have them."""
-    pairs = zip(names, records, strict=True)
-    chosen = [(name, record) for name, record in pairs if record.spec.method.name == "moca"]
-    if not chosen:
-        return []
+def _moca_pictures(spec: RunSpec, run_dir: Path) -> list[Element]:
     # Imported for MOCA alone: it computes with the NumPy reference, which needs autograd and SciPy.
     from triptych.core.report import moca_words
 
-    return [
-        _section(f"Masks and words of {name}", *moca_words.section(record.spec, record.path))
-        for name, record in chosen
-    ]
+    return moca_words.section(spec, run_dir)
+
+
+PICTURES: dict[str, tuple[str, Callable[[RunSpec, Path], list[Element]]]] = {
+    "moca": ("Masks and words", _moca_pictures),
+}
+"""Method -> heading and content of a section of its own for each run."""
+
+
+def _pictures(records: Sequence[RunRecord], names: Sequence[str]) -> list[Element]:
+    """The sections of the runs whose method has one."""
+    sections = []
+    for name, record in zip(names, records, strict=True):
+        if record.spec.method.name in PICTURES:
+            heading, content = PICTURES[record.spec.method.name]
+            sections.append(_section(f"{heading} of {name}", *content(record.spec, record.path)))
+    return sections
 
 
 def _environment(records: Sequence[RunRecord], names: Sequence[str]) -> Element:

@@ -132,12 +132,7 @@ def _sizes(found: dict[str, Any]) -> list[str]:
 
 
 def _chance(found: dict[str, Any]) -> str:
-    if found["method"] == "moca":
-        return (
-            f"chance      below {found['chance']:.4f}; it moves with the words, and each logged "
-            "step says where it is"
-        )
-    return f"chance      the loss is {found['chance']:.4f} where nothing is learned"
+    return f"chance      {METHODS[found['method']].CHANCE.format(found['chance'])}"
 
 
 def _lengths(found: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from rich.console import Console
@@ -65,13 +66,18 @@ class Terminal:
                 self._progress.stop()
 
 
-def health_line(row: Row, total: int) -> str:
-    """A logged step in one line. total: steps of the schedules."""
+def health_line(row: Row, total: int, own: Sequence[str] = ()) -> str:
+    """A logged step in one line.
+
+    Args:
+        total: steps of the schedules.
+        own: what the method adds (``core.contracts.Method.status``).
+    """
     parts = [
         f"step {row['step']}/{total} loss {row['loss']:.3f} (chance {row['chance']:.3f}) "
         f"{row['state']}",
         f"feature std {row['feature_std']:.2f}",
-        *_words(row),
+        *own,
         f"grad {row['gradient_norm']:.3g}",
         f"lr {_scientific(row['lr'])}",
         f"ema {row['ema']:.4g}",
@@ -81,13 +87,6 @@ def health_line(row: Row, total: int) -> str:
     if row.get("skipped"):
         parts.append(f"{row['skipped']} damaged files skipped")
     return " | ".join(parts)
-
-
-def _words(row: Row) -> list[str]:
-    """MOCA: nats that all words, and the words of one image, are spread over."""
-    if "word_entropy" not in row:
-        return []
-    return [f"words {row['word_entropy']:.2f} nats, of an image {row['bow_entropy']:.2f}"]
 
 
 def _scientific(value: float) -> str:

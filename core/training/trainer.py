@@ -247,7 +247,8 @@ class Trainer:
             self.logs.write(row)
         self._name_files()
         news = row["state"] != before or self.step in (1, self.plan.last_step)
-        self.terminal.status(health_line(row, self.plan.total_steps), news=news)
+        line = health_line(row, self.plan.total_steps, self.method.status(values))
+        self.terminal.status(line, news=news)
         if advice := self.health.advice(self.step / self.plan.total_steps):
             self.terminal.line(advice)
 

@@ -1,0 +1,87 @@
+"""What each method adds to its encoder: heads, further networks, and what it keeps in memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from triptych.core.config.spec import (
+    MocaSpec,
+    MocoV1Spec,
+    MocoV2Spec,
+    MocoV3Spec,
+    QueueSpec,
+    RunSpec,
+    VitSpec,
+)
+from triptych.core.parameters.heads import Head, normed, plain
+from triptych.core.parameters.moca import codebook, moca_params
+from triptych.core.parameters.param import COUNT, Init, Param
+
+NO_HEAD = Head()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a method beside its encoder.
+
+    projector: behind the encoder, in student and teacher.
+    predictor: behind the student's projector.
+    student: tensors of further networks that the student alone has, in forward order.
+    memory: tensors that are kept from step to step without a gradient.
+    """
+
+    projector: Head = NO_HEAD
+    predictor: Head = NO_HEAD
+    student: tuple[Param, ...] = ()
+    memory: tuple[Param, ...] = ()
+
+
+def parts(spec: RunSpec) -> Parts:
+    """The parts of the spec's method."""
+    return PARTS[spec.method.name](spec)
+
+
+def _moco_v1(spec: RunSpec) -> Parts:
+    method = cast(MocoV1Spec, spec.method)
+    projector = plain([spec.model.features, method.output_dim], method.head_init)
+    return Parts(projector, memory=_queue(method))
+
+
+def _moco_v2(spec: RunSpec) -> Parts:
+    method, width = cast(MocoV2Spec, spec.method), spec.model.features
+    projector = plain([width, method.hidden_dim or width, method.output_dim], method.head_init)
+    return Parts(projector, memory=_queue(method))
+
+
+def _moco_v3(spec: RunSpec) -> Parts:
+    method = cast(MocoV3Spec, spec.method)
+    out = method.output_dim
+    hidden = [method.hidden_dim] * (method.projector_layers - 1)
+    projector = normed([spec.model.features, *hidden, out], last_norm=True)
+    hidden = [method.hidden_dim] * (method.predictor_layers - 1)
+    predictor = normed([out, *hidden, out], last_norm=method.predictor_last_norm)
+    return Parts(projector, predictor)
+
+
+def _moca(spec: RunSpec) -> Parts:
+    # A spec with another encoder is refused.
+    model, method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
+    student, memory = moca_params(model, method), codebook(model, method)
+    return Parts(student=tuple(student), memory=tuple(memory))
+
+
+def _queue(method: QueueSpec) -> tuple[Param, ...]:
+    """The queue, (output_dim, queue_size) with a key in each column, and where it goes on."""
+    shape = (method.output_dim, method.queue_size)
+    return (
+        Param("queue", shape, Init("unit_columns"), trainable=False, buffer=True),
+        Param("pointer", (), COUNT, trainable=False, buffer=True),
+    )
+
+
+PARTS: dict[str, Callable[[RunSpec], Parts]] = {
+    "moco_v1": _moco_v1,
+    "moco_v2": _moco_v2,
+    "moco_v3": _moco_v3,
+    "moca": _moca,
+}
