@@ -54,13 +54,14 @@ def together(ranks: Ranks) -> Iterator[None]:
     All ranks run the same blocks in the same order. Inside, none may wait for another.
 
     Raises:
-        UserError, NonFiniteError: on every rank where at least one failed. The first of those that
-            failed raises its own error; the errors of the others are of the same kind and empty.
+        UserError, NonFiniteError, MemoryError, OSError: the first rank that failed raises its own
+            error, and all others an empty one: a NonFiniteError for such an error, else a
+            UserError.
     """
-    error: UserError | NonFiniteError | None = None
+    error: Exception | None = None
     try:
         yield
-    except (UserError, NonFiniteError) as caught:
+    except (UserError, NonFiniteError, MemoryError, OSError) as caught:
         error = caught
     first = ranks.world - ranks.largest(0 if error is None else ranks.world - ranks.rank)
     if first == ranks.world:

@@ -1,5 +1,6 @@
 """Two processes of one run, on the NumPy engine: who writes, and how all of them end together."""
 
+import errno
 import os
 import signal
 
@@ -14,6 +15,7 @@ from triptych.core.data import Pipeline
 from triptych.core.errors import UserError
 from triptych.core.runs.log import Logs, read_rows
 from triptych.core.training import run, trainer
+from triptych.core.training.terminal import Terminal
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +155,26 @@ def test_what_fails_on_one_rank_ends_both(tmp_path, case):
     assert line.startswith("error: photo")
     folder = tmp_path / "run" / "checkpoints"
     assert (max(folder.iterdir()).name if folder.exists() else "step-0")[-1] == str(step)
+
+
+def full_disk(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device", "standard output")
+
+
+def lose(self, text):
+    if "step 3/6" in text:
+        self.lost = OSError(errno.ENOSPC, "No space left on device", "standard output")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value", "step"),
+    [(run, "_headline", full_disk, None), (Terminal, "line", lose, "step-00000004")],
+)
+def test_a_standard_output_that_takes_no_more_ends_both(tmp_path, place, name, value, step):
+    line = told(both(tmp_path, change=on(0, place, name, value)), 2)
+    assert line == "error: standard output: No space left on device"
+    folder = tmp_path / "run" / "checkpoints"
+    assert (saved(tmp_path / "run")[-1] if folder.exists() else None) == step
 
 
 def test_an_invalid_spec_is_refused_by_both(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+import weakref
 
 import pytest
 from support.double import finished, install, saved, tiny
@@ -195,6 +196,24 @@ def test_nothing_is_written_before_everything_is_built(tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "build", refuse)
     refused("none of that", tiny(), "torch", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_the_state_of_the_start_is_not_kept_beside_the_engine(tmp_path, monkeypatch):
+    honest, references, alive = run.find_start, [], []
+
+    def watched(*arguments):
+        begin, state = honest(*arguments)
+        references.extend(map(weakref.ref, state.values()))
+        return begin, state
+
+    def count(self):
+        alive.append(sum(reference() is not None for reference in references))
+        return signal.SIGTERM
+
+    monkeypatch.setattr(run, "find_start", watched)
+    monkeypatch.setattr(trainer.Trainer, "fit", count)
+    run.train(tiny(), "torch", tmp_path)
+    assert len(references) > 20 and alive == [0]
 
 
 def test_an_evaluation_without_labelled_images_is_refused(tmp_path, monkeypatch):

@@ -121,6 +121,7 @@ def _tolerance(item: str) -> tuple[str, float]:
 def _run(arguments: argparse.Namespace) -> int:
     from triptych.core.training.everywhere import run as train_everywhere
 
+    join()
     names = arguments.backends.split(",") if arguments.backends else None
     return train_everywhere(
         arguments.config, arguments.overrides, names, arguments.output, resume=arguments.resume

@@ -85,7 +85,7 @@ def train(
         _check_start(begin, ranks)
         with together(ranks):
             logs = NoLogs() if not ranks.is_main else _enter(stack, engine, run_dir, begin, say)
-        say(_headline(stamp, engine, plan, len(source), run_dir))
+            say(_headline(stamp, engine, plan, len(source), run_dir))
         terminal = Terminal(plan.last_step, begin.step, shown=ranks.is_main)
         stack.enter_context(closing(terminal))
         evaluate = partial(_evaluate, engine, split, terminal)
@@ -100,7 +100,7 @@ def train(
         with together(ranks):
             if ranks.is_main and signal is None:
                 _write_result(run_dir, trainer)
-    say(_last_line(trainer, signal))
+            say(_last_line(trainer, signal))
     return signal
 
 

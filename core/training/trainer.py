@@ -115,8 +115,9 @@ class Trainer:
         try:
             with stop_request() as stop:
                 signal = self._fit(stop)
-            if self.terminal.lost:
-                raise self.terminal.lost
+            with together(self.ranks):
+                if self.terminal.lost:
+                    raise self.terminal.lost
             return signal
         except NonFiniteError as error:
             last = f"last good checkpoint: {self.saved}" if self.saved else "no checkpoint yet"
