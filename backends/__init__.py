@@ -5,6 +5,7 @@ import importlib.util
 from types import ModuleType
 
 from triptych.core.errors import UserError
+from triptych.core.machine.devices import prepare_libraries
 from triptych.core.machine.environment import NAMES, install_command, why_not
 from triptych.core.machine.interrupts import interrupts_kept
 
@@ -39,6 +40,7 @@ def load(name: str) -> ModuleType:
         KeyboardInterrupt: Ctrl-C during the import.
     """
     check(name)
+    prepare_libraries()
     try:
         with interrupts_kept():
             return importlib.import_module(f"triptych.backends.{name}")

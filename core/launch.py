@@ -4,6 +4,7 @@ A command goes through these in order: ``join``, ``choose_backend``, ``open_engi
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -15,6 +16,7 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import ALONE, Ranks, State
 from triptych.core.engine import Engine
 from triptych.core.errors import NonFiniteError, UserError
+from triptych.core.machine.devices import prepare_libraries
 from triptych.core.machine.resources import cpu_threads
 from triptych.core.parameters import table
 
@@ -96,7 +98,7 @@ def choose_backend(asked: str | None, spec: RunSpec, say: Say = print) -> str:
 
 
 def load(spec: RunSpec, name: str) -> ModuleType:
-    """The backend's package, its framework imported with the threads of the spec.
+    """The backend's package, its framework imported with the threads and precision of the spec.
 
     Args:
         name: of a backend, or ``REFERENCE``.
@@ -109,6 +111,8 @@ def load(spec: RunSpec, name: str) -> ModuleType:
         from triptych.core import reference  # autograd is slow to import, and no backend needs it
 
         return reference
+    if name not in sys.modules:
+        prepare_libraries(spec.precision)
     return backends.load(name)
 
 

@@ -64,7 +64,10 @@ WRONG = [
         "(did you mean 'digits'?)",
     ),
     ("backend=pytorch", "backend: 'pytorch': expected one of torch, oneflow, paddle or null (did"),
-    ("precision=half", "precision: 'half': expected one of float32, float64, bfloat16, float16"),
+    (
+        "precision=half",
+        "precision: 'half': expected one of float32, float64, tf32, bfloat16, float16",
+    ),
     ("method.name=dino", "method.name: 'dino': expected one of moca, moco_v1, moco_v2, moco_v3"),
     ("model.name=resnet5", "model.name: 'resnet5': expected one of resnet101, resnet152, resnet18"),
     ("model.name=[a]", "model.name: ['a']: expected one of resnet101"),

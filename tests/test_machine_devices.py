@@ -130,3 +130,26 @@ def test_comparisons_are_on_the_cpu_unless_a_device_is_named(monkeypatch):
     monkeypatch.setenv(devices.DEVICE_VARIABLE, "gpu")
     with pytest.raises(UserError, match="TRIPTYCH_DEVICE=gpu: expected auto, cpu, cuda or cuda:N"):
         devices.wanted_device(spec())
+
+
+def test_the_stamp_names_card_libraries_and_switches(machine):
+    machine(A100, H100)
+    libraries = {"cuda": "12.6", "cudnn": 90501}
+    assert devices.compute_stamp(spec(), "cuda:1", libraries, repeats=True) == {
+        **{"device": "NVIDIA H100", "cuda": "12.6", "cudnn": "90501"},
+        **{"tf32": "off", "deterministic": "yes"},
+    }
+    tf32 = spec().model_copy(update={"precision": "tf32"})
+    stamp = devices.compute_stamp(tf32, "cuda:0", libraries, repeats=False)
+    assert (stamp["device"], stamp["tf32"], stamp["deterministic"]) == ("NVIDIA A100", "on", "no")
+    assert devices.compute_stamp(spec(), "cpu", libraries, repeats=True) == {"device": "cpu"}
+
+
+def test_every_backend_says_what_it_computes_on(backend, machine, monkeypatch):
+    assert backend.compute(spec("cpu")) == {"device": "cpu"}
+    machine(A100)
+    monkeypatch.setattr(backend, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(backend, "cuda_code", lambda: ("sm_80",))
+    found = backend.compute(spec().model_copy(update={"precision": "float32"}))
+    assert found["device"] == "NVIDIA A100"
+    assert list(found) == ["device", "cuda", "cudnn", "tf32", "deterministic"]

@@ -136,6 +136,32 @@ def test_other_versions_threads_and_data_are_said(tmp_path, monkeypatch):
     assert "training images are not those" in warnings
 
 
+def test_another_device_and_another_way_to_compute_on_it_are_said(tmp_path, monkeypatch):
+    card = {"device": "NVIDIA H100", "cuda": "12.6", "tf32": "off", "deterministic": "yes"}
+    said = []
+
+    def go_on(stop_at, compute):
+        monkeypatch.setattr(reference, "compute", lambda spec: compute)
+        said.clear()
+        deterministic = f"deterministic={str(compute.get('deterministic') == 'yes').lower()}"
+        keys = (f"train.stop_at={stop_at}", deterministic)
+        finished(tiny(*keys), tmp_path, resume="auto", say=said.append)
+        return [line.partition(" wrote ")[0] for line in said if line.startswith("warning")]
+
+    assert go_on(2, {"device": "cpu"}) == []
+    assert go_on(4, card) == ["warning: device: cpu"]
+    assert go_on(6, card) == []
+    assert go_on(8, {**card, "cuda": "13.0", "deterministic": "no"}) == [
+        "warning: cuda: 12.6",
+        "warning: deterministic: yes",
+    ]
+    assert (
+        "warning: deterministic: yes wrote this checkpoint, no goes on: results may differ in the "
+        "last digits"
+    ) in said
+    assert go_on(10, {"device": "cpu"}) == ["warning: device: NVIDIA H100"]
+
+
 # ------------------------------------------------------------------------------ never damaged
 
 

@@ -12,11 +12,15 @@ import paddle  # noqa: E402
 from triptych.backends.paddle.engine import Engine  # noqa: E402
 from triptych.core.config.spec import RunSpec  # noqa: E402
 from triptych.core.contracts import Array  # noqa: E402
-from triptych.core.machine.devices import check_precision, pick_device  # noqa: E402
+from triptych.core.machine.devices import (  # noqa: E402
+    check_precision,
+    compute_stamp,
+    pick_device,
+)
 from triptych.core.machine.resources import cpu_threads  # noqa: E402
 
 # On the CPU autocast to bfloat16 stays float32 without a word, and float16 sums overflow.
-PRECISIONS = {"cpu": ("float32", "float64"), "cuda": ("float32", "float64")}
+PRECISIONS = {"cpu": ("float32", "float64"), "cuda": ("float32", "float64", "tf32")}
 CUDA_11_CODE = (60, 61, 70, 75, 80, 86)
 """Architectures of paddlepaddle-gpu 2.6.2, the newest on PyPI: newer cards are not served."""
 
@@ -41,6 +45,37 @@ def cuda_code() -> tuple[str, ...]:
     return tuple(f"sm_{arch}" for arch in archs or CUDA_11_CODE)
 
 
+def compute(spec: RunSpec) -> dict[str, str]:
+    """What a run computes on and how: what can change a number, besides ``versions``.
+
+    Raises:
+        UserError: as ``build``.
+    """
+    libraries = {"cuda": paddle.version.cuda(), "cudnn": paddle.version.cudnn()}
+    # Only convolutions are known to repeat, not gathers and their gradients.
+    return compute_stamp(spec, device_of(spec), libraries, repeats=False)
+
+
+def device_of(spec: RunSpec) -> str:
+    """The device of a run; UserError where it or the precision is not to be had here."""
+    device = pick_device(spec, "paddle", cuda_devices(), cuda_code())
+    check_precision(spec, "paddle", device, PRECISIONS)
+    return device
+
+
+def _choose_kernels(spec: RunSpec, device: str) -> None:
+    """Tells the framework which kernels may serve: their precision, and whether they repeat."""
+    paddle.base.core.set_num_threads(cpu_threads(spec))
+    # Before the device, whose handles take what is set by then. Paddle has TF32 on.
+    for library in ("cublas", "cudnn"):
+        switch = getattr(paddle.base.core, f"set_{library}_switch", None)
+        if switch is not None:
+            switch(spec.precision == "tf32")
+    paddle.set_device(device.replace("cuda", "gpu"))
+    if device != "cpu":
+        paddle.set_flags({"FLAGS_cudnn_deterministic": spec.deterministic})
+
+
 def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
     """An engine whose model holds ``state``; the optimizer is fresh.
 
@@ -50,13 +85,6 @@ def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
     Raises:
         UserError: a device or precision that is not to be had here.
     """
-    device = pick_device(spec, "paddle", cuda_devices(), cuda_code())
-    check_precision(spec, "paddle", device, PRECISIONS)
-    paddle.base.core.set_num_threads(cpu_threads(spec))
-    paddle.set_device(device.replace("cuda", "gpu"))
-    if device != "cpu":
-        # Parity first: TF32 keeps ten bits of a float32's fraction, and cuDNN may pick kernels
-        # that add in another order each time.
-        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-        paddle.set_flags({"FLAGS_cudnn_deterministic": True})
+    device = device_of(spec)
+    _choose_kernels(spec, device)
     return Engine(spec, state, device)

@@ -7,13 +7,13 @@ import torch
 from triptych.backends.torch.engine import Engine
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array
-from triptych.core.machine.devices import check_precision, pick_device
+from triptych.core.machine.devices import check_precision, compute_stamp, pick_device
 from triptych.core.machine.resources import cpu_threads
 
 # float16 needs loss scaling, which this version does not have.
 PRECISIONS = {
     "cpu": ("float32", "float64", "bfloat16"),
-    "cuda": ("float32", "float64", "bfloat16"),
+    "cuda": ("float32", "float64", "tf32", "bfloat16"),
 }
 
 
@@ -39,6 +39,37 @@ def cuda_code() -> tuple[str, ...]:
     return tuple(torch.cuda.get_arch_list())
 
 
+def compute(spec: RunSpec) -> dict[str, str]:
+    """What a run computes on and how: what can change a number, besides ``versions``.
+
+    Raises:
+        UserError: as ``build``.
+    """
+    libraries = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return compute_stamp(spec, device_of(spec), libraries, repeats=spec.deterministic)
+
+
+def device_of(spec: RunSpec) -> str:
+    """The device of a run; UserError where it or the precision is not to be had here."""
+    device = pick_device(spec, "torch", cuda_devices(), cuda_code())
+    check_precision(spec, "torch", device, PRECISIONS)
+    return device
+
+
+def _choose_kernels(spec: RunSpec, device: str) -> None:
+    """Tells the framework which kernels may serve: their precision, and whether they repeat."""
+    torch.set_num_threads(cpu_threads(spec))
+    torch.backends.cuda.matmul.allow_tf32 = spec.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = spec.precision == "tf32"
+    # Autotuning takes another kernel whenever another one was faster.
+    torch.backends.cudnn.benchmark = not spec.deterministic
+    torch.backends.cudnn.deterministic = spec.deterministic
+    # The backward pass of attention would add in another order each time. The CPU's kernels all
+    # repeat, and some of those that this takes there are slower.
+    torch.use_deterministic_algorithms(spec.deterministic and device != "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
 def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
     """An engine whose model holds ``state``; the optimizer is fresh.
 
@@ -48,12 +79,6 @@ def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
     Raises:
         UserError: a device or precision that is not to be had here.
     """
-    device = pick_device(spec, "torch", cuda_devices(), cuda_code())
-    check_precision(spec, "torch", device, PRECISIONS)
-    torch.set_num_threads(cpu_threads(spec))
-    # Parity first: TF32 keeps ten bits of a float32's fraction, and autotuning picks kernels.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    device = device_of(spec)
+    _choose_kernels(spec, device)
     return Engine(spec, state, device)

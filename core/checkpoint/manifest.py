@@ -20,6 +20,7 @@ FREE_KEYS = (
     "data.on_error",
     "data.prefetch",
     "data.workers",
+    "deterministic",
     "device",
     "evaluate",
     "log",
@@ -27,7 +28,8 @@ FREE_KEYS = (
     "threads",
     "train.stop_at",
 )
-"""Keys, or whole sections, that may differ on resume: none changes the numbers of a step."""
+"""Keys, or whole sections, that may differ on resume: none changes the numbers of a step, but
+``device`` and ``deterministic``, of which the stamp of a checkpoint tells what came of them."""
 
 MOVABLE_KEYS = ("data.eval_root", "data.list", "data.root")
 """Where the same data lie: may differ on resume, but not unnoticed."""

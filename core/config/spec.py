@@ -158,7 +158,13 @@ class RunSpec(Section):
     """Default of --backend; null: the first installed."""
     device: Str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    precision: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "float64", "tf32", "bfloat16", "float16"] = "float32"
+    """Of the computation; state and checkpoints are float32, or float64 where that is asked for.
+    tf32: float32 with ten bits of fraction in matrix products and convolutions, on a GPU only; it
+    is never used unless it is asked for."""
+    deterministic: Bool = True
+    """On a GPU, take only kernels that give the same bits each time, in PyTorch and where Paddle
+    knows some; attention and convolutions may be slower. The CPU always does."""
     threads: Threads | Literal["auto"] = "auto"
     """CPU threads of the framework; auto: the cores this process may use."""
     data: DataSpec = DataSpec()

@@ -13,6 +13,26 @@ from triptych.core.machine import cuda
 DEVICE_VARIABLE = "TRIPTYCH_DEVICE"
 """Takes the place of ``device: auto``, and names the device of tests, demo and parity."""
 
+TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "ONEFLOW_EP_CUDA_ENABLE_TF32_EXECUTION")
+"""Of cuBLAS and cuDNN, and of OneFlow, which has TF32 on without it: "0" is off, "1" on."""
+WORKSPACE_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
+WORKSPACE = ":4096:8"
+"""Eight buffers of 4 MiB: cuBLAS then adds in one order each time (cuBLAS, "Reproducibility")."""
+
+
+def prepare_libraries(precision: str | None = None) -> None:
+    """Sets the environment that CUDA's libraries read once, to be done before a framework's import.
+
+    Args:
+        precision: of the run; None: what has been set stays, and TF32 is off where nothing was.
+    """
+    for name in TF32_VARIABLES:
+        if precision is None:
+            os.environ.setdefault(name, "0")
+        else:
+            os.environ[name] = "1" if precision == "tf32" else "0"
+    os.environ.setdefault(WORKSPACE_VARIABLE, WORKSPACE)
+
 
 def wanted_device(spec: RunSpec, otherwise: str = "auto") -> str:
     """The device that a run asks for: the spec's, unless that is "auto".
@@ -98,6 +118,9 @@ def check_precision(
 ) -> None:
     """Raises UserError where the backend cannot compute in the spec's precision on the device.
 
+    On a GPU that is also where the process was begun for another precision: TF32 is chosen once,
+    before the framework is imported.
+
     Args:
         supported: device kind ("cpu", "cuda") -> precisions.
     """
@@ -107,3 +130,29 @@ def check_precision(
             f"precision: {backend} has no {spec.precision} on {kind}; "
             f"use {' or '.join(supported[kind])}"
         )
+    wanted = "1" if spec.precision == "tf32" else "0"
+    wrong = [name for name in TF32_VARIABLES if os.environ.get(name) != wanted]
+    if kind == "cuda" and wrong:
+        raise UserError(
+            f"precision: {spec.precision} needs {wrong[0]}={wanted} before {backend} is imported, "
+            f"and it is {os.environ.get(wrong[0], 'not set')}; start another process"
+        )
+
+
+def compute_stamp(
+    spec: RunSpec, device: str, libraries: Mapping[str, object], *, repeats: bool
+) -> dict[str, str]:
+    """What a run computes on and how, as noted in its checkpoints.
+
+    Args:
+        libraries: name -> version of what CUDA brings: "cuda", "cudnn".
+        repeats: whether the backend takes only kernels that give the same bits each time.
+    """
+    if device == "cpu":
+        return {"device": "cpu"}
+    return {
+        "device": cuda.cards()[int(device.partition(":")[2])].name,
+        **{name: str(version) for name, version in libraries.items()},
+        "tf32": "on" if spec.precision == "tf32" else "off",
+        "deterministic": "yes" if repeats else "no",
+    }

@@ -64,7 +64,7 @@ def noise_names(record: Mapping[str, Array], dtype: str) -> set[str]:
 
 SPEC = "spec"
 """Of a record: the bytes of the spec, without NOT_COMPARED, as JSON."""
-NOT_COMPARED = {"backend", "device", "precision", "threads"}
+NOT_COMPARED = {"backend", "deterministic", "device", "precision", "threads"}
 
 
 def spec_differences(a: Mapping[str, Array], b: Mapping[str, Array]) -> dict[str, str]:

@@ -17,6 +17,11 @@ def versions() -> dict[str, str]:
     return {"numpy": np.__version__}
 
 
+def compute(spec: RunSpec) -> dict[str, str]:
+    """What a run computes on: what can change a number, besides ``versions``."""
+    return {"device": "cpu"}
+
+
 def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
     """An engine in float64, whatever the spec's precision, that holds ``state``."""
     return Engine(spec, state)

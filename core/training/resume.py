@@ -1,6 +1,6 @@
 """Where a run begins: the initial weights, or a checkpoint that fits it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,16 @@ def _differences(manifest: Manifest, stamp: Mapping[str, Any]) -> list[str]:
             f"{then['threads']} threads wrote this checkpoint, {stamp['threads']} go on: results "
             "may differ in the last digits"
         )
+    found += [
+        f"{name}: {old} wrote this checkpoint, {new} goes on: results may differ in the last digits"
+        for name, old, new in _changed(manifest.extra.get("compute", {}), stamp["compute"])
+        if name == "device" or then["backend"] == stamp["backend"]
+    ]
     if then["data"] != stamp["data"]:
         found.append("the training images are not those that the run began with")
     return found
+
+
+def _changed(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Names that both know with different values, and these."""
+    return ((name, then[name], now[name]) for name in now if then.get(name, now[name]) != now[name])

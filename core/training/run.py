@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from triptych.core import checkpoint
@@ -72,7 +73,7 @@ def train(
         with together(ranks):
             module = load(spec, backend)
             source = open_train(spec)
-            stamp = _stamp(spec, backend, module.versions(), split_digest(source))
+            stamp = _stamp(spec, backend, module, split_digest(source))
             pipeline = stack.enter_context(Pipeline(spec, source))
             plan = Plan(spec, pipeline.steps_per_epoch)
             split = Split(spec) if spec.evaluate.every else None
@@ -104,11 +105,12 @@ def train(
     return signal
 
 
-def _stamp(spec: RunSpec, backend: str, versions: Mapping[str, str], digest: str) -> dict[str, Any]:
+def _stamp(spec: RunSpec, backend: str, module: ModuleType, digest: str) -> dict[str, Any]:
     """What checkpoints note beside the state, since it may change numbers."""
     return {
         "backend": backend,
-        "versions": versions,
+        "versions": module.versions(),
+        "compute": module.compute(spec),
         "threads": cpu_threads(spec),
         "data": digest,
     }

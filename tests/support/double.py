@@ -49,7 +49,7 @@ class Ahead(reference.Engine):
         self.context = replace(self.context, runs_ahead=True)
 
 
-ahead = SimpleNamespace(build=Ahead, versions=reference.versions)
+ahead = SimpleNamespace(build=Ahead, versions=reference.versions, compute=reference.compute)
 
 
 def load(name: str) -> ModuleType:
