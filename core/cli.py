@@ -97,7 +97,7 @@ def _complain(text: str) -> None:
     if not text:  # another process of the run says it
         return
     try:
-        print(f"error: {printable(text)}", file=sys.stderr, flush=True)
+        say(f"error: {text}", errors=True)
     except OSError:
         _silence(sys.stderr)
 
@@ -128,6 +128,11 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             command.add_arguments(sub)
             sub.set_defaults(run=command.run)
     return parser
+
+
+def say(text: str, *, errors: bool = False) -> None:
+    """One line on standard output, or on that of errors; control characters are shown escaped."""
+    print(printable(text), file=sys.stderr if errors else sys.stdout, flush=True)
 
 
 def path(text: str) -> Path:

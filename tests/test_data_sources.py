@@ -138,6 +138,18 @@ def test_held_out_folder_takes_the_classes_of_the_training_folder(tmp_path):
     assert flat.startswith("data.eval_root") and "no class folders" in flat
 
 
+def test_a_run_scans_its_training_folder_once(tmp_path, monkeypatch):
+    write_images(tmp_path, ["train/a/1.png", "train/b/2.png", "val/b/1.png"])
+    spec = folder_spec(tmp_path / "train", eval_root=str(tmp_path / "val"))
+    scanned, scan = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(Path(path)) or scan(path))
+    train = open_train(spec)
+    bank, _ = open_evaluation(spec, train) or pytest.fail("there is a held-out split")
+    assert bank is train
+    folders = [tmp_path / name for name in ("train", "train/a", "train/b", "val", "val/b")]
+    assert sorted(scanned) == folders
+
+
 # ------------------------------------------------------------------------------------------- lists
 
 

@@ -243,7 +243,7 @@ def test_the_state_of_the_start_is_not_kept_beside_the_engine(tmp_path, monkeypa
 
 
 def test_an_evaluation_without_labelled_images_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("triptych.core.evaluation.split.open_evaluation", lambda spec: None)
+    monkeypatch.setattr("triptych.core.evaluation.split.open_evaluation", lambda spec, train: None)
     refused("set data.eval_root", tiny("evaluate.every=5"), "torch", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from functools import partial
 
 from triptych.core import cli, config, formats
@@ -39,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     weights = formats.load_weights(arguments.weights, spec)
     step = int(weights.get("optimizer.step", 0))
     # With --json, standard output is for a program.
-    say = partial(print, file=sys.stderr) if arguments.json else print
+    say = partial(cli.say, errors=arguments.json)
     name = choose_backend(arguments.backend, spec, say)
     engine = open_engine(spec, name, weights)
     branch = arguments.branch or spec.evaluate.branch

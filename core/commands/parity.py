@@ -68,7 +68,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     save(record, output)
     losses = np.load(output)["loss"]
     print(f"{backend}, {dtype}: loss {' '.join(f'{x:.12g}' for x in losses)}")
-    print(f"wrote {output}")
+    cli.say(f"wrote {output}")
     if not np.isfinite(losses).all():
         step = int(np.isfinite(losses).argmin()) + 1
         raise NonFiniteError(f"{output}: the loss of step {step} is not finite")
@@ -95,7 +95,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     differences, noise = compare(a, b, tolerances)
     wrong = [d for d in differences if not d.ok]
     for key, values in sorted(spec_differences(a, b).items()):
-        print(f"the records are of different specs: {key} {values}")
+        cli.say(f"the records are of different specs: {key} {values}")
     for d in differences[: max(arguments.most, 0)]:
         print(f"{'ok ' if d.ok else 'BAD'} {d.error:9.2e} (allowed {d.allowed:.0e})  {d.name}")
     print(

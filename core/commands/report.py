@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         shared = os.path.commonpath([os.path.abspath(path) for path in arguments.runs])
         output = Path(os.path.relpath(shared)) / "report.html"
     page.write(records, output)
-    print(f"wrote {output}")
+    cli.say(f"wrote {output}")
     if arguments.picture:
         page.write_picture(records, arguments.picture)
-        print(f"wrote {arguments.picture}")
+        cli.say(f"wrote {arguments.picture}")

@@ -27,10 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trains; 0, or 128 + n when signal n ended the run."""
     ranks = join()
+    say = cli.say if ranks.is_main else quiet
     with together(ranks):
         spec = config.load(arguments.config, arguments.overrides)
-        backend = choose_backend(arguments.backend, spec, print if ranks.is_main else quiet)
+        changes = config.changes(arguments.config, arguments.overrides)
+        say(f"spec: {arguments.config}" + (f" with {', '.join(changes)}" if changes else ""))
+        backend = choose_backend(arguments.backend, spec, say)
     output = arguments.output or default_output(arguments.config, backend)
     with leave_at_once():  # until the first step, from which on a signal is a request to save
-        signal = train(spec, backend, output, resume=arguments.resume, ranks=ranks)
+        signal = train(spec, backend, output, resume=arguments.resume, say=say, ranks=ranks)
     return 128 + signal if signal else 0

@@ -4,14 +4,16 @@ A spec is a YAML file: typed, checked as a whole before anything starts, inherit
 that it names under ``_base_`` (mappings merge, lists and values are replaced).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from triptych.core.config import tree, validation, yaml12
+from triptych.core.config.document import Node, dotted, show
 from triptych.core.config.recipes import ALIASES, CONFIGS, find, recipes
 from triptych.core.config.spec import RunSpec
 
-__all__ = ["ALIASES", "CONFIGS", "dump", "find", "load", "recipes"]
+__all__ = ["ALIASES", "CONFIGS", "changes", "dump", "find", "load", "recipes"]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
@@ -29,6 +31,29 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     """
     root, problems = tree.read(find(path), overrides)
     return validation.validate(root, problems)
+
+
+def changes(path: str | Path, overrides: Sequence[str]) -> list[str]:
+    """What overrides set otherwise than the file does, like ``train.steps=100 (not 3000)``.
+
+    Raises:
+        UserError: as ``load``, where there is nothing to go on with.
+    """
+    old, new = (dict(_leaves(tree.read(find(path), given)[0])) for given in ((), overrides))
+    return [
+        f"{key}={show(value)}" + (f" (not {show(old[key])})" if key in old else "")
+        for key, value in new.items()
+        if key not in old or old[key] != value
+    ]
+
+
+def _leaves(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of whatever is no mapping."""
+    if not isinstance(node.content, dict):
+        yield dotted(path), node.plain()
+        return
+    for key, child in node.content.items():
+        yield from _leaves(child, (*path, key))
 
 
 def dump(spec: RunSpec) -> str:

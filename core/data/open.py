@@ -1,8 +1,8 @@
 """The choice of a source by the spec."""
 
-from triptych.core.config.spec import DataSpec, RunSpec
+from triptych.core.config.spec import RunSpec
 from triptych.core.data.cifar import cifar10
-from triptych.core.data.decode import Decoding, decoding
+from triptych.core.data.decode import decoding
 from triptych.core.data.digits import digits
 from triptych.core.data.folders import folder
 from triptych.core.data.lists import image_list
@@ -27,8 +27,11 @@ def open_train(spec: RunSpec) -> Source:
     return folder(root, how)
 
 
-def open_evaluation(spec: RunSpec) -> tuple[Source, Source] | None:
+def open_evaluation(spec: RunSpec, train: Source | None = None) -> tuple[Source, Source] | None:
     """A labelled bank (the training split) and labelled queries (the held-out split).
+
+    Args:
+        train: what ``open_train`` gave, where it was called: a large folder is not scanned again.
 
     Returns:
         None where the spec names no held-out split: an image folder without ``data.eval_root``,
@@ -44,13 +47,13 @@ def open_evaluation(spec: RunSpec) -> tuple[Source, Source] | None:
         root = _given(data.root, "data.root")
         return cifar10(root, how, train=True), cifar10(root, how, train=False)
     if data.name == "image_folder" and data.eval_root is not None:
-        return _folders(data, how, data.eval_root)
+        bank = train if isinstance(train, Files) else folder(_given(data.root, "data.root"), how)
+        return bank, _queries(bank, folder(data.eval_root, how, "data.eval_root"))
     return None
 
 
-def _folders(data: DataSpec, how: Decoding, eval_root: str) -> tuple[Files, Files]:
-    bank = folder(_given(data.root, "data.root"), how)
-    queries = folder(eval_root, how, "data.eval_root")
+def _queries(bank: Files, queries: Files) -> Files:
+    """The held-out images with the numbers that the bank gives to the classes."""
     for key, split in (("data.root", bank), ("data.eval_root", queries)):
         if not split.classes:
             raise UserError(
@@ -63,7 +66,7 @@ def _folders(data: DataSpec, how: Decoding, eval_root: str) -> tuple[Files, File
             f"data.eval_root: {queries.root}: class {min(unknown)!r} is not among the "
             f"{len(bank.classes)} class folders of data.root"
         )
-    return bank, queries.relabelled(bank.classes)
+    return queries.relabelled(bank.classes)
 
 
 def _given(value: str | None, key: str) -> str:

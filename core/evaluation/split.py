@@ -53,13 +53,16 @@ class Features:
 class Split:
     """The labelled bank and the labelled queries of a spec.
 
+    Args:
+        train: the training split, where it is open already.
+
     Raises:
         UserError: the data have no labelled evaluation split.
     """
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, train: Source | None = None) -> None:
         self.spec = spec
-        split = open_evaluation(spec)
+        split = open_evaluation(spec, train)
         if split is None:
             raise UserError(
                 f"evaluate: data.name {spec.data.name} has no labelled evaluation split as it is "

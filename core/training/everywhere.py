@@ -18,7 +18,7 @@ from rich.text import Text
 from triptych import backends
 from triptych.core import config
 from triptych.core.config.spec import RunSpec
-from triptych.core.errors import UserError
+from triptych.core.errors import UserError, printable
 from triptych.core.evaluation import PROTOCOLS, WHILE_TRAINING
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.subject import raw_pixels
@@ -65,7 +65,7 @@ def run(
     print_table(records)
     path = output / "report.html"
     page.write(records, path)
-    print(f"report: {path}")
+    print(f"report: {printable(str(path))}")
     return 0
 
 
@@ -124,7 +124,7 @@ def train_all(
         command = ["train", "-c", str(path), *pairs, "--backend", name, "--output", str(run_dir)]
         log = output / f"{name}.log"
         # Said before it begins: if nobody can be told, nothing is left behind.
-        print(f"{name}: training, see {log}", flush=True)
+        print(f"{name}: training, see {printable(str(log))}", flush=True)
         with log.open("a" if run_dir.exists() else "w") as file:
             child = subprocess.Popen([*_TRIPTYCH, *command], stdin=subprocess.DEVNULL, stdout=file)
         status = _wait(child, log)

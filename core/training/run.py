@@ -76,7 +76,7 @@ def train(
             stamp = _stamp(spec, backend, module, split_digest(source))
             pipeline = stack.enter_context(Pipeline(spec, source))
             plan = Plan(spec, pipeline.steps_per_epoch)
-            split = Split(spec) if spec.evaluate.every else None
+            split = Split(spec, source) if spec.evaluate.every else None
             begin, state = find_start(spec, run_dir, resume, stamp, say)
             engine = open_engine(
                 spec, backend, state, whole=begin.path is not None, origin=str(begin.path)
@@ -156,9 +156,8 @@ def _enter(stack: ExitStack, engine: Engine, run_dir: Path, begin: Start, say: S
 
 def _open_logs(spec: RunSpec, run_dir: Path, begin: Start, say: Say) -> Logs:
     (run_dir / "result.json").unlink(missing_ok=True)  # it speaks of a run that is over
-    text = dump(spec)
-    write_atomically(run_dir / "spec.yaml", text)
-    say(text.rstrip())
+    write_atomically(run_dir / "spec.yaml", dump(spec))
+    say(f"resolved spec: {run_dir / 'spec.yaml'}")
     return Logs(run_dir, begin.step, before=begin.before, tensorboard=spec.log.tensorboard)
 
 
