@@ -13,6 +13,7 @@ from support.tiff import GREY, RGB, write_tiff
 from triptych.core.data import open_train
 from triptych.core.data.bits import USED
 from triptych.core.data.decode import Decoding, decode
+from triptych.core.data.levels import few_levels
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 MAX_SAMPLE_VALUE = 281
@@ -135,3 +136,30 @@ def test_the_key_of_the_spec_reaches_the_reader(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "x.png")
     image = open_train(folder_spec(tmp_path, channels=1, bits=12)).image(0)
     assert np.array_equal(np.asarray(image), RAMP >> 4)
+
+
+# -------------------------------------------------------------------------- told before a run
+
+
+def test_images_of_few_levels_are_told_with_the_key_that_helps(tmp_path):
+    for number in range(20):
+        Image.fromarray(RAMP).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "07.png").write_bytes(b"damaged")  # the run names it
+    said = few_levels(open_train(folder_spec(tmp_path, channels=1)))
+    assert said == (
+        f"{tmp_path / '00.png'} and 7 more of 8 images looked at: 16-bit samples that use 12 bits "
+        "of 16 keep at most 16 of 256 levels; data.bits=12 keeps them all"
+    )
+    assert few_levels(open_train(folder_spec(tmp_path, channels=1, bits=12))) is None
+
+
+def test_colour_of_few_levels_is_told_too(tmp_path):
+    write_png(tmp_path / "x.png", np.repeat(RAMP[..., None], 3, 2))
+    said = few_levels(open_train(folder_spec(tmp_path)))
+    assert said and said.startswith(f"{tmp_path / 'x.png'} of 1 images") and "data.bits=12" in said
+
+
+@pytest.mark.parametrize("values", [RAMP * 16, RAMP * 8, RAMP * 0, RAMP.astype(np.uint8)])
+def test_images_with_levels_enough_are_not_spoken_of(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "x.png")
+    assert few_levels(open_train(folder_spec(tmp_path, channels=1))) is None

@@ -207,6 +207,14 @@ def test_geometry_treats_each_band_as_if_it_were_alone(mode, operation):
     assert [band.tobytes() for band in operation(image).split()] == alone
 
 
+def test_a_crop_knows_no_limit_on_pixels(monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    image = with_alpha("RGBA")
+    assert pixels.crop_resize(image, (0, 0, 90, 120), (8, 8), "bilinear").size == (8, 8)
+    assert pixels.center_cover(image, (8, 8), 2.0, "bilinear").size == (8, 8)
+    assert Image.MAX_IMAGE_PIXELS == 9 and not recwarn.list
+
+
 def test_a_fourth_band_of_zeros_takes_nothing_from_the_others():
     image = Image.new("RGBA", (20, 20), (200, 100, 50, 0))
     found = np.asarray(pixels.resize(image, (7, 9), "bilinear"))

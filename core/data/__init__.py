@@ -1,6 +1,7 @@
 """Data: sources of images, augmentation, and batches that are pure functions of the step."""
 
 from triptych.core.data.decode import DamagedImage
+from triptych.core.data.levels import few_levels
 from triptych.core.data.open import open_evaluation, open_train
 from triptych.core.data.pipeline import Pipeline, evaluation_batches
 from triptych.core.data.source import Source, split_digest
@@ -10,6 +11,7 @@ __all__ = [
     "Pipeline",
     "Source",
     "evaluation_batches",
+    "few_levels",
     "open_evaluation",
     "open_train",
     "split_digest",

@@ -35,6 +35,16 @@ def switches(max_bytes: int, notes: list[str]) -> Iterator[None]:
             notes[:] = dict.fromkeys(" ".join(text.split()) for text in notes + said)
 
 
+def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """A part of an image of any size; Pillow's own method checks its limit on pixels again.
+
+    Args:
+        box: left, top, right and bottom, pixels.
+    """
+    with _LOCK, _limits(PngImagePlugin.MAX_TEXT_CHUNK):
+        return image.crop(box)
+
+
 @contextmanager
 def _limits(max_bytes: int) -> Iterator[None]:
     """The caller checks the number of pixels itself, against a key of the spec."""

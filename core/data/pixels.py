@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
+from triptych.core.data.pillow import crop
 from triptych.core.data.resample import resized_part
 
 Size = tuple[int, int]
@@ -49,7 +50,7 @@ def crop_resize(
     """
     top, left, height, width = box
     # Not resize(box=...): its filter would reach over the border of the box.
-    part = image.crop((left, top, left + width, top + height))
+    part = crop(image, (left, top, left + width, top + height))
     return resize(part, size, interpolation)
 
 
@@ -76,7 +77,7 @@ def cover_size(image: Image.Image, size: Size, factor: float) -> Size:
 
 def center_crop(image: Image.Image, size: Size) -> Image.Image:
     """The middle of an image that is not smaller than ``size``; an odd pixel is rounded to even."""
-    return image.crop(_middle((image.height, image.width), size))
+    return crop(image, _middle((image.height, image.width), size))
 
 
 def center_cover(

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from triptych.core.data.pillow import crop
+
 _PLACES = 22
 """Binary places of a weight."""
 
@@ -32,16 +34,16 @@ def resized_part(
         else _Axis(image.width, whole[1], left, width)
     )
     if not tall:
-        part = image.crop((long.first, 0, long.last, image.height))
+        part = crop(image, (long.first, 0, long.last, image.height))
         part = _turn(long.resample(_turn(part)))
         part = part.resize((width, whole[0]), Image.Resampling.BILINEAR)
-        return part.crop((0, top, width, top + height))
-    part = image.crop((0, long.first, image.width, long.last))
+        return crop(part, (0, top, width, top + height))
+    part = crop(image, (0, long.first, image.width, long.last))
     # A very tall image that becomes lower is resampled along its columns first; else along rows.
     columns_first = image.height > image.width * 100 and whole[0] < image.height
     part = long.resample(part) if columns_first else part
     part = part.resize((whole[1], part.height), Image.Resampling.BILINEAR)
-    part = part.crop((left, 0, left + width, part.height))
+    part = crop(part, (left, 0, left + width, part.height))
     return part if columns_first else long.resample(part)
 
 
