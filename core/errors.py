@@ -33,5 +33,8 @@ def first_non_finite(tensors: Iterable[tuple[str, NDArray[Any]]]) -> str:
 
 
 def printable(text: str) -> str:
-    """A name from outside as it may stand in a message: in one line, without control characters."""
+    r"""A name from outside as it may stand in a message: in one line, without control characters.
+
+    What cannot be shown becomes an escape, e.g. a byte 0xe9 that is not UTF-8 becomes ``\udce9``.
+    """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""Sources: digits, folders, lists and CIFAR-10's files, and what is said about each mistake."""
+"""Sources: digits, lists and CIFAR-10's files, and what is said about each mistake."""
 
 import os
 import pickle
@@ -7,29 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.data_specs import folder_spec, make_spec, write_images
+from support.data_specs import complaint, folder_spec, keys, labels, make_spec, write_images
 
-from triptych.core.data import DamagedImage, open_evaluation, open_train, split_digest
+from triptych.core.data import (
+    open_evaluation,
+    open_train,
+    split_digest,
+)
 from triptych.core.data.cifar import CLASSES, TEST, TRAIN
 from triptych.core.data.source import Source
 from triptych.core.errors import UserError
-
-
-def keys(source: Source) -> list[str]:
-    return [source.key(index) for index in range(len(source))]
-
-
-def labels(source: Source) -> list[int]:
-    return [source.label(index) for index in range(len(source))]
-
-
-def complaint(data: dict[str, Any], which: Any = open_train) -> str:
-    with pytest.raises(UserError) as caught:
-        which(make_spec(data))
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
 
 # ------------------------------------------------------------------------------------------ digits
 
@@ -71,85 +58,6 @@ def test_the_digest_of_a_split_tells_images_order_and_labels_apart(tmp_path):
     assert len(digests) == 3
 
 
-# ----------------------------------------------------------------------------------------- folders
-
-
-def test_class_folders_give_labels(tmp_path):
-    write_images(tmp_path, ["dog/2.JPG", "dog/deep/1.png", "cat/x y.jpeg", "ant/a.webp"])
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "readme.txt").write_text("no class")
-    source = open_train(folder_spec(tmp_path))
-    assert keys(source) == ["ant/a.webp", "cat/x y.jpeg", "dog/2.JPG", "dog/deep/1.png"]
-    assert source.classes == ("ant", "cat", "dog") and labels(source) == [0, 1, 2, 2]
-    assert source.name(1) == str(tmp_path / "cat" / "x y.jpeg")
-    assert source.image(1).mode == "RGB"
-
-
-def test_an_image_beside_the_folders_means_no_classes(tmp_path):
-    write_images(tmp_path, ["b.png", "a/c.png", "é.png"])
-    source = open_train(folder_spec(tmp_path))
-    assert keys(source) == ["a/c.png", "b.png", "é.png"]
-    assert source.classes == () and labels(source) == [-1, -1, -1]
-    assert open_evaluation(folder_spec(tmp_path)) is None
-
-
-def test_hidden_files_are_passed_over_and_links_followed_once(tmp_path):
-    root = tmp_path / "root"
-    write_images(tmp_path, ["root/a/1.png", "else/2.png"])
-    for hidden in ("._1.png", ".cache"):
-        (root / hidden).write_bytes(b"")
-    (root / "b").symlink_to(tmp_path / "else")
-    (root / "a" / "up").symlink_to(root)
-    (root / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    source = open_train(folder_spec(root))
-    assert keys(source) == ["a/1.png", "a/gone.png", "b/2.png"]
-    with pytest.raises(DamagedImage, match=r"gone\.png"):  # named, not lost
-        source.image(1)
-
-
-def test_folders_that_cannot_serve_are_named(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("")
-    for name, reason in (("empty", "no images"), ("file", "not a folder"), ("x", "no such folder")):
-        path = str(tmp_path / name)
-        assert complaint({"name": "image_folder", "root": path}).startswith(
-            f"data.root: {path}: {reason}"
-        )
-
-
-def test_home_is_found(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    write_images(tmp_path, ["pictures/1.png"])
-    assert len(open_train(folder_spec("~/pictures"))) == 1
-
-
-def test_held_out_folder_takes_the_classes_of_the_training_folder(tmp_path):
-    write_images(tmp_path, ["train/a/1.png", "train/b/2.png", "train/c/3.png", "val/c/1.png"])
-    spec = folder_spec(tmp_path / "train", eval_root=str(tmp_path / "val"))
-    bank, queries = open_evaluation(spec) or pytest.fail("there is a held-out split")
-    assert labels(bank) == [0, 1, 2] and labels(queries) == [2]
-    assert queries.classes == bank.classes
-    data = {"name": "image_folder", "root": str(tmp_path / "train")}
-    write_images(tmp_path, ["other/x/1.png", "flat/1.png"])
-    other = complaint({**data, "eval_root": str(tmp_path / "other")}, open_evaluation)
-    assert other.startswith("data.eval_root") and "'x'" in other
-    flat = complaint({**data, "eval_root": str(tmp_path / "flat")}, open_evaluation)
-    assert flat.startswith("data.eval_root") and "no class folders" in flat
-
-
-def test_a_run_scans_its_training_folder_once(tmp_path, monkeypatch):
-    write_images(tmp_path, ["train/a/1.png", "train/b/2.png", "val/b/1.png"])
-    spec = folder_spec(tmp_path / "train", eval_root=str(tmp_path / "val"))
-    scanned, scan = [], os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(Path(path)) or scan(path))
-    train = open_train(spec)
-    bank, _ = open_evaluation(spec, train) or pytest.fail("there is a held-out split")
-    assert bank is train
-    folders = [tmp_path / name for name in ("train", "train/a", "train/b", "val", "val/b")]
-    assert sorted(scanned) == folders
-
-
 # ------------------------------------------------------------------------------------------- lists
 
 
@@ -189,6 +97,16 @@ def test_lists(photos, text, names, classes, numbers):
     assert all(source.image(index).mode == "RGB" for index in range(len(source)))
 
 
+def test_a_list_names_any_file(photos):
+    names = [b"caf\xe9.png", b"line\nbreak.png", b" spaces .png "]
+    for name in names:
+        os.link(photos / "a.png", photos / os.fsdecode(name))
+    source = listed(photos, b"".join(b'"%s",caf\xe9\n' % name for name in names))
+    assert [os.fsencode(key) for key in keys(source)] == names
+    assert [os.fsencode(name) for name in source.classes] == [b"caf\xe9"]
+    assert len(split_digest(source)) == 64
+
+
 def test_paths_of_a_list_are_relative_to_root(photos):
     source = listed(photos, f"d.png\n{photos / 'a.png'}\n", root=str(photos / "sub"))
     assert [source.name(index) for index in (0, 1)] == [
@@ -207,6 +125,11 @@ def test_paths_of_a_list_are_relative_to_root(photos):
         ("path,label\n", "no images in this list"),
         (b"\x89PNG\r\n\x1a\n\x00\x00\xff\xfe", "not a CSV or UTF-8 text file"),
         ('a.png\n"sub/d.png\na.png\n', "list.csv:3: a quote is not closed"),
+        (
+            b"a.png\ncaf\xe9.png\n",
+            r"list.csv:2: no such file: .*caf\\udce9.png' \(this line is not",
+        ),
+        ("a.png".encode("utf-16"), r"not a CSV or UTF-8 text file \(it holds zero bytes\)"),
         ("sub\n", "list.csv:1: no such file"),
     ],
 )

@@ -11,6 +11,8 @@ from support.double import finished, install, saved, tiny
 from support.kills import compare
 
 from triptych.core import reference
+from triptych.core.data.digits import digits
+from triptych.core.data.open import SOURCES, Splits
 from triptych.core.errors import UserError
 from triptych.core.files.writing import occupied
 from triptych.core.runs.log import read_rows
@@ -243,7 +245,7 @@ def test_the_state_of_the_start_is_not_kept_beside_the_engine(tmp_path, monkeypa
 
 
 def test_an_evaluation_without_labelled_images_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("triptych.core.evaluation.split.open_evaluation", lambda spec, train: None)
+    monkeypatch.setitem(SOURCES, "digits", lambda data, how, _: Splits(digits(how)[0], None))
     refused("set data.eval_root", tiny("evaluate.every=5"), "torch", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

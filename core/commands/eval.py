@@ -5,6 +5,7 @@ import json
 from functools import partial
 
 from triptych.core import cli, config, formats
+from triptych.core.errors import printable
 from triptych.core.evaluation import PROTOCOLS
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.subject import encoder
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = PROTOCOLS[arguments.evaluation].rows(split, subject)
     engine.close()
     for name in split.damaged():
-        say(f"damaged, left out of the evaluation: {name}")
+        say(f"damaged, left out of the evaluation: {printable(name)}")
     if arguments.json:
         print(json.dumps([row.as_json() for row in rows], indent=1, allow_nan=False))
     else:

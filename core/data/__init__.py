@@ -2,7 +2,7 @@
 
 from triptych.core.data.decode import DamagedImage
 from triptych.core.data.levels import few_levels
-from triptych.core.data.open import open_evaluation, open_train
+from triptych.core.data.open import Splits, open_evaluation, open_splits, open_train
 from triptych.core.data.pipeline import Pipeline, evaluation_batches
 from triptych.core.data.source import Source, split_digest
 
@@ -10,9 +10,11 @@ __all__ = [
     "DamagedImage",
     "Pipeline",
     "Source",
+    "Splits",
     "evaluation_batches",
     "few_levels",
     "open_evaluation",
+    "open_splits",
     "open_train",
     "split_digest",
 ]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from triptych.core.data.decode import Decoding
 from triptych.core.data.source import Arrays
-from triptych.core.errors import UserError
+from triptych.core.errors import UserError, printable
 
 CLASSES = (
     "airplane",
@@ -57,7 +57,7 @@ def _locate(root: str) -> tuple[str, str]:
             if os.path.isfile(os.path.join(folder, TRAIN[0] + suffix)):
                 return folder, suffix
     raise UserError(
-        f"data.root: {root}: neither data_batch_1 nor data_batch_1.bin is here; unpack "
+        f"data.root: {printable(root)}: neither data_batch_1 nor data_batch_1.bin is here; unpack "
         "cifar-10-python.tar.gz or cifar-10-binary.tar.gz into this folder"
     )
 
@@ -68,11 +68,13 @@ def _read(path: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         with open(path, "rb") as file:
             rows, labels = _read_binary(file) if path.endswith(".bin") else _read_pickle(file)
     except OSError as error:
-        raise UserError(f"data.root: {path}: {error.strerror}") from error
+        raise UserError(f"data.root: {printable(path)}: {error.strerror}") from error
     except _MALFORMED as error:
-        raise UserError(f"data.root: {path}: not a CIFAR-10 file ({error})") from error
+        raise UserError(f"data.root: {printable(path)}: not a CIFAR-10 file ({error})") from error
     if len(rows) == 0 or len(rows) != len(labels) or not 0 <= labels.min() <= labels.max() < 10:
-        raise UserError(f"data.root: {path}: not a CIFAR-10 file (its labels do not fit)")
+        raise UserError(
+            f"data.root: {printable(path)}: not a CIFAR-10 file (its labels do not fit)"
+        )
     return rows, labels
 
 

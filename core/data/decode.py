@@ -26,8 +26,6 @@ from triptych.core.errors import UserError, printable
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 """Pillow's name of an 8-bit image by number of channels."""
 
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-
 NOTES = "triptych: notes"
 """Key of ``Image.info``: what libraries warned of while they read the file, a tuple of texts."""
 

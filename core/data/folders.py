@@ -1,19 +1,23 @@
 """Image folders, with or without one sub-folder per class."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
+from unicodedata import normalize
 
-from triptych.core.data.decode import EXTENSIONS, Decoding
+from triptych.core.data.decode import Decoding
+from triptych.core.data.scan import order, scan
 from triptych.core.data.source import Files
-from triptych.core.errors import UserError
+from triptych.core.errors import UserError, printable
+
+SHOWN = 3
+"""Names in one message."""
 
 
 def folder(root: str, how: Decoding, key: str = "data.root") -> Files:
-    """All images below a folder, at any depth, in the order of their paths.
+    """All images below a folder, at any depth, in the order of their paths; see ``scan``.
 
     The first-level sub-folders that hold images are the classes, in the order of their names,
-    unless an image lies in the folder itself: then there are no classes. Files are known by their
-    extension; hidden ones are passed over; links are followed.
+    unless an image lies in the folder itself: then there are no classes.
 
     Args:
         key: the spec's key that names the folder, for messages.
@@ -24,33 +28,92 @@ def folder(root: str, how: Decoding, key: str = "data.root") -> Files:
     root = os.path.expanduser(root)
     if not os.path.isdir(root):
         problem = "not a folder" if os.path.exists(root) else "no such folder"
-        raise UserError(f"{key}: {root}: {problem}")
+        raise UserError(f"{key}: {printable(root)}: {problem}")
     try:
-        names = sorted(_images(root, "", ()))
+        found = scan(root)
     except OSError as error:
-        raise UserError(f"{key}: {error.filename}: {error.strerror}") from error
+        raise UserError(f"{key}: {printable(str(error.filename))}: {error.strerror}") from error
+    names, others = found.names, found.passed_over()
     if not names:
-        raise UserError(f"{key}: {root}: no images in this folder ({', '.join(EXTENSIONS)})")
+        passed = f"; passed over: {others}" if others else ""
+        raise UserError(f"{key}: {printable(root)}: no images in this folder{passed}")
+    notes = [f"{key}: {printable(root)}: passed over: {others}"] if others else []
     if not all(os.sep in name for name in names):
-        return Files(root, names, how)
+        return Files(root, names, how, notes=notes)
     tops = [name.split(os.sep, 1)[0] for name in names]
-    classes = tuple(sorted(set(tops)))
+    classes = tuple(sorted(set(tops), key=order))
     numbers = {name: number for number, name in enumerate(classes)}
-    return Files(root, names, how, [numbers[top] for top in tops], classes)
+    return Files(root, names, how, [numbers[top] for top in tops], classes, notes)
 
 
-def _images(root: str, inside: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Paths relative to ``root``. above: identities of the folders that contain ``inside``."""
-    here = os.stat(os.path.join(root, inside))
-    identity = (here.st_dev, here.st_ino)
-    if identity in above:  # a link to a folder that contains it
+def held_out(bank: Files, root: str, how: Decoding) -> Files:
+    """A folder of held-out images with the classes of the training folder ``bank``.
+
+    Raises:
+        UserError: it cannot serve, one of the two has no classes, or the classes do not fit.
+    """
+    queries = folder(root, how, "data.eval_root")
+    for key, split in (("data.root", bank), ("data.eval_root", queries)):
+        _check_classes(key, split)
+    unknown = [name for name in queries.classes if name not in set(bank.classes)]
+    if unknown:
+        raise UserError(
+            f"data.eval_root: {printable(queries.root)}: class {_quoted(unknown)} is not among the "
+            f"{len(bank.classes)} class folders of data.root ({_quoted(bank.classes)})"
+            + _explained(unknown[0], bank)
+        )
+    absent = [name for name in bank.classes if name not in set(queries.classes)]
+    notes = [
+        f"data.eval_root: {printable(queries.root)}: no images of {len(absent)} of the "
+        f"{len(bank.classes)} classes: {_quoted(absent)}"
+    ]
+    return queries.relabelled(bank.classes, notes if absent else [])
+
+
+def _check_classes(key: str, split: Files) -> None:
+    """Raises UserError where the folders of a split give no labels, or not those that are meant."""
+    root = printable(split.root)
+    names = [split.key(index) for index in range(len(split))]
+    if split.classes:
+        inner = {name.split(os.sep, 2)[1] for name in names if name.count(os.sep) > 1}
+        if len(split.classes) == 1 and len(inner) > 1 and all(n.count(os.sep) > 1 for n in names):
+            only = printable(split.classes[0])
+            raise UserError(
+                f"{key}: {root}: one class folder, {_quoted(split.classes)}, holds all others "
+                f"({_quoted(sorted(inner, key=order))}); to have those as classes, give "
+                f"{key}: {os.path.join(root, only)}"
+            )
         return
-    with os.scandir(os.path.join(root, inside)) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = os.path.join(inside, entry.name)
-            if entry.is_dir():
-                yield from _images(root, path, (*above, identity))
-            elif entry.name.lower().endswith(EXTENSIONS):
-                yield path
+    stray = [name for name in names if os.sep not in name]
+    tops = sorted({name.split(os.sep, 1)[0] for name in names if os.sep in name}, key=order)
+    if not tops:
+        raise UserError(
+            f"{key}: {root}: no class folders, so there are no labels to evaluate with; sort the "
+            "images into one folder per class, or leave data.eval_root out"
+        )
+    lies, it = ("lies", "it") if len(stray) == 1 else ("lie", "them")
+    raise UserError(
+        f"{key}: {root}: {_quoted(stray)} {lies} beside the class folders {_quoted(tops)}, so "
+        f"there are no labels to evaluate with; move {it} into a class folder or away, or leave "
+        "data.eval_root out"
+    )
+
+
+def _explained(name: str, bank: Files) -> str:
+    """Why a class that a user sees in ``bank`` is none of its classes, where that can be said."""
+    if os.path.isdir(os.path.join(bank.root, name)):
+        return f"; its folder in {printable(bank.root)} holds no images"
+    like = [other for other in bank.classes if _looks(other) == _looks(name)]
+    return f"; {like[0]!a} is another name than {name!a}" if like else ""
+
+
+def _looks(name: str) -> str:
+    """Equal for names that a reader takes for the same."""
+    return normalize("NFKC", name).casefold()
+
+
+def _quoted(names: Iterable[str]) -> str:
+    """The first few names, and how many there are besides."""
+    listed = [f"'{printable(name)}'" for name in names]
+    more = len(listed) - SHOWN
+    return ", ".join(listed[:SHOWN]) + (f" and {more} more" if more > 0 else "")

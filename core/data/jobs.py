@@ -111,7 +111,9 @@ class Training:
                 if self.spec.data.on_error == "stop":
                     raise
                 damaged.append(self.source.name(index))
-        raise UserError(f"data: all {len(order)} images are damaged; the first is {damaged[0]}")
+        raise UserError(
+            f"data: all {len(order)} images are damaged; the first is {printable(damaged[0])}"
+        )
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,19 @@ import os
 from collections.abc import Iterator
 
 from triptych.core.data.decode import Decoding
+from triptych.core.data.scan import order
 from triptych.core.data.source import UNLABELLED, Files
-from triptych.core.errors import UserError
+from triptych.core.errors import UserError, printable
 
 
 def image_list(path: str, root: str | None, how: Decoding) -> Files:
     """The images of a list, in its order.
 
-    The file is UTF-8. With a header line that has a column ``path``, the columns ``path`` and
-    ``label`` are taken and others passed over. Without one, a line is ``path``, ``path,label`` or
-    ``path label``. A path that holds a comma stands in double quotes, as in any CSV; spaces need
-    none. Labels are names, or numbers throughout; in order, they are the classes.
+    The file is UTF-8; other bytes stand for themselves, as in names of files. With a header line
+    that has a column ``path``, the columns ``path`` and ``label`` are taken and others passed over.
+    Without one, a line is ``path``, ``path,label`` or ``path label``. A path that holds a comma or
+    the end of a line stands in double quotes, as in any CSV; spaces need none. Labels are
+    names, or numbers throughout; in order, they are the classes.
 
     Args:
         root: folder that paths are relative to; default: the folder of the list.
@@ -25,59 +27,80 @@ def image_list(path: str, root: str | None, how: Decoding) -> Files:
     """
     path = os.path.expanduser(path)
     root = os.path.dirname(path) if root is None else os.path.expanduser(root)
-    entries = [_located(path, line, root, name, label) for line, name, label in _entries(path)]
+    entries = [_located(at, root, name, label) for at, name, label in _entries(path)]
     if not entries:
-        raise UserError(f"data.list: {path}: no images in this list")
+        raise UserError(f"data.list: {printable(path)}: no images in this list")
     names, labels = zip(*entries, strict=True)
     classes = _classes(labels)
     numbers = {"": UNLABELLED, **{name: number for number, name in enumerate(classes)}}
     return Files(root, names, how, [numbers[label] for label in labels], classes)
 
 
-def _entries(path: str) -> Iterator[tuple[int, str, str]]:
-    """Line number, path and label ("" for none) of each line."""
+def _entries(path: str) -> Iterator[tuple[str, str, str]]:
+    """Where each line stands, for messages; its path, and its label ("" for none)."""
     header: list[str] | None = None
     for line, cells in _rows(path):
+        at = f"data.list: {printable(path)}:{line}"
         if header is None:
-            header = [cell.lower() for cell in cells]
+            header = [cell.strip().lower() for cell in cells]
             if "path" in header:
                 continue
             header = ["path", "label"]
         if len(cells) > len(header):
             raise UserError(
-                f"data.list: {path}:{line}: {len(cells)} columns, expected {', '.join(header)}; "
+                f"{at}: {len(cells)} columns, expected {printable(', '.join(header))}; "
                 "put a path that holds a comma in double quotes, or name the columns in line 1"
             )
         row = dict(zip(header, cells, strict=False))
-        if not row.get("path"):
-            raise UserError(f"data.list: {path}:{line}: no path in this line")
-        yield line, row["path"], row.get("label", "")
+        if not row.get("path", "").strip():
+            raise UserError(f"{at}: no path in this line")
+        yield at, row["path"], row.get("label", "").strip()
 
 
 def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of each line that is not blank."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open(path, "rb") as binary:
+            if b"\0" in binary.read(4096):
+                raise csv.Error("it holds zero bytes")
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file, skipinitialspace=True)
             for cells in reader:
-                if any("\n" in cell for cell in cells):
-                    raise UserError(f"data.list: {path}:{reader.line_num}: a quote is not closed")
                 if any(cell.strip() for cell in cells):
-                    yield reader.line_num, [cell.strip() for cell in cells]
+                    yield reader.line_num, [_local(cell) for cell in cells]
     except OSError as error:
-        raise UserError(f"data.list: {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"data.list: {path}: not a CSV or UTF-8 text file ({error})") from error
+        raise UserError(f"data.list: {printable(path)}: {error.strerror}") from error
+    except csv.Error as error:
+        raise UserError(
+            f"data.list: {printable(path)}: not a CSV or UTF-8 text file ({error})"
+        ) from error
 
 
-def _located(path: str, line: int, root: str, name: str, label: str) -> tuple[str, str]:
+def _local(text: str) -> str:
+    """Text read as UTF-8, as this locale gives names of files with the same bytes."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
+def _located(at: str, root: str, name: str, label: str) -> tuple[str, str]:
     """A path that exists, and its label; tells ``my photo.jpg`` from ``photo.jpg 3``."""
-    if os.path.isfile(os.path.join(root, name)):
-        return name, label
+    for candidate in (name, name.strip()):
+        if os.path.isfile(os.path.join(root, candidate)):
+            return candidate, label
+    if "\n" in name:
+        raise UserError(f"{at}: a quote is not closed")
     parts = name.rsplit(maxsplit=1)
     if not label and len(parts) == 2 and os.path.isfile(os.path.join(root, parts[0])):
         return parts[0], parts[1]
-    raise UserError(f"data.list: {path}:{line}: no such file: {os.path.join(root, name)!r}")
+    hint = "" if _is_utf8(name) else " (this line is not UTF-8, and no file has these bytes)"
+    raise UserError(f"{at}: no such file: '{printable(os.path.join(root, name.strip()))}'{hint}")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        os.fsencode(name).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _classes(labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -85,4 +108,4 @@ def _classes(labels: tuple[str, ...]) -> tuple[str, ...]:
     found = {label for label in labels if label}
     if all(label.isdecimal() for label in found):
         return tuple(sorted(found, key=int))
-    return tuple(sorted(found))
+    return tuple(sorted(found, key=order))

@@ -1,13 +1,74 @@
 """The choice of a source by the spec."""
 
-from triptych.core.config.spec import RunSpec
-from triptych.core.data.cifar import cifar10
-from triptych.core.data.decode import decoding
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from triptych.core.config.spec import DataSpec, RunSpec
+from triptych.core.data import cifar, folders
+from triptych.core.data.decode import Decoding, decoding
 from triptych.core.data.digits import digits
-from triptych.core.data.folders import folder
 from triptych.core.data.lists import image_list
 from triptych.core.data.source import Files, Source
 from triptych.core.errors import UserError
+
+
+class Splits(NamedTuple):
+    """The images of a spec. held_out: None where there are none, or where nobody asked for them.
+
+    Where both have labels, these are positions in the same classes.
+    """
+
+    train: Source
+    held_out: Source | None
+
+    def notes(self) -> Iterator[str]:
+        """Lines about what was found, to be said once."""
+        for split in self:
+            if isinstance(split, Files):
+                yield from split.notes
+
+
+Opener = Callable[[DataSpec, Decoding, bool], Splits]
+"""From the section of the spec, how images are decoded, and whether held-out images are wanted."""
+
+
+def _digits(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
+    return Splits(*digits(how))
+
+
+def _cifar10(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
+    root = _given(data.root, "data.root")
+    test = cifar.cifar10(root, how, train=False) if held_out else None
+    return Splits(cifar.cifar10(root, how, train=True), test)
+
+
+def _image_folder(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
+    train = folders.folder(_given(data.root, "data.root"), how)
+    if not held_out or data.eval_root is None:
+        return Splits(train, None)
+    return Splits(train, folders.held_out(train, data.eval_root, how))
+
+
+def _image_list(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
+    return Splits(image_list(_given(data.list, "data.list"), data.root, how), None)
+
+
+SOURCES: dict[str, Opener] = {
+    "cifar10": _cifar10,
+    "digits": _digits,
+    "image_folder": _image_folder,
+    "image_list": _image_list,
+}
+"""``data.name`` -> what opens it."""
+
+
+def open_splits(spec: RunSpec, *, held_out: bool = True) -> Splits:
+    """The training split and, where ``held_out`` asks for it, the held-out split.
+
+    Raises:
+        UserError: the data are missing, empty or malformed, or the labels of the two do not fit.
+    """
+    return SOURCES[spec.data.name](spec.data, decoding(spec.data), held_out)
 
 
 def open_train(spec: RunSpec) -> Source:
@@ -16,22 +77,11 @@ def open_train(spec: RunSpec) -> Source:
     Raises:
         UserError: the data are missing, empty or malformed.
     """
-    data, how = spec.data, decoding(spec.data)
-    if data.name == "digits":
-        return digits(how)[0]
-    if data.name == "image_list":
-        return image_list(_given(data.list, "data.list"), data.root, how)
-    root = _given(data.root, "data.root")
-    if data.name == "cifar10":
-        return cifar10(root, how, train=True)
-    return folder(root, how)
+    return open_splits(spec, held_out=False).train
 
 
-def open_evaluation(spec: RunSpec, train: Source | None = None) -> tuple[Source, Source] | None:
+def open_evaluation(spec: RunSpec) -> tuple[Source, Source] | None:
     """A labelled bank (the training split) and labelled queries (the held-out split).
-
-    Args:
-        train: what ``open_train`` gave, where it was called: a large folder is not scanned again.
 
     Returns:
         None where the spec names no held-out split: an image folder without ``data.eval_root``,
@@ -40,33 +90,8 @@ def open_evaluation(spec: RunSpec, train: Source | None = None) -> tuple[Source,
     Raises:
         UserError: the data are missing, empty or malformed, or the labels of the two do not fit.
     """
-    data, how = spec.data, decoding(spec.data)
-    if data.name == "digits":
-        return digits(how)
-    if data.name == "cifar10":
-        root = _given(data.root, "data.root")
-        return cifar10(root, how, train=True), cifar10(root, how, train=False)
-    if data.name == "image_folder" and data.eval_root is not None:
-        bank = train if isinstance(train, Files) else folder(_given(data.root, "data.root"), how)
-        return bank, _queries(bank, folder(data.eval_root, how, "data.eval_root"))
-    return None
-
-
-def _queries(bank: Files, queries: Files) -> Files:
-    """The held-out images with the numbers that the bank gives to the classes."""
-    for key, split in (("data.root", bank), ("data.eval_root", queries)):
-        if not split.classes:
-            raise UserError(
-                f"{key}: {split.root}: no class folders, so there are no labels to evaluate with; "
-                "sort the images into one folder per class, or leave data.eval_root out"
-            )
-    unknown = set(queries.classes) - set(bank.classes)
-    if unknown:
-        raise UserError(
-            f"data.eval_root: {queries.root}: class {min(unknown)!r} is not among the "
-            f"{len(bank.classes)} class folders of data.root"
-        )
-    return queries.relabelled(bank.classes)
+    train, held_out = open_splits(spec)
+    return None if held_out is None else (train, held_out)
 
 
 def _given(value: str | None, key: str) -> str:

@@ -14,7 +14,7 @@ from triptych.core.data.jobs import Evaluation, Filled, Planes, Training
 from triptych.core.data.pixels import normalize
 from triptych.core.data.source import Source
 from triptych.core.data.workers import load
-from triptych.core.errors import UserError
+from triptych.core.errors import UserError, printable
 
 
 class Pipeline:
@@ -140,6 +140,6 @@ def evaluation_batches(
             yield images, labels
     if lost and not count:
         raise UserError(
-            f"evaluation: all {len(source)} images are damaged; the first is {lost[0]}; "
+            f"evaluation: all {len(source)} images are damaged; the first is {printable(lost[0])}; "
             "repair or replace them"
         )

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Collection, Sequence
 from copy import copy
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,9 @@ class Source(Protocol):
 
     def __len__(self) -> int:
         """How many images."""
+
+    def __hash__(self) -> int:
+        """Of the object: what a source holds does not change."""
 
     def image(self, index: int) -> Image.Image:
         """One image at its own size, 8-bit, in the mode that ``data.channels`` asks for.
@@ -48,12 +52,18 @@ def split_digest(source: Source, without: Collection[str] = ()) -> str:
     Args:
         without: names of images that do not count, e.g. of damaged files.
     """
-    digest = hashlib.sha256("\n".join(source.classes).encode())
+    return _digest(source, frozenset(without))
+
+
+@lru_cache(maxsize=2)
+def _digest(source: Source, without: frozenset[str]) -> str:
+    """Kept, since the training split is also the labelled half of every evaluation."""
+    # Names as the bytes that the file system has: the same in every locale.
+    digest = hashlib.sha256(os.fsencode("\n".join(source.classes)))
     for index in range(len(source)):
         if without and source.name(index) in without:
             continue
-        entry = f"\0{source.key(index)}\0{source.label(index)}"
-        digest.update(entry.encode(errors="surrogateescape"))
+        digest.update(os.fsencode(f"\0{source.key(index)}\0{source.label(index)}"))
     return digest.hexdigest()
 
 
@@ -108,9 +118,16 @@ class Files:
         how: Decoding,
         labels: Sequence[int] | None = None,
         classes: tuple[str, ...] = (),
+        notes: Sequence[str] = (),
     ) -> None:
-        """names: paths relative to ``root`` (or absolute); labels: positions in ``classes``."""
-        self.root, self.classes = root, classes
+        """The files of a folder or a list.
+
+        Args:
+            names: paths relative to ``root`` (or absolute).
+            labels: positions in ``classes``.
+            notes: lines about them for whoever starts a run.
+        """
+        self.root, self.classes, self.notes = root, classes, notes
         self._names, self._how = _Names(names), how
         self._labels = None if labels is None else np.array(labels, np.int64)
 
@@ -126,11 +143,15 @@ class Files:
         """See ``Source``."""
         return UNLABELLED if self._labels is None else int(self._labels[index])
 
-    def relabelled(self, classes: tuple[str, ...]) -> "Files":
-        """The same files with positions in other ``classes``, which contain all of these."""
+    def relabelled(self, classes: tuple[str, ...], notes: Sequence[str] = ()) -> "Files":
+        """The same files with positions in other ``classes``, which contain all of these.
+
+        Args:
+            notes: lines to add.
+        """
         numbers = [classes.index(name) for name in self.classes]
         other = copy(self)
-        other.classes = classes
+        other.classes, other.notes = classes, [*self.notes, *notes]
         if self._labels is not None:
             other._labels = np.array(numbers, np.int64)[self._labels]
         return other

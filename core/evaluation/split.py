@@ -7,7 +7,7 @@ import numpy as np
 
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array
-from triptych.core.data import Source, evaluation_batches, open_evaluation, split_digest
+from triptych.core.data import Source, Splits, evaluation_batches, open_splits, split_digest
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.evaluation.subject import Subject
 
@@ -54,21 +54,21 @@ class Split:
     """The labelled bank and the labelled queries of a spec.
 
     Args:
-        train: the training split, where it is open already.
+        splits: those of the spec, where they are open already.
 
     Raises:
         UserError: the data have no labelled evaluation split.
     """
 
-    def __init__(self, spec: RunSpec, train: Source | None = None) -> None:
+    def __init__(self, spec: RunSpec, splits: Splits | None = None) -> None:
         self.spec = spec
-        split = open_evaluation(spec, train)
-        if split is None:
+        train, held_out = splits or open_splits(spec)
+        if held_out is None:
             raise UserError(
                 f"evaluate: data.name {spec.data.name} has no labelled evaluation split as it is "
                 "given; set data.eval_root, or evaluate.every to 0"
             )
-        self.bank, self.queries = split
+        self.bank, self.queries = train, held_out
         self._untold: list[str] = []
         self._met: set[str] = set()
         self._digests: dict[tuple[bool, frozenset[str]], str] = {}

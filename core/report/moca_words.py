@@ -21,7 +21,7 @@ from triptych.core import checkpoint
 from triptych.core.config.method import Round
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
 from triptych.core.contracts import State
-from triptych.core.data import evaluation_batches, open_evaluation, open_train
+from triptych.core.data import evaluation_batches, open_splits
 from triptych.core.errors import UserError
 from triptych.core.methods import masking, moca
 from triptych.core.reference import ops
@@ -116,8 +116,8 @@ def section(spec: RunSpec, run_dir: Path) -> list[Element]:
 def _images(spec: RunSpec) -> NDArray[np.float64]:
     """(n, C, H, W), normalised; as many as a batch has, at most COUNT."""
     here = spec.model_copy(update={"data": spec.data.model_copy(update={"workers": 0})})
-    split = open_evaluation(here)
-    source = split[1] if split else open_train(here)
+    train, held_out = open_splits(here)
+    source = train if held_out is None else held_out
     count = min(COUNT, len(source), spec.train.batch_size)
     (batch,) = islice(evaluation_batches(here, source, count), 1)
     return batch[0].astype(np.float64)

@@ -17,9 +17,9 @@ from triptych.core import checkpoint
 from triptych.core.config import CONFIGS, dump, find
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import ALONE, Ranks
-from triptych.core.data import Pipeline, Source, few_levels, open_train, split_digest
+from triptych.core.data import Pipeline, Source, Splits, few_levels, open_splits, split_digest
 from triptych.core.engine import Engine
-from triptych.core.errors import UserError
+from triptych.core.errors import UserError, printable
 from triptych.core.evaluation import PROTOCOLS, WHILE_TRAINING
 from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Split
@@ -72,11 +72,11 @@ def train(
     with ExitStack() as stack:
         with together(ranks):
             module = load(spec, backend)
-            source = open_train(spec)
-            stamp = _stamp(spec, backend, module, split_digest(source))
-            pipeline = stack.enter_context(Pipeline(spec, source))
+            splits = _open_data(spec, say)
+            stamp = _stamp(spec, backend, module, split_digest(splits.train))
+            pipeline = stack.enter_context(Pipeline(spec, splits.train))
             plan = Plan(spec, pipeline.steps_per_epoch)
-            split = Split(spec, source) if spec.evaluate.every else None
+            split = Split(spec, splits) if spec.evaluate.every else None
             begin, state = find_start(spec, run_dir, resume, stamp, say)
             engine = open_engine(
                 spec, backend, state, whole=begin.path is not None, origin=str(begin.path)
@@ -86,7 +86,7 @@ def train(
         _check_start(begin, ranks)
         with together(ranks):
             logs = NoLogs() if not ranks.is_main else _enter(stack, engine, run_dir, begin, say)
-            say(_headline(stamp, engine, plan, source, run_dir))
+            say(_headline(stamp, engine, plan, splits.train, run_dir))
         terminal = Terminal(plan.last_step, begin.step, shown=ranks.is_main)
         stack.enter_context(closing(terminal))
         evaluate = partial(_evaluate, engine, split, terminal)
@@ -103,6 +103,13 @@ def train(
                 _write_result(run_dir, trainer)
             say(_last_line(trainer, signal))
     return signal
+
+
+def _open_data(spec: RunSpec, say: Say) -> Splits:
+    splits = open_splits(spec, held_out=spec.evaluate.every > 0)
+    for note in splits.notes():
+        say(note)
+    return splits
 
 
 def _stamp(spec: RunSpec, backend: str, module: ModuleType, digest: str) -> dict[str, Any]:
@@ -136,7 +143,7 @@ def _evaluate(
     subject = encoder(engine, step, branch=chosen.branch, tokens=chosen.tokens)
     rows = PROTOCOLS[WHILE_TRAINING].rows(split, subject)
     for name in split.damaged():
-        terminal.line(f"damaged, left out of the evaluation: {name}")
+        terminal.line(f"damaged, left out of the evaluation: {printable(name)}")
     return rows
 
 

@@ -256,7 +256,7 @@ class Trainer:
     def _name_files(self) -> None:
         """Tells of the files that were skipped or warned of since the step logged before."""
         for name in self.pipeline.skipped[self.named :]:
-            self.terminal.line(f"damaged, skipped: {name}")
+            self.terminal.line(f"damaged, skipped: {printable(name)}")
         for name, text in self.pipeline.warned[self.told :]:
             self.terminal.line(f"warning: {printable(name)}: {printable(text)}")
         self.named, self.told = len(self.pipeline.skipped), len(self.pipeline.warned)

@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from triptych.core.config.spec import RunSpec
+from triptych.core.data import open_train
+from triptych.core.data.source import Source
+from triptych.core.errors import UserError
 from triptych.core.random import stream
 
 VIEW = [
@@ -67,3 +71,19 @@ def write_images(root: Path, names: list[str], mode: str = "RGB") -> None:
 def folder_spec(root: str | os.PathLike[str], **data: Any) -> RunSpec:
     """A run on an image folder; keywords are keys of ``data``."""
     return make_spec({"name": "image_folder", "root": str(root), **data})
+
+
+def keys(source: Source) -> list[str]:
+    return [source.key(index) for index in range(len(source))]
+
+
+def labels(source: Source) -> list[int]:
+    return [source.label(index) for index in range(len(source))]
+
+
+def complaint(data: dict[str, Any], which: Any = open_train) -> str:
+    with pytest.raises(UserError) as caught:
+        which(make_spec(data))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
