@@ -47,7 +47,7 @@ bench: $(stamp)  ## speed and memory, side by side with plain loops
 lint: $(stamp)  ## style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy core --config-file setup.cfg
+	$(VENV)/bin/mypy -p triptych.core -p triptych.backends
 
 test-paddle26: .venv-paddle26/stamp  ## the Paddle backend's tests on PaddlePaddle 2.6.2
 	TRIPTYCH_BACKENDS=paddle .venv-paddle26/bin/python -m pytest -k "paddle or comparison"

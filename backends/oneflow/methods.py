@@ -1,5 +1,6 @@
 """The methods' modules: student, teacher and how one is moved towards the other."""
 
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -114,7 +115,7 @@ class MOCA(MocaBranches, Pair):
         return flow.from_numpy(np.array(ids, np.int64, order="C")).to(like.device)
 
 
-METHODS: dict[str, type[Pair]] = {
+METHODS: dict[str, Callable[[RunSpec], Pair]] = {
     "moco_v1": MoCo,
     "moco_v2": MoCo,
     "moco_v3": MoCoV3,

@@ -1,7 +1,7 @@
 """The Paddle backend."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from triptych.backends.paddle import runtime
 
@@ -41,7 +41,7 @@ def cuda_code() -> tuple[str, ...]:
     if not paddle.is_compiled_with_cuda():
         return ()
     # Paddle 2.6 does not know it.
-    archs = getattr(paddle.version, "cuda_archs", tuple)()
+    archs: Sequence[int] = getattr(paddle.version, "cuda_archs", tuple)()
     return tuple(f"sm_{arch}" for arch in archs or CUDA_11_CODE)
 
 

@@ -1,5 +1,6 @@
 """The methods' modules: student, teacher and how one is moved towards the other."""
 
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -89,7 +90,7 @@ class MOCA(MocaBranches, Pair):
         return paddle.to_tensor(np.ascontiguousarray(ids), place=like.place)
 
 
-METHODS: dict[str, type[Pair]] = {
+METHODS: dict[str, Callable[[RunSpec], Pair]] = {
     "moco_v1": MoCo,
     "moco_v2": MoCo,
     "moco_v3": MoCoV3,

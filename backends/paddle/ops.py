@@ -88,9 +88,9 @@ def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor,
 
 def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
     """See ``core.contracts.Ops``."""
-    weights = np.zeros((1, 1, x.shape[1]))
-    weights[0, 0, index] = 1.0 / len(index)
-    weights = paddle.to_tensor(weights, x.dtype, place=x.place).expand([x.shape[0], -1, -1])
+    row = np.zeros((1, 1, x.shape[1]))
+    row[0, 0, index] = 1.0 / len(index)
+    weights = paddle.to_tensor(row, x.dtype, place=x.place).expand([x.shape[0], -1, -1])
     return paddle.matmul(weights, x)[:, 0]
 
 

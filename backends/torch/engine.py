@@ -47,7 +47,8 @@ class Engine(core.Engine):
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""
         for name, parameter in self.optimizer.named.items():
-            yield name, tensor_slot(parameter.grad).read
+            if parameter.grad is not None:
+                yield name, tensor_slot(parameter.grad).read
 
     def gradient_norm(self) -> Tensor:
         """See ``core.engine.Engine``."""

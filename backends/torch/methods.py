@@ -1,5 +1,6 @@
 """The methods' modules: student, teacher and how one is moved towards the other."""
 
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -46,9 +47,9 @@ class Pair(Branches, nn.Module):
         super().__init__()
         self.student = student
         self.teacher = teacher.requires_grad_(False)
-        student = dict(self.student.named_parameters())
-        self._targets = list(self.teacher.parameters())
-        self._sources = [student[name] for name, _ in self.teacher.named_parameters()]
+        sources = dict(student.named_parameters())
+        self._targets: list[Tensor] = list(teacher.parameters())
+        self._sources: list[Tensor] = [sources[name] for name, _ in teacher.named_parameters()]
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
@@ -85,7 +86,7 @@ class MOCA(MocaBranches, Pair):
         return torch.from_numpy(np.ascontiguousarray(ids)).to(like.device)
 
 
-METHODS: dict[str, type[Pair]] = {
+METHODS: dict[str, Callable[[RunSpec], Pair]] = {
     "moco_v1": MoCo,
     "moco_v2": MoCo,
     "moco_v3": MoCoV3,
