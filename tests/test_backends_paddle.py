@@ -64,6 +64,35 @@ def test_adamw_is_exact_in_float64(paddle, eps):
     assert optimizer.count == 50
 
 
+RULES = [
+    {"name": "lars", "weight_decay": 0.1},
+    {"name": "sgd", "clip_norm": 0.01},
+    {"name": "sgd", "clip_norm": 1e6},
+]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("options", RULES)
+def test_updates_on_a_gpu_do_not_wait_and_are_the_same(paddle, monkeypatch, options, precision):
+    from triptych.backends.paddle import optim
+
+    spec = tiny_spec(precision, optim=options).optim
+    start, gradient = (RNG.standard_normal((7, 5)).astype(precision) for _ in range(2))
+    updated = []
+    for on_gpu in (False, True):
+        parameter = paddle.to_tensor(start, stop_gradient=False)
+        rule = optim.OPTIMIZERS[spec.name]({"a": parameter}, spec)
+        (parameter * paddle.to_tensor(gradient)).sum().backward()
+        with monkeypatch.context() as patch:
+            if on_gpu:
+                patch.setattr(optim, "plain_forms_serve", lambda x: True)
+                for read in ("__float__", "numpy", "item", "tolist", "__bool__"):
+                    patch.delattr(paddle.Tensor, read)
+            rule.step(hyper(0, lr=0.1, weight_decay=0.1))
+        updated.append(parameter.numpy())
+    assert np.array_equal(*updated) and not np.array_equal(updated[0], start)
+
+
 def test_optimizer_and_teacher_work_in_place():
     engine = build()
     before = dict(engine.model.named_parameters())

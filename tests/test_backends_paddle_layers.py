@@ -67,6 +67,33 @@ def test_running_statistics_are_those_of_pytorch(layers, paddle, shape):
     assert len(layer.state_dict()) == 5
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_running_variance_is_right_whichever_kernel_ran(layers, paddle, monkeypatch, scale):
+    """cuDNN leaves the unbiased variance in its running buffer, the CPU's kernel the biased one."""
+    kernel = paddle._C_ops.batch_norm
+
+    def as_cudnn(x, mean, variance, *options):
+        found = kernel(x, mean, variance, *options)
+        variance.scale_(len(x) / (len(x) - 1))
+        return found
+
+    x = RNG.standard_normal((8, 6)) * scale
+    for one in (kernel, as_cudnn):
+        monkeypatch.setattr(paddle._C_ops, "batch_norm", one)
+        layer = layers.BatchNorm(6, momentum=1.0)
+        layer(paddle.to_tensor(x))
+        assert_close(layer.running_var.numpy(), x.var(0, ddof=1), 1e-12 / scale)
+
+
+def test_half_precision_keeps_its_statistics_and_its_epsilon_in_float32(layers, paddle):
+    """As float64, bfloat16 activations would be multiplied by a factor that they cannot hold."""
+    for half in (paddle.bfloat16, paddle.float16):
+        x = paddle.zeros([2], half)
+        assert layers.exact_epsilon(1e-5, x) == (1.0, 1e-5)
+        assert layers.statistics_dtype(x) == paddle.float32
+    assert layers.statistics_dtype(paddle.zeros([2], "float64")) == paddle.float64
+
+
 def test_batch_norm_refuses_a_batch_of_one(layers, paddle):
     layer = layers.BatchNorm(6)
     with pytest.raises(ValueError, match="more than one value per channel"):

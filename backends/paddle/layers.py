@@ -46,7 +46,7 @@ class LayerNorm(nn.Layer):
         # The backward pass of layer_norm takes 20 times as long as its forward pass. Batch norm
         # with each row as a channel computes the same.
         rows = x.reshape([1, -1, x.shape[-1]])
-        mean, variance = (paddle.zeros([rows.shape[1]], x.dtype) for _ in range(2))
+        mean, variance = (paddle.zeros([rows.shape[1]], statistics_dtype(x)) for _ in range(2))
         normal = F.batch_norm(
             rows, mean, variance, None, None, training=True, momentum=0.0, epsilon=epsilon
         )
@@ -105,16 +105,12 @@ class BatchNorm(nn.Layer):
             raise ValueError(f"batch norm: more than one value per channel needed, got {x.shape}")
         factor, epsilon = exact_epsilon(self.epsilon, x)
         x = x if factor == 1.0 else x * factor
-        # Paddle's own running statistics take a float32 momentum and the biased variance. With
-        # momentum 0 the kernel leaves those of the batch, exactly.
-        mean, variance = (paddle.zeros([x.shape[1]], x.dtype) for _ in range(2))
-        y = F.batch_norm(
-            x, mean, variance, self.weight, self.bias, training=True, momentum=0.0, epsilon=epsilon
-        )
+        y, mean, deviation = _batch_norm(x, self.weight, self.bias, epsilon)
         if track:
             with paddle.no_grad():
                 m = self.momentum
                 unbiased = m / factor**2 * count / (count - 1)
+                variance = 1.0 / paddle.square(deviation) - epsilon
                 self.running_mean.scale_(1.0 - m).add_(mean * (m / factor))
                 self.running_var.scale_(1.0 - m).add_(variance * unbiased)
                 paddle.increment(self.num_batches_tracked)
@@ -128,6 +124,11 @@ def set_virtual_ranks(model: nn.Layer, count: int) -> None:
             layer.virtual_ranks = count
 
 
+def statistics_dtype(x: Tensor) -> paddle.dtype:
+    """In what the kernels keep the statistics of ``x``: float32 for half precision, too."""
+    return paddle.float64 if x.dtype == paddle.float64 else paddle.float32
+
+
 def exact_epsilon(epsilon: float, x: Tensor) -> tuple[float, float]:
     """By what to multiply ``x``, and the epsilon that then normalises it as ``epsilon`` would.
 
@@ -135,7 +136,7 @@ def exact_epsilon(epsilon: float, x: Tensor) -> tuple[float, float]:
     that of a class token at the start; and they take none above 1e-3. But norm(x, e) is
     norm(c x, c^2 e), and c can be chosen so that c^2 e is a power of two.
     """
-    if x.dtype == paddle.float32 and epsilon <= 1e-3:
+    if x.dtype != paddle.float64 and epsilon <= 1e-3:
         return 1.0, epsilon
     return math.sqrt(EPSILON / epsilon), EPSILON
 
@@ -280,6 +281,25 @@ def pick_tokens(x: Tensor, ids: Tensor) -> Tensor:
 def sum_rows(x: Tensor) -> Tensor:
     """(N, D) -> (D,)."""
     return paddle.matmul(paddle.ones([1, x.shape[0]], x.dtype), x)[0]
+
+
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalises with the statistics of ``x``, which come back as they were used.
+
+    The kernels' own running statistics take a float32 momentum, and the variance in them is the
+    biased one on the CPU and the unbiased one of cuDNN. What they keep for the backward pass is the
+    same everywhere.
+
+    Returns:
+        The result; (C,) mean; (C,) 1 / sqrt(biased variance + epsilon).
+    """
+    zeros = [paddle.zeros([x.shape[1]], statistics_dtype(x)) for _ in range(2)]
+    # Test mode off, momentum 0, and statistics of the batch, not the given ones.
+    options = (False, 0.0, epsilon, "NCHW", False, False)
+    y, _, _, mean, deviation, _ = paddle._C_ops.batch_norm(x, *zeros, weight, bias, *options)
+    return y, mean, deviation
 
 
 class _Relu(PyLayer):

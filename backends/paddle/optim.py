@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import paddle
 from paddle import Tensor
 
+from triptych.backends.paddle.layers import plain_forms_serve
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.contracts import Hyper
 from triptych.core.optim import groups
@@ -70,10 +71,10 @@ class Optimizer(ABC):
     def _clip(self) -> None:
         if self.clip_norm is None:
             return
-        scale = self.clip_norm / (float(self.gradient_norm()) + 1e-6)
-        if scale < 1.0:
-            for _, _, gradient in self._trained():
-                gradient.scale_(scale)
+        scale = _number(self.clip_norm) / (_exact(self.gradient_norm()) + _number(1e-6))
+        scale = paddle.minimum(scale, _number(1.0))
+        for _, _, gradient in self._trained():
+            _multiply_(gradient, scale)
 
 
 class AdamW(Optimizer):
@@ -141,14 +142,38 @@ class Lars(Optimizer):
         for name, parameter, gradient in self._trained():
             if parameter.ndim > 1:
                 gradient = (parameter * hyper.weight_decay).add_(gradient)
-                gradient.scale_(self._ratio(parameter, gradient))
+                _multiply_(gradient, self._ratio(parameter, gradient))
             buffer = self._buffers[name].scale_(self._momentum).add_(gradient)
             parameter.subtract_(buffer * hyper.lr)
 
-    def _ratio(self, parameter: Tensor, gradient: Tensor) -> float:
-        squares = paddle.stack([_squares(parameter), _squares(gradient)])
-        norm, decayed = paddle.sqrt(squares).tolist()
-        return self._trust * norm / decayed if norm and decayed else 1.0
+    def _ratio(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """By what a gradient is multiplied, as a scalar of the device: nothing waits for it."""
+        norm, decayed = (_exact(paddle.sqrt(_squares(x))) for x in (parameter, gradient))
+        ratio = _number(self._trust) * norm / decayed
+        usable = paddle.logical_and(norm != 0.0, decayed != 0.0)
+        return paddle.where(usable, ratio, _number(1.0))
+
+
+def _multiply_(x: Tensor, factor: Tensor) -> None:
+    """x * factor in place. On a GPU the host does not wait for the factor.
+
+    Args:
+        factor: (), float64, rounded to the precision of ``x``.
+    """
+    if plain_forms_serve(x):
+        x.multiply_(factor.astype(x.dtype))
+    else:
+        # On the CPU the product with a tensor is broadcast, and takes 15 times as long.
+        x.scale_(float(factor))
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x.astype(paddle.float64)
+
+
+def _number(value: float) -> Tensor:
+    """A float64 scalar: beside a tensor Paddle 2.6 rounds a number to float32."""
+    return paddle.full([], value, paddle.float64)
 
 
 def _squares(x: Tensor) -> Tensor:
