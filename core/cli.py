@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from triptych.core.errors import NonFiniteError, UserError, printable
-from triptych.core.machine.environment import NAMES
 from triptych.core.machine.interrupts import leave_at_once
 
 COMMANDS = {
@@ -167,6 +166,9 @@ def add_backend_argument(
     default: str = "the spec's, else the first installed",
 ) -> None:
     """``--backend``: one of the backends, or of ``extra``."""
+    # Imported here: until a command is chosen, a Ctrl-C would find Python's own handler.
+    from triptych.core.machine.environment import NAMES
+
     names = (*NAMES, *extra)
     parser.add_argument(
         "--backend",

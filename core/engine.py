@@ -30,7 +30,7 @@ from triptych.core.contracts import (
     State,
     Tensor,
 )
-from triptych.core.errors import NonFiniteError, first_non_finite
+from triptych.core.errors import NonFiniteError
 from triptych.core.methods import METHODS
 
 PICK: dict[str, Callable[[Tensor], Tensor]] = {
@@ -275,3 +275,17 @@ def feature_std(features: Array) -> float:
     rows = features.astype(np.float64)
     rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return float(np.sqrt(rows.var(axis=0).sum()))
+
+
+def first_non_finite(tensors: Iterable[tuple[str, Array]]) -> str:
+    """Name and count of the first tensor with infinities or NaNs; empty where all are finite.
+
+    Args:
+        tensors: pairs of a name and an array, in the order in which they are looked at. Where
+            reading them is a collective call, all ranks have to make this one.
+    """
+    for name, array in tensors:
+        bad = array.size - int(np.isfinite(array).sum())
+        if bad:
+            return f"{name} ({bad} of {array.size} values)"
+    return ""

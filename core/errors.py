@@ -1,11 +1,5 @@
 """Errors a user can cause and mend: each is one line, without a traceback, and exit status 2."""
 
-from collections.abc import Iterable
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
 
 class UserError(Exception):
     """Bad input. The message names the file, the key, the value and the remedy.
@@ -16,20 +10,6 @@ class UserError(Exception):
 
 class NonFiniteError(FloatingPointError):
     """Training went non-finite (exit status 3); names the step and the first bad tensor."""
-
-
-def first_non_finite(tensors: Iterable[tuple[str, NDArray[Any]]]) -> str:
-    """Name and count of the first tensor with infinities or NaNs; empty where all are finite.
-
-    Args:
-        tensors: pairs of a name and an array, in the order in which they are looked at. Where
-            reading them is a collective call, all ranks have to make this one.
-    """
-    for name, array in tensors:
-        bad = array.size - int(np.isfinite(array).sum())
-        if bad:
-            return f"{name} ({bad} of {array.size} values)"
-    return ""
 
 
 def printable(text: str) -> str:

@@ -30,7 +30,8 @@ from triptych.core.checkpoint.retrieval import (
 )
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, State
-from triptych.core.errors import NonFiniteError, UserError, first_non_finite
+from triptych.core.engine import first_non_finite
+from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.files.writing import FULL, remedy, set_mode, sync
 
 

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from triptych.core import checkpoint
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import ALONE, Batch, Ranks
-from triptych.core.engine import Engine
-from triptych.core.errors import NonFiniteError, UserError, first_non_finite, printable
+from triptych.core.engine import Engine, first_non_finite
+from triptych.core.errors import NonFiniteError, UserError, printable
 from triptych.core.evaluation.row import Evaluation
 from triptych.core.launch import together
 from triptych.core.methods import METHODS
