@@ -14,6 +14,7 @@ from triptych.core import reference
 from triptych.core.data.digits import digits
 from triptych.core.data.open import SOURCES, Splits
 from triptych.core.errors import UserError
+from triptych.core.evaluation import knn
 from triptych.core.files.writing import occupied
 from triptych.core.runs.log import read_rows
 from triptych.core.training import run, trainer
@@ -73,6 +74,51 @@ def test_an_evaluation_that_a_signal_put_off_is_made_up_for(tmp_path, monkeypatc
     finished(spec, tmp_path, resume="auto")
     rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if "eval" in row]
     assert [row["step"] for row in rows] == [6, 6, 12, 12]
+
+
+@pytest.mark.parametrize("place", ["embed", "classify"])
+def test_a_signal_breaks_an_evaluation_off_which_is_then_repeated(tmp_path, monkeypatch, place):
+    spec = tiny("evaluate.every=6", "evaluate.per_class=[5]")
+    whole = finished(spec, tmp_path / "whole")
+    calls = []
+    owner, name = {
+        "embed": (reference.Engine, "embed"),
+        "classify": (knn, "_nearest"),
+    }[place]
+    honest = getattr(owner, name)
+
+    def signalled(*arguments, **options):
+        calls.append(place)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return honest(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, signalled)
+    folder = tmp_path / "run"
+    assert run.train(spec, "torch", folder) == signal.SIGUSR1
+    assert len(calls) == 2, "no batch more"
+    assert saved(folder)[-1] == "step-00000006"
+    assert not any("eval" in row for row in read_rows(folder / "metrics.jsonl"))
+    monkeypatch.undo()
+    install(monkeypatch)
+    finished(spec, folder, resume="auto")
+    assert compare(whole, folder) == []
+
+
+def test_a_signal_in_the_first_evaluation_elsewhere_finds_its_state_saved(tmp_path, monkeypatch):
+    """The evaluation that a run in another folder has left to be made."""
+    spec = tiny("evaluate.every=6")
+    monkeypatch.setattr(run, "_evaluate", lambda *_: [])
+    finished(tiny("evaluate.every=6", "train.stop_at=6"), tmp_path / "a")
+
+    def stopped(engine, split, terminal, step, check):
+        os.kill(os.getpid(), signal.SIGTERM)
+        check()
+
+    monkeypatch.setattr(run, "_evaluate", stopped)
+    resume = str(tmp_path / "a")
+    assert run.train(spec, "torch", tmp_path / "b", resume=resume) == signal.SIGTERM
+    assert saved(tmp_path / "b") == ["step-00000006"]
 
 
 def test_an_evaluation_that_was_made_is_not_repeated(tmp_path):

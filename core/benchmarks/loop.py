@@ -87,7 +87,7 @@ def over_bare(spec: RunSpec, engine: Engine, batches: Sequence[Batch], *, rounds
                 Path(folder),
                 logs,
                 terminal,
-                evaluate=lambda _step: [],
+                evaluate=lambda _step, _check: [],
             )
             start = time.perf_counter()
             trainer.fit()

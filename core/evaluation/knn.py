@@ -13,7 +13,7 @@ from pydantic import FiniteFloat, PositiveInt
 from triptych.core.contracts import Array
 from triptych.core.evaluation.row import Evaluation, Share
 from triptych.core.evaluation.split import Split
-from triptych.core.evaluation.subject import Subject
+from triptych.core.evaluation.subject import Check, Subject, never
 from triptych.core.random import stream
 
 QUERIES, BANK = 256, 8192
@@ -108,6 +108,7 @@ def rows(split: Split, subject: Subject) -> list[KnnRow]:
             features.queries.labels,
             k=k,
             temperature=chosen.temperature,
+            check=subject.check,
         )
         row = KnnRow(
             eval="knn",
@@ -135,17 +136,26 @@ def accuracy(
     *,
     k: int,
     temperature: float,
+    check: Check = never,
 ) -> float:
     """Share of the queries that get their own label, 0..1; arguments as in ``classify``.
 
     Args:
         query_labels: (Q,) int64.
     """
-    predicted = classify(bank, bank_labels, queries, k=k, temperature=temperature)
+    predicted = classify(bank, bank_labels, queries, k=k, temperature=temperature, check=check)
     return float(np.mean(predicted == query_labels))
 
 
-def classify(bank: Array, labels: Array, queries: Array, *, k: int, temperature: float) -> Array:
+def classify(
+    bank: Array,
+    labels: Array,
+    queries: Array,
+    *,
+    k: int,
+    temperature: float,
+    check: Check = never,
+) -> Array:
     """The class with the most votes; (Q,) int64.
 
     Equally near neighbours enter in the order of the bank; of classes with equally many votes the
@@ -157,6 +167,7 @@ def classify(bank: Array, labels: Array, queries: Array, *, k: int, temperature:
         queries: (Q, D).
         k: neighbours that vote; at most B.
         temperature: dimensionless, > 0.
+        check: is called between blocks of queries, see ``Subject``.
 
     Raises:
         ValueError: k beyond the bank, or features that are not finite.
@@ -165,6 +176,7 @@ def classify(bank: Array, labels: Array, queries: Array, *, k: int, temperature:
         raise ValueError(f"k: expected 1 to {len(bank)} (the bank), got {k}")
     predicted = np.empty(len(queries), np.int64)
     for start in range(0, len(queries), QUERIES):
+        check()
         similarity, index = _nearest(bank, _unit(queries[start : start + QUERIES]), k)
         # Relative to the nearest, so that a small temperature cannot overflow; no order changes.
         weights = np.exp((similarity - similarity[:, :1]) / temperature)

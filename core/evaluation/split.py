@@ -91,6 +91,7 @@ class Split:
         skipped: list[str] = []
         features, labels = [], []
         for images, known in evaluation_batches(self.spec, source, BATCH, skipped):
+            subject.check()
             features.append(subject.embed(images))
             if not np.isfinite(features[-1]).all():
                 raise NonFiniteError(f"evaluation after step {subject.step}: features not finite")

@@ -7,6 +7,12 @@ from triptych.core.contracts import Array
 from triptych.core.engine import Engine
 from triptych.core.evaluation.row import RAW_PIXELS
 
+Check = Callable[[], None]
+
+
+def never() -> None:
+    """A check that lets an evaluation go on."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -17,21 +23,30 @@ class Subject:
         step: optimizer steps behind the weights.
         branch: "student", "teacher" or "none".
         tokens: which features of the encoder, or "raw pixels".
+        check: is called between batches, and raises what is to break the evaluation off.
     """
 
     embed: Callable[[Array], Array]
     step: int
     branch: str
     tokens: str
+    check: Check = never
 
 
-def encoder(engine: Engine, step: int, *, branch: str, tokens: str) -> Subject:
-    """The final features of an engine's encoder; arguments as in ``core.engine.Engine.embed``."""
+def encoder(
+    engine: Engine, step: int, *, branch: str, tokens: str, check: Check = never
+) -> Subject:
+    """The final features of an engine's encoder.
+
+    Args:
+        branch, tokens: as in ``core.engine.Engine.embed``.
+        check: as in ``Subject``.
+    """
 
     def embed(images: Array) -> Array:
         return engine.embed(images, branch=branch, tokens=tokens)["final"]
 
-    return Subject(embed, step, branch, tokens)
+    return Subject(embed, step, branch, tokens, check)
 
 
 def raw_pixels() -> Subject:

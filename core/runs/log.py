@@ -70,18 +70,21 @@ class Logs:
             self._file = self.path.open("a", encoding="utf-8")
             self._events = _events(run_dir, self.kept) if tensorboard else None
 
-    def write(self, row: Row) -> None:
-        """Appends a row and the "time", in seconds since 1970; it survives the process from here.
+    def write(self, *rows: Row) -> None:
+        """Appends rows with the "time", in seconds since 1970; they survive the process from here.
+
+        A process that is killed has written all of them or none.
 
         Raises:
             UserError: the disk is full.
         """
-        row = {**row, "time": time.time()}
+        timed = [{**row, "time": time.time()} for row in rows]
         with _refusals(self.path.parent):
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in timed))
             self._file.flush()
             if self._events:
-                self._events.write(row)
+                for row in timed:
+                    self._events.write(row)
 
     def close(self) -> None:
         """Closes both files."""
@@ -97,7 +100,7 @@ class NoLogs:
 
     kept: Sequence[Row] = ()
 
-    def write(self, row: Row) -> None:
+    def write(self, *rows: Row) -> None:
         """Writes nothing."""
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from triptych.core.errors import UserError, printable
 from triptych.core.evaluation import PROTOCOLS, WHILE_TRAINING
 from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Split
-from triptych.core.evaluation.subject import encoder
+from triptych.core.evaluation.subject import Check, encoder
 from triptych.core.files.writing import occupied, write_atomically
 from triptych.core.launch import load, open_engine, quiet, together
 from triptych.core.machine.resources import cpu_threads
@@ -135,12 +135,12 @@ def _check_start(begin: Start, ranks: Ranks) -> None:
 
 
 def _evaluate(
-    engine: Engine, split: Split | None, terminal: Terminal, step: int
+    engine: Engine, split: Split | None, terminal: Terminal, step: int, check: Check
 ) -> Sequence[Evaluation]:
     if split is None:
         return []
     chosen = split.spec.evaluate
-    subject = encoder(engine, step, branch=chosen.branch, tokens=chosen.tokens)
+    subject = encoder(engine, step, branch=chosen.branch, tokens=chosen.tokens, check=check)
     rows = PROTOCOLS[WHILE_TRAINING].rows(split, subject)
     for name in split.damaged():
         terminal.line(f"damaged, left out of the evaluation: {printable(name)}")

@@ -22,6 +22,10 @@ GRACE = 1.0
 one to the process and one to its group, and the second must not cost the checkpoint."""
 
 
+class Stopped(Exception):
+    """What is being done is given up, since a stop is asked for."""
+
+
 @dataclass
 class StopRequest:
     """What a signal has asked for.

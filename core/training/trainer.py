@@ -5,7 +5,7 @@ functions of it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from math import isfinite
@@ -19,6 +19,7 @@ from triptych.core.contracts import ALONE, Batch, Ranks
 from triptych.core.engine import Engine, first_non_finite
 from triptych.core.errors import NonFiniteError, UserError, printable
 from triptych.core.evaluation.row import Evaluation
+from triptych.core.evaluation.subject import Check
 from triptych.core.launch import together
 from triptych.core.methods import METHODS
 from triptych.core.methods.health import Health, alike
@@ -26,7 +27,7 @@ from triptych.core.optim.plan import Plan
 from triptych.core.runs.log import Logs, NoLogs
 from triptych.core.runs.rows import Row, evaluation
 from triptych.core.training.meter import Meter
-from triptych.core.training.signals import StopRequest, stop_request
+from triptych.core.training.signals import Stopped, StopRequest, stop_request
 from triptych.core.training.terminal import Terminal, health_line
 
 Reading = Callable[[], dict[str, float]]
@@ -66,8 +67,10 @@ def _data_errors() -> Iterator[None]:
 class Trainer:
     """Trains from ``step`` to the plan's last step.
 
-    evaluate: step -> result rows. stamp: what checkpoints note beside the state. saved: the
-    checkpoint that the engine's state came from, if any.
+    Attributes:
+        evaluate: (step, check) -> result rows; it calls ``check`` between batches.
+        stamp: what checkpoints note beside the state.
+        saved: the checkpoint that the engine's state came from, if any.
     """
 
     spec: RunSpec
@@ -77,7 +80,7 @@ class Trainer:
     run_dir: Path
     logs: Logs | NoLogs
     terminal: Terminal
-    evaluate: Callable[[int], Sequence[Evaluation]]
+    evaluate: Callable[[int, Check], Sequence[Evaluation]]
     stamp: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
     saved: Path | None = None
@@ -140,21 +143,24 @@ class Trainer:
 
     def _steps(self, stop: StopRequest) -> int | None:
         if self._evaluates() and self.ranks.any(self.ranks.is_main and not self._evaluated()):
-            # A signal came between this step and its evaluation.
-            self._evaluate()
+            # The evaluation of this step was broken off, or it failed.
+            if self.saved != checkpoint.folder_of(self.run_dir, self.step):
+                with stop.save_in_progress():
+                    self._save()
+            if stopping := self._evaluate(stop):
+                return stopping
         for batch in self._feed():
             self._advance(batch)
             stopping = self._stopping(stop)
             if self._logs(self.step):
                 self._report(self._reading())
-            # Evaluated before it is saved: a kill in between then repeats both.
-            if self._evaluates() and not stopping:
-                self._reading()
-                self._evaluate()
-            if self._saves() or stopping:
+            # Saved before it is evaluated: whatever an evaluation meets costs no trained step.
+            if self._saves() or self._evaluates() or stopping:
                 self._reading()
                 with stop.save_in_progress():
                     self._save()
+            if self._evaluates() and not stopping:
+                stopping = self._evaluate(stop)
             if stopping:
                 return stopping
         return None
@@ -266,17 +272,34 @@ class Trainer:
         settled = step > self.method.settled(self.spec)
         return self.health.observe(loss, spread, chance=chance, settled=settled)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, stop: StopRequest) -> int:
+        """Returns the signal that broke the evaluation off, or 0; a resumed run repeats it."""
+
+        def check() -> None:
+            if stop.number or self.terminal.lost:
+                raise Stopped
+
+        rows: Sequence[Evaluation] | None = None
         with self.meter.pause():
-            with _data_errors(), together(self.ranks):
-                rows = self.evaluate(self.step)
-            with together(self.ranks):
-                for row in rows:
-                    self.logs.write(row.as_json())
-            for row in rows:
-                self.terminal.line(row.line())
-                if advice := self._judge(row):
-                    self.terminal.line(advice)
+            try:
+                with together(self.ranks), suppress(Stopped):
+                    rows = self.evaluate(self.step, check)
+            except UserError as error:
+                raise UserError(_more(error, f"; the state is saved in {self.saved}")) from error
+            if self.ranks.any(rows is None):
+                return self._stopping(stop)
+            self._tell(rows or ())
+        return 0
+
+    def _tell(self, rows: Sequence[Evaluation]) -> None:
+        """Logs and says what an evaluation has found."""
+        with together(self.ranks):
+            # All at once: a resumed run does not repeat an evaluation that has a row.
+            self.logs.write(*(row.as_json() for row in rows))
+        for row in rows:
+            self.terminal.line(row.line())
+            if advice := self._judge(row):
+                self.terminal.line(advice)
 
     def _judge(self, row: Evaluation) -> str | None:
         """The advice that an evaluation gives reason for."""

@@ -1,0 +1,25 @@
+"""What the command line makes of errors of the operating system."""
+
+import errno
+import os
+
+import pytest
+
+from triptych.core import cli
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ENAMETOOLONG, errno.ESTALE])
+def test_a_fault_of_a_file_names_the_file(capfd, number):
+    def fail():
+        raise OSError(number, os.strerror(number), "/share/file")
+
+    assert cli.exit_status(fail) == 2
+    assert capfd.readouterr().err == f"error: /share/file: {os.strerror(number)}\n"
+
+
+def test_a_fault_of_no_known_file_is_no_fault_of_standard_output():
+    def fail():
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        cli.exit_status(fail)
