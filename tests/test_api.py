@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_one_clear_line(encoder: Encoder, tmp_path: Path) -
         (np.zeros((2, 3, 8, 8), np.uint8), r"uint8 images of shape \(2, 3, 8, 8\), expected uint8"),
         (np.zeros((8, 8), np.uint8), r"expected uint8 \(N, H, W\)"),
         (np.zeros((2, 8, 8), np.int64), "int64 images"),
-        ([tmp_path / "text.jpg"], "text.jpg: damaged image"),
+        ([tmp_path / "text.jpg"], "text.jpg: not an image"),
         (["none.png"], "none.png"),
     ):
         with pytest.raises(UserError, match=message) as caught:
