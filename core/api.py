@@ -5,6 +5,7 @@ model = get_model("moco_v3/digits", backend="torch", weights="runs/demo/torch")
 features = model.encode(images)
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -79,7 +80,11 @@ class Encoder:
         data = self.spec.data.model_copy(update={"workers": 0, "on_error": "stop"})
         spec = self.spec.model_copy(update={"data": data})
         source = _Given(images, decoding(spec.data))
-        return [batch for batch, _ in evaluation_batches(spec, source, batch_size)]
+        warned: dict[str, str] = {}
+        batches = [b for b, _ in evaluation_batches(spec, source, batch_size, warned=warned)]
+        for name, text in warned.items():
+            warnings.warn(f"{name}: {text}", stacklevel=3)
+        return batches
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
-from support.data_specs import folder_spec, write_images
+from support.data_specs import bad_exif, folder_spec, write_images
 
 from triptych.core.data import DamagedImage, Pipeline, open_train
 from triptych.core.data.decode import NOTES, Decoding, decode, to_mode
@@ -199,16 +199,6 @@ def test_a_compressed_tiff_follows_the_rule_too(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------- warnings
-
-
-def bad_exif(path: Path, seed: int = 0) -> None:
-    exif = Image.Exif()
-    exif[0x0112], exif[0x010F] = 1, "maker of cameras"
-    picture(seed).save(path, exif=exif)
-    content = bytearray(path.read_bytes())
-    place = content.index(b"Exif\0\0")
-    content[place + 14 : place + 16] = b"\xff\x10"  # more tags than there are
-    path.write_bytes(content)
 
 
 def test_what_a_library_warns_of_is_a_note_of_the_image(tmp_path, recwarn, capfd):

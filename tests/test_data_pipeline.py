@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.data_specs import folder_spec, make_spec, write_images
+from support.data_specs import Huge, folder_spec, make_spec, write_images
 
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Batch
@@ -294,3 +294,15 @@ def test_evaluation_of_nothing_readable_is_an_error(folder):
         cut_short(folder / name)
     with pytest.raises(UserError, match=f"all 12 images are damaged; the first is .*{NAMES[0]}"):
         list(evaluation_batches(spec, source, 5))
+
+
+@pytest.mark.parametrize(("workers", "on_error"), [(0, "stop"), (0, "skip"), (1, "skip")])
+def test_where_memory_ends_the_image_is_named(workers, on_error):
+    """``skip`` too stops: what is trained on must not depend on the memory that is free."""
+    spec = make_spec({"workers": workers, "on_error": on_error})
+    with Pipeline(spec, Huge()) as pipeline, pytest.raises(UserError) as training:
+        list(pipeline.batches(0, 2))
+    with pytest.raises(UserError) as evaluating:
+        list(evaluation_batches(spec, Huge(), 4))
+    for caught in (training, evaluating):
+        assert str(caught.value).startswith("huge[7]: not enough memory for this image; ")

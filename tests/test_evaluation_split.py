@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.data_specs import make_spec, write_images
+from support.data_specs import bad_exif, make_spec, write_images
 
 from triptych.core.contracts import Array
 from triptych.core.data import split_digest
@@ -64,3 +64,16 @@ def test_features_that_are_not_finite_are_no_row(spec):
 
     with pytest.raises(NonFiniteError, match="after step 7"):
         PROTOCOLS["knn"].rows(Split(spec), Subject(embed, 7, "student", "cls"))
+
+
+def test_files_that_a_library_warns_of_are_kept_and_counted(spec, tmp_path):
+    bad = [tmp_path / half / "cat" / "bad.jpg" for half in ("train", "val")]
+    for path in bad:
+        bad_exif(path)
+    split = Split(spec)
+    for _ in range(2):
+        (row,) = PROTOCOLS["knn"].rows(split, raw_pixels())
+        assert (row.image_warnings, row.bank, row.queries) == (2, 7, 7)
+    warned = split.warnings()
+    assert [name for name, _ in warned] == [str(path) for path in bad]
+    assert all("EXIF" in text for _, text in warned)

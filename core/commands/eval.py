@@ -5,6 +5,7 @@ import json
 from functools import partial
 
 from triptych.core import cli, config, formats
+from triptych.core.data import few_levels
 from triptych.core.errors import printable
 from triptych.core.evaluation import PROTOCOLS
 from triptych.core.evaluation.split import Split
@@ -49,6 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
     engine.close()
     for name in split.damaged():
         say(f"damaged, left out of the evaluation: {printable(name)}")
+    for name, text in split.warnings():
+        say(f"warning: {printable(name)}: {printable(text)}")
+    if told := few_levels(split.bank):
+        say(f"warning: {told}")
     if arguments.json:
         print(json.dumps([row.as_json() for row in rows], indent=1, allow_nan=False))
     else:

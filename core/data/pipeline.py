@@ -103,7 +103,11 @@ class Pipeline:
 
 
 def evaluation_batches(
-    spec: RunSpec, source: Source, batch_size: int, skipped: list[str] | None = None
+    spec: RunSpec,
+    source: Source,
+    batch_size: int,
+    skipped: list[str] | None = None,
+    warned: dict[str, str] | None = None,
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """Every image of a source once, in order, as evaluation sees it.
 
@@ -113,6 +117,7 @@ def evaluation_batches(
     Args:
         skipped: takes the names of damaged files, which are left out where ``data.on_error`` is
             skip.
+        warned: takes the names of files that a library has warned of, and the texts.
 
     Returns:
         Images (n, C, H, W), normalised, and labels (n,), -1 for none. n is ``batch_size`` but for
@@ -128,6 +133,8 @@ def evaluation_batches(
         lost.extend(filled.damaged)
         if skipped is not None:
             skipped.extend(filled.damaged)
+        if warned is not None:
+            warned.update(filled.warned)
         images = normalize(planes[: len(filled.index)], augment.mean, augment.std)
         return images, np.array([source.label(int(index)) for index in filled.index], np.int64)
 

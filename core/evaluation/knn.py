@@ -36,6 +36,7 @@ class KnnRow(Evaluation):
         queries: images that were classified.
         split: digest of the evaluated images.
         skipped: damaged files that were left out.
+        image_warnings: files that a library has warned of.
     """
 
     branch: str = ""
@@ -48,6 +49,7 @@ class KnnRow(Evaluation):
     queries: int = 0
     split: str = ""
     skipped: int = 0
+    image_warnings: int = 0
 
     @property
     def title(self) -> str:
@@ -123,6 +125,7 @@ def rows(split: Split, subject: Subject) -> list[KnnRow]:
             queries=len(features.queries.labels),
             split=features.digest,
             skipped=features.skipped,
+            image_warnings=features.image_warnings,
         )
         found.append(row)
     return found

@@ -1,6 +1,6 @@
 """The evaluation split of a spec and the features of its images, for every protocol."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +23,14 @@ class Labelled:
         features: (N, D), finite.
         labels: (N,) int64.
         skipped: names of the damaged files, which are not among the N.
+        warned: names of the files that a library has warned of, and the texts.
         digest: of the N images and their labels, hexadecimal.
     """
 
     features: Array
     labels: Array
     skipped: Sequence[str]
+    warned: Mapping[str, str]
     digest: str
 
 
@@ -48,6 +50,11 @@ class Features:
     def skipped(self) -> int:
         """Damaged files that were left out."""
         return len(self.bank.skipped) + len(self.queries.skipped)
+
+    @property
+    def image_warnings(self) -> int:
+        """Files that a library has warned of."""
+        return len({*self.bank.warned, *self.queries.warned})
 
 
 class Split:
@@ -71,6 +78,7 @@ class Split:
         self.bank, self.queries = train, held_out
         self._untold: list[str] = []
         self._met: set[str] = set()
+        self._warned: dict[str, str] = {}
         self._digests: dict[tuple[bool, frozenset[str]], str] = {}
 
     def features(self, subject: Subject) -> Features:
@@ -87,10 +95,15 @@ class Split:
         names, self._untold = self._untold, []
         return names
 
+    def warnings(self) -> list[tuple[str, str]]:
+        """Files that a library has warned of so far, each once, and the texts."""
+        return list(self._warned.items())
+
     def _labelled(self, subject: Subject, source: Source) -> Labelled:
         skipped: list[str] = []
+        warned: dict[str, str] = {}
         features, labels = [], []
-        for images, known in evaluation_batches(self.spec, source, BATCH, skipped):
+        for images, known in evaluation_batches(self.spec, source, BATCH, skipped, warned):
             subject.check()
             features.append(subject.embed(images))
             if not np.isfinite(features[-1]).all():
@@ -98,8 +111,9 @@ class Split:
             labels.append(known)
         self._untold += [name for name in dict.fromkeys(skipped) if name not in self._met]
         self._met.update(skipped)
+        self._warned |= warned
         digest = self._digest(source, frozenset(skipped))
-        return Labelled(np.concatenate(features), np.concatenate(labels), skipped, digest)
+        return Labelled(np.concatenate(features), np.concatenate(labels), skipped, warned, digest)
 
     def _digest(self, source: Source, skipped: frozenset[str]) -> str:
         """Kept, since a million images take seconds and damaged files seldom change meanwhile."""

@@ -144,6 +144,8 @@ def _evaluate(
     rows = PROTOCOLS[WHILE_TRAINING].rows(split, subject)
     for name in split.damaged():
         terminal.line(f"damaged, left out of the evaluation: {printable(name)}")
+    for name, text in split.warnings():
+        terminal.warning(name, text)
     return rows
 
 

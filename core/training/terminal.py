@@ -8,6 +8,7 @@ from contextlib import suppress
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from triptych.core.errors import printable
 from triptych.core.runs.rows import Row
 
 PAUSE = 1.0
@@ -29,6 +30,7 @@ class Terminal:
     def __init__(self, total: int, step: int = 0, *, shown: bool = True) -> None:
         self._shown = shown
         self._said = 0.0
+        self._warned: set[str] = set()
         self._progress: Progress | None = None
         if shown and sys.stdout.isatty():
             columns = (TextColumn("training"), BarColumn(None), MofNCompleteColumn())
@@ -47,6 +49,12 @@ class Terminal:
                 print(text, flush=True)
         except OSError as error:
             self.lost = OSError(error.errno, error.strerror, "standard output")
+
+    def warning(self, name: str, text: str) -> None:
+        """Tells what a library warned of about a file, once in a run for each file."""
+        if name not in self._warned:
+            self._warned.add(name)
+            self.line(f"warning: {printable(name)}: {printable(text)}")
 
     def status(self, text: str, *, news: bool) -> None:
         """Prints a line that may be left out, unless it is news, where they follow fast."""

@@ -264,7 +264,7 @@ class Trainer:
         for name in self.pipeline.skipped[self.named :]:
             self.terminal.line(f"damaged, skipped: {printable(name)}")
         for name, text in self.pipeline.warned[self.told :]:
-            self.terminal.line(f"warning: {printable(name)}: {printable(text)}")
+            self.terminal.warning(name, text)
         self.named, self.told = len(self.pipeline.skipped), len(self.pipeline.warned)
 
     def _observe(self, step: int, values: Mapping[str, Any], chance: float) -> str:

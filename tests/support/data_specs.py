@@ -87,3 +87,38 @@ def complaint(data: dict[str, Any], which: Any = open_train) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def bad_exif(path: Path, seed: int = 0) -> None:
+    """A sound JPEG file whose EXIF data names more tags than there are, so that Pillow warns."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 1, "maker of cameras"
+    pixels = stream(0, "test/image", seed).integers(0, 256, (12, 16, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, exif=exif)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"Exif\0\0")
+    content[place + 14 : place + 16] = b"\xff\x10"
+    path.write_bytes(content)
+
+
+class Huge:
+    """A source of ten images, of which number 7 is too large for the memory."""
+
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return 10
+
+    def image(self, index: int) -> Image.Image:
+        if index == 7:
+            raise MemoryError
+        return Image.new("RGB", (20, 20))
+
+    def label(self, index: int) -> int:
+        return -1
+
+    def name(self, index: int) -> str:
+        return f"huge[{index}]"
+
+    key = name

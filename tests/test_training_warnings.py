@@ -1,0 +1,25 @@
+"""What a run says of the files that a library warns of."""
+
+from support.data_specs import bad_exif
+from support.double import finished, install, tiny
+
+from triptych.core.runs.log import read_rows
+
+
+def test_files_with_warnings_are_named_once_and_counted(tmp_path, capfd, monkeypatch):
+    install(monkeypatch)
+    for number in range(5):
+        for half in ("train", "val"):
+            bad_exif(tmp_path / half / "a" / f"{number}.jpg", number)
+    data = f"data={{name: image_folder, root: {tmp_path / 'train'}, eval_root: {tmp_path / 'val'}}}"
+    channels = ("data.channels=1", "train.batch_size=4", "evaluate.every=6")
+    folder = finished(tiny(data, *channels), tmp_path / "run")
+    said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert sorted(line.split(": ")[1] for line in said) == sorted(
+        str(tmp_path / half / "a" / f"{number}.jpg")
+        for half in ("train", "val")
+        for number in range(5)
+    )
+    rows = read_rows(folder / "metrics.jsonl")
+    assert [row["image_warnings"] for row in rows if "eval" not in row][-1] == 5
+    assert {row["image_warnings"] for row in rows if "eval" in row} == {10}
