@@ -117,6 +117,20 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(tmp_path, rank):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_a_signal_while_one_rank_evaluates_stops_both(tmp_path):
+    def evaluate(engine, split, terminal, step, check):
+        os.kill(os.getpid(), signal.SIGTERM)
+        check()
+        raise UserError("the evaluation went on")
+
+    def change(ranks):
+        run._evaluate = evaluate if ranks.rank == 1 else lambda *_: []
+
+    left = both(tmp_path, "evaluate.every=3", "checkpoint.every=0", change=change)
+    assert "SIGTERM" in told(left, 128 + signal.SIGTERM)
+    assert saved(tmp_path / "run") == ["step-00000003"]
+
+
 @pytest.mark.parametrize("rank", [0, 1, None])
 def test_data_that_one_rank_cannot_read_end_both_with_the_state_saved(tmp_path, rank):
     change = on(rank, Pipeline, "batches", breaking_batches(3))
@@ -137,7 +151,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_both(tmp_path, rank):
 
 
 CASES = {
-    "the data of one rank are missing": (1, run, "open_train", 0),
+    "the data of one rank are missing": (1, run, "_open_data", 0),
     "the main rank's folder is taken": (0, run, "occupied", 0),
     "an evaluation meets a damaged file": (1, run, "_evaluate", 3),
     "the log's disk is full": (0, Logs, "write", 0),
