@@ -42,7 +42,7 @@ class DataSpec(Section):
     workers: NonNegativeInt = 0
     """Worker processes; 0 loads in the training process. Never changes a pixel."""
     prefetch: PositiveInt = 2
-    """Batches kept ready per worker."""
+    """Batches kept ready per worker; fewer where they would fill half of the free memory."""
     on_error: Literal["stop", "skip"] = "stop"
     """A damaged file: stop names it and ends the run; skip names it, counts it and takes the next
     sample of the epoch's order in its place."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.core.data.decode import Decoding
-from triptych.core.data.source import Arrays
+from triptych.core.data.source import Arrays, native_path
 from triptych.core.errors import UserError, printable
 
 CLASSES = (
@@ -42,7 +42,7 @@ def cifar10(root: str, how: Decoding, *, train: bool) -> Arrays:
     Raises:
         UserError: files are missing, malformed or hold something else.
     """
-    folder, suffix = _locate(os.path.expanduser(root))
+    folder, suffix = _locate(native_path(root))
     parts = [_read(os.path.join(folder, name + suffix)) for name in (TRAIN if train else TEST)]
     rows = np.concatenate([rows for rows, _ in parts])
     labels = np.concatenate([labels for _, labels in parts])

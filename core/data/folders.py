@@ -6,7 +6,7 @@ from unicodedata import normalize
 
 from triptych.core.data.decode import Decoding
 from triptych.core.data.scan import order, scan
-from triptych.core.data.source import Files
+from triptych.core.data.source import Files, native_path
 from triptych.core.errors import UserError, printable
 
 SHOWN = 3
@@ -25,7 +25,7 @@ def folder(root: str, how: Decoding, key: str = "data.root") -> Files:
     Raises:
         UserError: not a folder, not readable, or without images.
     """
-    root = os.path.expanduser(root)
+    root = native_path(root)
     if not os.path.isdir(root):
         problem = "not a folder" if os.path.exists(root) else "no such folder"
         raise UserError(f"{key}: {printable(root)}: {problem}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from triptych.core.data.decode import Decoding
 from triptych.core.data.scan import order
-from triptych.core.data.source import UNLABELLED, Files
+from triptych.core.data.source import UNLABELLED, Files, native_path
 from triptych.core.errors import UserError, printable
 
 
@@ -25,8 +25,8 @@ def image_list(path: str, root: str | None, how: Decoding) -> Files:
     Raises:
         UserError: the list, or a file in it (with its line), is missing or malformed.
     """
-    path = os.path.expanduser(path)
-    root = os.path.dirname(path) if root is None else os.path.expanduser(root)
+    path = native_path(path)
+    root = os.path.dirname(path) if root is None else native_path(root)
     entries = [_located(at, root, name, label) for at, name, label in _entries(path)]
     if not entries:
         raise UserError(f"data.list: {printable(path)}: no images in this list")

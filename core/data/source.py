@@ -16,6 +16,19 @@ from triptych.core.data.decode import Decoding, decode, to_mode
 UNLABELLED = -1
 
 
+def native_path(text: str) -> str:
+    """A path of a spec as this system takes it; ``~`` is a home folder.
+
+    A spec is UTF-8. What the locale cannot encode is taken for the name of those bytes.
+    """
+    path = os.path.expanduser(text)
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return os.fsdecode(path.encode("utf-8", "surrogateescape"))
+    return path
+
+
 class Source(Protocol):
     """Images numbered from 0; picklable, since worker processes get a copy."""
 
