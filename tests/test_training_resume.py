@@ -177,7 +177,7 @@ def test_a_poisoned_weight_is_named_with_status_3(
     def build(spec, state):
         return backend.build(spec, {**state, bad: np.full_like(state[bad], np.nan)})
 
-    module = type("Poisoned", (), {"build": staticmethod(build), "versions": backend.versions})
+    module = type("Poisoned", (), {**vars(backend), "build": staticmethod(build)})
     monkeypatch.setattr(backends, "load", lambda name: module)
     arguments = ["train", "-c", "moco_v3/digits", "--backend", backend_name, "-o", *TINY]
     assert main([*arguments, "--output", str(tmp_path)]) == 3
