@@ -82,3 +82,20 @@ def test_held_out_images_that_are_damaged_cost_no_trained_step(tmp_path, capsys)
     with pytest.raises(UserError, match=r"all 16 images are damaged"):
         run.train(tiny(*keys, "checkpoint.every=0"), "torch", tmp_path / "none")
     assert saved(tmp_path / "none") == ["step-00000006"]
+
+
+def test_names_of_damaged_files_are_escaped(tmp_path, capfd):
+    for half in ("train", "val"):
+        write_images(tmp_path / half, [f"{c}/{i}.png" for c in "ab" for i in range(4)])
+        (tmp_path / half / "b" / f"{half}\x1b[2J.png").write_text("broken")
+    roots = (f"data.root={tmp_path / 'train'}", f"data.eval_root={tmp_path / 'val'}")
+    keys = ("data.name=image_folder", "data.channels=1", "data.on_error=skip", "evaluate.every=2")
+    steps = ("train.batch_size=9", "train.steps=2", "optim.warmup_steps=0")
+    finished(tiny(*roots, *keys, *steps), tmp_path / "run")
+    printed = capfd.readouterr().out
+    for line in (
+        f"damaged, skipped: {tmp_path}/train/b/train\\x1b[2J.png",
+        f"damaged, left out of the evaluation: {tmp_path}/val/b/val\\x1b[2J.png",
+    ):
+        assert line in printed.splitlines()
+    assert "\x1b" not in printed
