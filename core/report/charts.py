@@ -1,6 +1,6 @@
-"""Line charts as inline SVG: no script, no network, legible in light and dark and in print.
+"""Line charts as inline SVG without scripts, legible in light, in dark and in print.
 
-Colours and dashes come from the page's style sheet through the classes ``series0`` ... ``series5``.
+The page's style sheet gives the classes ``series0`` ... ``series5`` their colours and dashes.
 """
 
 import math
@@ -16,15 +16,20 @@ Point = tuple[float, float]
 WIDTH, HEIGHT = 760.0, 320.0
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 22.0, 12.0, 46.0
 BUCKETS = 400
-"""A longer curve keeps the lowest and the highest point of each so many pieces."""
+"""Pieces of a long curve. The drawing keeps the lowest and the highest point of each piece."""
 COLOURS = 6
 NOTHING = 1e-17
-"""Lower end of a logarithmic axis for zeros alone."""
+"""Value in the middle of a logarithmic axis where all points are 0."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. colour: 0 ... COLOURS - 1; marked: a dot at each point."""
+    """One curve.
+
+    Attributes:
+        colour: 0 ... COLOURS - 1.
+        marked: whether each point gets a dot.
+    """
 
     name: str
     points: Sequence[Point]
@@ -34,13 +39,13 @@ class Series:
 
     @property
     def style(self) -> str:
-        """Class names; equal curves drawn later are thinner, so that each stays visible."""
+        """Class names. The style sheet draws later curves thinner, so that equal ones show."""
         return f"series{self.colour % COLOURS}" + (" dashed" if self.dashed else "")
 
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line with its name on it."""
+    """A horizontal line, labelled with its name."""
 
     name: str
     value: float
@@ -48,7 +53,13 @@ class Level:
 
 @dataclass(frozen=True)
 class Axis:
-    """Maps values to pixels, low -> start, high -> end; a logarithmic one starts with 0 too."""
+    """Maps values to pixels.
+
+    Attributes:
+        low, high: values at the two ends.
+        start, end: pixels of the two ends.
+        log: whether the axis is logarithmic. Values below ``low``, e.g. 0, are drawn at ``start``.
+    """
 
     low: float
     high: float
@@ -82,7 +93,7 @@ def round_values(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """At most 2 * BUCKETS points with the same outline; first and last are kept."""
+    """At most 2 * BUCKETS + 2 points with the same outline, the first and the last included."""
     if len(points) <= 2 * BUCKETS:
         return list(points)
     edges = [round(i * len(points) / BUCKETS) for i in range(BUCKETS + 1)]
@@ -98,8 +109,10 @@ def thinned(points: Sequence[Point]) -> list[Point]:
 class Chart:
     """One drawing.
 
-    summary: what it shows, for those who cannot see it. levels: horizontal lines, e.g. the chance
-    level. log: a logarithmic vertical axis.
+    Attributes:
+        summary: description for readers who cannot see the drawing.
+        levels: horizontal lines, e.g. the chance level.
+        log: whether the vertical axis is logarithmic.
     """
 
     title: str
@@ -116,7 +129,11 @@ class Chart:
         return element("figure", element("figcaption", self.title), legend, self.drawing())
 
     def drawing(self, **attributes: object) -> Element:
-        """The drawing alone: an SVG element with these further attributes."""
+        """The drawing without caption and legend, as an SVG element.
+
+        Args:
+            attributes: further attributes of the element.
+        """
         drawn = [s for s in self.series if s.points]
         x, y = _axes(drawn, self.levels, self.log)
         return element(
@@ -132,7 +149,7 @@ class Chart:
         )
 
     def picture(self, style: str) -> Element:
-        """A file of its own: the drawing below its legend, on paper.
+        """A complete SVG file: the drawing below its legend, on a background.
 
         Args:
             style: the style sheet.
@@ -171,7 +188,7 @@ def _axes(series: Sequence[Series], levels: Sequence[Level], log: bool) -> tuple
 
 
 def _widened(low: float, high: float, share: float) -> tuple[float, float]:
-    """An interval that is not empty, with a margin."""
+    """The interval with a margin of ``share`` of its length; an empty interval is widened."""
     if high <= low:
         return low - max(abs(low) * 0.05, 0.5), high + max(abs(high) * 0.05, 0.5)
     return low - share * (high - low), high + share * (high - low)

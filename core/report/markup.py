@@ -1,9 +1,9 @@
-"""Trees of HTML and SVG from nested calls; every string is escaped on the way out."""
+"""Builds HTML and SVG trees by nested calls; every string is escaped when a tree is written."""
 
 import re
 from xml.etree.ElementTree import Element, tostring
 
-# Characters that no HTML or XML document may hold; a hostile file name can.
+# HTML and XML documents may not hold these characters, but a hostile file name can.
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -12,7 +12,7 @@ def element(tag: str, *children: Element | str, **attributes: object) -> Element
 
     Args:
         attributes: ``class_="x"`` and ``stroke_width=2`` become ``class`` and ``stroke-width``;
-            None leaves one out.
+            an attribute with the value None is left out.
     """
     made = Element(
         tag,

@@ -1,6 +1,7 @@
-"""What a MOCA run sees in a few images: masks, codes and words, computed by the reference.
+"""Masks, codes and words of a MOCA run for a few images.
 
-From the newest whole checkpoint of the run, whichever backend wrote it.
+The NumPy reference computes them from the newest whole checkpoint of the run. Any backend may have
+written the checkpoint.
 """
 
 import base64
@@ -29,15 +30,18 @@ from triptych.core.reference.encoders import vit
 from triptych.core.report.markup import element
 
 COUNT = 6
-"""Images shown."""
+"""Number of images shown."""
 FREQUENT = 4
-"""Words named beside each image."""
+"""Number of words listed beside each image."""
 SIDE = 144
-"""Pixels of the shorter side of a picture on the page, at least."""
+"""Least length of the shorter side of a picture on the page, pixels."""
 GOLDEN_ANGLE = 0.381966
-"""Of a circle: hues of neighbouring words are then far apart."""
+"""Step between the hues of neighbouring words, as a share of the colour circle.
+
+The golden angle keeps these hues far apart.
+"""
 HIDDEN, DECODED, VISIBLE = range(3)
-"""What becomes of a token in a masking round."""
+"""State of a token in a masking round; a DECODED token is hidden and predicted."""
 
 Pixels = NDArray[np.uint8]
 
@@ -48,9 +52,9 @@ class Example:
 
     Attributes:
         pixels: (H, W, 3) uint8.
-        rounds: two of (rows, columns): HIDDEN, DECODED (unseen, predicted) or VISIBLE.
-        words: (rows, columns) int64, the surest word of each token.
-        frequent: words of the image's bag, the largest shares first, and these shares.
+        rounds: one (rows, columns) array for each of two rounds: HIDDEN, DECODED or VISIBLE.
+        words: (rows, columns) int64; the most probable word of each token.
+        frequent: (word, share) pairs of the image's bag of words, the largest share first.
     """
 
     pixels: Pixels
@@ -63,10 +67,11 @@ def examples(spec: RunSpec, state: State, step: int) -> list[Example]:
     """The first held-out images of a run, or training images where none are held out.
 
     Args:
-        state: of the run after ``step`` updates; the masks are those of its last update.
+        state: the run's state after ``step`` updates.
+        step: the masks are those of the last of these updates.
 
     Raises:
-        UserError: the images are not there, or damaged.
+        UserError: the images are missing or damaged.
     """
     model, method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
     images = _images(spec)
@@ -90,7 +95,7 @@ def examples(spec: RunSpec, state: State, step: int) -> list[Example]:
 
 
 def section(spec: RunSpec, run_dir: Path) -> list[Element]:
-    """The pictures of a run as a table, or a line that says why there are none."""
+    """The pictures of a run as a table, or a line that says why the run has none."""
     try:
         path = checkpoint.latest(run_dir, lambda _damage: None)
         if path is None:
@@ -98,7 +103,7 @@ def section(spec: RunSpec, run_dir: Path) -> list[Element]:
         manifest, state = checkpoint.read(path)
         shown = examples(spec, state, manifest.step)
     except UserError as error:
-        # The rest of the page needs neither checkpoint nor images.
+        # The rest of the page needs neither the checkpoint nor the images.
         return [element("p", f"There are no pictures: {error}")]
     headings = ("image", "round 1", "round 2", "surest words", "most frequent words")
     head = element("tr", *(element("th", text, scope="col") for text in headings))
@@ -106,15 +111,16 @@ def section(spec: RunSpec, run_dir: Path) -> list[Element]:
         "table", element("thead", head), element("tbody", *map(_row, shown)), class_="pictures"
     )
     note = (
-        f"{path.name}, the teacher. In the masking rounds the student sees the clear patches and "
-        "predicts the codes of the faint ones besides; a grey one is left out. One colour is one "
-        "word, in all images; a share is that of the image's bag of words."
+        f"Words and codes are the teacher's, from {path.name}. In a masking round the student sees "
+        "the clear patches and predicts the codes of the clear and the faint patches; grey patches "
+        "are left out. Each colour stands for one word, the same in all images. A percentage is "
+        "the word's share of the image's bag of words."
     )
     return [element("div", table, class_="wide"), element("p", note, class_="note")]
 
 
 def _images(spec: RunSpec) -> NDArray[np.float64]:
-    """(n, C, H, W), normalised; as many as a batch has, at most COUNT."""
+    """Normalised images (n, C, H, W); n is at most COUNT and at most the batch size."""
     here = spec.model_copy(update={"data": spec.data.model_copy(update={"workers": 0})})
     train, held_out = open_splits(here)
     source = train if held_out is None else held_out
@@ -126,7 +132,7 @@ def _images(spec: RunSpec) -> NDArray[np.float64]:
 def _codes(
     images: NDArray[np.float64], state: State, model: VitSpec, method: MocaSpec
 ) -> NDArray[np.float64]:
-    """The teacher's codes of each token, (n, L, K)."""
+    """The teacher's code of each token, (n, L, K)."""
     values = {
         name: array.astype(np.float64)
         for name, array in state.items()
@@ -146,10 +152,10 @@ def _mask(order: NDArray[np.int64], one: Round, grid: tuple[int, int]) -> NDArra
 
 
 def _pixels(image: NDArray[np.float64], spec: RunSpec) -> Pixels:
-    """(C, H, W) normalised -> (H, W, 3)."""
+    """Undoes the normalisation: (C, H, W) -> (H, W, 3) uint8."""
     mean, std = (np.array(v)[:, None, None] for v in (spec.augment.mean, spec.augment.std))
     planes = np.clip(np.rint((image * std + mean) * 255), 0, 255).astype(np.uint8)
-    # Of four channels the first three; of two the first.
+    # Four channels: the first three are shown. One or two channels: the first is shown as grey.
     planes = planes[:3] if len(planes) >= 3 else np.repeat(planes[:1], 3, axis=0)
     return planes.transpose(1, 2, 0)
 
@@ -183,7 +189,7 @@ def _enlarged(mask: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int6
 
 
 def _picture(pixels: Pixels, size: tuple[int, int]) -> Element:
-    """Enlarged by whole pixels, as an image inside the page."""
+    """An image embedded in the page; each pixel becomes a square of whole pixels."""
     times = -(-SIDE // min(size))
     width, height = (side * times for side in size)
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)

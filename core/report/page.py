@@ -1,7 +1,7 @@
 """One self-contained HTML page about some runs: curves, table, health, versions, spec.
 
-No script and no network: the page says so itself, in its content security policy. Whatever comes
-from a run, file names and spec values included, is escaped.
+The page runs no script and loads nothing from the network: its content security policy forbids
+both. All text that comes from a run is escaped, file names and spec values included.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ def write(records: Sequence[RunRecord], path: Path) -> None:
     """Writes the page.
 
     Args:
-        records: at least one; the first is what the others are compared with.
+        records: at least one run. The other runs are compared with the first one.
 
     Raises:
         UserError: the file cannot be written.
@@ -136,7 +136,10 @@ def _loss_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Chart:
 def _chances(
     records: Sequence[RunRecord], names: Sequence[str]
 ) -> tuple[list[Series], list[Level]]:
-    """The chance level: one line for all runs that share it, a curve where it moves (MOCA)."""
+    """Chance levels: a curve for a run whose level changes (MOCA), else a horizontal line.
+
+    Runs with the same constant level share one line.
+    """
     curves, fixed = [], set()
     for colour, (name, record) in enumerate(zip(names, records, strict=True)):
         points = [(row.step, row.chance) for row in record.steps if row.chance is not None]
@@ -149,7 +152,7 @@ def _chances(
 
 
 def _difference_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Chart:
-    """|a - b| at each step over the largest |b|, so that its maximum is the table's number."""
+    """Plots |a - b| / max|b| at each step; the maximum of a curve is the number in the table."""
     reference = records[0].loss
     series = []
     for colour, (name, record) in enumerate(zip(names, records, strict=True)):
@@ -255,7 +258,7 @@ def _story(steps: Sequence[Step], most: int = 6) -> str:
 
 
 def _moca_pictures(spec: RunSpec, run_dir: Path) -> list[Element]:
-    # Imported for MOCA alone: it computes with the NumPy reference, which needs autograd and SciPy.
+    # Imported only for MOCA: the module uses the NumPy reference, which needs autograd and SciPy.
     from triptych.core.report import moca_words
 
     return moca_words.section(spec, run_dir)
@@ -264,11 +267,11 @@ def _moca_pictures(spec: RunSpec, run_dir: Path) -> list[Element]:
 PICTURES: dict[str, tuple[str, Callable[[RunSpec, Path], list[Element]]]] = {
     "moca": ("Masks and words", _moca_pictures),
 }
-"""Method -> heading and content of a section of its own for each run."""
+"""Method -> (heading, content) of the section that each run of the method gets."""
 
 
 def _pictures(records: Sequence[RunRecord], names: Sequence[str]) -> list[Element]:
-    """The sections of the runs whose method has one."""
+    """One section for each run whose method is in ``PICTURES``."""
     sections = []
     for name, record in zip(names, records, strict=True):
         if record.spec.method.name in PICTURES:
@@ -293,7 +296,7 @@ def _environment(records: Sequence[RunRecord], names: Sequence[str]) -> Element:
 
 
 def _specs(records: Sequence[RunRecord], names: Sequence[str]) -> list[Element]:
-    """The first run's spec in full, and what the others have instead."""
+    """A table of the keys in which the specs differ, then the first run's spec in full."""
     flat = [_flat(record.spec.model_dump(mode="json", exclude={"backend"})) for record in records]
     keys = {key: None for keys in flat for key in keys}
     rows = [

@@ -1,4 +1,4 @@
-"""The style sheet of reports: the reader's own light or dark, and print."""
+"""The style sheet of reports, light or dark as the reader's system asks."""
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c1c1e; --faint: #6b6b70; --line: #d9d9de;

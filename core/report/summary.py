@@ -1,4 +1,4 @@
-"""What a spec means before anything runs: size, cost, schedule, chance level, every key."""
+"""Summary of a spec without running it: model size, cost, schedule, chance level, every key."""
 
 from typing import Any
 
@@ -17,15 +17,15 @@ from triptych.core.parameters.counts import (
 )
 
 ROWS = 9
-"""Evenly spaced rows of the schedule table; the end of the warm-up is one more."""
+"""Evenly spaced rows of the schedule table. The end of the warm-up is a further row."""
 
 
 def summarize(spec: RunSpec, dataset_size: int | None = None) -> dict[str, Any]:
     """Everything that ``info -c`` shows, as plain data.
 
     Args:
-        dataset_size: training images; None: counted in the data, if it is here. What depends on it
-            is None where it is not known.
+        dataset_size: number of training images. None: they are counted, if the data is on this
+            machine. Where the number stays unknown, the values that depend on it are None.
 
     Raises:
         UserError: the batch is larger than the dataset, or the warm-up longer than the run.
@@ -61,16 +61,16 @@ def summarize(spec: RunSpec, dataset_size: int | None = None) -> dict[str, Any]:
 
 
 def schedule(spec: RunSpec, steps_per_epoch: int | None) -> list[dict[str, Any]]:
-    """About ten rows of the schedules, first and last step among them.
+    """About ten rows of the schedules, the first and the last step among them.
 
-    Without ``steps_per_epoch`` the rows are whole epochs, or have no epoch; if the spec mixes
-    epochs with steps there are none.
+    Without ``steps_per_epoch`` the rows of a run given in epochs have no step, and those of a run
+    given in steps have no epoch. A spec that mixes epochs with steps then has no rows.
     """
     optim, by_epoch = spec.optim, spec.train.epochs is not None
     needs_size = optim.warmup_steps if by_epoch else optim.warmup_epochs or optim.per == "epoch"
     if steps_per_epoch is None and needs_size:
         return []
-    # As if an epoch were one step: exact at the start of each epoch.
+    # Of an unknown size, an epoch counts as one step: exact at the start of each epoch.
     plan = Plan(spec, steps_per_epoch or 1)
     warmup = plan.warmup * (plan.steps_per_epoch if by_epoch else 1)
     last = plan.total_steps - 1
@@ -91,7 +91,7 @@ def schedule(spec: RunSpec, steps_per_epoch: int | None) -> list[dict[str, Any]]
 
 
 def generators(spec: RunSpec) -> dict[str, float] | None:
-    """What MOCA's weight generators are trained with, at every step; None where they follow all."""
+    """Constant rate and decay of MOCA's weight generators; None: they follow the schedules."""
     rates = own_rates(spec.optim)
     return dict(zip(("lr", "weight_decay"), rates, strict=True)) if rates else None
 

@@ -1,4 +1,4 @@
-"""Runs side by side as a table: losses, how far the curves part, evaluations, speed."""
+"""Runs side by side as a table: losses, difference of the loss curves, evaluations, speed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Row:
     """One run.
 
     Attributes:
-        difference: to the first run, over the steps that both logged; None for itself.
-        evaluations: the last of each kind, by (protocol's title, features, variant).
+        difference: from the first run's losses (see ``difference``); None for the first run.
+        evaluations: (protocol's title, features, variant) -> the newest row of that kind.
     """
 
     name: str
@@ -33,19 +33,23 @@ class Row:
 
 
 def table(records: Sequence[RunRecord]) -> list[Row]:
-    """One row per run, in order; the first is what the others are compared with."""
+    """One row per run, in order. The other runs are compared with the first one."""
     names = unique_names(records)
     return [_row(name, record, records[0]) for name, record in zip(names, records, strict=True)]
 
 
 def unique_names(records: Sequence[RunRecord]) -> list[str]:
-    """The folders' own names where they tell the runs apart, else their paths."""
+    """The names of the runs' folders if these are all different, else the folders' paths."""
     short = [record.path.resolve().name for record in records]
     return short if len(set(short)) == len(short) else [str(record.path) for record in records]
 
 
 def difference(run: RunRecord, reference: RunRecord) -> float | None:
-    """max|a - b| / max|b| over the loss at the steps that both logged; None if there are none."""
+    """max|a - b| / max|b| of the losses at the steps that both runs logged.
+
+    Returns:
+        None if no step was logged by both runs.
+    """
     common = sorted(run.loss.keys() & reference.loss.keys())
     if not common:
         return None
@@ -59,7 +63,7 @@ def headings(rows: Sequence[Row]) -> list[str]:
 
 
 def caption(rows: Sequence[Row]) -> str:
-    """What the numbers in ``cells`` are, for each protocol."""
+    """Explains the numbers in ``cells``, for each protocol."""
     parts = []
     for title in _titles(rows):
         variants = " / ".join(filter(None, _variants(rows, title)))
@@ -110,7 +114,7 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def _variants(rows: Sequence[Row], title: str) -> list[str]:
-    """The kinds of numbers in a cell: the main one first, then as the protocol gave them."""
+    """The protocol's variants, whose numbers share a cell: the main one first."""
     found = {
         variant: evaluation.main
         for row in rows

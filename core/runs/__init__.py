@@ -1,1 +1,1 @@
-"""The run directory: what is written and what is read back."""
+"""Writes and reads run directories."""

@@ -1,4 +1,4 @@
-"""TensorBoard's file of a run; imported only where one is written, as it takes a second."""
+"""The TensorBoard event file of a run. Importing this module takes a second."""
 
 import socket
 import time
@@ -13,7 +13,7 @@ from triptych.core.runs.rows import Row, evaluation
 
 
 class Events:
-    """A new file that holds the rows of the run so far; earlier files, now void, are removed."""
+    """A new event file with the rows of the run so far. It replaces the earlier event files."""
 
     def __init__(self, run_dir: Path, rows: Sequence[Row]) -> None:
         earlier = list(run_dir.glob("events.out.tfevents.*"))
@@ -27,7 +27,7 @@ class Events:
             path.unlink()
 
     def write(self, row: Row) -> None:
-        """Appends a row; it survives the process from here."""
+        """Appends a row, which survives a kill of the process after the call."""
         self._writer.write(_event(row).SerializeToString())
         self._writer.flush()
 
@@ -45,5 +45,5 @@ def _event(row: Row) -> Event:
         if isinstance(value, float) and name != "time"
     ]
     stamp = row.get("time")
-    seconds = stamp if isinstance(stamp, float) else 0.0  # other programs' rows may have none
+    seconds = stamp if isinstance(stamp, float) else 0.0  # rows of other programs may have no time
     return Event(step=row["step"], wall_time=seconds, summary=Summary(value=values))

@@ -1,7 +1,7 @@
-"""What a run records while it trains: metrics.jsonl and TensorBoard events.
+"""The log of a run while it trains: metrics.jsonl and TensorBoard events.
 
-Both are resume-safe: rows of steps after the checkpoint that a run resumes from are dropped, and
-so is a line that a kill has torn. The files of a resumed run are those of one never stopped.
+A resumed run drops the rows of steps after its checkpoint, and a line that a kill cut off. So its
+files have the rows of a run that was never stopped.
 """
 
 import json
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _Step(Step):
-    """What a run that goes on needs of a step besides."""
+    """A logged step with the keys that a resumed run needs, too."""
 
     chance: FiniteFloat
     feature_std: FiniteFloat
@@ -32,12 +32,12 @@ class _Step(Step):
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics file up to the first damaged line; none if there is no file.
 
-    A row of an evaluation that this version does not know is a row like any other.
+    Rows of evaluations that this version does not know are returned, too.
     """
     rows: list[Row] = []
     if not path.exists():
         return rows
-    # What follows the last newline was cut off by a kill; a whole file ends with an empty piece.
+    # Text after the last newline is a line that a kill cut off; a whole file has none.
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
             row = json.loads(line)
@@ -53,9 +53,9 @@ class Logs:
     """The two files of one run, opened at the step from which it goes on.
 
     Args:
-        run_dir: exists.
+        run_dir: an existing folder.
         step: rows of later steps are dropped; 0 for a fresh run.
-        before: the folder of the run that goes on here, where it is another one.
+        before: the folder of the run that is resumed, if it is another one than ``run_dir``.
     """
 
     def __init__(
@@ -64,16 +64,17 @@ class Logs:
         self.path = run_dir / "metrics.jsonl"
         rows = read_rows((before or run_dir) / self.path.name)
         self.kept = [row for row in rows if row["step"] <= step]
-        """The rows that were there and stay."""
+        """Earlier rows of the run, up to ``step``."""
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.kept))
         with _refusals(run_dir):
             self._file = self.path.open("a", encoding="utf-8")
             self._events = _events(run_dir, self.kept) if tensorboard else None
 
     def write(self, *rows: Row) -> None:
-        """Appends rows with the "time", in seconds since 1970; they survive the process from here.
+        """Appends rows, each with the key "time" (seconds since 1970).
 
-        A process that is killed has written all of them or none.
+        The rows survive a kill of the process after the call. A process that is killed during the
+        call has written all of the rows or none.
 
         Raises:
             UserError: the disk is full.
@@ -89,14 +90,14 @@ class Logs:
     def close(self) -> None:
         """Closes both files."""
         for file in (self._file, self._events):
-            # Nothing is pending but what could not be written, of which ``write`` has told.
+            # Only text that could not be written is pending, and ``write`` has raised its error.
             with suppress(OSError):
                 if file:
                     file.close()
 
 
 class NoLogs:
-    """In the place of ``Logs`` where another process writes those of the run."""
+    """Stands in for ``Logs`` in a process that does not write the log of its run."""
 
     kept: Sequence[Row] = ()
 

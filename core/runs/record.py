@@ -1,4 +1,4 @@
-"""What a run directory says, read back and checked: for tables and reports."""
+"""Reads a run directory and checks its content, for tables and reports."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,17 @@ from triptych.core.evaluation.row import Evaluation
 from triptych.core.runs.rows import Result, Step, evaluation_model
 
 BASELINES = "baselines.jsonl"
-"""Evaluations of features that were not trained, beside ``metrics.jsonl`` and of the same form."""
+"""File of evaluations of untrained features, in the form of ``metrics.jsonl`` and beside it."""
 Entry = TypeVar("Entry", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run. result: None while it has not reached its last step."""
+    """One run.
+
+    Attributes:
+        result: None if the run has not reached its last step.
+    """
 
     path: Path
     spec: RunSpec
@@ -44,7 +48,7 @@ def read_run(path: Path) -> RunRecord:
     """Reads a run directory.
 
     Raises:
-        UserError: it is no run directory, has no logged step yet, or a file in it is damaged.
+        UserError: the folder is no run directory, no step is logged yet, or a file is damaged.
     """
     if not path.is_dir():
         raise UserError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
@@ -71,7 +75,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Place and text of each whole line; the last may still be in the making."""
+    """(place, text) of each finished line. The run may still be writing its last line."""
     lines = _text(path).split("\n")[:-1] if path.exists() else []
     yield from ((f"{path}: line {i + 1}", line) for i, line in enumerate(lines) if line.strip())
 

@@ -9,11 +9,11 @@ from triptych.core.evaluation import PROTOCOLS
 from triptych.core.evaluation.row import Evaluation, Share
 
 Row = dict[str, Any]
-"""One logged step or one evaluation (which carries "eval"); plain JSON values."""
+"""One logged step, or one evaluation, which has the key "eval". The values are plain JSON."""
 
 
 class Record(BaseModel):
-    """A JSON object of a run; keys that are not known here are left alone."""
+    """A JSON object of a run; unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -22,10 +22,10 @@ class Step(Record):
     """One logged step.
 
     Attributes:
-        images_per_second: since the step logged before.
-        data_wait: share of the time spent waiting for batches.
-        skipped: damaged files met so far.
-        image_warnings: files that a library has warned of so far.
+        images_per_second: mean since the previous logged step.
+        data_wait: share of that time spent waiting for batches.
+        skipped: number of damaged files met so far.
+        image_warnings: number of files so far that an image library has warned about.
     """
 
     step: PositiveInt
@@ -41,7 +41,7 @@ class Step(Record):
 
 
 class Result(Record):
-    """What a finished run says of itself."""
+    """The content of a finished run's result.json that tables and reports use."""
 
     backend: str
     versions: dict[str, str] = {}
@@ -52,7 +52,7 @@ class Result(Record):
 
 
 def evaluation_model(row: Mapping[str, Any]) -> type[Evaluation]:
-    """The model of an evaluation row: its protocol's, or the general one where that is unknown."""
+    """The model of an evaluation row: its protocol's, or ``Evaluation`` if that is unknown."""
     name = row.get("eval")
     known = isinstance(name, str) and name in PROTOCOLS
     return PROTOCOLS[str(name)].row if known else Evaluation
