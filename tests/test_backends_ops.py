@@ -185,17 +185,3 @@ def accuracies(backend_name, ops, logits, labels):
         _, (gradient,) = differentiate(backend_name, function, logits, probe=np.ones_like(logits))
         assert (gradient == 2.0).all()
     return [float(value) for value in found]
-
-
-def test_bags_of_words_sum_to_one_in_mixed_precision(backend, backend_name):
-    if backend_name != "torch":
-        pytest.skip("bfloat16 is refused by name there")
-    import torch
-
-    codes = torch.rand(2, 196, 64)
-    codes /= codes.sum(-1, keepdim=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        bags = backend.ops.mean_tokens(codes, np.arange(9))
-        narrow = backend.ops.mean_tokens(codes.bfloat16(), np.arange(9))
-    assert bags.dtype == narrow.dtype == torch.float32
-    assert_close(bags.sum(-1).numpy(), np.ones(2), 1e-6)

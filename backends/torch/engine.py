@@ -1,7 +1,6 @@
 """``core.engine.Engine`` in PyTorch."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from triptych.backends.torch.optim import OPTIMIZERS, Optimizer
 from triptych.backends.torch.state import slots, tensor_slot, to_array
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array, Batch, Hyper, Outcome, Slot
+from triptych.core.contracts import Array, Slot
 
 
 class Engine(core.Engine):
@@ -26,6 +25,7 @@ class Engine(core.Engine):
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
         model = METHODS[spec.method.name](spec).to(device=device, dtype=self.dtype)
         self.model = model.train()
+        self.model.mixed = spec.precision == "bfloat16"
         self.load_model(state)
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim)
@@ -61,11 +61,3 @@ class Engine(core.Engine):
     def moment_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
         return slots(self.optimizer.moments())
-
-    def _differentiate(self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper) -> Outcome:
-        with self._autocast():
-            return super()._differentiate(batch, draws, hyper)
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        kind = self.context.device.partition(":")[0]
-        return torch.autocast(kind, torch.bfloat16, enabled=self.context.precision == "bfloat16")

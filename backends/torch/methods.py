@@ -1,11 +1,12 @@
 """The methods' modules: student, teacher and how one is moved towards the other."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from triptych.backends.torch.encoders import encoder
 from triptych.backends.torch.heads import head
@@ -43,6 +44,9 @@ class Pair(Branches, nn.Module):
         student: has all that the teacher has, and may have more.
     """
 
+    mixed = False
+    """Whether the networks compute in bfloat16 where PyTorch holds that to be safe."""
+
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         super().__init__()
         self.student = student
@@ -50,6 +54,16 @@ class Pair(Branches, nn.Module):
         sources = dict(student.named_parameters())
         self._targets: list[Tensor] = list(teacher.parameters())
         self._sources: list[Tensor] = [sources[name] for name, _ in teacher.named_parameters()]
+
+    def compute(self, part: Callable[..., Any], *arguments: Tensor) -> Any:
+        """See ``core.methods.networks.Branches``."""
+        if not self.mixed:
+            return part(*arguments)
+        # Left before the loss and before the backward pass, whose kernels take what the forward
+        # pass took: inside, they would round gradients of float32 tensors, too.
+        with torch.autocast(arguments[0].device.type, torch.bfloat16):
+            found = part(*arguments)
+        return tree_map_only(Tensor, Tensor.float, found)
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:

@@ -51,22 +51,17 @@ def gather_rows(x: Tensor, index: Array, /) -> Tensor:
 @torch.no_grad()
 def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor, Tensor]:
     """See ``core.contracts.Ops``."""
-    # Half a digit of a cosine is a large part of a code: mixed precision would lose it.
-    with torch.autocast(x.device.type, enabled=False):
-        cosine = l2_normalize(x.to(words.dtype), eps=1e-5) @ words.mT
-        difference = (cosine.amax(-1) - cosine.mean(-1)).mean(1)
-        return cosine.mul_(sharpness).softmax(-1), difference
+    cosine = l2_normalize(x, eps=1e-5) @ words.mT
+    difference = (cosine.amax(-1) - cosine.mean(-1)).mean(1)
+    return cosine.mul_(sharpness).softmax(-1), difference
 
 
 def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
     """See ``core.contracts.Ops``."""
-    # Not in mixed precision: bags of words would no longer sum to 1.
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    weights = torch.zeros(1, x.shape[1], dtype=dtype, device=x.device)
+    weights = torch.zeros(1, x.shape[1], dtype=x.dtype, device=x.device)
     weights[0, torch.from_numpy(index)] = 1.0 / len(index)
-    with torch.autocast(x.device.type, enabled=False):
-        # A product with weights copies no tokens.
-        return (weights @ x.to(dtype))[:, 0]
+    # A product with weights copies no tokens.
+    return (weights @ x)[:, 0]
 
 
 def gather_tokens(x: Tensor, image: Array, token: Array, /) -> Tensor:

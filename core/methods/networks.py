@@ -3,7 +3,8 @@
 A backend's class inherits one of these beside the framework's module class, and builds the parts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from triptych.core.contracts import Array, Slot, Tensor
@@ -15,13 +16,21 @@ class Branches:
     student: Any
     teacher: Any
 
+    def compute(self, part: Callable[..., Any], *arguments: Tensor) -> Any:
+        """What a part of the networks gives, computed in the precision of the run.
+
+        A backend with a mixed precision overrides this. Nothing else of a step is in mixed
+        precision: what comes back is float32, or float64 where that is the precision.
+        """
+        return part(*arguments)
+
     def query(self, view: Tensor) -> Tensor:
         """See ``core.contracts.Model``."""
-        return self.student(view)
+        return self.compute(self.student, view)
 
     def key(self, view: Tensor) -> Tensor:
         """See ``core.contracts.Model``."""
-        return self.teacher(view)
+        return self.compute(self.teacher, view)
 
     def features(
         self, branch: str, images: Tensor, layers: Sequence[int], *, projection: bool
@@ -57,21 +66,22 @@ class MocaBranches(Branches):
 
     def teacher_tokens(self, images: Tensor) -> Tensor:
         """See ``core.contracts.MocaModel``."""
-        return self.teacher.encoder.tokens(images)["final"][:, 1:]
+        return self.compute(self.teacher.encoder.tokens, images)["final"][:, 1:]
 
     def encode(self, images: Tensor, ids: Array) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.MocaModel``."""
-        early, last = self.student.encoder.masked(images, self.index(ids, images), self.early_layer)
+        masked = partial(self.student.encoder.masked, early=self.early_layer)
+        early, last = self.compute(masked, images, self.index(ids, images))
         return early, last
 
     def decode(self, image: Tensor, early: Tensor, ids: Array) -> Tensor:
         """See ``core.contracts.MocaModel``."""
-        return self.student.decoder(image, early, self.index(ids, early))
+        return self.compute(self.student.decoder, image, early, self.index(ids, early))
 
     def image_weights(self, words: Tensor) -> Tensor:
         """See ``core.contracts.MocaModel``."""
-        return self.student.image_predictor(words)
+        return self.compute(self.student.image_predictor, words)
 
     def dense_weights(self, words: Tensor) -> Tensor:
         """See ``core.contracts.MocaModel``."""
-        return self.student.dense_predictor(words)
+        return self.compute(self.student.dense_predictor, words)

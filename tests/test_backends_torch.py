@@ -1,0 +1,162 @@
+"""Mixed precision in PyTorch: what is in bfloat16, and what must not be."""
+
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import relative_error, requested
+from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
+
+from triptych import backends
+from triptych.core.methods import moco_v3
+from triptych.core.reference import ops as reference_ops
+
+
+@pytest.fixture(scope="module")
+def package():
+    if "torch" not in (backends.installed() if requested() is None else requested()):
+        pytest.skip("torch is not under test")
+    return backends.load("torch")
+
+
+def forward(engine, spec):
+    """One forward pass; the loss has no backward pass yet."""
+    batch = random_batch(spec)
+    views = tuple(engine.tensor(view) for view in batch.views)
+    return engine.method.forward(engine.ops, engine.model, views, draws(spec), hyper(), spec.method)
+
+
+# ------------------------------------------------------------------------- a GPU that is not there
+
+
+def types_on_cuda(package, monkeypatch, spec):
+    """Operation -> types of its results in a forward pass with the rules of CUDA's autocast.
+
+    Two of them: of the networks and of what follows. The tensors are fake: they have a device, a
+    type and a shape, and no values.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    found, networks = (defaultdict(set), defaultdict(set)), []
+
+    class Log(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            first = result[0] if isinstance(result, tuple | list) else result
+            if isinstance(first, torch.Tensor) and first.device.type == "cuda":
+                found[not networks][function.overloadpacket.__name__].add(first.dtype)
+            return result
+
+    engine = package.build(spec, lively_state(spec))
+    compute = engine.model.compute
+
+    def watched(*arguments):
+        networks.append(True)
+        result = compute(*arguments)
+        networks.clear()
+        return result
+
+    engine.model.compute = watched
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        move(engine, "cuda:0")
+        with Log():
+            forward(engine, spec)
+    return found
+
+
+def move(engine, device):
+    """``Module.to`` keeps parameters that hold values."""
+    import torch
+
+    model = engine.model
+    for module in model.modules():
+        for name, tensor in module.named_parameters(recurse=False):
+            new = torch.empty(tensor.shape, device=device, dtype=tensor.dtype)
+            setattr(module, name, torch.nn.Parameter(new, tensor.requires_grad))
+        for name, tensor in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(tensor.shape, device=device, dtype=tensor.dtype))
+    sources = dict(model.student.named_parameters())
+    model._targets = list(model.teacher.parameters())
+    model._sources = [sources[name] for name, _ in model.teacher.named_parameters()]
+    engine.context = replace(engine.context, device=device)
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_only_the_networks_are_in_half_precision_on_a_gpu(package, monkeypatch, case):
+    import torch
+
+    inside, outside = types_on_cuda(package, monkeypatch, tiny_spec("bfloat16", case))
+    half, single = {torch.bfloat16}, {torch.float32}
+    assert set.union(*outside.values()) - {torch.int64, torch.bool} == single
+    assert outside["mm"] == outside["_log_softmax"] == outside["linalg_vector_norm"] == single
+    assert "_log_softmax" not in inside
+    assert all(inside[name] == half for name in ("convolution", "addmm", "gelu") if name in inside)
+    assert inside.get("native_layer_norm", single) == single
+    assert "convolution" in inside and "convolution" not in outside
+
+
+def test_the_log_sees_a_loss_in_half_precision(package, monkeypatch):
+    import torch
+
+    ops = package.ops
+    narrow = lambda a, b, transpose_b=False: a.bfloat16() @ b.bfloat16().mT  # noqa: E731
+    monkeypatch.setattr(ops, "matmul", narrow)
+    _, outside = types_on_cuda(package, monkeypatch, tiny_spec("bfloat16"))
+    assert outside["mm"] == outside["_log_softmax"] == {torch.bfloat16}
+
+
+# ------------------------------------------------------------------------------------- on the CPU
+
+
+def test_the_backward_pass_is_not_in_mixed_precision(package, monkeypatch):
+    """Under autocast the gradient of MOCA's pooling is 0.12 % too small on every value."""
+    import torch
+
+    spec = tiny_spec("bfloat16", "moca_vit")
+    engine = package.build(spec, lively_state(spec))
+    seen, mean_tokens = [], package.ops.mean_tokens
+
+    def watched(x, index):
+        y = mean_tokens(x, index)
+        if x.requires_grad:
+            x.retain_grad()
+            y.retain_grad()
+            seen.append((x, y, index))
+        return y
+
+    monkeypatch.setattr(package.ops, "mean_tokens", watched)
+    engine.loss_and_grads(random_batch(spec), draws(spec), hyper())
+    assert len(seen) == 2
+    for x, y, index in seen:
+        assert x.dtype == y.dtype == torch.float32
+        want = np.zeros(x.shape)
+        want[:, index] = y.grad.numpy().astype(np.float64)[:, None] / len(index)
+        assert relative_error(x.grad.numpy(), want) < 1e-6
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_a_loss_in_bfloat16_is_near_that_in_float64(package, case):
+    """Products round to eight bits; small batch norms make more of it than large ones."""
+    losses = []
+    for precision in ("bfloat16", "float64"):
+        spec = tiny_spec(precision, case)
+        engine = package.build(spec, lively_state(spec))
+        values, _ = engine.loss_and_grads(random_batch(spec), draws(spec), hyper())
+        losses.append(values["loss"])
+    assert losses[0].dtype == np.float32
+    assert 0.0 < relative_error(*losses) < 0.05
+
+
+def test_behind_the_features_nothing_is_lost_in_mixed_precision(package):
+    spec = tiny_spec("bfloat16")
+    engine = package.build(spec, lively_state(spec))
+    values, _ = engine.loss_and_grads(random_batch(spec), draws(spec), hyper())
+    names = ("q1", "q2", "k1", "k2")
+    features = [values[f"feature/{name}"].astype(np.float64) for name in names]
+    want = moco_v3.outcome(reference_ops, *features, spec.method).loss
+    assert relative_error(values["loss"], want) < 1e-6
