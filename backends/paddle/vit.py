@@ -28,6 +28,7 @@ from triptych.backends.paddle.layers import (
 )
 from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
+from triptych.core.methods.networks import run
 
 
 class Attention(nn.Layer):
@@ -100,51 +101,25 @@ class VisionTransformer(nn.Layer):
                 parameter.stop_gradient = spec.freeze_patch_embed
 
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
-        """All tokens after the last norm, and the raw output of chosen blocks.
-
-        Args:
-            images: (N, C, H, W).
-            layers: 0-based block indices.
-
-        Returns:
-            "final" and "layer<i>", each (N, 1+L, D).
-        """
-        x = self._embed(images)
-        kept: dict[str, Tensor] = {}
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            if i in layers:
-                kept[f"layer{i}"] = x
-        return {"final": self.norm(x), **kept}
+        """See ``core.contracts.Encoder``."""
+        x, kept = run(self._embed(images), self.blocks, layers)
+        return {"final": self.norm(x), **{f"layer{i}": y for i, y in kept.items()}}
 
     def masked(self, images: Tensor, ids: Tensor, early: int) -> tuple[Tensor, Tensor]:
-        """Some of the patches only: positions are added, then the others left out.
-
-        Args:
-            images: (N, C, H, W).
-            ids: (N, T) int64, the patches that are seen, row-major.
-            early: blocks before the last whose raw output is wanted; 0: the final tokens.
-
-        Returns:
-            That output and the tokens after the last norm, each (N, 1+T, D), class token first.
-        """
+        """See ``core.contracts.MaskedEncoder``."""
         patches = self.patch_embed(images)
         patches = pick_tokens(patches + self.pos_embed[:, 1:].expand_as(patches), ids)
         token = (self.cls_token + self.pos_embed[:, :1]).expand_as(patches[:, :1])
         x = paddle.concat([token, patches], axis=1)
-        kept: list[Tensor] = []
-        for block in self.blocks:
-            x = block(x)
-            kept = [*kept, x][-1 - early :]
+        wanted = len(self.blocks) - 1 - early
+        x, kept = run(x, self.blocks, (wanted,))
         final = self.norm(x)
-        return kept[0] if early else final, final
+        return kept[wanted] if early else final, final
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
-        x = self._embed(images)
         *blocks, last = self.blocks
-        for block in blocks:
-            x = block(x)
+        x, _ = run(self._embed(images), blocks)
         return self.norm(class_token(last, x))
 
     def _embed(self, images: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def _choose_kernels(spec: RunSpec, device: str) -> None:
     # The backward pass of attention would add in another order each time. The CPU's kernels all
     # repeat, and some of those that this takes there are slower.
     torch.use_deterministic_algorithms(spec.deterministic and device != "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:

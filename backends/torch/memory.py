@@ -1,37 +1,25 @@
 """The queue of keys of MoCo v1 and v2, and the codebook of MOCA."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from triptych.core.config.spec import MocaSpec, QueueSpec, VitSpec
 from triptych.core.methods import ring
 
 
-class Queue(nn.Module):
-    """``core.contracts.Memory``. The pointer is a number of the host: nothing waits for it."""
-
-    counters = ("pointer",)
-    enqueue = ring.enqueue
-    queue: Tensor
+class Queue(ring.Queue, nn.Module):
+    """``core.contracts.Memory``."""
 
     def __init__(self, spec: QueueSpec) -> None:
         super().__init__()
         self.register_buffer("queue", torch.zeros(spec.output_dim, spec.queue_size))
-        self.pointer = 0
 
 
-class Codebook(nn.Module):
-    """``core.contracts.Codebook``. Pointer and count are numbers of the host."""
-
-    counters = ("pointer", "updates")
-    update = ring.update
-    words: Tensor
-    distance: Tensor
-    distance_used: Tensor
+class Codebook(ring.Codebook, nn.Module):
+    """``core.contracts.Codebook``."""
 
     def __init__(self, model: VitSpec, method: MocaSpec) -> None:
         super().__init__()
         self.register_buffer("words", torch.zeros(method.words, model.width))
         self.register_buffer("distance", torch.zeros(1))
         self.register_buffer("distance_used", torch.zeros(1))
-        self.pointer = self.updates = 0

@@ -1,7 +1,7 @@
 """The methods' modules: student, teacher and how one is moved towards the other."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +14,13 @@ from triptych.backends.torch.layers import set_virtual_ranks
 from triptych.backends.torch.memory import Codebook, Queue
 from triptych.backends.torch.moca import MocaStudent, MocaTeacher
 from triptych.core import parameters
-from triptych.core.config.spec import MocaSpec, QueueSpec, RunSpec, VitSpec
+from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, MocaModel, Model, QueueModel
-from triptych.core.methods.networks import Branches, MocaBranches
+from triptych.core.methods import networks
 
 
-class Branch(nn.Module):
-    """Encoder and projector, and where asked the predictor. Images (N, C, H, W) -> (N, D)."""
+class Branch(networks.Branch, nn.Module):
+    """Encoder and projector, and where asked the predictor."""
 
     def __init__(self, spec: RunSpec, *, predictor: bool) -> None:
         super().__init__()
@@ -31,26 +31,23 @@ class Branch(nn.Module):
             self.predictor = head(parts.predictor)
         set_virtual_ranks(self, spec.batch_norm.virtual_ranks)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Projection, and where there is a predictor its prediction."""
-        x = self.projector(self.encoder(images))
-        return self.predictor(x) if hasattr(self, "predictor") else x
 
-
-class Pair(Branches, nn.Module):
+class Pair(networks.Branches, nn.Module):
     """``core.contracts.Model``: a student and a teacher that follows it; paths are canonical names.
 
     Args:
         student: has all that the teacher has, and may have more.
     """
 
+    branch, queue, codebook = Branch, Queue, Codebook
+    moca_student, moca_teacher = MocaStudent, MocaTeacher
+
     mixed = False
     """Whether the networks compute in bfloat16 where PyTorch holds that to be safe."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
-        super().__init__()
-        self.student = student
-        self.teacher = teacher.requires_grad_(False)
+        super().__init__(student, teacher)
+        teacher.requires_grad_(False)
         sources = dict(student.named_parameters())
         self._targets: list[Tensor] = list(teacher.parameters())
         self._sources: list[Tensor] = [sources[name] for name, _ in teacher.named_parameters()]
@@ -71,32 +68,19 @@ class Pair(Branches, nn.Module):
         torch._foreach_lerp_(self._targets, self._sources, 1.0 - momentum)
 
 
-class MoCo(Pair):
+class MoCo(networks.MoCo, Pair):
     """``core.contracts.QueueModel`` of MoCo v1 and v2."""
 
-    def __init__(self, spec: RunSpec) -> None:
-        super().__init__(Branch(spec, predictor=False), Branch(spec, predictor=False))
-        self.memory = Queue(cast(QueueSpec, spec.method))
 
-
-class MoCoV3(Pair):
+class MoCoV3(networks.MoCoV3, Pair):
     """``core.contracts.Model`` of MoCo v3."""
 
-    def __init__(self, spec: RunSpec) -> None:
-        super().__init__(Branch(spec, predictor=True), Branch(spec, predictor=False))
 
-
-class MOCA(MocaBranches, Pair):
+class MOCA(networks.MOCA, Pair):
     """``core.contracts.MocaModel``."""
 
-    def __init__(self, spec: RunSpec) -> None:
-        model, method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
-        super().__init__(MocaStudent(model, method), MocaTeacher(model))
-        self.grid, self.early_layer = model.grid, method.early_layer
-        self.memory = Codebook(model, method)
-
     def index(self, ids: Array, like: Tensor) -> Tensor:
-        """See ``core.methods.networks.MocaBranches``."""
+        """See ``core.methods.networks.MOCA``."""
         return torch.from_numpy(np.ascontiguousarray(ids)).to(like.device)
 
 

@@ -12,6 +12,7 @@ from torchvision.models import resnet
 from triptych.backends.torch.layers import BatchNorm
 from triptych.core import parameters
 from triptych.core.config.spec import ResnetSpec
+from triptych.core.methods.networks import run
 
 
 class ResNet(resnet.ResNet):
@@ -40,22 +41,10 @@ class ResNet(resnet.ResNet):
             self.add_module(f"layer{i + 1}", stage)
 
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
-        """The last map, and those of chosen stages, their mean before their positions.
-
-        Args:
-            images: (N, C, H, W).
-            layers: 0-based stages.
-
-        Returns:
-            "final" and "layer<i>", each (N, 1+L, D).
-        """
-        x = self._stem(images)
-        kept: dict[str, Tensor] = {}
-        for i, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
-            x = stage(x)
-            if i in layers:
-                kept[f"layer{i}"] = _with_mean(x)
-        return {"final": _with_mean(x), **kept}
+        """See ``core.contracts.Encoder``."""
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        x, kept = run(self._stem(images), stages, layers)
+        return {"final": _with_mean(x), **{f"layer{i}": _with_mean(y) for i, y in kept.items()}}
 
     def forward(self, images: Tensor) -> Tensor:
         """The last map's mean over positions. (N, C, H, W) -> (N, D)."""

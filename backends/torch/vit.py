@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from triptych.backends.torch.layers import BatchNorm
 from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
+from triptych.core.methods.networks import run
 
 
 class VisionTransformer(TimmVisionTransformer):
@@ -43,50 +44,24 @@ class VisionTransformer(TimmVisionTransformer):
             self.patch_embed.requires_grad_(not spec.freeze_patch_embed)
 
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
-        """All tokens after the last norm, and the raw output of chosen blocks.
-
-        Args:
-            images: (N, C, H, W).
-            layers: 0-based block indices.
-
-        Returns:
-            "final" and "layer<i>", each (N, 1+L, D).
-        """
-        x = self._pos_embed(self.patch_embed(images))
-        kept: dict[str, Tensor] = {}
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            if i in layers:
-                kept[f"layer{i}"] = x
-        return {"final": self.norm(x), **kept}
+        """See ``core.contracts.Encoder``."""
+        x, kept = run(self._pos_embed(self.patch_embed(images)), self.blocks, layers)
+        return {"final": self.norm(x), **{f"layer{i}": y for i, y in kept.items()}}
 
     def masked(self, images: Tensor, ids: Tensor, early: int) -> tuple[Tensor, Tensor]:
-        """Some of the patches only: positions are added, then the others left out.
-
-        Args:
-            images: (N, C, H, W).
-            ids: (N, T) int64, the patches that are seen, row-major.
-            early: blocks before the last whose raw output is wanted; 0: the final tokens.
-
-        Returns:
-            That output and the tokens after the last norm, each (N, 1+T, D), class token first.
-        """
+        """See ``core.contracts.MaskedEncoder``."""
         patches = self.patch_embed(images) + self.pos_embed[:, 1:]
         patches = patches.gather(1, ids[..., None].expand(-1, -1, patches.shape[-1]))
         token = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
         x = torch.cat([token, patches], dim=1)
-        kept: list[Tensor] = []
-        for block in self.blocks:
-            x = block(x)
-            kept = [*kept, x][-1 - early :]
+        wanted = len(self.blocks) - 1 - early
+        x, kept = run(x, self.blocks, (wanted,))
         final = self.norm(x)
-        return kept[0] if early else final, final
+        return kept[wanted] if early else final, final
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
-        x = self._pos_embed(self.patch_embed(images))
-        for block in self.blocks[:-1]:
-            x = block(x)
+        x, _ = run(self._pos_embed(self.patch_embed(images)), self.blocks[:-1])
         return self.norm(class_token(self.blocks[-1], x))
 
 

@@ -1,20 +1,71 @@
-"""Student and teacher as modules of any framework: what a backend's networks need no framework for.
+"""Student and teacher of any framework: what a backend's networks need no framework for.
 
-A backend's class inherits one of these beside the framework's module class, and builds the parts.
+A backend's class inherits from one of these first and from the framework's module class last. What
+it adds is native: the parts, and how the teacher follows the student.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-from triptych.core.contracts import Array, Slot, Tensor
+from triptych.core.config.spec import MocaSpec, QueueSpec, RunSpec, VitSpec
+from triptych.core.contracts import Array, Codebook, Memory, Slot, Tensor
+
+
+def run(
+    x: Tensor, layers: Iterable[Callable[[Tensor], Tensor]], keep: Collection[int] = ()
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Layers one after the other.
+
+    Args:
+        keep: 0-based indices of the layers whose output is wanted besides.
+
+    Returns:
+        The last layer's output, and those of the layers in ``keep``.
+    """
+    kept: dict[int, Tensor] = {}
+    for i, layer in enumerate(layers):
+        x = layer(x)
+        if i in keep:
+            kept[i] = x
+    return x, kept
+
+
+class Branch:
+    """Encoder and projector, in a student the predictor too. Images (N, C, H, W) -> (N, D)."""
+
+    encoder: Any
+    projector: Any
+    predictor: Any
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Projection, and where there is a predictor its prediction."""
+        x = self.projector(self.encoder(images))
+        return self.predictor(x) if hasattr(self, "predictor") else x
 
 
 class Branches:
-    """``core.contracts.Networks``, and ``Model`` but for the move of the teacher."""
+    """``core.contracts.Networks``, and ``Model`` but for the move of the teacher.
+
+    The parts come from the backend's class:
+        student, teacher: modules that hold an ``encoder``, a ``core.contracts.Encoder``.
+        branch: (spec, predictor=True or False) -> such a module of a contrastive method.
+        queue: section of the spec -> ``core.contracts.Memory``.
+        codebook: sections ``model`` and ``method`` -> ``core.contracts.Codebook``.
+        moca_student: the same -> student of MOCA. moca_teacher: section ``model`` -> its teacher.
+    """
 
     student: Any
     teacher: Any
+    branch: Callable[..., Any]
+    queue: Callable[[QueueSpec], Memory]
+    codebook: Callable[[VitSpec, MocaSpec], Codebook]
+    moca_student: Callable[[VitSpec, MocaSpec], Any]
+    moca_teacher: Callable[[VitSpec], Any]
+
+    def __init__(self, student: Any, teacher: Any) -> None:
+        super().__init__()  # of the framework's module class
+        self.student, self.teacher = student, teacher
 
     def compute(self, part: Callable[..., Any], *arguments: Tensor) -> Any:
         """What a part of the networks gives, computed in the precision of the run.
@@ -51,11 +102,29 @@ class Branches:
         return {f"memory.{name}": Slot.counter(memory, name) for name in names}
 
 
-class MocaBranches(Branches):
-    """``core.contracts.MocaModel`` but for the move of the teacher and the codebook."""
+class MoCo(Branches):
+    """``core.contracts.QueueModel`` of MoCo v1 and v2."""
 
-    grid: tuple[int, int]
-    early_layer: int
+    def __init__(self, spec: RunSpec) -> None:
+        super().__init__(self.branch(spec, predictor=False), self.branch(spec, predictor=False))
+        self.memory = self.queue(cast(QueueSpec, spec.method))
+
+
+class MoCoV3(Branches):
+    """``core.contracts.Model`` of MoCo v3."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        super().__init__(self.branch(spec, predictor=True), self.branch(spec, predictor=False))
+
+
+class MOCA(Branches):
+    """``core.contracts.MocaModel``."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        model, method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
+        super().__init__(self.moca_student(model, method), self.moca_teacher(model))
+        self.grid, self.early_layer = model.grid, method.early_layer
+        self.memory = self.codebook(model, method)
 
     def index(self, ids: Array, like: Tensor) -> Tensor:
         """Indices as a tensor of their own beside ``like``. ids: any shape, int64.

@@ -8,7 +8,8 @@ is a tensor of the backend, (C, K), a key in each of its K columns.
 
 from collections.abc import Iterator, Sequence
 
-from triptych.core.contracts import Codebook, Memory, Tensor
+from triptych.core import contracts
+from triptych.core.contracts import Tensor
 
 
 def segments(pointer: int, count: int, size: int) -> Iterator[tuple[slice, slice]]:
@@ -46,7 +47,7 @@ def moved(distance: Tensor, difference: Tensor) -> Tensor:
     return DISTANCE_MOMENTUM * distance + (1.0 - DISTANCE_MOMENTUM) * difference
 
 
-def enqueue(memory: Memory, keys: Tensor, /) -> None:
+def enqueue(memory: contracts.Memory, keys: Tensor, /) -> None:
     """``core.contracts.Memory.enqueue`` on tensors of any framework."""
     size = memory.queue.shape[1]
     for columns, rows in segments(memory.pointer, len(keys), size):
@@ -54,7 +55,7 @@ def enqueue(memory: Memory, keys: Tensor, /) -> None:
     memory.pointer = advance(memory.pointer, len(keys), size)
 
 
-def update(memory: Codebook, words: Tensor, differences: Sequence[Tensor], /) -> None:
+def update(memory: contracts.Codebook, words: Tensor, differences: Sequence[Tensor], /) -> None:
     """``core.contracts.Codebook.update`` on tensors of any framework."""
     size = len(memory.words)
     for rows, new in segments(memory.pointer, len(words), size):
@@ -66,3 +67,24 @@ def update(memory: Codebook, words: Tensor, differences: Sequence[Tensor], /) ->
     memory.distance_used[:] = distance
     memory.pointer = advance(memory.pointer, len(words), size)
     memory.updates += 1
+
+
+class Queue:
+    """``core.contracts.Memory`` but for its tensor; the pointer is on the host."""
+
+    counters = ("pointer",)
+    queue: Tensor
+    pointer = 0
+    enqueue = enqueue
+
+
+class Codebook:
+    """``core.contracts.Codebook`` but for its tensors; pointer and count are on the host."""
+
+    counters = ("pointer", "updates")
+    words: Tensor
+    distance: Tensor
+    distance_used: Tensor
+    pointer = 0
+    updates = 0
+    update = update
