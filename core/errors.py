@@ -1,20 +1,24 @@
-"""Errors a user can cause and mend: each is one line, without a traceback, and exit status 2."""
+"""Errors that a user can cause and fix. The command line prints each in one line, no traceback."""
 
 
 class UserError(Exception):
-    """Bad input. The message names the file, the key, the value and the remedy.
+    """Bad input (exit status 2). The message names the file, the key, the value and the remedy.
 
-    Several lines are several errors; the command line prints each after ``error:``.
+    Each line of the message is one error. The command line prints each after ``error:``.
     """
 
 
 class NonFiniteError(FloatingPointError):
-    """Training went non-finite (exit status 3); names the step and the first bad tensor."""
+    """A loss or tensor became NaN or infinite (exit status 3).
+
+    The message names the step and the first bad tensor.
+    """
 
 
 def printable(text: str) -> str:
-    r"""A name from outside as it may stand in a message: in one line, without control characters.
+    r"""A name from outside, made safe for a message: one line, without control characters.
 
-    What cannot be shown becomes an escape, e.g. a byte 0xe9 that is not UTF-8 becomes ``\udce9``.
+    A character that cannot be printed becomes an escape. Example: a byte 0xe9 that is not UTF-8
+    becomes ``\udce9``.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,8 +1,8 @@
 """Named, counter-based random streams: the only source of randomness in a run.
 
-A draw is a pure function of (seed, stream name, counters), so it does not depend on the framework,
-the number of workers or ranks, or on what was drawn before. Counters are never mixed into the
-seed by arithmetic, since such seeds collide (``seed * epoch`` is 0 for every seed at epoch 0).
+A draw is a pure function of (seed, stream name, counters). It depends on no framework, on no number
+of workers or ranks, and on no earlier draw. Arithmetic never mixes counters into the seed, since
+such seeds collide (``seed * epoch`` is 0 for every seed at epoch 0).
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 def stream(seed: int, name: str, *counters: int) -> np.random.Generator:
-    """The generator of one stream at one point.
+    """The random generator of a stream at given counters.
 
     Args:
         seed: seed of the run, 0 <= seed < 2**64.
@@ -26,20 +26,20 @@ def stream(seed: int, name: str, *counters: int) -> np.random.Generator:
         raise ValueError(f"stream {name!r}: expected at most 3 counters >= 0, got {counters}")
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     key = np.array([seed, int.from_bytes(digest, "little")], np.uint64)
-    # Word 0 of Philox's counter is the one that advances while numbers are drawn.
+    # Philox advances word 0 of its counter while it draws numbers.
     counter = np.array([0, *counters, *[0] * (3 - len(counters))], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def check_order(name: str, order: NDArray[np.int64]) -> None:
-    """Refuses what is no order.
+    """Checks that each row of ``order`` is a permutation of 0 ... n - 1.
 
     Args:
-        name: for the error.
-        order: (n,) or (rows, n), whole numbers.
+        name: of the array, for the error.
+        order: (n,) or (rows, n), integers.
 
     Raises:
-        ValueError: a row is not a permutation of 0, 1, ...
+        ValueError: a row is not a permutation.
     """
     if (np.sort(order, axis=-1) != np.arange(order.shape[-1])).any():
         raise ValueError(f"{name}: expected each of 0 ... {order.shape[-1] - 1} once")
