@@ -1,4 +1,4 @@
-"""The methods, by ``method.name`` of the spec: one module each, a ``core.contracts.Method``."""
+"""The methods by ``method.name`` of the spec. Each module here is a ``core.contracts.Method``."""
 
 from typing import Any
 

@@ -1,9 +1,9 @@
-"""Is the loss normal? The state of a run in a word, from its logged losses and feature spreads.
+"""The health of a run: its state in one word, from its logged losses and feature spreads.
 
-A contrastive loss has a chance level: its value when the features tell no image from another. A
-run that stays there learns nothing, and one that returns there has collapsed, whatever the number
-looks like. Both are judged from the history alone, so a resumed run that replays its log says the
-same words as one that was never stopped.
+A contrastive loss has a chance level: its value when the features do not distinguish images. A run
+whose loss stays there learns nothing, and a run whose loss returns there has collapsed, however
+small the loss is. The state depends on the logged history alone, so a resumed run that replays its
+log gets the same states as an uninterrupted run.
 """
 
 from collections.abc import Sequence
@@ -19,27 +19,32 @@ State = Literal["at chance", "learning", "collapsed"]
 STATES: tuple[State, ...] = get_args(State)
 
 WINDOW = 5
-"""Logged steps that are averaged: one batch may be lucky."""
+"""Number of logged steps to average, since a single batch may be easy."""
 PATIENCE = 20
-"""Logged steps before a state that lasts is called lasting."""
+"""Number of logged steps after which a state counts as lasting."""
 GAIN = 0.02
-"""Loss below chance, relative to it, from which a run is learning."""
+"""A run learns if its relative gain, 1 - loss / chance, is at least this."""
 LEARNED = 0.05
-"""The same, from which a return to chance is a collapse and not a slow start."""
+"""If the best relative gain is at least this, a return to chance is a collapse.
+
+Below it, the run only starts slowly."""
 FLAT_SPREAD = 0.1
-"""Feature spread (see ``core.engine.feature_std``) below which rows are nearly parallel. Behind a
-last batch norm (MoCo v3) it stays near 1 even in a collapse; there the loss alone tells."""
+"""Feature spread (``core.engine.feature_std``) below which the features are nearly parallel.
+
+With a batch norm as last layer (MoCo v3), the spread stays near 1 even in a collapse. There only
+the loss shows the collapse."""
 EQUAL_SPREAD = 0.01
-"""Feature spread below which rows are the same, whatever the loss says (it may be trivially 0)."""
+"""Feature spread below which all features are equal. The loss may then be trivially 0."""
 PINNED = 0.002
-"""A loss this close to chance, relative to it, in every row: only equal features do that. Random
-features scatter around a value above chance (by a few percent for MoCo v3 at its start)."""
+"""If abs(loss / chance - 1) stays below this for PATIENCE logged steps, all features are equal.
+
+Random features give a loss above chance (by a few percent for MoCo v3 at its start)."""
 LEAST = 1e-6
-"""Chance level, in nats, that counts as none."""
+"""A chance level (nats) below this counts as this, so that no loss is divided by 0."""
 LOST = 0.05
-"""Fall of an evaluation's headline metric, below its best so far, that is worth a line."""
+"""Drop of an evaluation's headline metric below its best that causes a warning line."""
 LONG = 0.1
-"""Fraction of the run, beyond which a run still at chance gets advice."""
+"""Fraction of the run after which a run still at chance gets advice."""
 
 
 def judge(
@@ -50,20 +55,23 @@ def judge(
     best: float = 0.0,
     flat: float = FLAT_SPREAD,
 ) -> State:
-    """The state at the last of some logged steps.
+    """The state of a run after its latest logged steps.
 
     Args:
-        losses: of the latest steps, oldest first; at least one, and no use in more than PATIENCE.
+        losses: of the latest steps, oldest first. At least one; more than PATIENCE change nothing.
         spreads: feature spreads of the same steps.
-        chance: loss of features that tell nothing apart; > 0.
-        best: largest relative gain over chance, averaged over WINDOW steps, since the start.
+        chance: loss of features that do not distinguish images; > 0.
+        best: largest relative gain over chance since the start, averaged over WINDOW steps.
         flat: spread below which features that do not beat chance have collapsed.
 
     Returns:
-        "collapsed": the features of a window are equal, or nearly so without beating chance; or
-        the run had beaten chance clearly and none of the last WINDOW steps does; or the loss has
-        sat on the chance level itself for PATIENCE steps. "learning": a window beats chance.
-        "at chance": everything else, above chance included.
+        "collapsed": one of three conditions holds.
+            - The features of the last WINDOW steps are equal, or they are nearly equal and their
+              loss does not beat chance.
+            - The run had beaten chance clearly, and none of the last WINDOW steps beats it.
+            - The loss has equalled the chance level for PATIENCE steps.
+        "learning": the loss beats chance on average over the last WINDOW steps.
+        "at chance": all other cases, also a loss above chance.
     """
     gains = [1.0 - loss / chance for loss in losses]
     gain, spread = fmean(gains[-WINDOW:]), fmean(spreads[-WINDOW:])
@@ -92,45 +100,54 @@ WORSE = (
 
 
 def alike(batch: Batch) -> bool:
-    """Whether all images of a view are equal, so that features differ by rounding alone.
+    """Whether some view consists of equal images, so that its features differ by rounding alone.
 
-    A batch norm makes such differences as large as real ones, on one framework more than on
-    another.
+    A batch norm enlarges rounding differences to the size of real ones, and each framework does so
+    to another degree.
     """
     return any(all(np.array_equal(image, view[0]) for image in view[1:]) for view in batch.views)
 
 
 @dataclass
 class Health:
-    """Follows one run. chance, flat: as in ``judge``; remedy: what else helps when it collapses."""
+    """Follows the health of one run.
+
+    Attributes:
+        chance: as in ``judge``.
+        flat: as in ``judge``.
+        remedy: advice against a collapse, besides a lower learning rate.
+        state: present state.
+        lasting: number of logged steps in the present state.
+    """
 
     chance: float
     flat: float = FLAT_SPREAD
     remedy: str = "make the two views share more"
     state: State = "at chance"
     lasting: int = 0
-    """Logged steps in the present state."""
     _best: float = 0.0
     _losses: list[float] = field(default_factory=list)
     _spreads: list[float] = field(default_factory=list)
     _scores: dict[str, float] = field(default_factory=dict)
-    """Protocol -> best headline metric."""
+    """Maps each protocol to its best headline metric."""
     _worse: set[str] = field(default_factory=set)
     _advised: set[State] = field(default_factory=set)
 
     def observe(
         self, loss: float, spread: float, *, chance: float | None = None, settled: bool = True
     ) -> State:
-        """Takes one logged step into account and says what the state is now.
+        """Adds one logged step and returns the new state.
 
         Args:
-            chance: of this step, where it is another at each.
-            settled: whether the loss can be judged yet. Before, the state stays as it is.
+            loss: of the step.
+            spread: feature spread of the step.
+            chance: chance level of the step, for a method whose level moves.
+            settled: whether the loss already depends on the features. If not, the state stays.
         """
         if not settled:
             return self.state
         if chance is not None and chance != self.chance:
-            # Targets that are all alike can be met without looking: no gain is possible.
+            # Chance moves with the targets (MOCA): rescale the loss to the initial chance level.
             loss = loss * self.chance / max(chance, LEAST)
         self._losses = [*self._losses, loss][-PATIENCE:]
         self._spreads = [*self._spreads, spread][-PATIENCE:]
@@ -142,10 +159,12 @@ class Health:
         return state
 
     def advice(self, progress: float) -> str | None:
-        """One line of help when a run has collapsed or is long at chance; each once.
+        """One line of advice if the run has collapsed, or has been at chance for long.
+
+        Each of the two is returned once; otherwise the result is None.
 
         Args:
-            progress: fraction of the run that is done, 0..1.
+            progress: fraction of the run that is done, 0 to 1.
         """
         stuck = self.state == "at chance" and self.lasting >= PATIENCE and progress >= LONG
         if self.state in self._advised or not (stuck or self.state == "collapsed"):
@@ -154,11 +173,11 @@ class Health:
         return STUCK if stuck else COLLAPSED.format(remedy=self.remedy)
 
     def evaluated(self, title: str, score: float) -> str | None:
-        """One line, once per protocol, when features got worse by LOST since their best.
+        """A warning line, once per protocol, if the score is LOST or more below its best.
 
         Args:
-            title: the protocol's name for people.
-            score: its headline metric, 0 to 1.
+            title: the protocol's name in messages.
+            score: the protocol's headline metric, 0 to 1.
         """
         best = self._scores[title] = max(self._scores.get(title, 0.0), score)
         if title in self._worse or best - score < LOST:

@@ -1,6 +1,6 @@
 """MoCo v1 and v2: the order of one step over ``ops`` (arXiv 1911.05722, algorithm 1; 2003.04297).
 
-The two differ in their heads, temperature and augmentation, which are all in the spec.
+The two versions differ in heads, temperature and augmentation. The spec holds all three.
 """
 
 import math
@@ -22,33 +22,40 @@ CHANCE = "the loss is {:.4f} where nothing is learned"
 
 
 def chance(spec: RunSpec) -> float:
-    """Loss when every key is as likely as the positive one: ln(1 + K)."""
+    """The loss if every key is as likely as the positive one: ln(1 + K)."""
     return math.log(1 + cast(QueueSpec, spec.method).queue_size)
 
 
 def spread(values: Mapping[str, float]) -> float:
-    """The features' (``core.engine.feature_std``)."""
+    """The spread of the features (``core.engine.feature_std``)."""
     return values["feature_std"]
 
 
 def status(values: Mapping[str, float]) -> list[str]:
-    """Nothing: loss and spread say all."""
+    """Nothing: the loss and the feature spread suffice."""
     return []
 
 
 def settled(spec: RunSpec) -> int:
-    """Steps until the queue holds keys only: its random start is told from a key at no cost."""
+    """Steps until the random initial queue is overwritten.
+
+    Before that the loss is low for free: random vectors are easy negatives.
+    """
     return math.ceil(cast(QueueSpec, spec.method).queue_size / spec.train.batch_size)
 
 
 def draws(spec: RunSpec, step: int) -> dict[str, Array]:
-    """``shuffle_perm``, (N,) int64: the order in which the key encoder sees the images."""
+    """The order in which the key encoder sees the images.
+
+    Returns:
+        ``shuffle_perm``: (N,) int64.
+    """
     order = stream(spec.seed, "shuffle", step).permutation(spec.train.batch_size)
     return {"shuffle_perm": order}
 
 
 def check_draws(spec: RunSpec, draws: Mapping[str, Array]) -> None:
-    """Raises ValueError for draws of the right names, shapes and types that no run could draw."""
+    """See ``core.contracts.Method``."""
     check_order("shuffle_perm", draws["shuffle_perm"])
 
 
@@ -60,16 +67,17 @@ def forward(
     hyper: Hyper,
     spec: QueueSpec,
 ) -> Outcome:
-    """Queries, then the EMA, then shuffled keys, then the loss against keys and queue.
+    """Computes queries, updates the teacher, then computes shuffled keys and the loss.
 
     Args:
-        views: two of (N, C, H, W), for queries and for keys.
+        views: two tensors (N, C, H, W), the first for queries and the second for keys.
     """
     query = model.query(views[0])
     with ops.no_grad():
         # The teacher takes the student's weights from before this step's update (section 3.2).
         model.update_teacher(hyper.ema)
-        # Shuffled, a key's batch norm sees other images than its query's did (section 3.3).
+        # The shuffle gives the batch norm of a key other images than that of its query
+        # (section 3.3).
         order = draws["shuffle_perm"]
         shuffled = ops.l2_normalize(model.key(ops.gather_rows(views[1], order)))
         key = ops.gather_rows(shuffled, np.argsort(order))
@@ -77,7 +85,9 @@ def forward(
 
 
 def outcome(ops: Ops, model: QueueModel, query: Tensor, key: Tensor, spec: QueueSpec) -> Outcome:
-    """The loss against own keys and queue, how often the own key is nearest, and the features.
+    """The loss against positive keys and queue, the accuracy, and the features.
+
+    The accuracy ("acc1", "acc5") says how often the positive key is among the nearest 1 or 5.
 
     Args:
         query: (N, D), not normalised.
@@ -91,10 +101,10 @@ def outcome(ops: Ops, model: QueueModel, query: Tensor, key: Tensor, spec: Queue
 
 
 def finish(model: QueueModel, outcome: Outcome) -> None:
-    """The step's keys enter the queue.
+    """Puts the step's keys into the queue.
 
-    Not before the backward pass is done, which reads the queue as the forward pass saw it. PyTorch
-    and Paddle would refuse, OneFlow would give wrong gradients without a word; a copy of the queue
-    would do as well, and cost one.
+    The queue must not change earlier, since the backward pass reads the values that the forward
+    pass saw. PyTorch and Paddle would raise an error, and OneFlow would silently give wrong
+    gradients. The alternative, a copy of the queue, would cost time and memory.
     """
     model.memory.enqueue(outcome.kept["key"])

@@ -16,32 +16,32 @@ CHANCE = "the loss is {:.4f} where nothing is learned"
 
 
 def chance(spec: RunSpec) -> float:
-    """Loss when every key is as likely as the positive one: two terms of 2 T ln N each."""
+    """The loss if every key is as likely as the positive one: two terms of 2 T ln N each."""
     return 4.0 * cast(MocoV3Spec, spec.method).temperature * math.log(spec.train.batch_size)
 
 
 def spread(values: Mapping[str, float]) -> float:
-    """The features' (``core.engine.feature_std``)."""
+    """The spread of the features (``core.engine.feature_std``)."""
     return values["feature_std"]
 
 
 def status(values: Mapping[str, float]) -> list[str]:
-    """Nothing: loss and spread say all."""
+    """Nothing: the loss and the feature spread suffice."""
     return []
 
 
 def settled(spec: RunSpec) -> int:
-    """The loss tells how good the features are from the first step on."""
+    """Zero: the loss depends on the features from the first step on."""
     return 0
 
 
 def draws(spec: RunSpec, step: int) -> dict[str, Array]:
-    """MoCo v3 draws nothing beyond the augmented views."""
+    """Nothing: MoCo v3 needs random numbers for its augmented views only."""
     return {}
 
 
 def check_draws(spec: RunSpec, draws: Mapping[str, Array]) -> None:
-    """See ``moco.check_draws``."""
+    """Nothing: there are no draws."""
 
 
 def forward(
@@ -52,11 +52,11 @@ def forward(
     hyper: Hyper,
     spec: MocoV3Spec,
 ) -> Outcome:
-    """Queries of both views, then the EMA, then keys of both views, then the loss.
+    """Computes queries of both views, updates the teacher, then computes keys and the loss.
 
     Args:
-        views: two of (N, C, H, W). Each goes through on its own: batch norm sees one view at a
-            time, view 1 first.
+        views: two tensors (N, C, H, W). Each passes the networks separately, so batch norm sees
+            one view at a time, view 1 first.
     """
     query1, query2 = model.query(views[0]), model.query(views[1])
     with ops.no_grad():
@@ -69,11 +69,18 @@ def forward(
 def outcome(
     ops: Ops, query1: Tensor, query2: Tensor, key1: Tensor, key2: Tensor, spec: MocoV3Spec
 ) -> Outcome:
-    """The loss of both views, its two terms and the features. All of (N, D)."""
+    """The loss of both views, its two terms and the features.
+
+    Args:
+        query1: (N, D), predictor outputs of view 1, not normalised.
+        query2: (N, D), predictor outputs of view 2, not normalised.
+        key1: (N, D), teacher outputs of view 1, not normalised.
+        key2: (N, D), teacher outputs of view 2, not normalised.
+    """
     loss, terms = symmetric_info_nce(ops, query1, query2, key1, key2, temperature=spec.temperature)
     features = {"q1": query1, "q2": query2, "k1": key1, "k2": key2}
     return Outcome(loss, {"loss_q1k2": terms[0], "loss_q2k1": terms[1]}, features)
 
 
 def finish(model: Model, outcome: Outcome) -> None:
-    """Nothing is left to do after the update."""
+    """Nothing: MoCo v3 has no memory to update."""
