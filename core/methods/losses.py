@@ -1,4 +1,6 @@
-"""Contrastive losses over ``ops``. Gathered keys and labels are arguments: no rank is known here.
+"""Contrastive losses over ``ops``.
+
+The caller passes keys gathered from all ranks, and labels; the losses know no rank.
 
 Shape letters: N queries, M keys, D feature width.
 """
@@ -9,13 +11,13 @@ from triptych.core.contracts import Array, Ops, Tensor
 
 
 def info_nce(ops: Ops, query: Tensor, keys: Tensor, labels: Array, *, temperature: float) -> Tensor:
-    """2 T times the cross-entropy of the cosine similarities over T (MoCo v3, equation 1).
+    """2 T times the cross-entropy of cosine similarity / T (MoCo v3, equation 1).
 
     Args:
         query: (N, D), unit rows.
         keys: (M, D), unit rows, no gradient; gathered over replicas.
         labels: (N,) int64, the row of each query's positive key.
-        temperature: dimensionless.
+        temperature: T, dimensionless.
     """
     # Dividing the queries touches N*D numbers; dividing the logits would touch N*M.
     logits = ops.matmul(query / temperature, keys, transpose_b=True)
@@ -26,39 +28,42 @@ def info_nce(ops: Ops, query: Tensor, keys: Tensor, labels: Array, *, temperatur
 def symmetric_info_nce(
     ops: Ops, query1: Tensor, query2: Tensor, key1: Tensor, key2: Tensor, *, temperature: float
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Each view's queries against the other view's keys (MoCo v3, algorithm 1).
+    """The loss of each view's queries against the other view's keys (MoCo v3, algorithm 1).
 
     Args:
-        query1, query2: (N, D), predictor outputs, not normalised.
-        key1, key2: (N, D), teacher outputs, not normalised.
+        query1: (N, D), predictor outputs of view 1, not normalised.
+        query2: (N, D), predictor outputs of view 2, not normalised.
+        key1: (N, D), teacher outputs of view 1, not normalised.
+        key2: (N, D), teacher outputs of view 2, not normalised.
+        temperature: dimensionless.
 
     Returns:
-        The sum, and the two terms (q1 against k2, q2 against k1).
+        The sum of the two terms, and the terms: query1 against key2, query2 against key1.
     """
     labels = np.arange(len(query1), dtype=np.int64)
-    one = info_nce(
+    term1 = info_nce(
         ops, ops.l2_normalize(query1), ops.l2_normalize(key2), labels, temperature=temperature
     )
-    two = info_nce(
+    term2 = info_nce(
         ops, ops.l2_normalize(query2), ops.l2_normalize(key1), labels, temperature=temperature
     )
-    return one + two, (one, two)
+    return term1 + term2, (term1, term2)
 
 
 def queue_logits(
     ops: Ops, query: Tensor, key: Tensor, queue: Tensor, *, temperature: float
 ) -> Tensor:
-    """Cosine similarities over T of each query with its own key and with the queue's (MoCo v1).
+    """Cosine similarity / T of each query with its positive key and with the queue (MoCo v1).
 
     Args:
         query: (N, D), not normalised.
-        key: (N, D), unit rows, no gradient: row i is query i's positive.
-        queue: (D, K), unit columns, no gradient. It must keep its values until the gradients are
-            there.
-        temperature: dimensionless.
+        key: (N, D), unit rows, no gradient. Row i is the positive key of query i.
+        queue: (D, K), unit columns, no gradient. Its values must not change before the backward
+            pass is done.
+        temperature: T, dimensionless.
 
     Returns:
-        (N, 1+K), column 0 the positives.
+        (N, 1+K). Column 0 holds the positives.
     """
     # Dividing the queries touches N*D numbers; dividing the logits would touch N*K.
     query = ops.l2_normalize(query) / temperature

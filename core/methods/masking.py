@@ -1,7 +1,7 @@
-"""Which patches MOCA shows its student, and which it decodes (arXiv 2307.09361, section 3.3).
+"""The masks of MOCA (arXiv 2307.09361, section 3.3).
 
-An order of an image's tokens says all: its first ``visible`` are seen, its first ``decoded`` are
-predicted.
+A permutation of an image's tokens defines a mask. The student sees its first ``visible`` tokens,
+and the decoder predicts its first ``decoded`` tokens.
 """
 
 import numpy as np
@@ -12,21 +12,34 @@ from triptych.core.config.method import Round
 Array = NDArray[np.int64]
 
 
-def complementary(order: Array, one: Round, two: Round) -> Array:
-    """The order of round 2: what round 1 neither showed nor decoded comes first.
+def complementary(order: Array, round1: Round, round2: Round) -> Array:
+    """The token order of round 2, given that of round 1.
 
-    Then what round 1 decoded unseen, so that both predict the same, then the rest, last what round
-    1 showed: nothing is visible twice.
+    The order of round 2 is, with tokens named after their part in round 1:
+        1. as many tokens as round 2 shows, of those neither shown nor decoded;
+        2. the tokens decoded but not shown, so that both rounds predict them;
+        3. the remaining tokens neither shown nor decoded;
+        4. the shown tokens, so that no token is visible twice.
 
     Args:
-        order: (N, L) int64, a permutation in each row: the order of round 1.
+        order: (N, L) int64, the order of round 1: each row is a permutation.
+        round1: token numbers of round 1.
+        round2: token numbers of round 2.
+
+    Returns:
+        (N, L) int64.
     """
-    shown, masked, rest = np.split(order, [one.visible, one.decoded], axis=1)
-    return np.concatenate([rest[:, : two.visible], masked, rest[:, two.visible :], shown], axis=1)
+    shown, masked, rest = np.split(order, [round1.visible, round1.decoded], axis=1)
+    fresh = rest[:, : round2.visible]
+    return np.concatenate([fresh, masked, rest[:, round2.visible :], shown], axis=1)
 
 
 def interior(grid: tuple[int, int], border: int) -> Array:
-    """Row-major indices of the tokens that are ``border`` or more from each edge. (M,) int64."""
+    """Indices of the tokens at least ``border`` rows and columns from each edge.
+
+    Returns:
+        (M,) int64, row-major.
+    """
     rows, columns = grid
     index = np.arange(rows * columns, dtype=np.int64).reshape(grid)
     return index[border : rows - border, border : columns - border].reshape(-1)

@@ -1,6 +1,6 @@
 """MOCA: the order of one step over ``ops`` (arXiv 2307.09361, section 3).
 
-Shape letters: N images of both views (view 1 first), L tokens of an image, D width, K words.
+Shape letters: N images of both views (view 1 first), L tokens per image, D width, K words.
 """
 
 import math
@@ -16,50 +16,54 @@ from triptych.core.methods.health import EQUAL_SPREAD
 from triptych.core.random import check_order, stream
 
 FLAT = EQUAL_SPREAD
-"""Its features are pooled, not normalised, and nearly parallel in a good run as well."""
+"""MOCA's pooled features are not normalised, and nearly parallel in a good run as well."""
 REMEDY = "clip harder (optim.clip_norm) or let the teacher follow more slowly (method.momentum)"
-CHANCE = "below {:.4f}; it moves with the words, and each logged step says where it is"
+CHANCE = "below {:.4f}; the level moves with the words and is logged at each step"
 TOLD_SCALE = 10.0
-"""Makes a thousandth of a nat that words tell about their image as little as equal features."""
+"""Scale of the information in ``spread`` (1/nat), so that 0.001 nat counts as collapsed.
+
+``FLAT`` does the same for the features."""
 
 
 def chance(spec: RunSpec) -> float:
-    """The loss when sure codes meet even predictions: ln K for each of two rounds of both losses.
+    """The loss of one-hot codes against uniform predictions: ln K per round and loss.
 
-    An upper bound to begin with; the real one depends on the targets and comes as a metric.
+    This is an upper bound. The true chance level depends on the targets: see the metric "chance".
     """
     method = cast(MocaSpec, spec.method)
     return 2.0 * (method.image_weight + method.dense_weight) * math.log(method.words)
 
 
 def spread(values: Mapping[str, float]) -> float:
-    """The features', or that of the bags of words where that is less.
+    """The lesser of two spreads: that of the features, and that of the bags of words.
 
-    Words that tell nothing about their image make a loss that can be met without looking at it.
+    The spread of the bags of words is the scaled information of a bag about its image. Without
+    that information, a prediction that ignores the image reaches a low loss.
     """
-    told = values["word_entropy"] - values["bow_entropy"]
-    return min(values["feature_std"], TOLD_SCALE * told)
+    information = values["word_entropy"] - values["bow_entropy"]
+    return min(values["feature_std"], TOLD_SCALE * information)
 
 
 def status(values: Mapping[str, float]) -> list[str]:
-    """Entropies, in nats: of the mean bag of words, and the mean over single bags."""
+    """Entropies (nats): of the mean bag of words, and the mean over single bags."""
     words, image = values["word_entropy"], values["bow_entropy"]
-    return [f"words {words:.2f} nats, of an image {image:.2f}"]
+    return [f"word entropy {words:.2f} nats, per image {image:.2f}"]
 
 
 def settled(spec: RunSpec) -> int:
-    """From the first step on the loss tells something."""
+    """Zero: the loss depends on the features from the first step on."""
     return 0
 
 
 def draws(spec: RunSpec, step: int) -> dict[str, Array]:
-    """Which tokens are masked, and which enter the codebook.
+    """The masks of a step, and the tokens that become words of the codebook.
 
     Returns:
-        ``mask_ids_round1``, ``mask_ids_round2``: (2 batch, L) int64, orders of each image's
-        tokens, view 1 first. ``codebook_coin``: (), the words come from view 1 if below 1/2.
-        ``codebook_image_perm``: order of the images that words may come from.
-        ``codebook_token_pick``: for each new word one of the interior tokens, row-major.
+        ``mask_ids_round1``: (2 batch, L) int64, order of each image's tokens, view 1 first.
+        ``mask_ids_round2``: (2 batch, L) int64, likewise.
+        ``codebook_coin``: () float64, 0 to 1. The words come from view 1 if it is below 1/2.
+        ``codebook_image_perm``: (images,) int64, order of the images that words may come from.
+        ``codebook_token_pick``: (words,) int64, for each new word the index of an interior token.
     """
     model, method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
     batch, length = spec.train.batch_size, math.prod(model.grid)
@@ -77,15 +81,14 @@ def draws(spec: RunSpec, step: int) -> dict[str, Array]:
 
 
 def check_draws(spec: RunSpec, draws: Mapping[str, Array]) -> None:
-    """See ``moco.check_draws``."""
+    """See ``core.contracts.Method``."""
     model, method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
-    one, two = draws["mask_ids_round1"], draws["mask_ids_round2"]
     for name in ("mask_ids_round1", "mask_ids_round2", "codebook_image_perm"):
         check_order(name, draws[name])
-    shown, shown_then = (
-        ids[:, : r.visible] for ids, r in zip((one, two), method.rounds(one.shape[1]), strict=True)
-    )
-    if (shown[:, :, None] == shown_then[:, None]).any():
+    round1, round2 = method.rounds(draws["mask_ids_round1"].shape[1])
+    visible1 = draws["mask_ids_round1"][:, : round1.visible]
+    visible2 = draws["mask_ids_round2"][:, : round2.visible]
+    if (visible1[:, :, None] == visible2[:, None]).any():
         raise ValueError("mask_ids_round2: shows a token that round 1 has shown")
     inner = len(masking.interior(model.grid, method.border))
     pick = draws["codebook_token_pick"]
@@ -103,10 +106,10 @@ def forward(
     hyper: Hyper,
     spec: MocaSpec,
 ) -> Outcome:
-    """EMA, teacher and its codes, then the student once for each masking round, then both losses.
+    """Updates the teacher, computes its codes, then the student's two masking rounds and losses.
 
     Args:
-        views: two of (batch, C, H, W).
+        views: two tensors (batch, C, H, W).
     """
     images = ops.concat(views, axis=0)
     orders = [draws["mask_ids_round1"], draws["mask_ids_round2"]]
@@ -115,30 +118,35 @@ def forward(
         model.update_teacher(hyper.ema)
         codes, bows, kept = targets(ops, model, images, draws, spec)
     rounds = spec.rounds(orders[0].shape[1])
-    seen = [
-        model.encode(images, ids[:, : one.visible]) for ids, one in zip(orders, rounds, strict=True)
+    encoded = [
+        model.encode(images, ids[:, : size.visible])
+        for ids, size in zip(orders, rounds, strict=True)
     ]
-    pooled = [_pool(ops, last, spec) for _, last in seen]
+    pooled = [_pool(ops, last, spec) for _, last in encoded]
     weights = model.image_weights(model.memory.words)
     image_losses = [
         ops.kl_divergence(bows, ops.matmul(x, weights, transpose_b=True)) for x in pooled
     ]
     decoded = [
-        model.decode(x, early, ids[:, : one.decoded])
-        for x, (early, _), ids, one in zip(pooled, seen, orders, rounds, strict=True)
+        model.decode(x, early, ids[:, : size.decoded])
+        for x, (early, _), ids, size in zip(pooled, encoded, orders, rounds, strict=True)
     ]
     weights = model.dense_weights(model.memory.words)
-    wanted = [
-        _at(ops, codes, ids[:, : one.decoded]) for ids, one in zip(orders, rounds, strict=True)
+    dense_targets = [
+        _at(ops, codes, ids[:, : size.decoded]) for ids, size in zip(orders, rounds, strict=True)
     ]
     dense_losses = [
         ops.kl_divergence(target, ops.matmul(x, weights, transpose_b=True))
-        for x, target in zip(decoded, wanted, strict=True)
+        for x, target in zip(decoded, dense_targets, strict=True)
     ]
-    # Twice the mean of two rounds.
+    # Each loss is the sum of two rounds, which is twice their mean.
     image, dense = image_losses[0] + image_losses[1], dense_losses[0] + dense_losses[1]
     with ops.no_grad():
-        metrics = {"loss_img": image, "loss_loc": dense, **_spread(ops, bows, wanted[1], spec)}
+        metrics = {
+            "loss_img": image,
+            "loss_loc": dense,
+            **_spread(ops, bows, dense_targets[1], spec),
+        }
     features = {"x_cls_round1": pooled[0], "x_cls_round2": pooled[1], "cross_view_bows": bows}
     loss = spec.image_weight * image + spec.dense_weight * dense
     return Outcome(loss, metrics, features, kept)
@@ -147,11 +155,12 @@ def forward(
 def targets(
     ops: Ops, model: MocaModel, images: Tensor, draws: Mapping[str, Array], spec: MocaSpec
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """What the student is to predict, and what the codebook learns from the step.
+    """The targets of the student, and the data for the codebook's update.
 
     Returns:
-        (N, L, K) codes of each token; (N, K) bags of words of each image's other view; new words
-        and each view's difference of cosines.
+        codes: (N, L, K), codes of each token.
+        bows: (N, K), bag of words of each image's other view.
+        kept: new words, and each view's difference of cosines, for ``finish``.
     """
     memory = model.memory
     tokens = model.teacher_tokens(images)
@@ -160,7 +169,7 @@ def targets(
     )
     half, inner = len(images) // 2, masking.interior(model.grid, spec.border)
     bows = ops.mean_tokens(codes, inner)
-    # Codes sum to 1, and so do their means: dividing by the sum would change nothing.
+    # Each code sums to 1, and so does a mean of codes: no normalisation is needed.
     crossed = ops.concat([bows[half:], bows[:half]], axis=0)
     token = inner[draws["codebook_token_pick"]]
     image = draws["codebook_image_perm"][: len(token)]
@@ -176,7 +185,10 @@ def targets(
 
 
 def finish(model: MocaModel, outcome: Outcome) -> None:
-    """Tokens of this step's teacher enter the codebook, which the gradients no longer need."""
+    """Puts tokens of this step's teacher into the codebook.
+
+    The backward pass is done by then, so the old words are no longer needed.
+    """
     kept = outcome.kept
     model.memory.update(kept["words"], (kept["difference1"], kept["difference2"]))
 
@@ -188,25 +200,30 @@ def _pool(ops: Ops, tokens: Tensor, spec: MocaSpec) -> Tensor:
 
 
 def _at(ops: Ops, codes: Tensor, ids: Array) -> Tensor:
-    """The codes of chosen tokens, image by image. (N, L, K), (N, M) -> (N * M, K)."""
+    """The codes of the tokens ``ids``, image by image. (N, L, K), (N, M) -> (N * M, K)."""
     count, length = ids.shape
     with ops.no_grad():
         return ops.gather_tokens(codes, np.repeat(np.arange(count), length), ids.reshape(-1))
 
 
 def _spread(ops: Ops, bows: Tensor, codes: Tensor, spec: MocaSpec) -> dict[str, Tensor]:
-    """Whether the assignments still tell images and tokens apart. Both of (rows, K).
+    """Metrics that show whether the assignments still distinguish images and tokens.
+
+    Args:
+        bows: (rows, K), bags of words.
+        codes: (rows, K), codes of tokens.
 
     Returns:
-        ``word_entropy``: nats, of the mean bag of words; ln K when all words are used alike.
-        ``bow_entropy``, ``code_entropy``: nats, mean of single bags and of single tokens.
-        ``chance``: the loss of the best prediction that does not look at the image.
+        ``word_entropy``: nats, of the mean bag of words; ln K if all words are used equally.
+        ``bow_entropy``: nats, mean over single bags.
+        ``code_entropy``: nats, mean over single tokens.
+        ``chance``: the loss of the best prediction that ignores the image.
     """
     words, bow, code = ops.entropy(bows.mean(0)[None]), ops.entropy(bows), ops.entropy(codes)
-    told, told_densely = words - bow, ops.entropy(codes.mean(0)[None]) - code
+    image, dense = words - bow, ops.entropy(codes.mean(0)[None]) - code
     return {
         "word_entropy": words,
         "bow_entropy": bow,
         "code_entropy": code,
-        "chance": 2.0 * (spec.image_weight * told + spec.dense_weight * told_densely),
+        "chance": 2.0 * (spec.image_weight * image + spec.dense_weight * dense),
     }
