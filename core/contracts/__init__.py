@@ -1,6 +1,6 @@
-"""The pieces that the shared parts, a method and a backend hand each other: import them from here.
+"""The types that the shared code, the methods and the backends exchange. Import them from here.
 
-mypy holds ``core`` and every backend to the protocols (``make lint``).
+mypy checks ``core`` and every backend against the protocols (``make lint``).
 """
 
 from triptych.core.contracts.method import (

@@ -1,4 +1,4 @@
-"""What a method owes the engine, the training loop and the reports."""
+"""The functions that a method provides to the engine, the training loop and the reports."""
 
 from collections.abc import Mapping
 from typing import Protocol, TypeVar
@@ -12,37 +12,44 @@ SectionT = TypeVar("SectionT", contravariant=True)
 
 
 class Method(Protocol[ModelT, SectionT]):
-    """What a method does beyond its tensors; a module of ``core.methods``.
+    """The part of a method that needs no framework. A module of ``core.methods``.
 
-    Type parameters: the networks that its step needs, and its section of the spec.
+    Type parameters:
+        ModelT: the networks that the method's step needs.
+        SectionT: the method's section of the spec.
     """
 
     FLAT: float
-    """Spread below which a loss at chance is a collapse."""
+    """Feature spread below which a loss at chance means a collapse."""
     REMEDY: str
-    """What helps against a collapse, besides a lower learning rate."""
+    """Advice against a collapse, besides a lower learning rate."""
     CHANCE: str
-    """How the summary of a spec tells the chance level, which takes the place of "{:.4f}"."""
+    """Text about the chance level in the summary of a spec. The level replaces "{:.4f}"."""
 
     def chance(self, spec: RunSpec, /) -> float:
-        """The loss of features that tell no image from another; > 0."""
+        """The chance level: the loss of features that do not distinguish images; > 0."""
 
     def settled(self, spec: RunSpec, /) -> int:
-        """Steps at the start whose loss tells nothing about the features."""
+        """Number of steps at the start whose loss says nothing about the features."""
 
     def spread(self, values: Mapping[str, float], /) -> float:
-        """How well images are told apart, from the metrics of a step."""
+        """The spread of the features over images, from the metrics of a step."""
 
     def status(self, values: Mapping[str, float], /) -> list[str]:
-        """What the method adds to the line of a logged step, from its metrics."""
+        """The method's additions to the terminal line of a logged step, from its metrics."""
 
     def draws(self, spec: RunSpec, step: int, /) -> dict[str, Array]:
-        """The random numbers of a step beyond its views, by name."""
+        """The random numbers of a step, by name, without those of the augmented views."""
 
     def check_draws(self, spec: RunSpec, draws: Mapping[str, Array], /) -> None:
-        """Raises ValueError for draws of the right names, shapes and types that no run could draw.
+        """Checks the values of draws that a file supplies.
 
-        For draws that come from elsewhere.
+        Args:
+            spec: of the run.
+            draws: arrays whose names, shapes and types are right.
+
+        Raises:
+            ValueError: ``draws`` could never return these values.
         """
 
     def forward(
@@ -55,11 +62,11 @@ class Method(Protocol[ModelT, SectionT]):
         spec: SectionT,
         /,
     ) -> Outcome:
-        """The forward pass of one step, the move of the teacher included.
+        """The forward pass of one step, with the teacher's update.
 
         Args:
-            views: two of (N, C, H, W).
+            views: two tensors (N, C, H, W).
         """
 
     def finish(self, model: ModelT, outcome: Outcome, /) -> None:
-        """What is left to do after the update; no gradient is recorded."""
+        """The work after the optimizer's update. The framework records no gradient here."""

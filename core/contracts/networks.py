@@ -1,4 +1,4 @@
-"""The networks, memories and optimizers that a backend owes the methods and the engine.
+"""The networks, memories and optimizers that a backend provides to the methods and the engine.
 
 Shape letters: N images per batch, C channels, H height, W width, L patches, D feature width.
 """
@@ -10,63 +10,68 @@ from triptych.core.contracts.step import Array, Hyper, Slot, Tensor
 
 
 class Encoder(Protocol):
-    """An encoder; a native module of the backend, whose call gives (N, D)."""
+    """An encoder: a native module of the backend. A call of it returns features (N, D)."""
 
     def tokens(self, images: Tensor, layers: Sequence[int] = (), /) -> dict[str, Tensor]:
-        """The tokens of the last layer and of chosen ones.
+        """The final tokens and those of the given layers.
 
-        A ViT's last tokens are behind its last norm, those of a block are raw. A ResNet's tokens
-        are the positions of its map, row by row, behind their mean.
+        The final tokens of a ViT are the output of its last norm. The tokens of a block are the
+        block's raw output. The tokens of a ResNet are the mean over its feature map, then the
+        positions of the map, row by row.
 
         Args:
             images: (N, C, H, W).
-            layers: 0-based indices of blocks, in a ResNet of stages.
+            layers: indices, from 0, of blocks (ViT) or stages (ResNet).
 
         Returns:
-            "final" and "layer<i>", each (N, 1+L, D).
+            "final": (N, 1+L, D).
+            "layer<i>": (N, 1+L, D).
         """
 
 
 class MaskedEncoder(Encoder, Protocol):
-    """An encoder that can leave patches out: a ViT."""
+    """An encoder that can omit patches: a ViT."""
 
     def masked(self, images: Tensor, ids: Tensor, /, early: int) -> tuple[Tensor, Tensor]:
-        """Some of the patches only: positions are added, then the others left out.
+        """The tokens of the visible patches. Positions are added before patches are omitted.
 
         Args:
             images: (N, C, H, W).
-            ids: (N, T) int64, the patches that are seen, row-major.
-            early: blocks before the last whose raw output is wanted; 0: the final tokens.
+            ids: (N, T) int64, row-major indices of the visible patches of each image.
+            early: number of blocks after the early block; 0 selects the final tokens.
 
         Returns:
-            That output and the tokens after the last norm, each (N, 1+T, D), class token first.
+            early: (N, 1+T, D), class token first: raw output of the early block.
+            final: (N, 1+T, D), class token first: tokens after the last norm.
         """
 
 
 class Networks(Protocol):
-    """The networks of a run as its engine sees them, whatever the method."""
+    """The networks of a run, as the engine uses them with every method."""
 
     def features(
         self, branch: str, images: Tensor, layers: Sequence[int], /, *, projection: bool
     ) -> dict[str, Tensor]:
-        """Tokens of an encoder in evaluation mode (running statistics). No gradient is needed.
+        """Tokens of an encoder in evaluation mode (running statistics). Gradients are not needed.
 
         Args:
             branch: "student" or "teacher".
             images: (N, C, H, W).
             layers: as in ``core.engine.Engine.embed``.
-            projection: whether the projector's output is wanted too.
+            projection: whether to return the projector's output too.
 
         Returns:
-            "final" and "layer<i>": (N, 1+L, D), class token first; "projection": (N, D).
+            "final": (N, 1+L, D), class token first.
+            "layer<i>": (N, 1+L, D), class token first.
+            "projection": (N, output width).
         """
 
     def counters(self) -> dict[str, Slot]:
-        """The numbers of the state that the host keeps, by canonical name."""
+        """The counters of the state that live on the host, by canonical name."""
 
 
 class Model(Networks, Protocol):
-    """Student and teacher as a method's shared step sees them; a native module of the backend."""
+    """The networks of MoCo, as the method's step uses them. A native module of the backend."""
 
     def query(self, view: Tensor, /) -> Tensor:
         """Student encoder, projector and predictor in training mode. (N, C, H, W) -> (N, D)."""
@@ -75,21 +80,28 @@ class Model(Networks, Protocol):
         """Teacher encoder and projector in training mode. (N, C, H, W) -> (N, D)."""
 
     def update_teacher(self, momentum: float, /) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student, parameters only, in place."""
+        """Sets teacher to momentum * teacher + (1 - momentum) * student, in place.
+
+        The update covers parameters only, no buffers.
+        """
 
 
 class Memory(Protocol):
-    """Keys of earlier steps (MoCo v1 and v2); state under ``memory.``."""
+    """The queue of keys of MoCo v1 and v2. Its state has the prefix ``memory.``."""
 
     pointer: int
-    """Column where the next keys go: on the host, see ``core.methods.ring``."""
+    """Column that the next keys overwrite first. An integer on the host (``core.methods.ring``)."""
 
     @property
     def queue(self) -> Tensor:
         """(C, K), unit columns."""
 
     def enqueue(self, keys: Tensor, /) -> None:
-        """Overwrites the oldest columns, in place. keys: (N, C), unit rows."""
+        """Overwrites the oldest columns in place.
+
+        Args:
+            keys: (N, C), unit rows.
+        """
 
 
 class QueueModel(Model, Protocol):
@@ -101,12 +113,15 @@ class QueueModel(Model, Protocol):
 
 
 class Codebook(Protocol):
-    """Visual words of MOCA, teacher tokens of earlier steps; state under ``memory.``."""
+    """The visual words of MOCA, which are teacher tokens of earlier steps.
+
+    The state has the prefix ``memory.``.
+    """
 
     pointer: int
-    """Row where the next words go."""
+    """Row that the next words overwrite first."""
     updates: int
-    """Updates done."""
+    """Number of updates done."""
 
     @property
     def words(self) -> Tensor:
@@ -114,23 +129,23 @@ class Codebook(Protocol):
 
     @property
     def distance(self) -> Tensor:
-        """(1,): running mean of how much a token's cosines with the words differ."""
+        """(1,), running mean of the tokens' largest minus mean cosine with the words."""
 
     @property
     def distance_used(self) -> Tensor:
-        """(1,): ``distance`` as it was at the last update, which sets the temperature."""
+        """(1,), value of ``distance`` after the last update. It sets the temperature."""
 
     def update(self, words: Tensor, differences: Sequence[Tensor], /) -> None:
-        """Overwrites the oldest rows, and moves the running mean once for each view, in place.
+        """Overwrites the oldest rows and updates the running mean once for each view, in place.
 
         Args:
             words: (M, D), unit rows.
-            differences: a scalar of each view.
+            differences: one scalar for each view, the mean of ``Ops.soft_assign``'s differences.
         """
 
 
 class MocaModel(Networks, Protocol):
-    """MOCA's networks as its step sees them; a native module of the backend."""
+    """The networks of MOCA, as the method's step uses them. A native module of the backend."""
 
     @property
     def memory(self) -> Codebook:
@@ -144,40 +159,45 @@ class MocaModel(Networks, Protocol):
         """As in ``Model``."""
 
     def teacher_tokens(self, images: Tensor, /) -> Tensor:
-        """All patches through the teacher and its last norm. (N, C, H, W) -> (N, L, D)."""
+        """The teacher's patch tokens after the last norm. (N, C, H, W) -> (N, L, D)."""
 
     def encode(self, images: Tensor, ids: Array, /) -> tuple[Tensor, Tensor]:
-        """Only the patches ``ids``, (N, T) int64, through the student.
+        """The student's tokens of the visible patches.
+
+        Args:
+            images: (N, C, H, W).
+            ids: (N, T) int64, the visible patches of each image.
 
         Returns:
-            Two of (N, 1+T, D), class token first: output of the early block, raw (behind the last
-            norm where that is the last block); and of the last block, behind the last norm.
+            early: (N, 1+T, D), class token first: output of the early block. The last norm
+                applies only where the early block is the last one.
+            last: (N, 1+T, D), class token first: output of the last block after the last norm.
         """
 
     def decode(self, image: Tensor, early: Tensor, ids: Array, /) -> Tensor:
-        """Features of the visible patches and of further ones.
+        """The decoder's features of the visible patches and of masked ones.
 
         Args:
-            image: (N, D), takes the place of the class token.
-            early: (N, 1+T, D), of ``encode``.
-            ids: (N, M) int64, the visible T first.
+            image: (N, D), feature of each image. It takes the place of the class token.
+            early: (N, 1+T, D), early tokens of ``encode``.
+            ids: (N, M) int64, patches of each image, the visible T first.
 
         Returns:
             (N * M, decoder width), image by image.
         """
 
     def image_weights(self, words: Tensor, /) -> Tensor:
-        """Weights of the image predictor made from the words, times kappa. (K, D) -> (K, D)."""
+        """The image predictor's weights, made from the words, times kappa. (K, D) -> (K, D)."""
 
     def dense_weights(self, words: Tensor, /) -> Tensor:
-        """The same of the dense predictor. (K, D) -> (K, decoder width)."""
+        """The dense predictor's weights, likewise. (K, D) -> (K, decoder width)."""
 
 
 class Optimizer(Protocol):
-    """Applies one update to the tensors that it was given; state is exported by name."""
+    """Updates the parameters that it was built with."""
 
     count: int
-    """Updates done."""
+    """Number of updates done."""
 
     def step(self, hyper: Hyper, /) -> None:
         """One update with this step's learning rate and weight decay."""

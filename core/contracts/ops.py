@@ -1,4 +1,4 @@
-"""The tensor operations that a backend owes the shared mathematics.
+"""The tensor operations that a backend provides to the shared mathematics.
 
 Shape letters: N images per batch, C channels, H height, W width, L patches, D feature width.
 """
@@ -11,71 +11,124 @@ from triptych.core.contracts.step import Array, Tensor
 
 
 class Ops(Protocol):
-    """Fused tensor operations that the shared mathematics needs; a backend's ``ops`` module."""
+    """The tensor operations that the shared mathematics needs. A backend's ``ops`` module."""
 
     def l2_normalize(self, x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
-        """x / max(|x|, eps) over the last axis. x: (N, D)."""
+        """Returns x / max(|x|, eps), where |x| is the norm over the last axis. x: (N, D)."""
 
     def matmul(self, a: Tensor, b: Tensor, /, *, transpose_b: bool = False) -> Tensor:
-        """a: (N, D); b: (D, M), or (M, D) with ``transpose_b``. Returns (N, M)."""
+        """The matrix product.
+
+        Args:
+            a: (N, D).
+            b: (D, M), or (M, D) with ``transpose_b``.
+
+        Returns:
+            (N, M).
+        """
 
     def cross_entropy(self, logits: Tensor, labels: Tensor, /) -> Tensor:
-        """Mean over rows of -log softmax(logits)[label]. logits: (N, M); labels: (N,) int64."""
+        """Mean over rows of -log softmax(logits)[label].
+
+        Args:
+            logits: (N, M).
+            labels: (N,) int64.
+        """
 
     def labels(self, values: Array, like: Tensor, /) -> Tensor:
-        """values: (N,) int64, each 0 <= value < M, as a tensor beside ``like``."""
+        """Labels as a tensor on the device of ``like``.
+
+        Args:
+            values: (N,) int64, each 0 <= value < M.
+            like: any tensor on the wanted device.
+        """
 
     def accuracy(
         self, logits: Tensor, labels: Tensor, /, *, top: Sequence[int]
     ) -> tuple[Tensor, ...]:
-        """Percent of rows whose label has one of the k largest logits, for each k of ``top``.
+        """Percentage of rows whose label has one of the k largest logits, for each k of ``top``.
 
-        Equal logits count against the label: features that tell nothing apart score 0. No
-        gradient. logits: (N, M); labels: (N,) int64.
+        A logit that equals the label's counts as larger, so constant features score 0. The result
+        carries no gradient.
+
+        Args:
+            logits: (N, M).
+            labels: (N,) int64.
+            top: the values of k.
+
+        Returns:
+            One scalar for each k, 0 to 100.
         """
 
     def row_dot(self, a: Tensor, b: Tensor, /) -> Tensor:
         """Inner product of each row of ``a`` with the same row of ``b``. (N, D) -> (N, 1)."""
 
     def gather_rows(self, x: Tensor, index: Array, /) -> Tensor:
-        """Rows in another order: result[i] = x[index[i]]. x: (N, ...); index: (M,) int64."""
-
-    def soft_assign(self, x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Codes softmax(sharpness * cosine(x, word)) of tokens, and how much the cosines differ.
-
-        No gradient. Norms are taken as 1e-5 at least.
+        """Selects rows: result[i] = x[index[i]].
 
         Args:
-            x: (N, L, D).
-            words: (K, D), unit rows.
-            sharpness: (1,).
+            x: (N, ...).
+            index: (M,) int64.
 
         Returns:
-            (N, L, K) codes, and (N,): largest less mean cosine of each token, mean over L.
+            (M, ...).
+        """
+
+    def soft_assign(self, x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor, Tensor]:
+        """The soft assignment of tokens to visual words, softmax(sharpness * cosine(x, word)).
+
+        A norm below 1e-5 counts as 1e-5. The results carry no gradient.
+
+        Args:
+            x: (N, L, D), tokens.
+            words: (K, D), unit rows.
+            sharpness: (1,), inverse temperature.
+
+        Returns:
+            codes: (N, L, K), rows sum to 1.
+            differences: (N,), largest minus mean cosine of each token, averaged over L.
         """
 
     def mean_tokens(self, x: Tensor, index: Array, /) -> Tensor:
-        """Mean over some tokens, the same of each image. x: (N, L, D); index: (M,). (N, D)."""
+        """Mean over selected tokens, the same positions in each image.
+
+        Args:
+            x: (N, L, D).
+            index: (M,) int64, positions.
+
+        Returns:
+            (N, D).
+        """
 
     def gather_tokens(self, x: Tensor, image: Array, token: Array, /) -> Tensor:
-        """Chosen tokens: result[i] = x[image[i], token[i]].
+        """Selects tokens: result[i] = x[image[i], token[i]].
 
-        x: (N, L, D); image, token: (M,) int64. Returns (M, D).
+        Args:
+            x: (N, L, D).
+            image: (M,) int64.
+            token: (M,) int64.
+
+        Returns:
+            (M, D).
         """
 
     def kl_divergence(self, target: Tensor, logits: Tensor, /) -> Tensor:
         """Mean over rows of sum_k t_k (ln t_k - ln softmax(z)_k), where 0 ln 0 = 0.
 
         Args:
-            target: (N, K), no gradient; rows sum to 1.
-            logits: (N, K).
+            target: t, (N, K), rows sum to 1; it gets no gradient.
+            logits: z, (N, K).
         """
 
     def entropy(self, p: Tensor, /) -> Tensor:
-        """Mean over rows of -sum_k p_k ln p_k, where 0 ln 0 = 0. p: (N, K). No gradient."""
+        """Mean over rows of -sum_k p_k ln p_k (nats), where 0 ln 0 = 0. It carries no gradient.
+
+        Args:
+            p: (N, K), rows sum to 1.
+        """
 
     def concat(self, parts: Sequence[Tensor], /, *, axis: int) -> Tensor:
-        """Tensors one behind the other along an axis."""
+        """Concatenates tensors along an axis."""
 
     def no_grad(self) -> AbstractContextManager[Any]:
-        """No gradient is recorded inside."""
+        """A context in which the framework records no gradient."""

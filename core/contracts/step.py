@@ -1,4 +1,4 @@
-"""What goes into a step and comes out of one, and where it is computed.
+"""The inputs and outputs of a training step, and the device and processes that compute it.
 
 Shape letters: N images per batch, C channels, H height, W width, L patches, D feature width.
 """
@@ -11,15 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 Tensor: TypeAlias = Any
-"""A framework's own tensor."""
+"""A native tensor of the framework."""
 Array = NDArray[Any]
 State = dict[str, Array]
-"""Canonical name -> array in the canonical (PyTorch) layout."""
+"""Maps each canonical name to an array in the canonical (PyTorch) layout."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The images of one step. views: two of (N, C, H, W) float32, normalised; index: (N,) int64."""
+    """The images of one step.
+
+    Attributes:
+        views: two arrays (N, C, H, W), float32, normalised.
+        index: (N,) int64, the position of each image in the data set.
+    """
 
     views: tuple[Array, ...]
     index: Array
@@ -27,7 +32,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Hyper:
-    """Scalars of one step. step: 0-based; lr: peak and schedule applied; ema: teacher momentum."""
+    """The scheduled scalars of one step.
+
+    Attributes:
+        step: number of the step, from 0.
+        lr: learning rate after the schedule.
+        weight_decay: weight decay after the schedule.
+        ema: momentum of the teacher's moving average.
+    """
 
     step: int
     lr: float
@@ -37,13 +49,19 @@ class Hyper:
 
 @dataclass
 class Outcome:
-    """What a method's forward pass gives: the loss, scalars to log, features by name."""
+    """The result of a method's forward pass.
+
+    Attributes:
+        loss: scalar to differentiate.
+        metrics: scalars to log, by name.
+        features: features that parity compares and health measures, by name.
+        kept: tensors that ``Method.finish`` needs, by name; they carry no gradient.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
-    """What ``finish`` needs besides; no gradient."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +71,10 @@ class Context:
     Attributes:
         device: "cpu" or "cuda:N".
         precision: as in the spec.
-        runs_ahead: the host starts a step before the step before it is done, so it learns of a
-            loss one step late. True on an accelerator, and wherever several processes train
-            together: one that left a step by itself would leave the others waiting in it.
+        runs_ahead: whether the host starts a step before the previous step is done. The host then
+            reads each loss one step late. The flag is true on an accelerator, and wherever several
+            processes train together: a process that stopped by itself within a step would leave
+            the others waiting there.
     """
 
     device: str
@@ -64,7 +83,9 @@ class Context:
 
 
 class Ranks:
-    """The processes that train one spec together, seen from one of them. This class is one alone.
+    """The processes that train one spec together, as one of them sees the group.
+
+    This class itself describes a single process.
 
     Attributes:
         rank: number of this process, from 0.
@@ -76,35 +97,39 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks to the terminal."""
+        """Whether this process writes files and prints to the terminal."""
         return self.rank == 0
 
     def largest(self, value: int) -> int:
-        """The largest of the values that the ranks give, each >= 0; waits for all ranks."""
+        """The largest ``value`` of all ranks. The call waits for all ranks.
+
+        Args:
+            value: of this rank, >= 0.
+        """
         return value
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag of at least one rank is set; waits for all ranks."""
+        """Whether the flag of at least one rank is set. The call waits for all ranks."""
         return self.largest(int(flag)) > 0
 
 
 ALONE = Ranks()
-"""One process, which waits for no other."""
+"""A single process, which waits for no other."""
 
 
 class Slot(NamedTuple):
-    """One native tensor of the state and how it becomes its canonical array."""
+    """One native tensor of the state, with its conversion to and from the canonical array."""
 
     shape: tuple[int, ...]
     """Canonical shape."""
     read: Callable[[], Array]
-    """The canonical array: a copy, never an alias of the live tensor."""
+    """Returns the canonical array: a copy, never an alias of the live tensor."""
     write: Callable[[Array], None]
     """Sets the live tensor from a canonical array of the same shape."""
 
     @classmethod
     def counter(cls, owner: object, attribute: str) -> "Slot":
-        """A number that the host keeps, as an int64 scalar."""
+        """The slot of an integer attribute on the host, as an int64 scalar."""
         return cls(
             (),
             lambda: np.array(getattr(owner, attribute), np.int64),

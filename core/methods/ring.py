@@ -1,9 +1,8 @@
-"""Where the keys of a step go in the queue of MoCo (arXiv 1911.05722, section 3.2).
+"""The ring buffers: MoCo's queue of keys (arXiv 1911.05722, section 3.2), MOCA's codebook of words.
 
-The words of MOCA's codebook likewise, (K, D) with a word in each row.
-
-Plain integers, kept on the host: nothing has to wait for a device to know them. The queue itself
-is a tensor of the backend, (C, K), a key in each of its K columns.
+The queue is a native tensor (C, K) with a key in each column. The codebook is a native tensor
+(K, D) with a word in each row. The pointers are plain integers on the host, so nothing waits for a
+device to read them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,17 +12,20 @@ from triptych.core.contracts import Tensor
 
 
 def segments(pointer: int, count: int, size: int) -> Iterator[tuple[slice, slice]]:
-    """Columns that keys overwrite, and which keys, in one piece or in two.
+    """The columns that a step's keys overwrite, in one piece or two.
 
-    Key i goes to column (pointer + i) mod size: always over the oldest ones.
+    Key i goes to column (pointer + i) mod size, which holds the oldest key.
 
     Args:
         pointer: first column, 0 <= pointer < size.
-        count: keys of the step over all ranks, at most ``size``.
-        size: columns of the queue.
+        count: number of keys of the step over all ranks, at most ``size``.
+        size: number of columns of the queue.
+
+    Yields:
+        A slice of columns, and the slice of keys that go there.
 
     Raises:
-        ValueError: more keys than columns; or a pointer outside the queue.
+        ValueError: there are more keys than columns, or the pointer is outside the queue.
     """
     if not 0 <= pointer < size or count > size:
         raise ValueError(f"queue of {size}: cannot take {count} keys at column {pointer}")
@@ -34,21 +36,24 @@ def segments(pointer: int, count: int, size: int) -> Iterator[tuple[slice, slice
 
 
 def advance(pointer: int, count: int, size: int) -> int:
-    """The column where the next step's keys begin."""
+    """The first column for the next step's keys."""
     return (pointer + count) % size
 
 
 DISTANCE_MOMENTUM = 0.99
-"""Of the running mean that sets the temperature of MOCA's codes."""
+"""Momentum of the running mean that sets the temperature of MOCA's codes."""
 
 
 def moved(distance: Tensor, difference: Tensor) -> Tensor:
-    """The running mean after one view. Scalars, or tensors of one number."""
+    """The running mean ``distance`` after one view's ``difference``.
+
+    Both are scalars or tensors of one number.
+    """
     return DISTANCE_MOMENTUM * distance + (1.0 - DISTANCE_MOMENTUM) * difference
 
 
 def enqueue(memory: contracts.Memory, keys: Tensor, /) -> None:
-    """``core.contracts.Memory.enqueue`` on tensors of any framework."""
+    """Implements ``core.contracts.Memory.enqueue`` for tensors of any framework."""
     size = memory.queue.shape[1]
     for columns, rows in segments(memory.pointer, len(keys), size):
         memory.queue[:, columns] = keys[rows].T
@@ -56,7 +61,7 @@ def enqueue(memory: contracts.Memory, keys: Tensor, /) -> None:
 
 
 def update(memory: contracts.Codebook, words: Tensor, differences: Sequence[Tensor], /) -> None:
-    """``core.contracts.Codebook.update`` on tensors of any framework."""
+    """Implements ``core.contracts.Codebook.update`` for tensors of any framework."""
     size = len(memory.words)
     for rows, new in segments(memory.pointer, len(words), size):
         memory.words[rows] = words[new]
@@ -70,7 +75,7 @@ def update(memory: contracts.Codebook, words: Tensor, differences: Sequence[Tens
 
 
 class Queue:
-    """``core.contracts.Memory`` but for its tensor; the pointer is on the host."""
+    """Implements ``core.contracts.Memory`` except for its tensor. The pointer is on the host."""
 
     counters = ("pointer",)
     queue: Tensor
@@ -79,7 +84,10 @@ class Queue:
 
 
 class Codebook:
-    """``core.contracts.Codebook`` but for its tensors; pointer and count are on the host."""
+    """Implements ``core.contracts.Codebook`` except for its tensors.
+
+    The pointer and the number of updates are on the host.
+    """
 
     counters = ("pointer", "updates")
     words: Tensor
