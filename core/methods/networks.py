@@ -1,7 +1,7 @@
-"""Student and teacher of any framework: what a backend's networks need no framework for.
+"""The code of student and teacher that needs no framework.
 
-A backend's class inherits from one of these first and from the framework's module class last. What
-it adds is native: the parts, and how the teacher follows the student.
+A backend's class inherits from one of these classes first and from the framework's module class
+last. It adds the native code: the parts, and the update of the teacher.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -15,44 +15,49 @@ from triptych.core.contracts import Array, Codebook, Memory, Slot, Tensor
 def run(
     x: Tensor, layers: Iterable[Callable[[Tensor], Tensor]], keep: Collection[int] = ()
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Layers one after the other.
+    """Applies layers one after the other.
 
     Args:
-        keep: 0-based indices of the layers whose output is wanted besides.
+        x: input of the first layer.
+        layers: functions of one tensor.
+        keep: indices, from 0, of layers whose output to return too.
 
     Returns:
-        The last layer's output, and those of the layers in ``keep``.
+        The output of the last layer, and the outputs of the layers in ``keep`` by index.
     """
-    kept: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
     for i, layer in enumerate(layers):
         x = layer(x)
         if i in keep:
-            kept[i] = x
-    return x, kept
+            outputs[i] = x
+    return x, outputs
 
 
 class Branch:
-    """Encoder and projector, in a student the predictor too. Images (N, C, H, W) -> (N, D)."""
+    """Encoder and projector, and the predictor in a student. Images (N, C, H, W) -> (N, D)."""
 
     encoder: Any
     projector: Any
     predictor: Any
 
     def forward(self, images: Tensor) -> Tensor:
-        """Projection, and where there is a predictor its prediction."""
+        """The projection, or the prediction if there is a predictor."""
         x = self.projector(self.encoder(images))
         return self.predictor(x) if hasattr(self, "predictor") else x
 
 
 class Branches:
-    """``core.contracts.Networks``, and ``Model`` but for the move of the teacher.
+    """Implements ``core.contracts.Model`` except for ``update_teacher``.
 
-    The parts come from the backend's class:
-        student, teacher: modules that hold an ``encoder``, a ``core.contracts.Encoder``.
-        branch: (spec, predictor=True or False) -> such a module of a contrastive method.
-        queue: section of the spec -> ``core.contracts.Memory``.
-        codebook: sections ``model`` and ``method`` -> ``core.contracts.Codebook``.
-        moca_student: the same -> student of MOCA. moca_teacher: section ``model`` -> its teacher.
+    Attributes:
+        student: module with an ``encoder``, which is a ``core.contracts.Encoder``.
+        teacher: likewise.
+        branch: builds such a module of a contrastive method from the spec and ``predictor``
+            (True or False). The backend's class provides this and the following functions.
+        queue: builds a ``core.contracts.Memory`` from the section ``method``.
+        codebook: builds a ``core.contracts.Codebook`` from the sections ``model`` and ``method``.
+        moca_student: builds the student of MOCA from the sections ``model`` and ``method``.
+        moca_teacher: builds the teacher of MOCA from the section ``model``.
     """
 
     student: Any
@@ -68,10 +73,10 @@ class Branches:
         self.student, self.teacher = student, teacher
 
     def compute(self, part: Callable[..., Any], *arguments: Tensor) -> Any:
-        """What a part of the networks gives, computed in the precision of the run.
+        """The output of a part of the networks, computed in the precision of the run.
 
-        A backend with a mixed precision overrides this. Nothing else of a step is in mixed
-        precision: what comes back is float32, or float64 where that is the precision.
+        A backend with mixed precision overrides this method. The rest of a step never uses mixed
+        precision: the output is float32, or float64 if that is the precision of the run.
         """
         return part(*arguments)
 
@@ -127,9 +132,11 @@ class MOCA(Branches):
         self.memory = self.codebook(model, method)
 
     def index(self, ids: Array, like: Tensor) -> Tensor:
-        """Indices as a tensor of their own beside ``like``. ids: any shape, int64.
+        """Copies indices to a tensor on the device of ``like``. A backend's class defines this.
 
-        The framework's part: a backend's class defines it.
+        Args:
+            ids: int64, of any shape.
+            like: any tensor on the wanted device.
         """
         raise NotImplementedError
 
