@@ -86,7 +86,7 @@ def train(
         _check_start(begin, ranks)
         with together(ranks):
             logs = NoLogs() if not ranks.is_main else _enter(stack, engine, run_dir, begin, say)
-            say(_headline(stamp, engine, plan, splits.train, run_dir))
+            _announce(stamp, engine, plan, splits.train, run_dir, say)
         terminal = Terminal(plan.last_step, begin.step, shown=ranks.is_main)
         stack.enter_context(closing(terminal))
         evaluate = partial(_evaluate, engine, split, terminal)
@@ -171,18 +171,24 @@ def _open_logs(spec: RunSpec, run_dir: Path, begin: Start, say: Say) -> Logs:
 
 
 def _headline(
-    stamp: Mapping[str, Any], engine: Engine, plan: Plan, source: Source, run_dir: Path
+    stamp: Mapping[str, Any], engine: Engine, plan: Plan, images: int, run_dir: Path
 ) -> str:
-    """What runs where; a second line where a look at a few images finds them almost empty."""
     versions = ", ".join(f"{name} {number}" for name, number in stamp["versions"].items())
     batch = plan.spec.train.batch_size
-    warning = few_levels(source)
-    line = (
+    return (
         f"{stamp['backend']} ({versions}) on {engine.context.device}, {engine.context.precision}, "
         f"{stamp['threads']} threads: {plan.total_steps} steps of {batch} images, "
-        f"{plan.steps_per_epoch} for each pass over {len(source)}; writing to {run_dir}"
+        f"{plan.steps_per_epoch} for each pass over {images}; writing to {run_dir}"
     )
-    return f"{line}\nwarning: {warning}" if warning else line
+
+
+def _announce(
+    stamp: Mapping[str, Any], engine: Engine, plan: Plan, source: Source, run_dir: Path, say: Say
+) -> None:
+    """Says what runs where, and before the first step what is lost of 16-bit images."""
+    say(_headline(stamp, engine, plan, len(source), run_dir))
+    if warning := few_levels(source):
+        say(f"warning: {warning}")
 
 
 def _last_line(trainer: Trainer, signal: int | None) -> str:
