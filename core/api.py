@@ -32,7 +32,7 @@ Images = Array | Sequence[Image.Image | str | Path]
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder on a backend, and the recipe that says how it sees images."""
+    """An encoder on a backend, and the recipe that says how its images are prepared."""
 
     spec: RunSpec
     engine: Engine
@@ -43,18 +43,23 @@ class Encoder:
         """Features of images, in evaluation mode.
 
         Args:
-            images: Pillow images or paths of image files, or uint8 (N, H, W) or (N, H, W, C): of
-                any size, resized, cut and normalised as the recipe evaluates. Or floating
-                (N, C, H, W): already so, and of the model's own size.
+            images: one of
+
+                - Pillow images or paths of image files,
+                - a uint8 array (N, H, W) or (N, H, W, C),
+                - a floating array (N, C, H, W), normalised and of the model's size.
+
+                Images of the first two kinds may have any size. They are resized, cut and
+                normalised as in the recipe's evaluations.
             branch: "student" or "teacher".
             tokens: "cls" (N, D), "mean" of the patch tokens (N, D), or "all" (N, 1+L, D).
-            batch_size: images embedded at once.
+            batch_size: number of images embedded at once.
 
         Returns:
-            In the run's precision; images keep their order.
+            Features in the run's precision, in the order of the images.
 
         Raises:
-            UserError: no images, images of a shape that the model does not take, a damaged file.
+            UserError: there are no images, their shape does not fit, or a file is damaged.
         """
         if not len(images):
             raise UserError("encode: no images")
@@ -91,7 +96,7 @@ def list_models(pattern: str = "*") -> list[str]:
     """Names for ``get_model``: recipes, and mmpretrain's names for them.
 
     Args:
-        pattern: as of a shell, e.g. ``"*vit-small*"``.
+        pattern: a shell's wildcard pattern, e.g. ``"*vit-small*"``.
     """
     names = [*config.recipes(), *config.ALIASES]
     return [name for name in names if fnmatchcase(name, pattern)]
@@ -108,13 +113,13 @@ def get_model(
 
     Args:
         name: one of ``list_models()``, or the path of a spec.
-        backend: default: the spec's, else the first installed.
+        backend: None: the spec's backend, else the first installed one.
         weights: a run or checkpoint folder, or an npz or safetensors file of a known format;
-            default: the initial values from the spec's seed.
+            None: the initial values from the spec's seed.
         overrides: ``a.b=c`` each, as on the command line.
 
     Raises:
-        UserError: no such recipe or backend, or weights that are not exactly this model's.
+        UserError: there is no such recipe or backend, or the weights do not fit the model exactly.
     """
     spec = config.load(name, overrides)
     state = formats.load_weights(Path(weights), spec) if weights else initial_state(spec)
@@ -125,18 +130,18 @@ def get_model(
 def inference_model(
     model: str | Path | Encoder, image: Image.Image | Array | str | Path, **options: Any
 ) -> dict[str, Array]:
-    """What a model says about one image. Pretraining has no classes, so that is its features.
+    """The features of one image. A pretrained encoder has no classes to predict.
 
     Args:
-        model: an encoder, or what ``get_model`` takes.
-        image: a Pillow image, the path of one, or uint8 (H, W) or (H, W, C).
+        model: an encoder, or a name as for ``get_model``.
+        image: a Pillow image, the path of an image file, or uint8 (H, W) or (H, W, C).
         options: further arguments of ``get_model``.
 
     Returns:
         "features": (D,).
 
     Raises:
-        UserError: as ``get_model`` and ``Encoder.encode``.
+        UserError: as in ``get_model`` and ``Encoder.encode``.
     """
     encoder = model if isinstance(model, Encoder) else get_model(model, **options)
     images = image[None] if isinstance(image, np.ndarray) else [image]

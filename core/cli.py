@@ -1,4 +1,4 @@
-"""The command line behind ``triptych`` and ``tools/``: parse, one call, exit code."""
+"""The command line of ``triptych`` and ``tools/``: it runs one command and returns a status."""
 
 import argparse
 import importlib
@@ -22,12 +22,12 @@ COMMANDS = {
     "report": "write one self-contained HTML page about some runs",
     "demo": "train a recipe of the digits on every backend and compare",
 }
-"""Name -> help. A command's module, of the same name, is imported only where it is chosen."""
+"""Command -> help. Only the module of the chosen command, of the same name, is imported."""
 BAD_INPUT, NON_FINITE = 2, 3
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but a bad command line is an error like any other."""
+    """A parser that raises UserError on a bad command line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
@@ -46,15 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """Runs a command and turns what it raises into an exit status.
+    """Runs a command and turns its exceptions into an exit status.
 
-    0 done; 2 bad input (one ``error:`` line each on stderr); 3 training went non-finite; 128 + n
-    after signal n with the state saved; anything else that escapes is a bug, with its traceback.
+    Any exception that is not listed here is a bug: it passes through, with its traceback.
+
+    Returns:
+        0: the command is done.
+        2: bad input; stderr has one ``error:`` line for each error.
+        3: training went non-finite.
+        128 + n: signal n ended the command, with the state saved.
     """
     _prepare_streams()
     try:
         status = command()
-        sys.stdout.flush()  # what cannot be written is to be known in here
+        sys.stdout.flush()  # so that a failed write raises its error here
         return status
     except UserError as error:
         for line in str(error).split("\n"):
@@ -69,11 +74,11 @@ def exit_status(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader of a pipe (head, less) has gone: not an error, and nothing more can be said.
+        # The reader of the pipe (head, less) has ended. That is no error, and output is over.
         _silence(sys.stdout)
         return 128 + signal.SIGPIPE
     except OSError as error:
-        # Neither a file nor the output: not known which, so the traceback has to tell.
+        # The error names no file and the output works: only the traceback shows the cause.
         if not error.filename and not _output_lost():
             raise
         _complain(f"{error.filename or 'standard output'}: {error.strerror}")
@@ -82,18 +87,18 @@ def exit_status(command: Callable[[], int]) -> int:
 
 
 def _prepare_streams() -> None:
-    """Whatever a path or a spec holds can be printed, to a terminal of any encoding."""
+    """Lets every text be printed: characters that the terminal cannot encode are escaped."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started this
+        if stream is None:  # the parent process closed it
             setattr(sys, name, open(os.devnull, "w"))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _complain(text: str) -> None:
-    """Says what is wrong, if there is anybody to say it to."""
-    if not text:  # another process of the run says it
+    """Prints an ``error:`` line, unless standard error is lost."""
+    if not text:  # another process of the run prints the error
         return
     try:
         say(f"error: {text}", errors=True)
@@ -102,21 +107,21 @@ def _complain(text: str) -> None:
 
 
 def _output_lost() -> bool:
-    """Whether nothing more can be said: the disk behind the output is full, the terminal gone."""
+    """Whether writing to standard output fails, e.g. on a full disk or a closed terminal."""
     try:
-        print(flush=True)  # an empty line tells what an empty write does not
+        print(flush=True)  # an empty write would not fail, an empty line does
     except OSError:
         return True
     return False
 
 
 def _silence(stream: TextIO) -> None:
-    """What is still to be written goes nowhere, without an error of its own."""
+    """Sends a stream to the null device, so that its pending text raises no further error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser that knows all commands by name, and the arguments of the one that is chosen."""
+    """A parser with the names of all commands and the arguments of the chosen one."""
     parser = _Parser(prog="triptych", description="Self-supervised pretraining on three frameworks")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in words if not word.startswith("-")), None)
@@ -130,12 +135,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def say(text: str, *, errors: bool = False) -> None:
-    """One line on standard output, or on that of errors; control characters are shown escaped."""
+    """Prints one line on standard output or error; control characters are escaped."""
     print(printable(text), file=sys.stderr if errors else sys.stdout, flush=True)
 
 
 def path(text: str) -> Path:
-    """The type of an argument that is a file or folder; ``~`` is a home folder."""
+    """The type of arguments that are paths; expands ``~`` to the home folder."""
     return Path(os.path.expanduser(text))
 
 
@@ -165,8 +170,8 @@ def add_backend_argument(
     *extra: str,
     default: str = "the spec's, else the first installed",
 ) -> None:
-    """``--backend``: one of the backends, or of ``extra``."""
-    # Imported here: until a command is chosen, a Ctrl-C would find Python's own handler.
+    """``--backend``, which takes a backend's name or a name in ``extra``."""
+    # Imported here and not above: Ctrl-C during imports at the top meets Python's own handler.
     from triptych.core.machine.environment import NAMES
 
     names = (*NAMES, *extra)

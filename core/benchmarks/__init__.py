@@ -1,1 +1,1 @@
-"""Measurements side by side in one run, as ratios."""
+"""Benchmarks: each measures two alternatives side by side in one run and gives their ratio."""

@@ -1,8 +1,8 @@
-"""What one training step costs, in multiply-adds of one image with its two views.
+"""Cost of one training step per image, in multiply-adds; an image has two views.
 
-Counted as ``core.parameters.counts.flops`` counts. What is trained counts three times, once
-forward and twice backward; the teacher once. Optimizer, teacher update and augmentation are left
-out.
+The rules are those of ``core.parameters.counts.flops``. Trained parts count three times, once
+forward and twice backward. The teacher counts once. Optimizer, teacher update and augmentation are
+left out.
 """
 
 import itertools
@@ -20,11 +20,11 @@ COUNTED = (
 )
 VIEWS = 2
 TRAINED = 3
-"""Forward, gradient of the input, gradient of the weights."""
+"""Passes of a trained part: forward, gradient of the input, gradient of the weights."""
 
 
 def step_flops(spec: RunSpec) -> int:
-    """Multiply-adds of one step divided by its images.
+    """Multiply-adds of one step, divided by the number of its images.
 
     Raises:
         ValueError: the method is not in ``COSTS``.
@@ -58,7 +58,7 @@ def _moca(spec: RunSpec) -> int:
     )
     made = words * sum(map(_layers, generators))
     teacher = flops(spec) + patches * words * model.width
-    # The weights are made once for all images of the step, the codes once for each view.
+    # Generated weights serve all images of the step; the codes are computed for each view.
     return TRAINED * (student + made // (VIEWS * spec.train.batch_size)) + teacher
 
 

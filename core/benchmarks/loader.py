@@ -1,7 +1,8 @@
-"""Loading beside torchvision's DataLoader: JPEG files to two augmented views, the same transforms.
+"""Speed of the data pipeline beside torchvision's DataLoader.
 
-Both take turns in one run with the same files, batch and number of workers, so that whatever else
-the machine does hits both; the figure that travels is the ratio.
+Both loaders make two augmented views of JPEG files by the same transforms. They take turns in one
+run with the same files, batch size and number of workers, so that other work of the machine slows
+both. Only their ratio can be compared between machines.
 """
 
 import argparse
@@ -31,7 +32,7 @@ SIDES = (224, 500)
 QUALITY = 90
 
 Loader = Callable[[RunSpec, int], Generator[Any, None, None]]
-"""Spec and number of batches to batches."""
+"""(spec, number of batches) -> batches."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,10 +63,11 @@ def measure(recipe: str, workers: int, batch: int, images: int, rounds: int) -> 
     """Images per second of both loaders, and their ratio.
 
     Args:
-        recipe: whose views are made, at its image size.
-        workers: processes; 0: in this one.
+        recipe: gives the views and the image size.
+        workers: worker processes; 0: this process loads.
         batch: images per batch.
-        images: at least so many are timed in each round, after those that were loaded ahead.
+        images: least number of timed images in each round; images loaded ahead are not timed.
+        rounds: number of rounds; each loader is timed once in a round.
 
     Raises:
         UserError: PyTorch or torchvision is missing.
@@ -77,7 +79,7 @@ def measure(recipe: str, workers: int, batch: int, images: int, rounds: int) -> 
         spec = config.load(recipe, ["data.name=image_folder", "data.eval_root=null", *overrides])
         speeds: dict[str, list[float]] = {name: [] for name in loaders}
         for turn in range(rounds):
-            # Who goes first changes.
+            # The order is reversed in every second round.
             for name in sorted(loaders, reverse=bool(turn % 2)):
                 speeds[name].append(_speed(loaders[name], spec, -(-images // batch)))
     busy = max(1, min(workers, cores()))
@@ -134,9 +136,9 @@ def _theirs() -> Loader:
 
 
 def _speed(loader: Loader, spec: RunSpec, batches: int) -> float:
-    """Images per second, once what was loaded ahead during start-up is used up."""
+    """Images per second, after the batches that were loaded ahead during start-up."""
     ahead = spec.data.workers * spec.data.prefetch + 1
-    # The workers always have more to do, until the last timed batch.
+    # The further batches at the end keep the workers busy until the last timed batch.
     with closing(loader(spec, ahead + batches + ahead)) as loaded:
         for _ in range(ahead):
             next(loaded)

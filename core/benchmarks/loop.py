@@ -1,9 +1,9 @@
-"""What the training loop costs beyond the engine's steps: schedules, draws, health, logs, terminal.
+"""Cost of the training loop around the engine's steps: schedules, draws, health, logs, terminal.
 
-A machine's speed wanders by more than the loop costs, so it is not a difference of two times: the
-time outside the engine's steps is measured while the trainer runs, and what a logged step asks of
-the engine besides is measured by itself. Each step is waited for: some engines return before their
-work is done, and the rest of it would count for the loop's.
+The speed of a machine varies by more than the loop costs, so a difference of two timings would not
+show the cost. Instead the time outside the engine's steps is measured while the trainer runs. The
+extra work of the engine in a logged step is measured by itself. The timing waits for the end of
+each step: some engines return earlier, and the rest of their work would count as the loop's.
 """
 
 import statistics
@@ -27,7 +27,12 @@ from triptych.core.training.trainer import Trainer
 
 @dataclass
 class Replay:
-    """Batches from memory in place of a data pipeline: ``steps`` of them, then a pause."""
+    """A stand-in for the data pipeline that repeats batches from memory.
+
+    Attributes:
+        given: the batches.
+        steps: number of batches in one call of ``batches``.
+    """
 
     given: Sequence[Batch]
     steps: int
@@ -36,13 +41,13 @@ class Replay:
     warned: Sequence[tuple[str, str]] = ()
 
     def batches(self, start: int, _stop: int) -> Iterator[Batch]:
-        """The given ones, over and over."""
+        """``steps`` batches: the given ones, over and over."""
         return (self.given[step % len(self.given)] for step in range(start, start + self.steps))
 
 
 @dataclass
 class Timed:
-    """An engine whose steps are timed to their end; everything else is the engine's own."""
+    """An engine whose steps are timed to their end; all else is passed on to the engine."""
 
     engine: Engine
     wait: Callable[[], object]
@@ -61,18 +66,18 @@ class Timed:
 
 
 def waiter(engine: Engine) -> Callable[[], object]:
-    """What returns once the engine's last update is done: a read of a tensor that it changes."""
+    """A function that waits for the engine's last update: it reads a trained tensor."""
     trained = next(param.name for param in parameters.table(engine.spec) if param.trainable)
     return engine.slots()[trained].read
 
 
 def over_bare(spec: RunSpec, engine: Engine, batches: Sequence[Batch], *, rounds: int) -> float:
-    """Time of the training loop over that of bare steps.
+    """Time of a step in the training loop divided by the time of a bare engine step.
 
-    Saves and evaluations are the user's to choose and are not in it.
+    Saves and evaluations are left out, since their number is the user's choice.
 
     Args:
-        rounds: logging intervals that are measured.
+        rounds: number of measured logging intervals.
     """
     steps = spec.log.every * rounds
     timed = Timed(engine, waiter(engine))
@@ -97,7 +102,7 @@ def over_bare(spec: RunSpec, engine: Engine, batches: Sequence[Batch], *, rounds
 
 
 def _norm(engine: Engine) -> float:
-    """Seconds for the gradient norm of the last step, which logged steps want."""
+    """Seconds for the gradient norm of the last step, which each logged step computes."""
     start = time.perf_counter()
     engine.read({"gradient_norm": engine.gradient_norm()})
     return time.perf_counter() - start

@@ -1,9 +1,9 @@
 """A training step beside a plain loop of the same computation in the same framework.
 
-Both run in one process and take turns, so that whatever else the machine does hits both; peak
-memory is that of a process of its own for each. What the training loop adds to the engine's steps
-is measured, too, and a step of MoCo v3 on the same encoder beside one of MOCA. The figures are
-ratios: only those travel.
+Both run in one process and take turns, so that other work of the machine slows both. The peak
+memory of each is measured in a separate process. The benchmark also measures what the training loop
+adds to the engine's steps, and for MOCA a step of MoCo v3 on the same encoder. It gives ratios,
+since only ratios can be compared between machines.
 """
 
 import argparse
@@ -38,9 +38,9 @@ DEFAULTS = (
     "train.epochs=null",
     "batch_norm.virtual_ranks=1",
 )
-"""What the benchmark changes in a recipe: a batch that fits a small machine."""
+"""Overrides of the recipe, e.g. a batch that fits a small machine."""
 LOGGED = 2
-"""Logging intervals over which the training loop is measured."""
+"""Number of logging intervals over which the training loop is measured."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,11 +92,11 @@ PLAIN: dict[str, tuple[str, Callable[[EncoderSpec], bool]]] = {
 }
 """Method -> module of its plain loop, and whether that loop can build an encoder."""
 BESIDE_MOCO_V3 = ("moca",)
-"""Methods whose step is measured beside one of MoCo v3 on the same encoder."""
+"""Methods whose step is measured beside a step of MoCo v3 on the same encoder."""
 
 
 def _plain_loop(spec: RunSpec) -> str:
-    """The module of a backend that holds the loop to compare with."""
+    """Name of the module in ``backends.*.plain`` with the plain loop of the spec's method."""
     model = spec.model
     module, builds = PLAIN[spec.method.name]
     if builds(model):
@@ -129,7 +129,7 @@ def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _child(name: str, part: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Runs one part in a process of its own: its peak memory is then its own as well."""
+    """Measures one part in a separate process, so that the peak memory is that part's alone."""
     command = [sys.executable, "-m", "triptych.core.cli", "bench", "step", "-c", arguments.config]
     command += ["--backend", name, "--part", part, "--rounds", str(arguments.rounds)]
     command += ["-o", *arguments.overrides] if arguments.overrides else []
@@ -181,10 +181,10 @@ def moco_v3_twin(spec: RunSpec) -> RunSpec:
 
 
 def _alternate(steps: dict[str, Callable[[int], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step, taking turns, after one of each to warm up."""
+    """Seconds of each step. The steps take turns; the first turn warms up and is not timed."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(rounds + 1):
-        # Who goes first changes, since the second of a pair finds warmer caches.
+        # The order is reversed at every second turn: the second step finds warmer caches.
         for name in sorted(steps, reverse=bool(i % 2)):
             start = time.perf_counter()
             steps[name](i)
@@ -254,7 +254,7 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def _costs(spec: RunSpec, rows: list[dict[str, Any]]) -> list[str]:
-    """Time beside the counted cost, of a method and of MoCo v3 on the same encoder."""
+    """Lines with counted cost and measured time of MOCA and MoCo v3 on the same encoder."""
     if spec.method.name not in BESIDE_MOCO_V3:
         return []
     name = spec.method.name

@@ -1,4 +1,4 @@
-"""Saving, finding and loading the state of a run."""
+"""Saves, finds and loads the state of a run."""
 
 from triptych.core.checkpoint.manifest import Manifest, check_spec, stamp_warnings, versions
 from triptych.core.checkpoint.retrieval import (

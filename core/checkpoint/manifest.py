@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what was saved, by which run, and how to tell that it is whole."""
+"""The manifest of a checkpoint: its tensors, its run, and digests that show damage."""
 
 import hashlib
 import json
@@ -28,14 +28,17 @@ FREE_KEYS = (
     "threads",
     "train.stop_at",
 )
-"""Keys, or whole sections, that may differ on resume: none changes the numbers of a step, but
-``device`` and ``deterministic``, of which the stamp of a checkpoint tells what came of them."""
+"""Keys and whole sections that may differ on resume.
+
+Only ``device`` and ``deterministic`` can change the numbers of a step. The checkpoint records their
+effect as "compute", and a resume warns of a difference.
+"""
 
 MOVABLE_KEYS = ("data.eval_root", "data.list", "data.root")
-"""Where the same data lie: may differ on resume, but not unnoticed."""
+"""Locations of the data. They may differ on resume, with a warning."""
 
 SHOWN, WIDTH = 8, 40
-"""Differences listed in one message, and characters of a value."""
+"""Most differences listed in one message, and most characters shown of a value."""
 
 
 class _Entry(BaseModel):
@@ -43,14 +46,19 @@ class _Entry(BaseModel):
 
 
 class FileEntry(_Entry):
-    """One file of the checkpoint. size: bytes."""
+    """One file of the checkpoint.
+
+    Attributes:
+        sha256: digest of the content, hexadecimal.
+        size: bytes.
+    """
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     size: Annotated[int, Field(ge=0)]
 
 
 class TensorEntry(_Entry):
-    """Where one tensor lies and what it looks like."""
+    """One tensor: the file that holds it, its type and its shape."""
 
     file: str
     dtype: str
@@ -58,19 +66,19 @@ class TensorEntry(_Entry):
 
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
-"""A plain name: a manifest can point at nothing outside its own folder."""
+"""A name without folders, so that a manifest cannot point outside its own folder."""
 
 
 class Manifest(_Entry):
-    """Everything about a checkpoint but the arrays."""
+    """All of a checkpoint except its arrays."""
 
     step: Annotated[int, Field(ge=0)]
     spec: dict[str, Any]
     """The resolved run spec."""
     versions: dict[str, str]
-    """Of triptych, NumPy, Pillow and the framework."""
+    """Package -> version, for triptych, NumPy, Pillow and the framework."""
     extra: dict[str, Any]
-    """What else the run wanted to keep, e.g. the backend's name."""
+    """Further values that the run stored, e.g. the backend's name."""
     files: dict[FileName, FileEntry]
     tensors: dict[str, TensorEntry]
 
@@ -108,7 +116,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that take part in the numbers on every backend."""
+    """Versions of the packages that influence the numbers on every backend."""
     return {"triptych": __version__, "numpy": np.__version__, "pillow": PIL.__version__}
 
 
@@ -116,7 +124,7 @@ def stamp_warnings(manifest: Manifest, versions: Mapping[str, str]) -> list[str]
     """One line for each package whose version is not the one that wrote the checkpoint.
 
     Args:
-        versions: of the packages at hand; those that the manifest does not know are left out.
+        versions: package -> installed version; a package that the manifest lacks is ignored.
     """
     effects = {
         "pillow": "resized pixels may differ from those of the run so far",
@@ -131,13 +139,13 @@ def stamp_warnings(manifest: Manifest, versions: Mapping[str, str]) -> list[str]
 
 
 def check_spec(manifest: Manifest, spec: RunSpec) -> list[str]:
-    """Compares the spec that a checkpoint was written under with the one that is to go on.
+    """Compares the spec stored in a checkpoint with the spec of the run that resumes from it.
 
     Returns:
-        A line for each folder or list of data that is another one now.
+        A warning for each key of ``MOVABLE_KEYS`` that differs.
 
     Raises:
-        UserError: a key differs that changes the run; one line names them all, old -> new.
+        UserError: keys differ that change the run; one line names all of them, old -> new.
     """
     changes = {
         key: change
@@ -157,7 +165,7 @@ def check_spec(manifest: Manifest, spec: RunSpec) -> list[str]:
 
 
 def other_architecture(manifest: Manifest, spec: RunSpec) -> str | None:
-    """The differing keys of model and method in one line; None where there are none."""
+    """The differing keys of model and method in one line, or None if none differs."""
     changes = {
         key: change
         for key, change in differences(manifest, spec).items()
@@ -170,10 +178,10 @@ def differences(manifest: Manifest, spec: RunSpec) -> dict[str, str]:
     """Dotted key -> "old -> new" for each key that differs.
 
     Raises:
-        UserError: the manifest's spec is none that this version understands.
+        UserError: this version cannot read the manifest's spec.
     """
     try:
-        # Validated again, so that keys which are younger than the checkpoint have their defaults.
+        # Validation gives keys that are newer than the checkpoint their defaults.
         stored = RunSpec.model_validate(manifest.spec)
     except ValidationError as error:
         raise UserError(
@@ -192,7 +200,7 @@ def differences(manifest: Manifest, spec: RunSpec) -> dict[str, str]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys of nested dictionaries and their values."""
+    """(dotted key, value) pairs of nested dictionaries."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")

@@ -1,4 +1,7 @@
-"""Finding and reading checkpoints; what is not as ``store`` wrote it is damaged, never used."""
+"""Finds and reads checkpoints.
+
+A checkpoint that is not as ``store`` wrote it is damaged, and is never used.
+"""
 
 import hashlib
 import re
@@ -20,7 +23,12 @@ CHUNK = 1 << 20
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint that is not what was written. reason: the file, and what is wrong with it."""
+    """A checkpoint differs from what was written.
+
+    Attributes:
+        path: the checkpoint.
+        reason: the damaged file and the damage.
+    """
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} is damaged ({reason}); name another one, or use --resume auto")
@@ -28,11 +36,11 @@ class DamagedCheckpoint(UserError):
 
 
 def verify(path: Path) -> Manifest:
-    """The manifest of a checkpoint whose files all are what was written.
+    """Checks all files of a checkpoint and returns its manifest.
 
     Raises:
         UserError: there is no such folder.
-        DamagedCheckpoint: a file is missing or not what was written.
+        DamagedCheckpoint: a file is missing or differs from what was written.
     """
     manifest = _manifest(path)
     for name, entry in manifest.files.items():
@@ -45,12 +53,12 @@ def verify(path: Path) -> Manifest:
 
 
 def read(path: Path) -> tuple[Manifest, State]:
-    """A checkpoint, verified.
+    """Verifies and reads a checkpoint.
 
     Raises:
         UserError: there is no such folder.
-        DamagedCheckpoint: a file is missing or not what was written, or does not hold the tensors
-            that the manifest lists.
+        DamagedCheckpoint: a file is missing, differs from what was written, or does not hold the
+            tensors that the manifest lists.
     """
     manifest = verify(path)
     found: State = {}
@@ -70,7 +78,14 @@ def read(path: Path) -> tuple[Manifest, State]:
 
 
 def latest(run_dir: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint of a run; ``report`` is told of each damaged one passed over."""
+    """Finds the newest whole checkpoint of a run.
+
+    Args:
+        report: called with a line for each damaged checkpoint that is newer.
+
+    Returns:
+        The checkpoint, or None if the run has no whole one.
+    """
     passed: list[DamagedCheckpoint] = []
     found, then = None, "no other one is left"
     for path in listed(run_dir / FOLDER):
@@ -90,13 +105,15 @@ def resolve(resume: str, run_dir: Path, report: Callable[[str], None]) -> Path |
     """The checkpoint that ``--resume`` means.
 
     Args:
-        resume: "auto" (the newest whole one of ``run_dir``), or the path of a checkpoint or a run.
+        resume: "auto" (the newest whole checkpoint of ``run_dir``), or the path of a checkpoint or
+            a run.
+        report: as in ``latest``.
 
     Returns:
-        None where "auto" finds that nothing was saved yet.
+        The checkpoint, or None if ``resume`` is "auto" and nothing was saved yet.
 
     Raises:
-        UserError: the path holds no checkpoint, or only damaged ones.
+        UserError: there is no checkpoint at the path, or there are only damaged ones.
     """
     if resume == "auto":
         return _newest(run_dir, report)
@@ -123,13 +140,13 @@ def _newest(run_dir: Path, report: Callable[[str], None]) -> Path | None:
 
 
 def listed(folder: Path) -> list[Path]:
-    """Checkpoints in place, newest first; a displaced one comes after its successor."""
+    """Checkpoints in a folder, newest first. A displaced one comes after its successor."""
     paths = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(paths, key=lambda path: (step_of(path), path.suffix != DISPLACED), reverse=True)
 
 
 def folder_of(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint after ``step`` updates of a run lies."""
+    """Folder of a run's checkpoint after ``step`` updates."""
     return run_dir / FOLDER / f"step-{step:08d}"
 
 
@@ -139,7 +156,7 @@ def step_of(path: Path) -> int:
 
 
 def seems_whole(path: Path) -> bool:
-    """Whether all files are there in full; their content is not read."""
+    """Whether all files exist and have the right size; their content is not read."""
     try:
         for name, entry in _manifest(path).files.items():
             _check_size(path, name, entry)
@@ -177,7 +194,7 @@ def _check_size(path: Path, name: str, entry: FileEntry) -> None:
 
 @contextmanager
 def _damage(path: Path, name: str) -> Iterator[None]:
-    """What keeps a file from being read, as damage."""
+    """Raises DamagedCheckpoint for an error of reading the file inside."""
     try:
         yield
     except OSError as error:

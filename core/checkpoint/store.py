@@ -1,9 +1,9 @@
-"""Writing checkpoints, so that each appears whole or not at all.
+"""Writes checkpoints, each of which appears whole or not at all.
 
     run/checkpoints/step-00000100/{manifest.json, student.safetensors, teacher.safetensors, ...}
 
-A checkpoint is written aside, synced, and renamed into place last: a process that dies at any
-moment leaves the checkpoints that it found. One process writes to a run at a time.
+A checkpoint is written to a temporary folder, synced, and renamed last. So a process that dies at
+any moment leaves the earlier checkpoints intact. One process writes to a run at a time.
 """
 
 import os
@@ -38,19 +38,19 @@ from triptych.core.files.writing import FULL, remedy, set_mode, sync
 def write(
     run_dir: Path, step: int, state: State, spec: RunSpec, extra: Mapping[str, Any], *, keep: int
 ) -> Path:
-    """Saves the state after ``step`` updates and drops checkpoints that are no longer wanted.
+    """Saves the state after ``step`` updates and removes the checkpoints that are too old.
 
     Args:
-        extra: stored in the manifest; its "versions" (name -> version) join those of NumPy, Pillow
-            and triptych.
-        keep: newest whole checkpoints to keep, this one included.
+        extra: further values for the manifest. Its "versions" (package -> version) are added to
+            those of NumPy, Pillow and triptych.
+        keep: number of newest whole checkpoints to keep, this one included.
 
     Returns:
         The folder of the checkpoint.
 
     Raises:
         NonFiniteError: a tensor holds infinities or NaNs; nothing was written.
-        UserError: the file system refused, e.g. because it is full; what had been saved is intact.
+        UserError: the file system refused, e.g. because it is full; earlier checkpoints are intact.
     """
     refuse_non_finite(state, f"checkpoint of step {step}")
     folder = run_dir / FOLDER
@@ -78,17 +78,17 @@ def refuse_non_finite(state: Mapping[str, Array], what: str) -> None:
 
 
 def aside_of(path: Path) -> Path:
-    """Where a checkpoint is written before it is renamed to ``path``."""
+    """Temporary folder in which a checkpoint is written before it is renamed to ``path``."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def shard_file(name: str) -> str:
-    """The file of a tensor, by its canonical name: one file per branch of the names."""
+    """The file of a tensor: one for each first part of the canonical names, e.g. "student"."""
     return name.partition(".")[0] + ".safetensors"
 
 
 def _fill(aside: Path, step: int, state: State, spec: RunSpec, extra: Mapping[str, Any]) -> None:
-    """The files of a checkpoint, each synced; the manifest last."""
+    """Writes and syncs the files of a checkpoint, the manifest last."""
     shards: dict[str, State] = {}
     for name, array in state.items():
         shards.setdefault(shard_file(name), {})[name] = array
@@ -111,7 +111,7 @@ def _fill(aside: Path, step: int, state: State, spec: RunSpec, extra: Mapping[st
 
 
 def _save(path: Path, shard: State) -> FileEntry:
-    # safetensors takes the bytes of an array as they lie: out of C order the values get mixed up.
+    # safetensors writes the bytes in memory order: without C order the values would be permuted.
     save_file({name: np.asarray(array, order="C") for name, array in shard.items()}, path)
     set_mode(path, path.parent.stat().st_mode & 0o666)  # safetensors makes its files private
     sync(path)
@@ -121,8 +121,8 @@ def _save(path: Path, shard: State) -> FileEntry:
 def _put_in_place(aside: Path, final: Path) -> None:
     displaced = final.with_name(final.name + DISPLACED)
     if final.exists():
-        # A folder cannot be replaced in one stroke. Between the two renames the displaced one
-        # still counts as a checkpoint.
+        # A folder cannot be replaced in one operation. Between the two renames the displaced
+        # folder still counts as a checkpoint.
         final.rename(displaced)
     aside.rename(final)
     sync(final.parent)
@@ -131,7 +131,7 @@ def _put_in_place(aside: Path, final: Path) -> None:
 
 
 def _prune(folder: Path, keep: int, new: Path) -> None:
-    """Removes what is older than the ``keep`` newest whole checkpoints, ``new`` among them."""
+    """Removes checkpoints older than the ``keep`` newest whole ones, ``new`` among these."""
     others = [path for path in listed(folder) if path != new and seems_whole(path)]
     oldest = min(step_of(path) for path in [new, *others[: keep - 1]])
     for path in listed(folder):
@@ -140,12 +140,12 @@ def _prune(folder: Path, keep: int, new: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    # Out of sight first: a half-removed folder must not pass for a damaged checkpoint.
+    # Renamed first: a half-removed folder must not look like a damaged checkpoint.
     shutil.rmtree(path.rename(aside_of(path)))
 
 
 def _clear(folder: Path) -> None:
-    """Removes what writers that died have left behind; what they displaced goes back."""
+    """Removes the leftovers of writers that died, and puts displaced checkpoints back."""
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path)
     for path in folder.glob("step-*" + DISPLACED):
@@ -158,7 +158,7 @@ def _clear(folder: Path) -> None:
 
 @contextmanager
 def _refusals(doing: str) -> Iterator[None]:
-    """What the file system refuses, as an error that says what to do."""
+    """Raises UserError with a remedy for an error of the file system inside."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -166,7 +166,7 @@ def _refusals(doing: str) -> Iterator[None]:
         if isinstance(error, OSError):
             reason, number = error.strerror or reason, error.errno
         else:
-            # safetensors tells what the file system said in words.
+            # safetensors gives the file system's error as words only.
             number = next((code for code in FULL if os.strerror(code) in reason), None)
         raise UserError(
             f"cannot {doing}: {reason}; {remedy(number)} (what was saved before is intact)"

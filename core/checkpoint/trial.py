@@ -1,7 +1,7 @@
-"""What a run will ask of its folder, asked before the first step.
+"""Tries all file operations of a checkpoint in a run's folder before the first step.
 
-A share may refuse an operation that only a checkpoint needs, hours after the start. So each
-operation is tried once, on small files and on empty ones of a checkpoint's size.
+Some file systems refuse an operation that only a checkpoint needs, which would show hours after the
+start. So each operation is tried once, on small files and on empty files of a checkpoint's size.
 """
 
 import errno
@@ -18,7 +18,7 @@ from triptych.core.errors import UserError
 from triptych.core.files.writing import UNSUPPORTED, remedy, set_mode, sync
 
 TRIAL = ".checkpoints"
-"""Folder of the trial; its name is as long as the longest path of a checkpoint needs."""
+"""Folder of the trial; its name makes the tried paths at least as long as a checkpoint's."""
 MEGABYTE = 1e6
 
 
@@ -26,8 +26,11 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], item: int) -> dict[str, int]:
     """Bytes of each file of a checkpoint.
 
     Args:
-        shapes: of each tensor of the state, by canonical name.
-        item: bytes of a value.
+        shapes: canonical name -> shape of each tensor of the state.
+        item: bytes per value.
+
+    Returns:
+        File name -> bytes.
     """
     found: dict[str, int] = {}
     for name, shape in shapes.items():
@@ -39,16 +42,16 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], item: int) -> dict[str, int]:
 def try_out(
     run_dir: Path, files: Mapping[str, int], keep: int, say: Callable[[str], None] = print
 ) -> None:
-    """Does in a run's folder all that a checkpoint needs, and leaves nothing behind.
+    """Tries all operations of a checkpoint in a run's folder, and leaves nothing behind.
 
     Args:
-        files: file name -> bytes, of the largest checkpoint to come.
-        keep: checkpoints that are to stay.
-        say: takes a warning where the folder lacks what only makes a checkpoint safer, or where
-            there is room for fewer checkpoints than are to stay.
+        files: file name -> bytes, of the largest checkpoint of the run.
+        keep: number of checkpoints that the run keeps.
+        say: called with a warning if the folder lacks an operation that only makes a checkpoint
+            safer, or has no room for ``keep`` checkpoints.
 
     Raises:
-        UserError: names the folder, the operation that it refuses, and what to do.
+        UserError: the folder refuses an operation; the message names the remedy.
     """
     trial = run_dir / TRIAL
     shutil.rmtree(trial, ignore_errors=True)  # of a run that was killed
@@ -67,7 +70,7 @@ def try_out(
 
 
 def _write(run_dir: Path, trial: Path, files: Mapping[str, int]) -> list[str]:
-    """Writes what looks like a checkpoint; returns what could be left out and had to be."""
+    """Writes a checkpoint without content; returns the optional operations that failed."""
     final = trial / "step-00000000"
     aside = aside_of(final)
     small = aside / MANIFEST
@@ -97,9 +100,9 @@ def _write(run_dir: Path, trial: Path, files: Mapping[str, int]) -> list[str]:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Takes the room of a file of ``size`` bytes.
+    """Allocates a file of ``size`` bytes.
 
-    A quota and a limit on the size of files are seen in no other way.
+    Nothing else shows a quota or a limit on the size of files.
     """
     with path.open("wb") as file:
         if size and hasattr(os, "posix_fallocate"):
@@ -111,15 +114,15 @@ def _reserve(path: Path, size: int) -> None:
 
 
 def _warn_of_room(run_dir: Path, size: int, keep: int, say: Callable[[str], None]) -> None:
-    """Refuses a disk without room for one checkpoint; warns of one that has too little for all."""
+    """Refuses a disk without room for one checkpoint; warns if it has no room for all."""
     with _needed(run_dir, "ask for its free space"):
         usage = shutil.disk_usage(run_dir)
-    if not usage.total:  # file systems of object stores do not tell
+    if not usage.total:  # file systems of object stores give no sizes
         return
     need = f"a checkpoint has {size / MEGABYTE:.3g} MB, free are {usage.free / MEGABYTE:.3g} MB"
     if usage.free < size:
         raise UserError(f"{run_dir}: no room for a checkpoint: {need}; {remedy(errno.ENOSPC)}")
-    # While one checkpoint is written, those that stay are still there.
+    # While a checkpoint is written, the earlier ones that the run keeps take room, too.
     missing = keep + 1 - len(listed(run_dir / "checkpoints"))
     if usage.free < missing * size:
         say(f"warning: {run_dir}: no room for checkpoint.keep {keep} checkpoints: {need}")

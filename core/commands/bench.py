@@ -1,4 +1,4 @@
-"""``bench``: measurements side by side in one run, as ratios."""
+"""``bench``: measures Triptych and an alternative side by side and prints their ratio."""
 
 import argparse
 import importlib
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the comparison; see the benchmark for what it raises."""
+    """Prints the comparison; raises the errors of the chosen benchmark."""
     return int(_benchmark(arguments.benchmark).run(arguments))
 
 

@@ -1,4 +1,4 @@
-"""``demo``: one recipe on every backend, then the curves side by side in runs/demo."""
+"""``demo``: trains one recipe on every backend and compares the curves in runs/demo."""
 
 import argparse
 import shutil
@@ -12,14 +12,14 @@ from triptych.core.training import everywhere
 RECIPE = "moco_v3/digits"
 OUTPUT = Path("runs") / "demo"
 LONG = "digits_long"
-"""Recipes of the digits that take more than minutes."""
+"""Names of the digits' recipes that take longer than minutes end so."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--all", action="store_true", help="every short recipe of the digits")
     parser.add_argument(
-        "names", nargs="*", metavar="BACKEND", help="or none; default: all installed"
+        "names", nargs="*", metavar="BACKEND", help="backends, or none; default: all installed"
     )
 
 
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Trains one recipe, or all of them.
 
     Raises:
-        UserError: as ``demonstrate``.
+        UserError: as in ``demonstrate``.
     """
     if not arguments.all:
         demonstrate(arguments.names)
@@ -43,13 +43,13 @@ def short_recipes() -> list[str]:
 
 
 def demonstrate(names: Sequence[str], output: Path = OUTPUT, recipe: str = RECIPE) -> None:
-    """Trains the recipe on each backend and compares; what an earlier demo wrote is replaced.
+    """Trains the recipe on each backend and compares the runs. Earlier demo runs are replaced.
 
     Args:
-        names: backends; "none" is none of them; empty: all that are installed.
+        names: backends; "none" stands for no backend; empty: all installed backends.
 
     Raises:
-        UserError: as ``everywhere.run``, or ``output`` holds something that is no run.
+        UserError: as in ``everywhere.run``, or ``output`` holds something that is no run.
     """
     chosen = everywhere.choose([name for name in names if name != "none"] if names else None)
     for name in chosen:
@@ -61,7 +61,7 @@ def clear(run_dir: Path) -> None:
     """Removes the run of an earlier demo.
 
     Raises:
-        UserError: the folder is not one that a run has written.
+        UserError: the folder was not written by a run.
     """
     if not run_dir.exists():
         return

@@ -1,4 +1,4 @@
-"""``eval``: what the features of some weights are worth."""
+"""``eval``: evaluates the features that given weights compute."""
 
 import argparse
 import json
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     split = Split(spec)
     weights = formats.load_weights(arguments.weights, spec)
     step = int(weights.get("optimizer.step", 0))
-    # With --json, standard output is for a program.
+    # With --json a program reads standard output, so messages go to standard error.
     say = partial(cli.say, errors=arguments.json)
     name = choose_backend(arguments.backend, spec, say)
     engine = open_engine(spec, name, weights)

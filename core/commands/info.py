@@ -1,4 +1,4 @@
-"""``info``: what a spec means before anything runs, or what this machine offers."""
+"""``info``: prints a summary of a spec, or of this machine and its backends."""
 
 import argparse
 import json

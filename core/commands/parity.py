@@ -1,4 +1,4 @@
-"""``parity trace | compare | run``: the same numbers on every framework, shown."""
+"""``parity trace | compare | run``: shows that every framework computes the same numbers."""
 
 import argparse
 from pathlib import Path
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Dispatches; compare returns 1 where a difference is larger than allowed."""
+    """Runs one subcommand; "compare" returns 1 if a difference is larger than allowed."""
     return {"trace": _trace, "compare": _compare, "run": _run}[arguments.mode](arguments)
 
 
@@ -51,7 +51,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     join()
     overrides, output = _split_o(arguments)
     numpy = arguments.backend == REFERENCE
-    dtype = "float64" if numpy else arguments.dtype  # the reference knows nothing else
+    dtype = "float64" if numpy else arguments.dtype  # the reference has no other precision
     overrides.append(f"precision={dtype}")
     spec = on_compared_device(config.load(arguments.config, overrides))
     if arguments.steps < 1:
@@ -76,7 +76,7 @@ def _trace(arguments: argparse.Namespace) -> int:
 
 
 def _split_o(arguments: argparse.Namespace) -> tuple[list[str], Path]:
-    """``-o`` takes the output file here and, as everywhere, KEY=VALUE pairs."""
+    """Splits the words after ``-o`` into KEY=VALUE pairs and the output file."""
     pairs = [item for item in arguments.overrides if "=" in item]
     files = [cli.path(item) for item in arguments.overrides if "=" not in item]
     files += [arguments.output] if arguments.output else []

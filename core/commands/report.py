@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes the page and says where.
 
     Raises:
-        UserError: a folder is no run, a file in it is damaged, or the page cannot be written.
+        UserError: a folder holds no run, a file in it is damaged, or the page cannot be written.
     """
     records = [read_run(path) for path in arguments.runs]
     output = arguments.output

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains; 0, or 128 + n when signal n ended the run."""
+    """Trains one run; returns 0, or 128 + n if signal n ended the run."""
     ranks = join()
     say = cli.say if ranks.is_main else quiet
     with together(ranks):
@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"spec: {arguments.config}" + (f" with {', '.join(changes)}" if changes else ""))
         backend = choose_backend(arguments.backend, spec, say)
     output = arguments.output or default_output(arguments.config, backend)
-    with leave_at_once():  # until the first step, from which on a signal is a request to save
+    # Before the first step a signal ends the process; after that it asks for a save.
+    with leave_at_once():
         signal = train(spec, backend, output, resume=arguments.resume, say=say, ranks=ranks)
     return 128 + signal if signal else 0

@@ -1,4 +1,4 @@
-"""What features are worth: protocols on one evaluation split."""
+"""Protocols that evaluate frozen features on one evaluation split."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from triptych.core.evaluation.subject import Subject
 
 @dataclass(frozen=True)
 class FeatureProtocol:
-    """One way to judge frozen features.
+    """One way to evaluate frozen features.
 
     Attributes:
         summary: a few words for the command line's help.
-        row: the model of its rows, which has its line for the terminal and its headline metric.
-        rows: evaluates; raises as ``Split.features``.
+        row: the model of its rows, which gives the terminal line and the headline metric.
+        rows: runs the evaluation; raises the errors of ``Split.features``.
     """
 
     summary: str
@@ -27,6 +27,6 @@ class FeatureProtocol:
 PROTOCOLS = {
     "knn": FeatureProtocol("weighted nearest neighbours", knn.KnnRow, knn.rows),
 }
-"""By the name that a row has under "eval" and that ``tools/eval.py`` takes."""
+"""Name -> protocol. A row has the name under "eval", and ``tools/eval.py`` takes it."""
 WHILE_TRAINING = "knn"
-"""The protocol of the evaluations every ``evaluate.every`` steps."""
+"""Name of the protocol that a run evaluates with every ``evaluate.every`` steps."""

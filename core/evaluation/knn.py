@@ -1,10 +1,14 @@
 """Weighted k-nearest-neighbour classification of frozen features.
 
 Wu et al. 2018 (arXiv 1805.01978, section 3.4): each of the k nearest labelled images votes for its
-class with exp(cosine similarity / temperature). float64, in blocks: memory does not grow with the
-number of images, and the answer does not depend on the blocks.
+class with exp(cosine similarity / temperature). The votes are computed in float64 and in blocks:
+memory does not grow with the number of images, and the result does not depend on the block size.
 
-Shape letters: B labelled images (the bank), Q queries, D feature width, K neighbours.
+Shape letters:
+    B: labelled images (the bank).
+    Q: queries.
+    D: feature width.
+    K: neighbours.
 """
 
 import numpy as np
@@ -17,26 +21,30 @@ from triptych.core.evaluation.subject import Check, Subject, never
 from triptych.core.random import stream
 
 QUERIES, BANK = 256, 8192
-"""Rows of one block of similarities: 16 MiB."""
+"""Rows and columns of one block of similarities, which takes 16 MiB."""
 DECIMALS = 12
-"""Similarities are rounded to these: the last bits of a product depend on the shape of the block,
-and must not decide between neighbours that are equally near."""
+"""Decimal places that similarities are rounded to.
+
+The last bits of a product depend on the shape of the block. They must not decide between equally
+near neighbours.
+"""
 
 
 class KnnRow(Evaluation):
     """Accuracy with one number of labels.
 
     Attributes:
-        branch, tokens: the features, as in ``Subject``.
-        top1: share of the queries that got their own label.
-        labels: how many labelled images per class vote, or "all".
-        k: neighbours that vote.
+        branch: as in ``Subject``.
+        tokens: as in ``Subject``.
+        labels: number of labelled images per class that vote, or "all".
+        top1: share of the queries whose predicted class is their label, 0 to 1.
+        k: number of neighbours that vote.
         temperature: as in ``classify``.
-        bank: labelled images.
-        queries: images that were classified.
+        bank: number of labelled images.
+        queries: number of classified images.
         split: digest of the evaluated images.
-        skipped: damaged files that were left out.
-        image_warnings: files that a library has warned of.
+        skipped: number of damaged files that were left out.
+        image_warnings: number of files that an image library has warned about.
     """
 
     branch: str = ""
@@ -87,14 +95,14 @@ class KnnRow(Evaluation):
 
 
 def rows(split: Split, subject: Subject) -> list[KnnRow]:
-    """One row with all labels, and one for each smaller number of ``evaluate.per_class``.
+    """One row with all labels, and one for each smaller count in ``evaluate.per_class``.
 
     Raises:
-        UserError, NonFiniteError: as ``Split.features``.
+        UserError, NonFiniteError: as in ``Split.features``.
     """
     chosen = split.spec.evaluate
     features = split.features(subject)
-    # A count of the largest class or more would repeat the row with all labels.
+    # A count that is not below the largest class would repeat the row with all labels.
     largest = np.bincount(features.bank.labels).max()
     found = []
     for count in (None, *(count for count in chosen.per_class if count < largest)):
@@ -141,10 +149,10 @@ def accuracy(
     temperature: float,
     check: Check = never,
 ) -> float:
-    """Share of the queries that get their own label, 0..1; arguments as in ``classify``.
+    """Share of the queries whose predicted class is their label, 0 to 1.
 
     Args:
-        query_labels: (Q,) int64.
+        query_labels: (Q,) int64. The other arguments are those of ``classify``.
     """
     predicted = classify(bank, bank_labels, queries, k=k, temperature=temperature, check=check)
     return float(np.mean(predicted == query_labels))
@@ -159,21 +167,24 @@ def classify(
     temperature: float,
     check: Check = never,
 ) -> Array:
-    """The class with the most votes; (Q,) int64.
+    """The class with the most votes, for each query.
 
-    Equally near neighbours enter in the order of the bank; of classes with equally many votes the
-    lower one wins.
+    Among equally near neighbours the first ones of the bank vote. Among classes with equally many
+    votes the lowest one wins.
 
     Args:
-        bank: (B, D), any length of rows.
+        bank: (B, D); the rows may have any length.
         labels: (B,) int64, >= 0.
         queries: (Q, D).
-        k: neighbours that vote; at most B.
+        k: number of neighbours that vote, 1 to B.
         temperature: dimensionless, > 0.
-        check: is called between blocks of queries, see ``Subject``.
+        check: called before each block of queries, see ``Subject``.
+
+    Returns:
+        (Q,) int64.
 
     Raises:
-        ValueError: k beyond the bank, or features that are not finite.
+        ValueError: k is not in 1 to B, or features are not finite.
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k: expected 1 to {len(bank)} (the bank), got {k}")
@@ -181,7 +192,7 @@ def classify(
     for start in range(0, len(queries), QUERIES):
         check()
         similarity, index = _nearest(bank, _unit(queries[start : start + QUERIES]), k)
-        # Relative to the nearest, so that a small temperature cannot overflow; no order changes.
+        # Relative to the nearest: exp cannot overflow, and the order of the votes stays.
         weights = np.exp((similarity - similarity[:, :1]) / temperature)
         votes = np.zeros((len(weights), int(labels.max()) + 1))
         np.add.at(votes, (np.arange(len(weights))[:, None], labels[index]), weights)
@@ -190,13 +201,15 @@ def classify(
 
 
 def few_labels(labels: Array, per_class: int) -> Array:
-    """Indices of ``per_class`` images of each class (all where it has fewer), the same always.
+    """Picks ``per_class`` images of each class, or all of a smaller class.
+
+    The same labels always give the same choice.
 
     Args:
         labels: (B,) int64.
 
     Returns:
-        Ascending, int64.
+        Indices into ``labels``, ascending, int64.
     """
     order = stream(0, "few-labels", per_class).permutation(len(labels))
     chosen = [order[labels[order] == label][:per_class] for label in np.unique(labels)]
@@ -212,10 +225,13 @@ def _unit(rows: Array) -> Array:
 
 
 def _nearest(bank: Array, queries: Array, k: int) -> tuple[Array, Array]:
-    """Similarities and bank indices of the k nearest, nearest first, each (Q, K).
+    """Similarities and bank indices of the k nearest neighbours, the nearest first.
 
     Args:
-        queries: (Q, D), unit rows.
+        queries: (Q, D), rows of unit length.
+
+    Returns:
+        Similarities (Q, K) float64 and indices (Q, K) int64.
     """
     best = np.empty((len(queries), 0))
     index = np.empty((len(queries), 0), np.int64)
@@ -231,7 +247,7 @@ def _nearest(bank: Array, queries: Array, k: int) -> tuple[Array, Array]:
 
 
 def _largest(values: Array, k: int) -> Array:
-    """Columns of the k largest of each row, descending; of equal values the left one first."""
+    """Columns of the k largest values in each row, descending; equal values from left to right."""
     if values.shape[1] > k:
         kth = -np.partition(-values, k - 1, axis=1)[:, k - 1 : k]
         above, equal = values > kth, values == kth

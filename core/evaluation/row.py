@@ -1,4 +1,4 @@
-"""One evaluation as a row of a run's log: what every reader may ask of it."""
+"""One evaluation as a row of a run's log, with the properties that every reader uses."""
 
 from typing import Annotated, Any
 
@@ -7,18 +7,19 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 """A fraction, 0 to 1."""
 RAW_PIXELS = "raw pixels"
-"""``tokens`` of a row about pixels in the place of an encoder's features."""
+"""Value of ``tokens`` in a row that evaluates pixels instead of an encoder's features."""
 
 
 class Evaluation(BaseModel):
-    """A row of any protocol; keys that are not named here are kept as they are.
+    """A row of any protocol; further keys are kept unchanged.
 
-    A protocol derives its own model from this one and names its keys there. Rows of a protocol
-    that this version does not know stay what they are here: a name, a step, and ``top1`` if given.
+    Each protocol derives its own model from this one and names its keys there. This version reads
+    the rows of a protocol that it does not know as this model: a name, a step, and ``top1`` if the
+    row has it.
 
     Attributes:
         eval: the protocol's name, e.g. "knn".
-        step: optimizer steps behind the weights; 0 for what was not trained.
+        step: optimizer steps that trained the weights; 0 for untrained features.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -28,17 +29,17 @@ class Evaluation(BaseModel):
 
     @property
     def title(self) -> str:
-        """The protocol's name for people."""
+        """The protocol's name in reports and on the terminal."""
         return self.eval
 
     @property
     def variant(self) -> str:
-        """What tells this row from the others of the same evaluation, e.g. "all labels"."""
+        """What distinguishes this row from others of the same evaluation, e.g. "all labels"."""
         return ""
 
     @property
     def main(self) -> bool:
-        """Whether a run is judged by this row, among those of the same evaluation."""
+        """Whether this is the row of its evaluation that the run is judged by."""
         return True
 
     @property
@@ -49,7 +50,7 @@ class Evaluation(BaseModel):
 
     @property
     def tag(self) -> str:
-        """What the row's numbers are called by in TensorBoard, e.g. "knn/10"."""
+        """Prefix of the row's numbers in TensorBoard, e.g. "knn/10"."""
         return self.eval
 
     @property
@@ -65,5 +66,5 @@ class Evaluation(BaseModel):
         return f"step {self.step} {self.title}{score}"
 
     def as_json(self) -> dict[str, Any]:
-        """The row as it is written."""
+        """The row as the log stores it."""
         return self.model_dump()

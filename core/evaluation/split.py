@@ -12,7 +12,7 @@ from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.evaluation.subject import Subject
 
 BATCH = 256
-"""Images embedded at once."""
+"""Number of images embedded at once."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Labelled:
     Attributes:
         features: (N, D), finite.
         labels: (N,) int64.
-        skipped: names of the damaged files, which are not among the N.
-        warned: names of the files that a library has warned of, and the texts.
-        digest: of the N images and their labels, hexadecimal.
+        skipped: names of the damaged files, which were left out.
+        warned: file name -> text of an image library's warning about it.
+        digest: hexadecimal digest of the N images and their labels.
     """
 
     features: Array
@@ -36,24 +36,29 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Features:
-    """Both halves of a split: labelled images, and images whose labels are to be found."""
+    """Both halves of a split.
+
+    Attributes:
+        bank: the labelled images.
+        queries: the images to classify.
+    """
 
     bank: Labelled
     queries: Labelled
 
     @property
     def digest(self) -> str:
-        """Tells the evaluated images of one row from those of another."""
+        """Identifies the evaluated images: other images or labels give another digest."""
         return f"{self.bank.digest[:16]}-{self.queries.digest[:16]}"
 
     @property
     def skipped(self) -> int:
-        """Damaged files that were left out."""
+        """Number of damaged files that were left out."""
         return len(self.bank.skipped) + len(self.queries.skipped)
 
     @property
     def image_warnings(self) -> int:
-        """Files that a library has warned of."""
+        """Number of files that an image library has warned about."""
         return len({*self.bank.warned, *self.queries.warned})
 
 
@@ -61,7 +66,7 @@ class Split:
     """The labelled bank and the labelled queries of a spec.
 
     Args:
-        splits: those of the spec, where they are open already.
+        splits: the spec's splits; None: they are opened here.
 
     Raises:
         UserError: the data have no labelled evaluation split.
@@ -91,12 +96,12 @@ class Split:
         return Features(self._labelled(subject, self.bank), self._labelled(subject, self.queries))
 
     def damaged(self) -> list[str]:
-        """Names of the files that were left out, each once: those not given by a call before."""
+        """Names of the files left out since the last call; no name is returned twice."""
         names, self._untold = self._untold, []
         return names
 
     def warnings(self) -> list[tuple[str, str]]:
-        """Files that a library has warned of so far, each once, and the texts."""
+        """(file name, warning) pairs so far, one for each file."""
         return list(self._warned.items())
 
     def _labelled(self, subject: Subject, source: Source) -> Labelled:
@@ -116,7 +121,7 @@ class Split:
         return Labelled(np.concatenate(features), np.concatenate(labels), skipped, warned, digest)
 
     def _digest(self, source: Source, skipped: frozenset[str]) -> str:
-        """Kept, since a million images take seconds and damaged files seldom change meanwhile."""
+        """The digest, cached: a million images take seconds, and damaged files seldom change."""
         key = source is self.bank, skipped
         if key not in self._digests:
             self._digests[key] = split_digest(source, skipped)

@@ -1,4 +1,4 @@
-"""What a protocol judges: features, and the words for where they come from."""
+"""The features that a protocol evaluates, and where they come from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Check = Callable[[], None]
 
 
 def never() -> None:
-    """A check that lets an evaluation go on."""
+    """A check that never breaks an evaluation off."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Subject:
 
     Attributes:
         embed: (N, C, H, W) normalised images -> (N, D) features.
-        step: optimizer steps behind the weights.
+        step: optimizer steps that trained the weights.
         branch: "student", "teacher" or "none".
         tokens: which features of the encoder, or "raw pixels".
-        check: is called between batches, and raises what is to break the evaluation off.
+        check: called between batches; it raises an exception to break the evaluation off.
     """
 
     embed: Callable[[Array], Array]
@@ -39,7 +39,8 @@ def encoder(
     """The final features of an engine's encoder.
 
     Args:
-        branch, tokens: as in ``core.engine.Engine.embed``.
+        branch: as in ``core.engine.Engine.embed``.
+        tokens: as in ``core.engine.Engine.embed``.
         check: as in ``Subject``.
     """
 
@@ -50,7 +51,7 @@ def encoder(
 
 
 def raw_pixels() -> Subject:
-    """The normalised pixels themselves: what an encoder has to be compared with."""
+    """The normalised pixels as features, a baseline for every encoder."""
 
     def flatten(images: Array) -> Array:
         return images.reshape(len(images), -1)

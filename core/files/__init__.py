@@ -1,1 +1,1 @@
-"""Bytes on disk: never half written, never executed."""
+"""Reads and writes files: none is left half written, and no content is executed."""

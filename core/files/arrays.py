@@ -1,7 +1,7 @@
-"""Files of named arrays that anybody may have made: npz and safetensors.
+"""Reads files of named arrays from any source: npz and safetensors.
 
-Nothing in a file is executed, and nothing is believed before it is checked: every damaged or
-hostile file is one clear UserError.
+Nothing in a file is executed, and all that a file states is checked. A damaged or hostile file
+raises one clear UserError.
 """
 
 import lzma
@@ -37,17 +37,17 @@ MALFORMED = (
     RuntimeError,  # zipfile: encrypted, or packed in a way that it does not know
     MemoryError,
 )
-"""What the parsers raise on bytes that are not what they expect."""
+"""Exceptions of the parsers on malformed bytes."""
 
 _npy: Any = np.lib.format
 _deserialize: Any = deserialize
-# Both are public, but their annotations come and go between versions.
+# Any: both are public, but only some versions annotate them.
 
 NUMBERS = "biufc"
-"""NumPy's kinds that hold numbers and nothing else."""
+"""NumPy's kinds of types that hold only numbers."""
 
 MAX_RATIO = 1032
-"""Deflate cannot pack tighter: a member that claims more lies about its size."""
+"""Largest ratio that deflate can reach; a member with a larger one states a false size."""
 
 TYPES = {
     "BOOL": "bool",
@@ -75,10 +75,10 @@ SIGNATURES = {
 
 
 def read_file(path: Path) -> State:
-    """All arrays of an npz or safetensors file, which is known by its content, not its suffix.
+    """All arrays of an npz or safetensors file. The content shows the format, not the suffix.
 
     Raises:
-        UserError: not such a file, damaged, or holding anything but numbers.
+        UserError: the file has another format, is damaged, or holds anything but numbers.
     """
     if not path.is_file():
         raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
@@ -94,7 +94,11 @@ def read_file(path: Path) -> State:
 
 
 def read_npz(path: Path) -> State:
-    """The arrays of a NumPy archive. Pickled objects are refused by name, as is all but numbers."""
+    """The arrays of a NumPy archive.
+
+    Raises:
+        UserError: names a member that holds anything but numbers, e.g. pickled objects.
+    """
     arrays: State = {}
     with _parsing(path), zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
@@ -110,7 +114,7 @@ def read_npz(path: Path) -> State:
 
 
 def _check_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Raises UserError unless a member is numbers, and as many as its size allows."""
+    """Raises UserError unless a member holds numbers, as many as its size allows."""
     with archive.open(member) as stream:
         shape, dtype = _npy_header(stream)
         size = stream.tell() + math.prod(shape) * dtype.itemsize
@@ -128,7 +132,7 @@ def _check_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo)
 
 
 def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    # Version 3 differs only in the names of fields, which are refused anyway.
+    # Version 3 differs only in the names of fields, and arrays with fields are refused.
     read = {(1, 0): _npy.read_array_header_1_0, (2, 0): _npy.read_array_header_2_0}
     version = _npy.read_magic(stream)
     if version not in read:
@@ -138,7 +142,7 @@ def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def read_safetensors(path: Path) -> State:
-    """The arrays of a safetensors file; bfloat16, which NumPy lacks, widened to float32."""
+    """The arrays of a safetensors file. NumPy lacks bfloat16, so that is widened to float32."""
     with _parsing(path), safe_open(path, framework="np") as file:
         types = {name: file.get_slice(name).get_dtype() for name in file.keys()}
         for name, kind in types.items():
@@ -162,7 +166,7 @@ def _array(entry: dict[str, Any]) -> Array:
 
 
 def widened(dtype: str) -> str:
-    """The NumPy type that a tensor stored as ``dtype`` is read as."""
+    """The NumPy type in which ``read_safetensors`` gives a tensor stored as ``dtype``."""
     return "float32" if dtype == "bfloat16" else dtype
 
 

@@ -1,4 +1,4 @@
-"""Files that a reader never sees half of, and folders that one process writes to."""
+"""Atomic writing of files, and locking of folders."""
 
 import errno
 import fcntl
@@ -24,10 +24,10 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes beside, syncs, renames.
+    """Writes a temporary file beside ``path``, syncs it, and renames it to ``path``.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; what was there stays.
+        UserError: the disk is full or the folder cannot be written; an earlier file stays.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -44,7 +44,7 @@ def sync(path: Path) -> bool:
     """Waits until the content of a file, or the names in a folder, are on the disk.
 
     Returns:
-        False where the file system has no such operation. Only a power cut makes a difference.
+        False if the file system has no such operation. Then a power cut may lose the content.
 
     Raises:
         OSError: the disk is full or broken.
@@ -63,7 +63,7 @@ def sync(path: Path) -> bool:
 
 
 def set_mode(path: Path, mode: int) -> bool:
-    """Sets access rights. Returns False where the file system has none of its own."""
+    """Sets access rights. Returns False if the file system has none."""
     try:
         path.chmod(mode)
     except OSError as error:
@@ -74,7 +74,7 @@ def set_mode(path: Path, mode: int) -> bool:
 
 
 def remedy(number: int | None) -> str:
-    """What helps against the error number of a file system that refuses to write."""
+    """The remedy for an error number of a file system that refuses to write."""
     if number in FULL:
         return "free some space, lower checkpoint.keep or set --output to another disk"
     return "make the folder writable or set --output to another one"
@@ -82,13 +82,13 @@ def remedy(number: int | None) -> str:
 
 @contextmanager
 def occupied(folder: Path, say: Say = print) -> Iterator[None]:
-    """Makes a folder this process's own while inside; the lock ends with the process, however.
+    """Locks a folder for this process while inside. The end of the process ends the lock, too.
 
     Args:
-        say: takes a warning where the file system has no locks. The folder is then used without.
+        say: called with a warning if the file system has no locks; the folder is not locked then.
 
     Raises:
-        UserError: another process has the folder, or the folder cannot be made.
+        UserError: another process has locked the folder, or the folder cannot be made.
     """
     path = folder / ".lock"
     try:
@@ -101,7 +101,7 @@ def occupied(folder: Path, say: Say = print) -> Iterator[None]:
         ) from error
     with lock:
         try:
-            # Not flock: a worker process that outlives a kill would go on holding it.
+            # Not flock: a worker process that outlives a kill would still hold the lock.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
