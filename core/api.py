@@ -84,7 +84,7 @@ class Encoder:
     def _prepared(self, images: Images, batch_size: int) -> list[Array]:
         data = self.spec.data.model_copy(update={"workers": 0, "on_error": "stop"})
         spec = self.spec.model_copy(update={"data": data})
-        source = _Given(images, decoding(spec.data))
+        source = _Images(images, decoding(spec.data))
         warned: dict[str, str] = {}
         batches = [b for b, _ in evaluation_batches(spec, source, batch_size, warned=warned)]
         for name, text in warned.items():
@@ -123,8 +123,8 @@ def get_model(
     """
     spec = config.load(name, overrides)
     state = formats.load_weights(Path(weights), spec) if weights else initial_state(spec)
-    chosen = choose_backend(backend, spec, quiet)
-    return Encoder(spec, open_engine(spec, chosen, state))
+    backend = choose_backend(backend, spec, quiet)
+    return Encoder(spec, open_engine(spec, backend, state))
 
 
 def inference_model(
@@ -148,7 +148,7 @@ def inference_model(
     return {"features": encoder.encode(images)[0]}
 
 
-class _Given:
+class _Images:
     """Images given by the caller, as a source; see ``core.data.Source``."""
 
     classes: tuple[str, ...] = ()
@@ -167,12 +167,12 @@ class _Given:
         return len(self._images)
 
     def image(self, index: int) -> Image.Image:
-        given = self._images[index]
-        if isinstance(given, str | Path):
-            return decode(str(given), self._how)
-        if isinstance(given, np.ndarray):
-            given = Image.fromarray(given[..., 0] if given.shape[2:] == (1,) else given)
-        return to_mode(given, self._how)
+        image = self._images[index]
+        if isinstance(image, str | Path):
+            return decode(str(image), self._how)
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+        return to_mode(image, self._how)
 
     def label(self, index: int) -> int:
         return UNLABELLED

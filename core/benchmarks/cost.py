@@ -48,11 +48,11 @@ def _moca(spec: RunSpec) -> int:
     decoder = parameters.decoder_spec(model, method)
     embed = patches * model.channels * model.patch_size**2 * model.width
     student = 0
-    for one in method.rounds(patches):
-        student += embed + block_flops(model, 1 + one.visible)
-        student += (1 + one.visible) * model.width * decoder.width
-        student += block_flops(decoder, 1 + one.decoded)
-        student += words * (model.width + one.decoded * decoder.width)
+    for tokens in method.rounds(patches):
+        student += embed + block_flops(model, 1 + tokens.visible)
+        student += (1 + tokens.visible) * model.width * decoder.width
+        student += block_flops(decoder, 1 + tokens.decoded)
+        student += words * (model.width + tokens.decoded * decoder.width)
     generators = (
         parameters.generator_widths(model, method, out) for out in (model.width, decoder.width)
     )

@@ -258,10 +258,10 @@ def _costs(spec: RunSpec, rows: list[dict[str, Any]]) -> list[str]:
     if spec.method.name not in BESIDE_MOCO_V3:
         return []
     name = spec.method.name
-    own, other = step_flops(spec), step_flops(moco_v3_twin(spec))
+    cost, twin_cost = step_flops(spec), step_flops(moco_v3_twin(spec))
     lines = [
-        f"counted: {name} {own / 1e9:.2f} GFLOPs, moco_v3 on the same encoder {other / 1e9:.2f}: "
-        f"{other / own:.2f} times as much ({COUNTED})"
+        f"counted: {name} {cost / 1e9:.2f} GFLOPs, moco_v3 on the same encoder "
+        f"{twin_cost / 1e9:.2f}: {twin_cost / cost:.2f} times as much ({COUNTED})"
     ]
     for row in rows:
         lines.append(

@@ -61,7 +61,7 @@ def read(path: Path) -> tuple[Manifest, State]:
             tensors that the manifest lists.
     """
     manifest = verify(path)
-    found: State = {}
+    state: State = {}
     for name in manifest.files:
         with _damage(path, name):
             arrays = read_safetensors(path / name)
@@ -70,11 +70,11 @@ def read(path: Path) -> tuple[Manifest, State]:
             listing = entry and (entry.file, widened(entry.dtype), tuple(entry.shape))
             if listing != (name, array.dtype.name, array.shape):
                 raise DamagedCheckpoint(path, f"{name}: {tensor} is not as the manifest lists it")
-            found[tensor] = array
-    missing = [tensor for tensor in manifest.tensors if tensor not in found]
+            state[tensor] = array
+    missing = [tensor for tensor in manifest.tensors if tensor not in state]
     if missing:
         raise DamagedCheckpoint(path, f"{MANIFEST}: no file holds {missing[0]}")
-    return manifest, {tensor: found[tensor] for tensor in manifest.tensors}
+    return manifest, {tensor: state[tensor] for tensor in manifest.tensors}
 
 
 def latest(run_dir: Path, report: Callable[[str], None]) -> Path | None:
@@ -87,18 +87,18 @@ def latest(run_dir: Path, report: Callable[[str], None]) -> Path | None:
         The checkpoint, or None if the run has no whole one.
     """
     passed: list[DamagedCheckpoint] = []
-    found, then = None, "no other one is left"
+    newest, outcome = None, "no other one is left"
     for path in listed(run_dir / FOLDER):
         try:
-            then = f"using step {verify(path).step}"
+            outcome = f"using step {verify(path).step}"
         except DamagedCheckpoint as error:
             passed.append(error)
         else:
-            found = path
+            newest = path
             break
     for damage in passed:
-        report(f"{damage.path} is damaged ({damage.reason}): {then}")
-    return found
+        report(f"{damage.path} is damaged ({damage.reason}): {outcome}")
+    return newest
 
 
 def resolve(resume: str, run_dir: Path, report: Callable[[str], None]) -> Path | None:
@@ -124,19 +124,19 @@ def resolve(resume: str, run_dir: Path, report: Callable[[str], None]) -> Path |
         raise UserError(f"--resume {path}: {what}; {choices}")
     if (path / MANIFEST).exists() or NAME.fullmatch(path.name):
         return path
-    found = _newest(path.parent if path.name == FOLDER else path, report)
-    if found is None:
+    newest = _newest(path.parent if path.name == FOLDER else path, report)
+    if newest is None:
         raise UserError(f"--resume {path}: no checkpoint there; {choices}")
-    return found
+    return newest
 
 
 def _newest(run_dir: Path, report: Callable[[str], None]) -> Path | None:
-    found = latest(run_dir, report)
-    if found is None and listed(run_dir / FOLDER):
+    newest = latest(run_dir, report)
+    if newest is None and listed(run_dir / FOLDER):
         raise UserError(
             f"{run_dir / FOLDER}: every checkpoint is damaged; remove the folder to begin anew"
         )
-    return found
+    return newest
 
 
 def listed(folder: Path) -> list[Path]:

@@ -73,8 +73,8 @@ def write(
 
 def refuse_non_finite(state: Mapping[str, Array], what: str) -> None:
     """Raises NonFiniteError naming the first tensor with infinities or NaNs."""
-    if found := first_non_finite(state.items()):
-        raise NonFiniteError(f"{what}: {found} is not finite")
+    if tensor := first_non_finite(state.items()):
+        raise NonFiniteError(f"{what}: {tensor} is not finite")
 
 
 def aside_of(path: Path) -> Path:

@@ -32,11 +32,11 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], item: int) -> dict[str, int]:
     Returns:
         File name -> bytes.
     """
-    found: dict[str, int] = {}
+    totals: dict[str, int] = {}
     for name, shape in shapes.items():
         file = shard_file(name)
-        found[file] = found.get(file, 0) + item * prod(shape)
-    return found
+        totals[file] = totals.get(file, 0) + item * prod(shape)
+    return totals
 
 
 def try_out(

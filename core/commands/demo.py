@@ -51,10 +51,10 @@ def demonstrate(names: Sequence[str], output: Path = OUTPUT, recipe: str = RECIP
     Raises:
         UserError: as in ``everywhere.run``, or ``output`` holds something that is no run.
     """
-    chosen = everywhere.choose([name for name in names if name != "none"] if names else None)
-    for name in chosen:
+    backends = everywhere.choose([name for name in names if name != "none"] if names else None)
+    for name in backends:
         clear(output / name)
-    everywhere.run(recipe, [], chosen, output)
+    everywhere.run(recipe, [], backends, output)
 
 
 def clear(run_dir: Path) -> None:

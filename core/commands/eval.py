@@ -15,7 +15,7 @@ from triptych.core.launch import choose_backend, join, open_engine
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    summaries = "; ".join(f"{name}: {found.summary}" for name, found in PROTOCOLS.items())
+    summaries = "; ".join(f"{name}: {protocol.summary}" for name, protocol in PROTOCOLS.items())
     parser.add_argument("evaluation", choices=PROTOCOLS, help=summaries)
     cli.add_spec_arguments(parser)
     cli.add_backend_argument(parser)
@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"damaged, left out of the evaluation: {printable(name)}")
     for name, text in split.warnings():
         say(f"warning: {printable(name)}: {printable(text)}")
-    if told := few_levels(split.bank):
-        say(f"warning: {told}")
+    if warning := few_levels(split.bank):
+        say(f"warning: {warning}")
     if arguments.json:
         print(json.dumps([row.as_json() for row in rows], indent=1, allow_nan=False))
     else:

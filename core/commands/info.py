@@ -32,14 +32,16 @@ def run(arguments: argparse.Namespace) -> None:
     if (arguments.subject is None) == (arguments.config is None):
         raise UserError(f"info: give env, or -c with a file or one of: {', '.join(recipes())}")
     if arguments.subject == "env":
-        found = environment.report((arguments.backend,) if arguments.backend else environment.NAMES)
-        text = environment.render
+        report = environment.report(
+            (arguments.backend,) if arguments.backend else environment.NAMES
+        )
+        text = environment.render(report)
     else:
         named = [f"backend={arguments.backend}"] if arguments.backend else []
         spec = load(arguments.config, [*arguments.overrides, *named])
-        found = summarize(spec, arguments.dataset_size)
-        text = render
-    print(json.dumps(found, indent=2) if arguments.json else text(found))
+        report = summarize(spec, arguments.dataset_size)
+        text = render(report)
+    print(json.dumps(report, indent=2) if arguments.json else text)
 
 
 def _size(text: str) -> int:

@@ -100,24 +100,24 @@ def rows(split: Split, subject: Subject) -> list[KnnRow]:
     Raises:
         UserError, NonFiniteError: as in ``Split.features``.
     """
-    chosen = split.spec.evaluate
+    settings = split.spec.evaluate
     features = split.features(subject)
     # A count that is not below the largest class would repeat the row with all labels.
     largest = np.bincount(features.bank.labels).max()
-    found = []
-    for count in (None, *(count for count in chosen.per_class if count < largest)):
+    results = []
+    for count in (None, *(count for count in settings.per_class if count < largest)):
         bank, labels = features.bank.features, features.bank.labels
         if count:
             few = few_labels(labels, count)
             bank, labels = bank[few], labels[few]
-        k = min(chosen.k, len(bank))
+        k = min(settings.k, len(bank))
         top1 = accuracy(
             bank,
             labels,
             features.queries.features,
             features.queries.labels,
             k=k,
-            temperature=chosen.temperature,
+            temperature=settings.temperature,
             check=subject.check,
         )
         row = KnnRow(
@@ -128,15 +128,15 @@ def rows(split: Split, subject: Subject) -> list[KnnRow]:
             labels=count or "all",
             top1=top1,
             k=k,
-            temperature=chosen.temperature,
+            temperature=settings.temperature,
             bank=len(bank),
             queries=len(features.queries.labels),
             split=features.digest,
             skipped=features.skipped,
             image_warnings=features.image_warnings,
         )
-        found.append(row)
-    return found
+        results.append(row)
+    return results
 
 
 def accuracy(
@@ -212,8 +212,8 @@ def few_labels(labels: Array, per_class: int) -> Array:
         Indices into ``labels``, ascending, int64.
     """
     order = stream(0, "few-labels", per_class).permutation(len(labels))
-    chosen = [order[labels[order] == label][:per_class] for label in np.unique(labels)]
-    return np.sort(np.concatenate(chosen))
+    picked = [order[labels[order] == label][:per_class] for label in np.unique(labels)]
+    return np.sort(np.concatenate(picked))
 
 
 def _unit(rows: Array) -> Array:
@@ -252,8 +252,8 @@ def _largest(values: Array, k: int) -> Array:
         kth = -np.partition(-values, k - 1, axis=1)[:, k - 1 : k]
         above, equal = values > kth, values == kth
         room = k - above.sum(axis=1, keepdims=True)
-        kept = above | (equal & (np.cumsum(equal, axis=1) <= room))
-        columns = np.nonzero(kept)[1].reshape(len(values), k)
+        largest = above | (equal & (np.cumsum(equal, axis=1) <= room))
+        columns = np.nonzero(largest)[1].reshape(len(values), k)
     else:
         columns = np.broadcast_to(np.arange(values.shape[1]), values.shape)
     order = np.argsort(-np.take_along_axis(values, columns, axis=1), axis=1, kind="stable")

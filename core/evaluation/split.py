@@ -81,7 +81,7 @@ class Split:
                 "given; set data.eval_root, or evaluate.every to 0"
             )
         self.bank, self.queries = train, held_out
-        self._untold: list[str] = []
+        self._unreported: list[str] = []
         self._met: set[str] = set()
         self._warned: dict[str, str] = {}
         self._digests: dict[tuple[bool, frozenset[str]], str] = {}
@@ -97,7 +97,7 @@ class Split:
 
     def damaged(self) -> list[str]:
         """Names of the files left out since the last call; no name is returned twice."""
-        names, self._untold = self._untold, []
+        names, self._unreported = self._unreported, []
         return names
 
     def warnings(self) -> list[tuple[str, str]]:
@@ -114,7 +114,7 @@ class Split:
             if not np.isfinite(features[-1]).all():
                 raise NonFiniteError(f"evaluation after step {subject.step}: features not finite")
             labels.append(known)
-        self._untold += [name for name in dict.fromkeys(skipped) if name not in self._met]
+        self._unreported += [name for name in dict.fromkeys(skipped) if name not in self._met]
         self._met.update(skipped)
         self._warned |= warned
         digest = self._digest(source, frozenset(skipped))

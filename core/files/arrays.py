@@ -89,8 +89,8 @@ def read_file(path: Path) -> State:
         return read_npz(path)
     if head[8:] == b"{":
         return read_safetensors(path)
-    found = kind or (f"it begins with {head!r}" if head else "an empty file")
-    raise UserError(f"{path}: neither npz nor safetensors, but {found}")
+    content = kind or (f"it begins with {head!r}" if head else "an empty file")
+    raise UserError(f"{path}: neither npz nor safetensors, but {content}")
 
 
 def read_npz(path: Path) -> State:

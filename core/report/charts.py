@@ -97,12 +97,12 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     if len(points) <= 2 * BUCKETS:
         return list(points)
     edges = [round(i * len(points) / BUCKETS) for i in range(BUCKETS + 1)]
-    kept = {0, len(points) - 1}
+    indices = {0, len(points) - 1}
     for start, end in pairwise(edges):
         inside = range(start, end)
-        kept.add(min(inside, key=lambda i: points[i][1]))
-        kept.add(max(inside, key=lambda i: points[i][1]))
-    return [points[i] for i in sorted(kept)]
+        indices.add(min(inside, key=lambda i: points[i][1]))
+        indices.add(max(inside, key=lambda i: points[i][1]))
+    return [points[i] for i in sorted(indices)]
 
 
 @dataclass(frozen=True)
@@ -222,11 +222,10 @@ def _level(level: Level, y: Axis) -> Element:
 def _curve(series: Series, x: Axis, y: Axis) -> Element:
     pixels = [(x.at(a), y.at(b)) for a, b in thinned(series.points)]
     line = element("polyline", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in pixels))
-    dots = [element("circle", cx=f"{a:.1f}", cy=f"{b:.1f}", r=3) for a, b in pixels]
-    marked = series.marked or len(pixels) == 1
-    return element(
-        "g", element("title", series.name), line, *dots[: len(dots) * marked], class_=series.style
-    )
+    parts = [element("title", series.name), line]
+    if series.marked or len(pixels) == 1:
+        parts += [element("circle", cx=f"{a:.1f}", cy=f"{b:.1f}", r=3) for a, b in pixels]
+    return element("g", *parts, class_=series.style)
 
 
 def _entry(series: Series) -> Element:

@@ -80,8 +80,8 @@ def examples(spec: RunSpec, state: State, step: int) -> list[Example]:
     draws = moca.draws(spec, max(step - 1, 0))
     counts = method.rounds(codes.shape[1])
     masks = [
-        _mask(draws[f"mask_ids_round{i}"][: len(images)], one, model.grid)
-        for i, one in enumerate(counts, 1)
+        _mask(draws[f"mask_ids_round{i}"][: len(images)], count, model.grid)
+        for i, count in enumerate(counts, 1)
     ]
     return [
         Example(
@@ -144,10 +144,10 @@ def _codes(
     return codes
 
 
-def _mask(order: NDArray[np.int64], one: Round, grid: tuple[int, int]) -> NDArray[np.int64]:
+def _mask(order: NDArray[np.int64], count: Round, grid: tuple[int, int]) -> NDArray[np.int64]:
     mask = np.full(order.shape, HIDDEN, np.int64)
-    np.put_along_axis(mask, order[:, : one.decoded], DECODED, axis=1)
-    np.put_along_axis(mask, order[:, : one.visible], VISIBLE, axis=1)
+    np.put_along_axis(mask, order[:, : count.decoded], DECODED, axis=1)
+    np.put_along_axis(mask, order[:, : count.visible], VISIBLE, axis=1)
     return mask.reshape(-1, *grid)
 
 

@@ -203,9 +203,9 @@ def _listed(*words: str) -> str:
 
 def _variants(evaluations: Sequence[Evaluation], title: str) -> list[tuple[str, list[Evaluation]]]:
     """A protocol's rows by variant, the main one first."""
-    found = sorted((r for r in evaluations if r.title == title), key=lambda row: not row.main)
-    variants = dict.fromkeys(row.variant for row in found)
-    return [(name, [row for row in found if row.variant == name]) for name in variants]
+    rows = sorted((r for r in evaluations if r.title == title), key=lambda row: not row.main)
+    variants = dict.fromkeys(row.variant for row in rows)
+    return [(name, [row for row in rows if row.variant == name]) for name in variants]
 
 
 # ------------------------------------------------------------------------------------------ tables
@@ -229,8 +229,8 @@ def _health(records: Sequence[RunRecord], names: Sequence[str]) -> Element:
 
 def _health_cells(record: RunRecord) -> list[str]:
     def values(key: str) -> list[float]:
-        found = [getattr(row, key) for row in record.steps]
-        return [value for value in found if value is not None]
+        logged = [getattr(row, key) for row in record.steps]
+        return [value for value in logged if value is not None]
 
     norms, spread = values("gradient_norm"), values("feature_std")
     return [
@@ -300,9 +300,9 @@ def _specs(records: Sequence[RunRecord], names: Sequence[str]) -> list[Element]:
     flat = [_flat(record.spec.model_dump(mode="json", exclude={"backend"})) for record in records]
     keys = {key: None for keys in flat for key in keys}
     rows = [
-        [key, *(str(own.get(key, "–")) for own in flat)]
+        [key, *(str(values.get(key, "–")) for values in flat)]
         for key in keys
-        if any(own.get(key, KeyError) != flat[0].get(key, KeyError) for own in flat)
+        if any(values.get(key, KeyError) != flat[0].get(key, KeyError) for values in flat)
     ]
     parts = [_grid(["differs in", *names], rows)] if rows else []
     if len(records) > 1 and not rows:

@@ -96,16 +96,16 @@ def generators(spec: RunSpec) -> dict[str, float] | None:
     return dict(zip(("lr", "weight_decay"), rates, strict=True)) if rates else None
 
 
-def render(found: dict[str, Any]) -> str:
+def render(summary: dict[str, Any]) -> str:
     """The summary as text for a terminal."""
-    spec = RunSpec.model_validate(found["spec"])
+    spec = RunSpec.model_validate(summary["spec"])
     return "\n".join(
         [
-            *_sizes(found),
-            *_lengths(found),
+            *_sizes(summary),
+            *_lengths(summary),
             "",
-            *_table(found["schedule"]),
-            *_generators(found["generators"]),
+            *_table(summary["schedule"]),
+            *_generators(summary["generators"]),
             "",
             *(line for view in ("view1", "view2") for line in _view(spec, view)),
             "",
@@ -115,35 +115,35 @@ def render(found: dict[str, Any]) -> str:
     )
 
 
-def _sizes(found: dict[str, Any]) -> list[str]:
-    counts, cost = found["parameters"], found["flops"]
+def _sizes(summary: dict[str, Any]) -> list[str]:
+    counts, cost = summary["parameters"], summary["flops"]
     per_image = cost["per_image"]
     short = f"{per_image / 1e9:.2f} G" if per_image >= 1e8 else f"{per_image / 1e6:.2f} M"
     return [
-        f"{found['method']} on {found['model']}",
+        f"{summary['method']} on {summary['model']}",
         f"parameters  {_millions(counts['total'])}",
         f"            {counts['counted']};",
         f"            encoder {_millions(counts['encoder'])}; "
         f"of all, {_millions(counts['trainable'])} have a gradient",
         f"cost        {short}FLOPs ({per_image:,})",
         f"            {cost['counted']}",
-        _chance(found),
+        _chance(summary),
     ]
 
 
-def _chance(found: dict[str, Any]) -> str:
-    return f"chance      {METHODS[found['method']].CHANCE.format(found['chance'])}"
+def _chance(summary: dict[str, Any]) -> str:
+    return f"chance      {METHODS[summary['method']].CHANCE.format(summary['chance'])}"
 
 
-def _lengths(found: dict[str, Any]) -> list[str]:
-    train, total = found["spec"]["train"], found["total_steps"]
-    size, per_epoch = found["dataset_size"], found["steps_per_epoch"]
+def _lengths(summary: dict[str, Any]) -> list[str]:
+    train, total = summary["spec"]["train"], summary["total_steps"]
+    size, per_epoch = summary["dataset_size"], summary["steps_per_epoch"]
     epochs = f"{train['epochs']:,} epochs" if train["epochs"] else ""
     steps = f"{total:,} steps" if total else ""
     stop = f"stops after step {train['stop_at']:,}" if train["stop_at"] else ""
-    data = f"{size:,} images" if size else f"of unknown size ({found['dataset_problem']})"
+    data = f"{size:,} images" if size else f"of unknown size ({summary['dataset_problem']})"
     return [
-        f"batch       {found['batch_size']:,}",
+        f"batch       {summary['batch_size']:,}",
         f"dataset     {data}",
         f"epoch       {f'{per_epoch:,} steps' if per_epoch else 'unknown: give --dataset-size N'}",
         f"run         {', '.join(part for part in (epochs, steps, stop) if part)}",

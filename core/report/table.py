@@ -53,8 +53,8 @@ def difference(run: RunRecord, reference: RunRecord) -> float | None:
     common = sorted(run.loss.keys() & reference.loss.keys())
     if not common:
         return None
-    own, other = (np.array([r.loss[step] for step in common]) for r in (run, reference))
-    return relative_error(own, other)
+    losses, expected = (np.array([r.loss[step] for step in common]) for r in (run, reference))
+    return relative_error(losses, expected)
 
 
 def headings(rows: Sequence[Row]) -> list[str]:
@@ -73,7 +73,7 @@ def caption(rows: Sequence[Row]) -> str:
 
 def cells(row: Row, rows: Sequence[Row]) -> list[str]:
     """One row as text, in the order of ``headings``."""
-    found = [
+    texts = [
         row.name if row.backend in row.name else f"{row.name} ({row.backend})",
         f"{row.first_loss:.5f}",
         f"{row.last_loss:.5f}",
@@ -81,8 +81,8 @@ def cells(row: Row, rows: Sequence[Row]) -> list[str]:
     ]
     for title, features in _columns(rows):
         kinds = [(title, features, variant) for variant in _variants(rows, title)]
-        found.append("/".join(_percent(row.evaluations.get(kind)) for kind in kinds))
-    return [*found, _number(row.images_per_second, "{:.0f}")]
+        texts.append("/".join(_percent(row.evaluations.get(kind)) for kind in kinds))
+    return [*texts, _number(row.images_per_second, "{:.0f}")]
 
 
 def _row(name: str, record: RunRecord, reference: RunRecord) -> Row:
@@ -115,13 +115,13 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _variants(rows: Sequence[Row], title: str) -> list[str]:
     """The protocol's variants, whose numbers share a cell: the main one first."""
-    found = {
+    main = {
         variant: evaluation.main
         for row in rows
         for (name, _, variant), evaluation in row.evaluations.items()
         if name == title
     }
-    return sorted(found, key=lambda variant: not found[variant])
+    return sorted(main, key=lambda variant: not main[variant])
 
 
 def _percent(row: Evaluation | None) -> str:

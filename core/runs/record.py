@@ -91,17 +91,17 @@ def _text(path: Path) -> str:
 
 def _object(text: str, place: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: damaged: not JSON") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UserError(f"{place}: damaged: expected a JSON object")
-    return found
+    return value
 
 
-def _checked(kind: type[Entry], found: dict[str, Any], place: str) -> Entry:
+def _checked(kind: type[Entry], row: dict[str, Any], place: str) -> Entry:
     try:
-        return kind.model_validate(found)
+        return kind.model_validate(row)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the object"
