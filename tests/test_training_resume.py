@@ -279,12 +279,12 @@ def test_the_soak_sees_a_run_that_does_not_repeat(tmp_path, monkeypatch, capsys)
     careless = """
 import os
 from triptych.core.training import run
-honest = run._build
-def build(*arguments):
-    engine = honest(*arguments)
+honest = run.open_engine
+def build(*arguments, **options):
+    engine = honest(*arguments, **options)
     engine.model.values["student.encoder.norm.weight"] += os.getpid() * 1e-12
     return engine
-run._build = build
+run.open_engine = build
 """
     monkeypatch.setattr(kills, "MAIN", NUMPY + careless + kills.MAIN)
     monkeypatch.setattr(kills, "SMALL", (*TINY, "log.every=1"))
