@@ -92,6 +92,8 @@ def test_compare_as_a_command(record, tmp_path, capsys):
     assert main(["parity", "compare", str(a), str(b)]) == 1
     assert "BAD" in capsys.readouterr().out
     assert main(["parity", "compare", str(a), str(b), "--tolerance", "loss=1e-5"]) == 0
+    assert main(["parity", "compare", str(a), str(b), "--tolerance", "loss=0"]) == 1
+    assert main(["parity", "compare", str(a), str(a), "--tolerance", "loss=0"]) == 0
     assert main(["parity", "compare", str(a), str(b), "--tolerance", "lass=1"]) == 2
     assert main(["parity", "compare", str(a), str(tmp_path / "none.npz")]) == 2
     assert "error: " in capsys.readouterr().err

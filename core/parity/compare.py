@@ -33,6 +33,11 @@ class Difference:
         """Whether the two agree; a nan never does."""
         return self.error <= self.allowed
 
+    @property
+    def severity(self) -> float:
+        """The error in units of what was allowed; inf for any error where none was."""
+        return self.error / self.allowed if self.allowed else (float("inf") if self.error else 0.0)
+
 
 def relative_error(a: Array, b: Array) -> float:
     """max|a - b| / max|b|; 0 for two zeros, inf for different shapes or a nan on one side only."""
@@ -108,7 +113,7 @@ def compare(
         else:
             error = relative_error(certain(name, a[name]), certain(name, b[name]))
             found.append(Difference(name, error, allowed[name.partition("/")[0]]))
-    return sorted(found, key=lambda d: d.error / d.allowed, reverse=True), left_out
+    return sorted(found, key=lambda d: d.severity, reverse=True), left_out
 
 
 def _is_noise(name: str, record: Mapping[str, Array], noise: set[str]) -> bool:
