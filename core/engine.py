@@ -9,6 +9,7 @@ Shape letters: N images per batch, C channels, H height, W width, D feature widt
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ from triptych.core.contracts import (
     Tensor,
 )
 from triptych.core.errors import NonFiniteError
+from triptych.core.machine.failures import device_failures
 from triptych.core.methods import METHODS
 
 PICK: dict[str, Callable[[Tensor], Tensor]] = {
@@ -46,6 +48,8 @@ class Engine(ABC):
 
     model: Networks
     optimizer: Optimizer
+    failures: tuple[type[Exception], ...] = ()
+    """Exceptions by which the framework says that memory is out or a kernel is missing."""
 
     def __init__(self, spec: RunSpec, ops: Ops, context: Context) -> None:
         self.spec, self.ops, self.context = spec, ops, context
@@ -113,10 +117,11 @@ class Engine(ABC):
 
         Raises:
             ValueError: ``projection`` of a method that has no projector.
+            DeviceError: see ``core.machine.failures``.
         """
         if projection:
             self.require_projector()
-        with self.ops.no_grad():
+        with self._device_failures(), self.ops.no_grad():
             found = self.model.features(branch, self.tensor(images), layers, projection=projection)
             # The projection has no tokens to pick from.
             picks = {name: PICK[tokens] for name in found if name != "projection"}
@@ -142,6 +147,7 @@ class Engine(ABC):
             NonFiniteError: the loss is not finite (told at once unless the context
                 ``runs_ahead``: then ``read`` gives the value and the caller decides). The update
                 has not been applied.
+            DeviceError: see ``core.machine.failures``. Statistics and teacher may have moved.
         """
         outcome = self._differentiate(batch, draws, hyper)
         metrics = {"loss": outcome.loss, **outcome.metrics}
@@ -230,11 +236,12 @@ class Engine(ABC):
             slot.write(state[name])
 
     def _differentiate(self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper) -> Outcome:
-        views = tuple(self.tensor(view) for view in batch.views)
-        outcome: Outcome = self.method.forward(
-            self.ops, self.model, views, draws, hyper, self.spec.method
-        )
-        self.backward(outcome.loss)
+        with self._device_failures():
+            views = tuple(self.tensor(view) for view in batch.views)
+            outcome: Outcome = self.method.forward(
+                self.ops, self.model, views, draws, hyper, self.spec.method
+            )
+            self.backward(outcome.loss)
         return outcome
 
     def _record(self, outcome: Outcome) -> tuple[dict[str, Array], State]:
@@ -247,9 +254,13 @@ class Engine(ABC):
         )
 
     def _update(self, outcome: Outcome, hyper: Hyper) -> None:
-        self.optimizer.step(hyper)
-        with self.ops.no_grad():
-            self.method.finish(self.model, outcome)
+        with self._device_failures():
+            self.optimizer.step(hyper)
+            with self.ops.no_grad():
+                self.method.finish(self.model, outcome)
+
+    def _device_failures(self) -> AbstractContextManager[None]:
+        return device_failures(self.failures, self.spec, self.context.device)
 
     def _first_bad(self, batch: Batch, outcome: Outcome, hyper: Hyper) -> str:
         """Names the first non-finite tensor in the order of the computation."""

@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class DeviceError(UserError):
+    """The device cannot go on: its memory is full, or there is no code for it."""
+
+
 class NonFiniteError(FloatingPointError):
     """A loss or tensor became NaN or infinite (exit status 3).
 

@@ -13,7 +13,7 @@ from support.kills import compare
 from triptych.core import reference
 from triptych.core.data.digits import digits
 from triptych.core.data.open import SOURCES, Splits
-from triptych.core.errors import UserError
+from triptych.core.errors import DeviceError, UserError
 from triptych.core.evaluation import knn
 from triptych.core.files.writing import occupied
 from triptych.core.runs.log import read_rows
@@ -208,6 +208,43 @@ def test_another_device_and_another_way_to_compute_on_it_are_said(tmp_path, monk
         "last digits"
     ) in said
     assert go_on(10, {"device": "cpu"}) == ["warning: device: NVIDIA H100"]
+
+
+FULL = "device: cuda:0 is full; use train.batch_size=8"
+
+
+def full_at(monkeypatch, step):
+    """The device has no memory for ``step`` (1-based)."""
+    honest = reference.Engine._differentiate
+
+    def differentiate(self, batch, draws, hyper):
+        if hyper.step + 1 == step:
+            raise DeviceError(FULL)
+        return honest(self, batch, draws, hyper)
+
+    monkeypatch.setattr(reference.Engine, "_differentiate", differentiate)
+
+
+@pytest.mark.parametrize(
+    ("step", "more"),
+    [
+        (1, ""),
+        (5, "; last checkpoint: {0}/checkpoints/step-00000004"),
+        (7, "; saved in {0}/checkpoints/step-00000006"),
+    ],
+)
+def test_a_full_device_costs_no_trained_step(tmp_path, monkeypatch, step, more):
+    full_at(monkeypatch, step)
+    with pytest.raises(UserError) as caught:
+        run.train(tiny(), "torch", tmp_path)
+    assert str(caught.value) == f"{FULL}{more.format(tmp_path)}"
+    assert step == 1 or saved(tmp_path) == [f"step-{n:08d}" for n in (4, 6) if n < step]
+    monkeypatch.undo()
+    install(monkeypatch)
+    said = []
+    finished(tiny(), tmp_path, resume="auto", say=said.append)
+    assert any("the device broke off the step after" in line for line in said) == (step == 7)
+    assert any("resuming from" in line for line in said) == (step > 1)
 
 
 # ------------------------------------------------------------------------------ never damaged

@@ -16,6 +16,7 @@ from triptych.core.machine.devices import (  # noqa: E402
     compute_stamp,
     pick_device,
 )
+from triptych.core.machine.failures import device_failures  # noqa: E402
 
 # OneFlow has no bfloat16 and no float16 arithmetic on the CPU.
 PRECISIONS = {"cpu": ("float32", "float64"), "cuda": ("float32", "float64", "tf32")}
@@ -71,4 +72,6 @@ def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
     Raises:
         UserError: a device or precision that is not to be had here.
     """
-    return Engine(spec, state, device_of(spec))
+    device = device_of(spec)
+    with device_failures(Engine.failures, spec, device):
+        return Engine(spec, state, device)

@@ -20,6 +20,7 @@ class Engine(core.Engine):
 
     model: Pair
     optimizer: Optimizer
+    failures = (RuntimeError, flow._oneflow_internal.exception.Exception)
 
     def __init__(self, spec: RunSpec, state: Mapping[str, Array], device: str) -> None:
         super().__init__(spec, ops, parallel.context(device, spec.precision))

@@ -17,6 +17,7 @@ from triptych.core.machine.devices import (  # noqa: E402
     compute_stamp,
     pick_device,
 )
+from triptych.core.machine.failures import device_failures  # noqa: E402
 from triptych.core.machine.resources import cpu_threads  # noqa: E402
 
 # On the CPU autocast to bfloat16 stays float32 without a word, and float16 sums overflow.
@@ -87,4 +88,5 @@ def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
     """
     device = device_of(spec)
     _choose_kernels(spec, device)
-    return Engine(spec, state, device)
+    with device_failures(Engine.failures, spec, device):
+        return Engine(spec, state, device)

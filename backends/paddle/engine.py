@@ -22,6 +22,7 @@ class Engine(core.Engine):
 
     model: Pair
     optimizer: Optimizer
+    failures = (RuntimeError, MemoryError, OSError, SystemError)
 
     def __init__(self, spec: RunSpec, state: Mapping[str, Array], device: str) -> None:
         super().__init__(spec, ops, parallel.context(device, spec.precision))

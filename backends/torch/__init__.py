@@ -8,6 +8,7 @@ from triptych.backends.torch.engine import Engine
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array
 from triptych.core.machine.devices import check_precision, compute_stamp, pick_device
+from triptych.core.machine.failures import device_failures
 from triptych.core.machine.resources import cpu_threads
 
 # float16 needs loss scaling, which this version does not have.
@@ -81,4 +82,5 @@ def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
     """
     device = device_of(spec)
     _choose_kernels(spec, device)
-    return Engine(spec, state, device)
+    with device_failures(Engine.failures, spec, device):
+        return Engine(spec, state, device)

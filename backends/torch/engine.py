@@ -19,6 +19,7 @@ class Engine(core.Engine):
 
     model: Pair
     optimizer: Optimizer
+    failures = (RuntimeError,)
 
     def __init__(self, spec: RunSpec, state: Mapping[str, Array], device: str) -> None:
         super().__init__(spec, ops, parallel.context(device, spec.precision))

@@ -88,6 +88,11 @@ def _differences(manifest: Manifest, stamp: Mapping[str, Any]) -> list[str]:
         for name, old, new in _changed(manifest.extra.get("compute", {}), stamp["compute"])
         if name == "device" or then["backend"] == stamp["backend"]
     ]
+    if manifest.extra.get("broken_off"):
+        found.append(
+            "the device broke off the step after this checkpoint: running statistics and teacher "
+            "have met its batch, and meet it again"
+        )
     if then["data"] != stamp["data"]:
         found.append("the training images are not those that the run began with")
     return found

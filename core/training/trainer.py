@@ -17,7 +17,7 @@ from triptych.core import checkpoint
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import ALONE, Batch, Ranks
 from triptych.core.engine import Engine, first_non_finite
-from triptych.core.errors import NonFiniteError, UserError, printable
+from triptych.core.errors import DeviceError, NonFiniteError, UserError, printable
 from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.subject import Check
 from triptych.core.launch import together
@@ -134,17 +134,34 @@ class Trainer:
             # All ranks are here, at the same step: none of them has begun the next one.
             if self.step == begun:
                 raise
-            self._reading()
-            try:
-                self._save()
-            except UserError as second:
-                raise UserError("\n".join(filter(None, map(str, (error, second))))) from second
-            raise UserError(_more(error, f"; saved in {self.saved}")) from error
+            raise UserError(self._saved_after(error)) from error
+        except DeviceError as error:
+            if self.step == begun or self._is_saved() or not self._can_save_now():
+                last = f"; last checkpoint: {self.saved}" if self.saved else ""
+                raise UserError(_more(error, last)) from error
+            raise UserError(self._saved_after(error, broken_off=True)) from error
+
+    def _saved_after(self, error: UserError, *, broken_off: bool = False) -> str:
+        """Saves what was trained before an error; the error with what came of it."""
+        self._reading()
+        try:
+            self._save(broken_off=broken_off)
+        except UserError as second:
+            raise UserError("\n".join(filter(None, map(str, (error, second))))) from second
+        return _more(error, f"; saved in {self.saved}")
+
+    def _is_saved(self) -> bool:
+        return self.saved == checkpoint.folder_of(self.run_dir, self.step)
+
+    def _can_save_now(self) -> bool:
+        """Whether no other rank waits in the step, and the optimizer has not begun its part."""
+        count = self.engine.slots()["optimizer.step"].read()
+        return self.ranks.world == 1 and int(count) == self.step
 
     def _steps(self, stop: StopRequest) -> int | None:
         if self._evaluates() and self.ranks.any(self.ranks.is_main and not self._evaluated()):
             # The evaluation of this step was broken off, or it failed.
-            if self.saved != checkpoint.folder_of(self.run_dir, self.step):
+            if not self._is_saved():
                 with stop.save_in_progress():
                     self._save()
             if stopping := self._evaluate(stop):
@@ -310,10 +327,16 @@ class Trainer:
     def _evaluated(self) -> bool:
         return any("eval" in row and row["step"] == self.step for row in self.logs.kept)
 
-    def _save(self) -> None:
+    def _save(self, *, broken_off: bool = False) -> None:
+        """Writes a checkpoint.
+
+        Args:
+            broken_off: the next step was begun: its batch is in the running statistics, and the
+                teacher has moved. A resume says so.
+        """
         with self.meter.pause():
             state = self.engine.export_state()
-            stamp = {**self.stamp, "seconds": self.meter.seconds}
+            stamp = {**self.stamp, "seconds": self.meter.seconds, "broken_off": broken_off}
             keep = self.spec.checkpoint.keep
             with together(self.ranks):
                 if self.ranks.is_main:

@@ -1,0 +1,53 @@
+"""What a device cannot do, told in one line instead of a framework's own exception."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from triptych.core.config.spec import RunSpec
+from triptych.core.errors import DeviceError
+
+OUT_OF_MEMORY = re.compile(
+    "out of memory|can't allocate memory|Fail to alloc memory|ResourceExhausted|ALLOC_FAILED", re.I
+)
+NO_CODE = re.compile("no kernel image|PTX was compiled with an unsupported toolchain", re.I)
+NOT_REPEATABLE = re.compile("does not have a deterministic implementation", re.I)
+"""Words of PyTorch, OneFlow, Paddle, cuBLAS and cuDNN in the messages of their exceptions."""
+
+
+@contextmanager
+def device_failures(
+    kinds: tuple[type[Exception], ...], spec: RunSpec, device: str
+) -> Iterator[None]:
+    """A framework's exceptions that are not its bugs become errors with a remedy.
+
+    Args:
+        kinds: the types by which the framework says that memory is out or a kernel is missing.
+        device: of the run, "cpu" or "cuda:N".
+
+    Raises:
+        DeviceError: in the place of such an exception. All others pass.
+    """
+    try:
+        yield
+    except kinds as error:
+        reason = _reason(str(error), spec, device)
+        if reason is None:
+            raise
+        raise DeviceError(reason) from error
+
+
+def _reason(text: str, spec: RunSpec, device: str) -> str | None:
+    on_gpu = device != "cpu"
+    if OUT_OF_MEMORY.search(text):
+        size = spec.train.batch_size
+        remedies = [f"train.batch_size={size // 2}"] if size > 3 else []
+        remedies += ["device=cpu"] if on_gpu else []
+        remedy = " or ".join(remedies) or "a smaller model"
+        return f"device: {device} has not enough memory for train.batch_size {size}; use {remedy}"
+    if NO_CODE.search(text):
+        return f"device: {device}: the framework has no code for this card; use device=cpu"
+    if NOT_REPEATABLE.search(text):
+        first = text.partition(" does not have")[0]
+        return f"deterministic: {first} has no such kernel on {device}; use deterministic=false"
+    return None
