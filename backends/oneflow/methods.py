@@ -11,8 +11,7 @@ from triptych.backends.oneflow.encoders import encoder
 from triptych.backends.oneflow.heads import head
 from triptych.backends.oneflow.layers import set_virtual_ranks
 from triptych.backends.oneflow.memory import Codebook, Queue
-from triptych.backends.oneflow.moca import MocaStudent, MocaTeacher
-from triptych.core import parameters
+from triptych.backends.oneflow.moca import Decoder, Generator
 from triptych.core.config.spec import OptimSpec, RunSpec
 from triptych.core.contracts import Array, MocaModel, Model, QueueModel
 from triptych.core.methods import networks
@@ -20,16 +19,10 @@ from triptych.core.optim import groups
 
 
 class Branch(networks.Branch, nn.Module):
-    """Encoder and projector, and where asked the predictor."""
+    """A student or a teacher, see ``core.methods.networks.Branch``."""
 
-    def __init__(self, spec: RunSpec, *, predictor: bool) -> None:
-        super().__init__()
-        parts = parameters.parts(spec)
-        self.encoder = encoder(spec.model)
-        self.projector = head(parts.projector)
-        if predictor:
-            self.predictor = head(parts.predictor)
-        set_virtual_ranks(self, spec.batch_norm.virtual_ranks)
+
+KIT = networks.Kit(Branch, encoder, head, set_virtual_ranks, Queue, Codebook, Decoder, Generator)
 
 
 class Pair(networks.Branches, nn.Module):
@@ -39,8 +32,7 @@ class Pair(networks.Branches, nn.Module):
         student: has all that the teacher has, and may have more.
     """
 
-    branch, queue, codebook = Branch, Queue, Codebook
-    moca_student, moca_teacher = MocaStudent, MocaTeacher
+    kit = KIT
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         super().__init__(student, teacher)

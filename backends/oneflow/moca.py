@@ -7,7 +7,7 @@ import oneflow as flow
 from oneflow import Tensor, nn
 
 from triptych.backends.oneflow.layers import BatchNorm, LayerNorm, Linear, pick_tokens, unit_rows
-from triptych.backends.oneflow.vit import VisionTransformer, blocks
+from triptych.backends.oneflow.vit import blocks
 from triptych.core import parameters
 from triptych.core.config.spec import MocaSpec, VitSpec
 
@@ -57,22 +57,3 @@ class Generator(nn.Module):
         x = unit_rows(words, 1e-5)
         x = self.skip(x) + self.last(flow.relu(self.norm(self.hidden(x))))
         return self.scale * unit_rows(x, 1e-5)
-
-
-class MocaStudent(nn.Module):
-    """Encoder, decoder and both predictors."""
-
-    def __init__(self, model: VitSpec, method: MocaSpec) -> None:
-        super().__init__()
-        self.encoder = VisionTransformer(model)
-        self.image_predictor = Generator(model, method, model.width)
-        self.decoder = Decoder(model, method)
-        self.dense_predictor = Generator(model, method, method.decoder_width)
-
-
-class MocaTeacher(nn.Module):
-    """An encoder."""
-
-    def __init__(self, model: VitSpec) -> None:
-        super().__init__()
-        self.encoder = VisionTransformer(model)

@@ -1,12 +1,10 @@
 """The encoder that a spec names."""
 
-from paddle import nn
-
 from triptych.backends.paddle.resnet import ResNet
 from triptych.backends.paddle.vit import VisionTransformer
 from triptych.core.config.spec import ModelSpec, VitSpec
 
 
-def encoder(spec: ModelSpec) -> nn.Layer:
+def encoder(spec: ModelSpec) -> VisionTransformer | ResNet:
     """Images (N, C, H, W) -> features (N, D); ``tokens`` gives all positions."""
     return VisionTransformer(spec) if isinstance(spec, VitSpec) else ResNet(spec)

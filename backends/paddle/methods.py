@@ -10,24 +10,17 @@ from triptych.backends.paddle.encoders import encoder
 from triptych.backends.paddle.heads import head
 from triptych.backends.paddle.layers import set_virtual_ranks
 from triptych.backends.paddle.memory import Codebook, Queue
-from triptych.backends.paddle.moca import MocaStudent, MocaTeacher
-from triptych.core import parameters
+from triptych.backends.paddle.moca import Decoder, Generator
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, MocaModel, Model, QueueModel
 from triptych.core.methods import networks
 
 
 class Branch(networks.Branch, nn.Layer):
-    """Encoder and projector, and where asked the predictor."""
+    """A student or a teacher, see ``core.methods.networks.Branch``."""
 
-    def __init__(self, spec: RunSpec, *, predictor: bool) -> None:
-        super().__init__()
-        parts = parameters.parts(spec)
-        self.encoder = encoder(spec.model)
-        self.projector = head(parts.projector)
-        if predictor:
-            self.predictor = head(parts.predictor)
-        set_virtual_ranks(self, spec.batch_norm.virtual_ranks)
+
+KIT = networks.Kit(Branch, encoder, head, set_virtual_ranks, Queue, Codebook, Decoder, Generator)
 
 
 class Pair(networks.Branches, nn.Layer):
@@ -37,8 +30,7 @@ class Pair(networks.Branches, nn.Layer):
         student: has all that the teacher has, and may have more.
     """
 
-    branch, queue, codebook = Branch, Queue, Codebook
-    moca_student, moca_teacher = MocaStudent, MocaTeacher
+    kit = KIT
 
     def __init__(self, student: nn.Layer, teacher: nn.Layer) -> None:
         super().__init__(student, teacher)

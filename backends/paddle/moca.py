@@ -15,7 +15,7 @@ from triptych.backends.paddle.layers import (
     relu_,
     unit_rows,
 )
-from triptych.backends.paddle.vit import VisionTransformer, blocks
+from triptych.backends.paddle.vit import blocks
 from triptych.core import parameters
 from triptych.core.config.spec import MocaSpec, VitSpec
 
@@ -68,22 +68,3 @@ class Generator(nn.Layer):
         x = unit_rows(words, 1e-5)
         x = self.skip(x) + self.last(relu_(self.norm(self.hidden(x))))
         return self.scale * unit_rows(x, 1e-5)
-
-
-class MocaStudent(nn.Layer):
-    """Encoder, decoder and both predictors."""
-
-    def __init__(self, model: VitSpec, method: MocaSpec) -> None:
-        super().__init__()
-        self.encoder = VisionTransformer(model)
-        self.image_predictor = Generator(model, method, model.width)
-        self.decoder = Decoder(model, method)
-        self.dense_predictor = Generator(model, method, method.decoder_width)
-
-
-class MocaTeacher(nn.Layer):
-    """An encoder."""
-
-    def __init__(self, model: VitSpec) -> None:
-        super().__init__()
-        self.encoder = VisionTransformer(model)

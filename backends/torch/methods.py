@@ -12,24 +12,17 @@ from triptych.backends.torch.encoders import encoder
 from triptych.backends.torch.heads import head
 from triptych.backends.torch.layers import set_virtual_ranks
 from triptych.backends.torch.memory import Codebook, Queue
-from triptych.backends.torch.moca import MocaStudent, MocaTeacher
-from triptych.core import parameters
+from triptych.backends.torch.moca import Decoder, Generator
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, MocaModel, Model, QueueModel
 from triptych.core.methods import networks
 
 
 class Branch(networks.Branch, nn.Module):
-    """Encoder and projector, and where asked the predictor."""
+    """A student or a teacher, see ``core.methods.networks.Branch``."""
 
-    def __init__(self, spec: RunSpec, *, predictor: bool) -> None:
-        super().__init__()
-        parts = parameters.parts(spec)
-        self.encoder = encoder(spec.model)
-        self.projector = head(parts.projector)
-        if predictor:
-            self.predictor = head(parts.predictor)
-        set_virtual_ranks(self, spec.batch_norm.virtual_ranks)
+
+KIT = networks.Kit(Branch, encoder, head, set_virtual_ranks, Queue, Codebook, Decoder, Generator)
 
 
 class Pair(networks.Branches, nn.Module):
@@ -39,8 +32,7 @@ class Pair(networks.Branches, nn.Module):
         student: has all that the teacher has, and may have more.
     """
 
-    branch, queue, codebook = Branch, Queue, Codebook
-    moca_student, moca_teacher = MocaStudent, MocaTeacher
+    kit = KIT
 
     mixed = False
     """Whether the networks compute in bfloat16 where PyTorch holds that to be safe."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.backends.torch.layers import BatchNorm
-from triptych.backends.torch.vit import VisionTransformer, blocks
+from triptych.backends.torch.vit import blocks
 from triptych.core import parameters
 from triptych.core.config.spec import MocaSpec, VitSpec
 
@@ -55,22 +55,3 @@ class Generator(nn.Module):
         x = F.normalize(words, dim=-1, eps=1e-5)
         x = self.skip(x) + self.last(F.relu(self.norm(self.hidden(x))))
         return self.scale * F.normalize(x, dim=-1, eps=1e-5)
-
-
-class MocaStudent(nn.Module):
-    """Encoder, decoder and both predictors."""
-
-    def __init__(self, model: VitSpec, method: MocaSpec) -> None:
-        super().__init__()
-        self.encoder = VisionTransformer(model)
-        self.image_predictor = Generator(model, method, model.width)
-        self.decoder = Decoder(model, method)
-        self.dense_predictor = Generator(model, method, method.decoder_width)
-
-
-class MocaTeacher(nn.Module):
-    """An encoder."""
-
-    def __init__(self, model: VitSpec) -> None:
-        super().__init__()
-        self.encoder = VisionTransformer(model)

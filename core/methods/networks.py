@@ -6,10 +6,12 @@ last. It adds the native code: the parts, and the update of the teacher.
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from triptych.core.config.spec import MocaSpec, QueueSpec, RunSpec, VitSpec
-from triptych.core.contracts import Array, Codebook, Memory, Slot, Tensor
+from triptych.core import parameters
+from triptych.core.config.spec import MocaSpec, ModelSpec, QueueSpec, RunSpec, VitSpec
+from triptych.core.contracts import Array, Codebook, Encoder, Memory, Slot, Tensor
+from triptych.core.parameters import Head
 
 
 def run(
@@ -34,43 +36,76 @@ def run(
 
 
 class Branch:
-    """Encoder and projector, and the predictor in a student. Images (N, C, H, W) -> (N, D)."""
+    """A student or a teacher: a module that holds its parts under their canonical names."""
 
     encoder: Any
     projector: Any
     predictor: Any
 
+    def __init__(self, **parts: Any) -> None:
+        super().__init__()  # of the framework's module class
+        for name, part in parts.items():
+            setattr(self, name, part)
+
     def forward(self, images: Tensor) -> Tensor:
-        """The projection, or the prediction if there is a predictor."""
+        """The projection, or the prediction if there is a predictor. (N, C, H, W) -> (N, D)."""
         x = self.projector(self.encoder(images))
         return self.predictor(x) if hasattr(self, "predictor") else x
+
+
+class Kit(NamedTuple):
+    """What the networks of all methods are built of in one framework.
+
+    Attributes:
+        branch: ``Branch`` as a module class of the framework.
+        encoder: builds the encoder of the section ``model``.
+        head: builds a projector or predictor from its plan.
+        set_virtual_ranks: sets the number of virtual ranks of all batch norms in a module.
+        queue: builds the queue from the section ``method``.
+        codebook: builds the codebook from the sections ``model`` and ``method``.
+        decoder: builds MOCA's decoder from the same sections.
+        generator: builds a weight generator of MOCA from the same sections and the width of its
+            output.
+    """
+
+    branch: Callable[..., Any]
+    encoder: Callable[[ModelSpec], Encoder]
+    head: Callable[[Head], Any]
+    set_virtual_ranks: Callable[[Any, int], None]
+    queue: Callable[[QueueSpec], Memory]
+    codebook: Callable[[VitSpec, MocaSpec], Codebook]
+    decoder: Callable[[VitSpec, MocaSpec], Any]
+    generator: Callable[[VitSpec, MocaSpec, int], Any]
 
 
 class Branches:
     """Implements ``core.contracts.Model`` except for ``update_teacher``.
 
     Attributes:
-        student: module with an ``encoder``, which is a ``core.contracts.Encoder``.
+        kit: what the networks are built of. The backend's class provides it.
+        student: ``Branch`` with an ``encoder``, which is a ``core.contracts.Encoder``.
         teacher: likewise.
-        branch: builds such a module of a contrastive method from the spec and ``predictor``
-            (True or False). The backend's class provides this and the following functions.
-        queue: builds a ``core.contracts.Memory`` from the section ``method``.
-        codebook: builds a ``core.contracts.Codebook`` from the sections ``model`` and ``method``.
-        moca_student: builds the student of MOCA from the sections ``model`` and ``method``.
-        moca_teacher: builds the teacher of MOCA from the section ``model``.
     """
 
+    kit: Kit
     student: Any
     teacher: Any
-    branch: Callable[..., Any]
-    queue: Callable[[QueueSpec], Memory]
-    codebook: Callable[[VitSpec, MocaSpec], Codebook]
-    moca_student: Callable[[VitSpec, MocaSpec], Any]
-    moca_teacher: Callable[[VitSpec], Any]
 
     def __init__(self, student: Any, teacher: Any) -> None:
         super().__init__()  # of the framework's module class
         self.student, self.teacher = student, teacher
+
+    @classmethod
+    def branch(cls, spec: RunSpec, *, predictor: bool) -> Any:
+        """Builds a branch of MoCo: an encoder, a projector and, if wanted, a predictor."""
+        parts = parameters.parts(spec)
+        heads = {"projector": parts.projector}
+        if predictor:
+            heads["predictor"] = parts.predictor
+        built = {name: cls.kit.head(head) for name, head in heads.items()}
+        branch = cls.kit.branch(encoder=cls.kit.encoder(spec.model), **built)
+        cls.kit.set_virtual_ranks(branch, spec.batch_norm.virtual_ranks)
+        return branch
 
     def compute(self, part: Callable[..., Any], *arguments: Tensor) -> Any:
         """The output of a part of the networks, computed in the precision of the run.
@@ -112,7 +147,7 @@ class MoCo(Branches):
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(self.branch(spec, predictor=False), self.branch(spec, predictor=False))
-        self.memory = self.queue(cast(QueueSpec, spec.method))
+        self.memory = self.kit.queue(cast(QueueSpec, spec.method))
 
 
 class MoCoV3(Branches):
@@ -127,9 +162,16 @@ class MOCA(Branches):
 
     def __init__(self, spec: RunSpec) -> None:
         model, method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
-        super().__init__(self.moca_student(model, method), self.moca_teacher(model))
+        kit = self.kit
+        student = kit.branch(
+            encoder=kit.encoder(model),
+            image_predictor=kit.generator(model, method, model.width),
+            decoder=kit.decoder(model, method),
+            dense_predictor=kit.generator(model, method, method.decoder_width),
+        )
+        super().__init__(student, kit.branch(encoder=kit.encoder(model)))
         self.grid, self.early_layer = model.grid, method.early_layer
-        self.memory = self.codebook(model, method)
+        self.memory = self.kit.codebook(model, method)
 
     def index(self, ids: Array, like: Tensor) -> Tensor:
         """Copies indices to a tensor on the device of ``like``. A backend's class defines this.
