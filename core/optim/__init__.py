@@ -1,1 +1,1 @@
-"""What an optimizer is told: rates by step, and which tensor gets which."""
+"""The learning rate, weight decay and EMA momentum of each step and of each tensor."""

@@ -1,4 +1,4 @@
-"""Which learning rate and weight decay a tensor gets: the groups of an optimizer."""
+"""The parameter groups of an optimizer: each has its learning rate and weight decay."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,12 @@ from triptych.core.parameters import GENERATORS
 
 
 class Group(NamedTuple):
-    """own_rate: the constant rate of the weight generators. decayed: has weight decay."""
+    """The properties of a parameter group.
+
+    Attributes:
+        own_rate: whether the group has the constant learning rate of MOCA's weight generators.
+        decayed: whether the group has weight decay.
+    """
 
     own_rate: bool
     decayed: bool
@@ -18,8 +23,9 @@ def group(name: str, ndim: int, spec: OptimSpec) -> Group:
     """The group of one tensor.
 
     Args:
-        name: canonical.
-        ndim: number of its dimensions.
+        name: canonical name.
+        ndim: number of dimensions of the tensor.
+        spec: section ``optim``.
     """
     if not isinstance(spec, AdamWSpec):
         return Group(own_rate=False, decayed=True)
@@ -31,9 +37,9 @@ def group(name: str, ndim: int, spec: OptimSpec) -> Group:
 
 
 def own_rates(spec: OptimSpec) -> tuple[float, float] | None:
-    """(learning rate, weight decay) of MOCA's weight generators, which move with no schedule.
+    """The constant (learning rate, weight decay) of MOCA's weight generators.
 
-    None where they follow the schedules like the rest.
+    None if the weight generators follow the schedules of the other tensors.
     """
     if isinstance(spec, AdamWSpec) and spec.generator_lr is not None:
         return spec.generator_lr, spec.weight_decay
@@ -41,7 +47,7 @@ def own_rates(spec: OptimSpec) -> tuple[float, float] | None:
 
 
 def rates(group: Group, spec: OptimSpec, hyper: Hyper) -> tuple[float, float]:
-    """(learning rate, weight decay) of a group at one step."""
-    own = own_rates(spec) if group.own_rate else None
-    lr, decay = own or (hyper.lr, hyper.weight_decay)
+    """The (learning rate, weight decay) of a group at one step."""
+    constant = own_rates(spec) if group.own_rate else None
+    lr, decay = constant or (hyper.lr, hyper.weight_decay)
     return lr, decay if group.decayed else 0.0

@@ -1,4 +1,4 @@
-"""The hyper-parameters of every step of a run, derived from its spec once."""
+"""The hyper-parameters of every step of a run, derived from its spec."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,18 @@ from triptych.core.optim import schedules
 
 @dataclass(frozen=True)
 class Plan:
-    """Schedules of one run. steps_per_epoch: whole batches per pass over the data."""
+    """The schedules of one run.
+
+    Attributes:
+        spec: of the run.
+        steps_per_epoch: number of full batches in one pass over the data.
+    """
 
     spec: RunSpec
     steps_per_epoch: int
 
     def __post_init__(self) -> None:
-        """Raises UserError where the warm-up does not fit into the run."""
+        """Raises UserError if the warm-up is longer than the run."""
         if self.warmup > self.total:
             raise UserError(
                 f"optim: a warm-up of {self.warmup:g} {self.unit} is longer than the run of "
@@ -25,7 +30,7 @@ class Plan:
 
     @property
     def total_steps(self) -> int:
-        """Length of the schedules, in steps (``train.stop_at`` does not change it)."""
+        """Length of the schedules in steps. ``train.stop_at`` does not change it."""
         train = self.spec.train
         return train.steps if train.steps else (train.epochs or 0) * self.steps_per_epoch
 
@@ -61,15 +66,15 @@ class Plan:
         return schedules.scaled_lr(optim.lr, self.spec.train.batch_size, optim.scale_lr_by)
 
     def position(self, step: int) -> float:
-        """Progress before ``step`` (0-based) in ``unit``: fractional epochs, or steps."""
+        """Progress before ``step`` (from 0) in ``unit``: fractional epochs, or steps."""
         if self.unit == "steps":
             return float(step)
         epoch, iteration = divmod(step, self.steps_per_epoch)
-        # The reference's own expression: epoch + i / iterations, not step / iterations.
+        # As in the official code: epoch + i / iterations, not step / iterations.
         return epoch + iteration / self.steps_per_epoch
 
     def hyper(self, step: int) -> Hyper:
-        """The scalars of ``step`` (0-based)."""
+        """The scalars of ``step`` (from 0)."""
         optim, method = self.spec.optim, self.spec.method
         position = self.position(step)
         coarse = position
@@ -88,7 +93,7 @@ class Plan:
 
     @property
     def _lr_total(self) -> float:
-        """Length of the cosine of the learning rate, which may pass the end of the run."""
+        """Length of the learning rate's cosine in ``unit``. It may exceed the run."""
         return float(int(self.total * self.spec.optim.lr_epochs_mul))
 
     def _lr(self, position: float) -> float:

@@ -1,7 +1,7 @@
-"""Scalars of one step as pure functions of its index: learning rate, weight decay, EMA momentum.
+"""Learning rate, weight decay and EMA momentum as pure functions of the progress of a run.
 
-Progress is measured in fractional epochs, so a schedule counted in steps is the case of one step
-per epoch. Nothing is stateful: the step is all that resuming needs.
+Progress and lengths share one unit, fractional epochs or steps. No schedule has a state, so a
+resumed run needs the step only.
 """
 
 import math
@@ -13,14 +13,16 @@ def cosine(start: float, end: float, fraction: float) -> float:
 
 
 def warmup_cosine(peak: float, end: float, warmup: float, total: float, position: float) -> float:
-    """Linear warm-up from 0, then a half-cosine to ``end`` over the rest (MoCo v3, appendix A).
+    """Linear warm-up from 0, then a half-cosine to ``end`` (MoCo v3, appendix A).
+
+    With a warm-up, the value at position 0 is exactly 0.
 
     Args:
-        peak: value reached at ``warmup``.
+        peak: value at ``warmup``.
         end: value at ``total``.
-        warmup: length of the warm-up, same unit as ``total``.
+        warmup: length of the warm-up, in the unit of ``total``.
         total: length of the schedule.
-        position: 0 <= position <= total; the value at 0 is exactly 0 when there is a warm-up.
+        position: progress, 0 <= position <= total.
     """
     if position < warmup:
         return peak * position / warmup
@@ -28,7 +30,7 @@ def warmup_cosine(peak: float, end: float, warmup: float, total: float, position
 
 
 def multistep(peak: float, milestones: tuple[float, ...], factor: float, position: float) -> float:
-    """``peak`` multiplied by ``factor`` at each milestone reached (MoCo v1, section 4)."""
+    """Multiplies ``peak`` by ``factor`` for each milestone reached (MoCo v1, section 4)."""
     value = peak
     for milestone in milestones:
         value *= factor if position >= milestone else 1.0
@@ -36,10 +38,13 @@ def multistep(peak: float, milestones: tuple[float, ...], factor: float, positio
 
 
 def ema_momentum(base: float, total: float, position: float) -> float:
-    """Momentum of the teacher rising from ``base`` to 1 on a half-cosine (BYOL, eq. 1; MoCo v3)."""
+    """The teacher's momentum: a half-cosine from ``base`` to 1 (BYOL, eq. 1; MoCo v3)."""
     return 1.0 - (1.0 - base) * 0.5 * (1.0 + math.cos(math.pi * position / total))
 
 
 def scaled_lr(lr: float, batch_size: int, reference: int | None) -> float:
-    """Peak learning rate by the linear rule: ``lr * batch_size / reference``; ``lr`` if None."""
+    """The peak learning rate by the linear rule: ``lr * batch_size / reference``.
+
+    It is ``lr`` if ``reference`` is None.
+    """
     return lr if reference is None else lr * batch_size / reference

@@ -1,9 +1,15 @@
-"""The canonical tensors of a run: names, shapes, initial values and who is trained.
+"""The canonical tensors of a run: their names, shapes, initial values and trainability.
 
-Names are timm's (ViT) or torchvision's (ResNet) under ``student.encoder.``; heads count their
-layers as in a sequential module (linear 0, norm 1, relu 2, linear 3, ...). Layouts are PyTorch's:
-linear (out, in), convolution (out, in, kh, kw). The teacher repeats encoder and projector under
-``teacher.``; a queue of keys, or a codebook, is under ``memory.``.
+Names:
+    ``student.encoder.``: the names of timm (ViT) or torchvision (ResNet).
+    ``student.projector.``, ``student.predictor.``: the position of each layer, as in a sequential
+        module (linear 0, norm 1, relu 2, linear 3, ...).
+    ``teacher.``: encoder and projector, with the student's names.
+    ``memory.``: the queue of keys or the codebook.
+
+Layouts are those of PyTorch:
+    linear: (out, in).
+    convolution: (out, in, kh, kw).
 """
 
 from dataclasses import replace
@@ -42,28 +48,31 @@ __all__ = [
 
 
 def encoder(spec: ModelSpec) -> list[Param]:
-    """The tensors of an encoder, without the head of a classifier."""
+    """The tensors of an encoder without a classifier."""
     return vit_params(spec) if isinstance(spec, VitSpec) else resnet_params(spec)
 
 
 def table(spec: RunSpec) -> list[Param]:
-    """All tensors of student, teacher and memory, each in forward order."""
-    own = parts(spec)
-    both = prefixed("student.encoder.", encoder(spec.model))
-    both += prefixed("student.projector.", head_params(own.projector))
-    predictor = prefixed("student.predictor.", head_params(own.predictor))
+    """All tensors of student, teacher and memory, in this order; each group in forward order."""
+    method = parts(spec)
+    shared = prefixed("student.encoder.", encoder(spec.model))
+    shared += prefixed("student.projector.", head_params(method.projector))
+    predictor = prefixed("student.predictor.", head_params(method.predictor))
     teacher = [
-        replace(p, name=p.name.replace("student.", "teacher.", 1), trainable=False) for p in both
+        replace(p, name=p.name.replace("student.", "teacher.", 1), trainable=False) for p in shared
     ]
-    student = [*both, *predictor, *prefixed("student.", own.student)]
-    return [*student, *teacher, *prefixed("memory.", own.memory)]
+    student = [*shared, *predictor, *prefixed("student.", method.student)]
+    return [*student, *teacher, *prefixed("memory.", method.memory)]
 
 
 def initial_state(spec: RunSpec) -> State:
-    """Initial values of ``table(spec)`` from the spec's seed, float32 (counts int64).
+    """The initial values of ``table(spec)``, drawn from the spec's seed.
 
-    Every tensor has a stream of its own, so a change of architecture moves no other tensor. The
-    teacher starts as a copy of the student.
+    Each tensor has its own random stream, so a change to one layer leaves the values of the others
+    as they are. The teacher starts as a copy of the student.
+
+    Returns:
+        float32 arrays by canonical name; counts are int64.
     """
     state: State = {}
     for param in table(spec):

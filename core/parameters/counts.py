@@ -1,4 +1,4 @@
-"""What a run's networks weigh and cost, counted as the published tables count."""
+"""Parameter counts and FLOPs of a run's networks, counted as in the published tables."""
 
 import math
 from dataclasses import dataclass
@@ -17,18 +17,21 @@ FLOPS_COUNTED = (
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of values in parameters; running statistics are none."""
+    """Numbers of parameters, without running statistics.
+
+    Attributes:
+        total: of student and teacher with all heads, frozen tensors included.
+        encoder: of one encoder without a head.
+        trainable: of the tensors with a gradient.
+    """
 
     total: int
-    """Student, teacher and predictor, frozen tensors included."""
     encoder: int
-    """One encoder without a head."""
     trainable: int
-    """Tensors with a gradient."""
 
 
 def parameter_counts(spec: RunSpec) -> Counts:
-    """Counted from the canonical table, so it is true for every backend."""
+    """The parameter counts of a run, the same on every backend."""
     params = [p for p in table(spec) if not p.buffer]
     return Counts(
         total=_size(params),
@@ -38,11 +41,13 @@ def parameter_counts(spec: RunSpec) -> Counts:
 
 
 def flops(spec: RunSpec) -> int:
-    """Multiply-adds of one image through the encoder, as mmpretrain's table counts them.
+    """Multiply-adds of one image through the encoder, counted as in mmpretrain's table.
 
-    Convolutions, linear layers and both attention products count one per multiply-add, a layer
-    norm five per value, a batch norm two; bias, softmax, pooling, GELU, ReLU and residual sums
-    count nothing.
+    The count of each operation:
+        convolution, linear layer, both attention products: 1 per multiply-add.
+        layer norm: 5 per value.
+        batch norm: 2 per value.
+        bias, softmax, pooling, GELU, ReLU, residual sum: 0.
     """
     return _vit_flops(spec.model) if isinstance(spec.model, VitSpec) else _resnet_flops(spec.model)
 
@@ -59,7 +64,7 @@ def _vit_flops(model: VitSpec) -> int:
 
 
 def block_flops(model: VitSpec, tokens: int) -> int:
-    """Multiply-adds of some tokens through all blocks and the last norm, as ``flops`` counts."""
+    """Multiply-adds of all blocks and the last norm for ``tokens`` tokens, as ``flops`` counts."""
     width = model.width
     linear = (4 + 2 * model.mlp_ratio) * tokens * width**2
     attention = 2 * tokens**2 * width
@@ -81,7 +86,7 @@ def _resnet_flops(model: ResnetSpec) -> int:
 
 
 def _conv_norm_flops(layer: ConvNorm, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
-    """The (height, width) that leaves a layer, and what the layer costs."""
+    """The output (height, width) of a layer, and its multiply-adds."""
     size = _strided(size, layer.kernel, layer.stride)
     return size, math.prod(size) * layer.fan_out * (layer.fan_in * layer.kernel**2 + 2)
 

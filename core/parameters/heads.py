@@ -1,4 +1,4 @@
-"""Heads behind an encoder, as plans that every backend builds from, and their tensors."""
+"""The plans of the heads after an encoder, from which every backend builds, and their tensors."""
 
 import itertools
 from collections.abc import Sequence
@@ -18,8 +18,15 @@ from triptych.core.parameters.param import (
 class Layer(NamedTuple):
     """One layer of a head.
 
-    kind: "linear" has no bias, "biased" has one; "norm" is batch norm, "plain_norm" one without
-    gain and shift.
+    Attributes:
+        kind: one of
+            "linear": linear layer without bias;
+            "biased": linear layer with bias;
+            "norm": batch norm;
+            "plain_norm": batch norm without gain and shift;
+            "relu": ReLU.
+        fan_in: input width.
+        fan_out: output width.
     """
 
     kind: Literal["linear", "biased", "norm", "plain_norm", "relu"]
@@ -28,10 +35,12 @@ class Layer(NamedTuple):
 
 
 class Head(NamedTuple):
-    """Layers in a row; a layer's position is its name.
+    """A sequence of layers. The name of a layer is its position.
 
-    init: of layers with bias; "torch" is that of PyTorch's linear layer, "paddle" that of
-    PaddleFleetX.
+    Attributes:
+        layers: in forward order.
+        init: initial values of layers with bias: "torch" as in PyTorch's linear layer, "paddle" as
+            in PaddleFleetX.
     """
 
     layers: tuple[Layer, ...] = ()
@@ -43,6 +52,7 @@ def plain(widths: Sequence[int], init: Literal["torch", "paddle"]) -> Head:
 
     Args:
         widths: of the input, the hidden layers and the output.
+        init: as in ``Head``.
     """
     layers: list[Layer] = []
     for fan_in, fan_out in itertools.pairwise(widths):
@@ -51,10 +61,11 @@ def plain(widths: Sequence[int], init: Literal["torch", "paddle"]) -> Head:
 
 
 def normed(widths: Sequence[int], *, last_norm: bool) -> Head:
-    """Linear, norm, relu, ..., linear, and at the end a norm without gain and shift where asked.
+    """Linear layers without bias, and batch norm and ReLU between them.
 
     Args:
         widths: as in ``plain``.
+        last_norm: whether a batch norm without gain and shift follows the last linear layer.
     """
     layers: list[Layer] = []
     for fan_in, out in itertools.pairwise(widths):

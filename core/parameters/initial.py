@@ -1,4 +1,4 @@
-"""Initial values, drawn with NumPy from the run's seed: the same on every backend."""
+"""Initial values. NumPy draws them from the run's seed, so they are the same on every backend."""
 
 import numpy as np
 
@@ -8,7 +8,10 @@ from triptych.core.random import stream
 
 
 def initial_value(param: Param, seed: int) -> Array:
-    """Draws one tensor in float64 and rounds it to float32, so that all precisions start alike."""
+    """The initial value of one tensor.
+
+    It is drawn in float64 and rounded to float32, so that all precisions start equally.
+    """
     init = param.init
     if init.kind == "count":
         return np.zeros(param.shape, np.int64)
@@ -25,17 +28,25 @@ def initial_value(param: Param, seed: int) -> Array:
         scale = 1.0 / np.linalg.norm(value, axis=0)
     elif init.kind == "positive_rows":
         value = np.maximum(value, 0.0)
-        # Of a very short row every value may be negative.
+        # In a very short row all values may be negative, and its norm 0.
         scale = 1.0 / np.maximum(np.linalg.norm(value, axis=1, keepdims=True), 1e-12)
     return (value * scale).astype(np.float32)
 
 
 def sincos_2d(rows: int, columns: int, width: int, *, column_first: bool = False) -> Array:
-    """MoCo v3's position table: class token zero, then row-major patches.
+    """The position table of MoCo v3: zeros for the class token, then row-major patches.
 
-    The patch at (r, c) holds [sin(r w), cos(r w), sin(c w), cos(c w)], each of width/4 channels,
-    with w_k = 10000^(-k / (width/4)). MOCA's has c before r, in angles rounded to float32.
-    (1, 1 + rows*columns, width), float32.
+    The row of the patch at (r, c) is [sin(r w), cos(r w), sin(c w), cos(c w)]. Each of the four
+    parts has width/4 channels, with w_k = 10000^(-k / (width/4)).
+
+    Args:
+        rows: of patches.
+        columns: of patches.
+        width: of a token.
+        column_first: the table of MOCA: c comes before r, and angles are rounded to float32.
+
+    Returns:
+        (1, 1 + rows*columns, width), float32.
     """
     omega = 10000.0 ** (-np.arange(width // 4) / (width // 4))
     r, c = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")

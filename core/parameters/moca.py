@@ -15,22 +15,22 @@ from triptych.core.parameters.param import (
 from triptych.core.parameters.vit import block_params, position_param
 
 GENERATORS = ("student.image_predictor.", "student.dense_predictor.")
-"""Where the networks that make the predictors' weights are."""
+"""Prefixes of the weight generators: the networks that compute the predictors' weights."""
 
 
 def decoder_spec(model: VitSpec, method: MocaSpec) -> VitSpec:
-    """The decoder's blocks and positions, as those of a ViT."""
+    """The spec of a ViT with the decoder's blocks and positions."""
     size = {"width": method.decoder_width, "depth": method.decoder_depth}
     return model.model_copy(update={**size, "heads": method.decoder_heads})
 
 
 def generator_widths(model: VitSpec, method: MocaSpec, out: int) -> list[int]:
-    """Widths of a word, the hidden layer and a predictor's weight."""
+    """Widths of a weight generator: of a word, the hidden layer and a predictor's weight."""
     return [model.width, int(model.width * method.predictor_ratio), out]
 
 
 def moca_params(model: VitSpec, method: MocaSpec) -> list[Param]:
-    """What the student has behind its encoder, in forward order."""
+    """The student's tensors after the encoder, in forward order."""
     decoder = decoder_spec(model, method)
     token = Param("mask_token", (1, 1, decoder.width), Init("normal", 0.02))
     embed = linear("embed", model.width, decoder.width, xavier(model.width, decoder.width))
@@ -52,7 +52,14 @@ def moca_params(model: VitSpec, method: MocaSpec) -> list[Param]:
 
 
 def codebook(model: VitSpec, method: MocaSpec) -> list[Param]:
-    """The words, one in each row; where the next go; and what sets the temperature of codes."""
+    """The tensors of the codebook.
+
+    Their names:
+        ``words``: the visual words, one in each row.
+        ``distance``, ``distance_used``: the running means that set the temperature of the codes.
+        ``pointer``: the row for the next word.
+        ``updates``: the number of updates done.
+    """
     half = Init("constant", 0.5)
     tensors = (
         ("words", (method.words, model.width), Init("positive_rows")),

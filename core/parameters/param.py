@@ -1,4 +1,4 @@
-"""One canonical tensor, and the small groups that layers are made of."""
+"""The description of one canonical tensor, and the tensors of each kind of layer."""
 
 import math
 from collections.abc import Iterable
@@ -8,12 +8,20 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Init:
-    """How a tensor starts.
+    """The rule for a tensor's initial value.
 
-    constant: ``value``. uniform: U(-value, value). normal: N(0, value), ``value`` the standard
-    deviation. sincos: the position table of a ``grid``, row first or column first. unit_columns:
-    normal, each column scaled to length 1. positive_rows: normal, negative values set to 0, each
-    row scaled to length 1. count: integer zeros.
+    Attributes:
+        kind: one of
+            "constant": ``value``;
+            "uniform": U(-value, value);
+            "normal": normal with mean 0 and standard deviation ``value``;
+            "sincos": the position table of ``grid``;
+            "unit_columns": normal, then each column scaled to length 1;
+            "positive_rows": normal, negative values set to 0, then each row scaled to length 1;
+            "count": integer 0.
+        value: see ``kind``.
+        grid: (rows, columns) of patches, for "sincos".
+        column_first: for "sincos", whether columns come before rows.
     """
 
     kind: Literal[
@@ -29,7 +37,15 @@ ZEROS, ONES, COUNT = Init("constant", 0.0), Init("constant", 1.0), Init("count")
 
 @dataclass(frozen=True)
 class Param:
-    """One tensor. trainable: has a gradient; buffer: no parameter at all (statistics, queue)."""
+    """One tensor of the state.
+
+    Attributes:
+        name: canonical name.
+        shape: canonical shape.
+        init: initial value.
+        trainable: whether the tensor has a gradient.
+        buffer: whether the tensor is no parameter, such as running statistics or a queue.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -45,9 +61,17 @@ class Param:
 
 @dataclass(frozen=True)
 class ConvNorm:
-    """A square convolution without bias, and the batch norm behind it, by their names.
+    """A square convolution without bias, and the batch norm after it.
 
-    The padding is half the kernel: with stride 1 an image keeps its size.
+    The padding is half the kernel, so an image keeps its size at stride 1.
+
+    Attributes:
+        conv: name of the convolution.
+        norm: name of the batch norm.
+        fan_in: input channels.
+        fan_out: output channels.
+        kernel: side of the kernel, pixels.
+        stride: pixels.
     """
 
     conv: str
@@ -59,15 +83,15 @@ class ConvNorm:
 
     @property
     def padding(self) -> int:
-        """Zeros on each side."""
+        """Number of zeros on each side."""
         return self.kernel // 2
 
     def params(self, init: Init, gain: Init = ONES) -> list[Param]:
-        """Both layers' tensors.
+        """The tensors of both layers.
 
         Args:
-            init: of the kernel.
-            gain: of the norm's gain.
+            init: initial value of the kernel.
+            gain: initial value of the norm's gain.
         """
         shape = (self.fan_out, self.fan_in, self.kernel, self.kernel)
         return [
@@ -79,18 +103,21 @@ class ConvNorm:
 def linear(
     name: str, fan_in: int, fan_out: int, init: Init, bias: Init | None = ZEROS
 ) -> list[Param]:
-    """Weight (out, in) and, unless None, bias."""
+    """The weight (out, in) of a linear layer, and its bias unless ``bias`` is None."""
     weight = Param(f"{name}.weight", (fan_out, fan_in), init)
     return [weight] if bias is None else [weight, Param(f"{name}.bias", (fan_out,), bias)]
 
 
 def norm(name: str, width: int, gain: Init = ONES) -> list[Param]:
-    """Gain and shift."""
+    """The gain and shift of a norm."""
     return [Param(f"{name}.weight", (width,), gain), Param(f"{name}.bias", (width,), ZEROS)]
 
 
 def batch_norm(name: str, width: int, *, affine: bool = True, gain: Init = ONES) -> list[Param]:
-    """Gain and shift where ``affine``, running statistics, and the number of batches seen."""
+    """The tensors of a batch norm.
+
+    They are gain and shift (if ``affine``), running statistics, and the number of batches seen.
+    """
     statistics = (
         ("running_mean", (width,), ZEROS),
         ("running_var", (width,), ONES),
@@ -103,7 +130,7 @@ def batch_norm(name: str, width: int, *, affine: bool = True, gain: Init = ONES)
 
 
 def torch_default(fan_in: int) -> Init:
-    """What PyTorch's linear and convolution layers start with, weight and bias alike."""
+    """The initial value of PyTorch's linear and convolution layers, for weight and bias."""
     return Init("uniform", 1.0 / math.sqrt(fan_in))
 
 
@@ -113,5 +140,5 @@ def xavier(fan_in: int, fan_out: int) -> Init:
 
 
 def prefixed(prefix: str, params: Iterable[Param]) -> list[Param]:
-    """The same tensors with longer names."""
+    """The same tensors with a prefix before their names."""
     return [replace(p, name=prefix + p.name) for p in params]

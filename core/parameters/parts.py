@@ -1,4 +1,4 @@
-"""What each method adds to its encoder: heads, further networks, and what it keeps in memory."""
+"""The parts that each method adds to its encoder: heads, further networks and memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +22,13 @@ NO_HEAD = Head()
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a method beside its encoder.
+    """The parts of a method besides its encoder.
 
-    projector: behind the encoder, in student and teacher.
-    predictor: behind the student's projector.
-    student: tensors of further networks that the student alone has, in forward order.
-    memory: tensors that are kept from step to step without a gradient.
+    Attributes:
+        projector: head after the encoder, in student and teacher.
+        predictor: head after the student's projector.
+        student: tensors of further networks that only the student has, in forward order.
+        memory: tensors without gradient that persist from step to step.
     """
 
     projector: Head = NO_HEAD
@@ -64,14 +65,14 @@ def _moco_v3(spec: RunSpec) -> Parts:
 
 
 def _moca(spec: RunSpec) -> Parts:
-    # A spec with another encoder is refused.
+    # The check of the spec refuses other encoders.
     model, method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
     student, memory = moca_params(model, method), codebook(model, method)
     return Parts(student=tuple(student), memory=tuple(memory))
 
 
 def _queue(method: QueueSpec) -> tuple[Param, ...]:
-    """The queue, (output_dim, queue_size) with a key in each column, and where it goes on."""
+    """The queue, (output_dim, queue_size) with a key in each column, and its pointer."""
     shape = (method.output_dim, method.queue_size)
     return (
         Param("queue", shape, Init("unit_columns"), trainable=False, buffer=True),

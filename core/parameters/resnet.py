@@ -10,10 +10,13 @@ from triptych.core.parameters.param import ONES, ZEROS, ConvNorm, Init, Param
 
 @dataclass(frozen=True)
 class ResidualBlock:
-    """Layers with ReLU between them, added to the input, then ReLU.
+    """A residual block: layers with ReLU between them, added to the input, then ReLU.
 
-    name: e.g. "layer1.0". stage: 0 to 3. layers: two, or three in a bottleneck. shortcut: what
-    the input goes through where it has another shape than the result.
+    Attributes:
+        name: e.g. "layer1.0".
+        stage: 0 to 3.
+        layers: two, or three in a bottleneck.
+        shortcut: layer for the input, if the input and the output of the block differ in shape.
     """
 
     name: str
@@ -23,7 +26,7 @@ class ResidualBlock:
 
 
 def stem(spec: ResnetSpec) -> ConvNorm:
-    """The first layer, followed by ReLU, and for ImageNet by a 3x3 maximum of stride 2."""
+    """The first layer. ReLU follows it, and for ImageNet a 3x3 max-pooling of stride 2."""
     kernel, stride = (7, 2) if spec.stem == "imagenet" else (3, 1)
     return ConvNorm("conv1", "bn1", spec.channels, spec.width, kernel, stride)
 
@@ -49,7 +52,7 @@ def _layers(
     spec: ResnetSpec, name: str, widths: tuple[int, int, int], stride: int
 ) -> tuple[ConvNorm, ...]:
     before, inner, after = widths
-    # (in, out, kernel, stride): in a bottleneck the 3x3 convolution has the stride.
+    # (in, out, kernel, stride). In a bottleneck, the 3x3 convolution has the stride.
     shapes = [(before, inner, 3, stride), (inner, after, 3, 1)]
     if spec.bottleneck:
         shapes = [(before, inner, 1, 1), (inner, inner, 3, stride), (inner, after, 1, 1)]

@@ -17,7 +17,7 @@ from triptych.core.parameters.param import (
 
 
 def vit_params(spec: VitSpec) -> list[Param]:
-    """All tensors, in forward order (the bounds are the reference's own)."""
+    """All tensors, in forward order. Initial values have the bounds of the official code."""
     token = Init("normal", 0.02 if spec.init == "moca" else 1e-6)
     return [
         Param("cls_token", (1, 1, spec.width), token),
@@ -29,7 +29,7 @@ def vit_params(spec: VitSpec) -> list[Param]:
 
 
 def position_param(spec: VitSpec) -> Param:
-    """The fixed position table of class token and patches."""
+    """The fixed position table of the class token and the patches."""
     table = Init("sincos", grid=spec.grid, column_first=spec.init == "moca")
     return Param("pos_embed", (1, 1 + math.prod(spec.grid), spec.width), table, trainable=False)
 
@@ -37,7 +37,7 @@ def position_param(spec: VitSpec) -> Param:
 def block_params(spec: VitSpec) -> list[Param]:
     """The tensors of all blocks."""
     d, hidden = spec.width, spec.width * spec.mlp_ratio
-    # For MoCo v3's bound query, key and value are three D x D matrices.
+    # The bound of MoCo v3 treats query, key and value as three D x D matrices.
     joint = xavier(d, 3 * d if spec.init == "moca" else d)
     params: list[Param] = []
     for i in range(spec.depth):
@@ -54,10 +54,10 @@ def block_params(spec: VitSpec) -> list[Param]:
 
 
 def conv_stem(spec: VitSpec) -> list[ConvNorm]:
-    """The four convolutions that take the place of the patch projection, each followed by ReLU.
+    """The four convolutions that replace the patch projection (arXiv 2106.14881).
 
-    Behind them stands ``patch_embed.proj.12``, 1x1 and with a bias (arXiv 2106.14881; the names
-    are those of a sequential module).
+    ReLU follows each. The last layer is ``patch_embed.proj.12``, a 1x1 convolution with bias. The
+    names are those of a sequential module.
     """
     widths = [spec.channels, *(spec.width // k for k in (8, 4, 2, 1))]
     return [

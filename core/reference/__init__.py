@@ -1,6 +1,6 @@
-"""The executable specification: everything in float64 NumPy, differentiated by ``autograd``.
+"""The executable specification: a backend in float64 NumPy, differentiated by ``autograd``.
 
-Slow and plain on purpose. Where backends disagree, this decides.
+It is slow and plain on purpose. Where backends disagree, this one decides.
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ def versions() -> dict[str, str]:
 
 
 def compute(spec: RunSpec) -> dict[str, str]:
-    """What a run computes on: what can change a number, besides ``versions``."""
+    """The device of the run. Like ``versions``, it can change a number."""
     return {"device": "cpu"}
 
 
 def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
-    """An engine in float64, whatever the spec's precision, that holds ``state``."""
+    """An engine that holds ``state``. It computes in float64, whatever the spec's precision."""
     return Engine(spec, state)

@@ -1,7 +1,8 @@
 """Encoders as functions of (values by canonical name, images).
 
-Each gives all tokens, (N, 1+L, D), by name: "layer<i>" (raw, of a block or a ResNet's stage) and
-"final", the first of which is the feature of the image.
+Each returns tokens by name, all (N, 1+L, D):
+    "layer<i>": raw output of a block (ViT) or a stage (ResNet).
+    "final": final tokens. The first one is the feature of the image.
 
 Shape letters: N images, C channels, L tokens, D width, H heads.
 """
@@ -31,14 +32,17 @@ from triptych.core.reference.layers import (
 def encode(
     values: MutableMapping[str, Tensor], name: str, images: Tensor, spec: ModelSpec, norms: Norms
 ) -> dict[str, Tensor]:
-    """Whichever encoder the spec names."""
+    """The tokens of the encoder that the spec names."""
     if isinstance(spec, VitSpec):
         return vit(values, name, images, spec, norms)
     return resnet(values, name, images, spec, norms)
 
 
 def attention(values: Values, name: str, x: Tensor, heads: int) -> Tensor:
-    """Self-attention; qkv is three contiguous thirds, each of contiguous heads. (N, L, D)."""
+    """Self-attention. (N, L, D) -> (N, L, D).
+
+    qkv has three contiguous thirds, and each third has contiguous heads.
+    """
     n, length, width = x.shape
     qkv = np.reshape(linear(values, f"{name}.qkv", x), (n, length, 3, heads, width // heads))
     q, k, v = np.transpose(qkv, (2, 0, 3, 1, 4))  # each (N, H, L, D/H)
@@ -50,7 +54,7 @@ def attention(values: Values, name: str, x: Tensor, heads: int) -> Tensor:
 
 
 def block(values: Values, name: str, x: Tensor, spec: VitSpec) -> Tensor:
-    """Pre-norm transformer block. (N, L, D)."""
+    """Pre-norm transformer block. (N, L, D) -> (N, L, D)."""
     eps = spec.layer_norm_eps
     x = x + attention(
         values, f"{name}.attn", layer_norm(values, f"{name}.norm1", x, eps), spec.heads
@@ -60,7 +64,7 @@ def block(values: Values, name: str, x: Tensor, spec: VitSpec) -> Tensor:
 
 
 def patch_embed(values: Values, name: str, images: Tensor, spec: VitSpec) -> Tensor:
-    """Non-overlapping patches, row-major, projected. (N, C, H, W) -> (N, L, D)."""
+    """Projects non-overlapping patches, row-major. (N, C, H, W) -> (N, L, D)."""
     n, channels = images.shape[:2]
     (rows, columns), p = spec.grid, spec.patch_size
     x = np.reshape(images, (n, channels, rows, p, columns, p))
@@ -72,7 +76,7 @@ def patch_embed(values: Values, name: str, images: Tensor, spec: VitSpec) -> Ten
 def conv_stem(
     values: MutableMapping[str, Tensor], name: str, images: Tensor, spec: VitSpec, norms: Norms
 ) -> Tensor:
-    """Convolutions in the place of the patch projection. (N, C, H, W) -> (N, L, D)."""
+    """Convolutions that replace the patch projection. (N, C, H, W) -> (N, L, D)."""
     x = images
     for layer in parameters.conv_stem(spec):
         x = relu(conv_norm(values, name, layer, x, norms))
@@ -88,43 +92,52 @@ def vit(
     spec: VitSpec,
     norms: Norms = EVALUATION,
 ) -> dict[str, Tensor]:
-    """A vision transformer; also "patch_embed", (N, L, D), before positions are added."""
+    """A vision transformer.
+
+    The result also has "patch_embed", (N, L, D): the patch tokens before positions are added.
+    """
     if spec.stem == "conv":
         patches = conv_stem(values, name, images, spec, norms)
     else:
         patches = patch_embed(values, f"{name}.patch_embed.proj", images, spec)
     token = np.tile(values[f"{name}.cls_token"], (len(images), 1, 1))
     x = np.concatenate([token, patches], axis=1) + values[f"{name}.pos_embed"]
-    found = {"patch_embed": patches}
+    tokens = {"patch_embed": patches}
     for i in range(spec.depth):
         x = block(values, f"{name}.blocks.{i}", x, spec)
-        found[f"layer{i}"] = x
-    return {**found, "final": layer_norm(values, f"{name}.norm", x, spec.layer_norm_eps)}
+        tokens[f"layer{i}"] = x
+    return {**tokens, "final": layer_norm(values, f"{name}.norm", x, spec.layer_norm_eps)}
 
 
 def masked_vit(
     values: MutableMapping[str, Tensor], name: str, images: Tensor, ids: Array, spec: VitSpec
 ) -> list[Tensor]:
-    """What each block makes of some of the patches, and last what the final norm makes of it.
+    """The tokens of the visible patches: the output of each block, then that of the final norm.
 
-    Positions are added before patches are left out. ids: (N, T). Each of (N, 1+T, D).
+    Positions are added before patches are omitted.
+
+    Args:
+        ids: (N, T) int64, visible patches of each image.
+
+    Returns:
+        ``depth`` + 1 tensors (N, 1+T, D).
     """
     table = values[f"{name}.pos_embed"]
     patches = patch_embed(values, f"{name}.patch_embed.proj", images, spec) + table[:, 1:]
     patches = patches[np.arange(len(ids))[:, None], ids]
     token = np.tile(values[f"{name}.cls_token"] + table[:, :1], (len(images), 1, 1))
     x = np.concatenate([token, patches], axis=1)
-    found = []
+    outputs = []
     for i in range(spec.depth):
         x = block(values, f"{name}.blocks.{i}", x, spec)
-        found.append(x)
-    return [*found, layer_norm(values, f"{name}.norm", x, spec.layer_norm_eps)]
+        outputs.append(x)
+    return [*outputs, layer_norm(values, f"{name}.norm", x, spec.layer_norm_eps)]
 
 
 def conv_norm(
     values: MutableMapping[str, Tensor], name: str, layer: ConvNorm, x: Tensor, norms: Norms
 ) -> Tensor:
-    """A convolution and its batch norm. name: of the encoder."""
+    """A convolution and its batch norm. ``name`` is that of the encoder."""
     weight = values[f"{name}.{layer.conv}.weight"]
     x = convolution(weight, x, stride=layer.stride, padding=layer.padding)
     return batch_norm(values, f"{name}.{layer.norm}", x, norms)
@@ -133,7 +146,7 @@ def conv_norm(
 def residual_block(
     values: MutableMapping[str, Tensor], name: str, block: ResidualBlock, x: Tensor, norms: Norms
 ) -> Tensor:
-    """Two or three convolutions, added to the input. name: of the encoder. (N, C, H, W)."""
+    """Two or three convolutions, added to the input. ``name`` is that of the encoder."""
     y = x
     for i, layer in enumerate(block.layers):
         y = conv_norm(values, name, layer, relu(y) if i else y, norms)
@@ -148,19 +161,19 @@ def resnet(
     spec: ResnetSpec,
     norms: Norms = EVALUATION,
 ) -> dict[str, Tensor]:
-    """A residual network: the map's mean stands before its positions, as a class token does."""
+    """A residual network. The mean over a feature map comes first, in place of a class token."""
     x = relu(conv_norm(values, name, parameters.stem(spec), images, norms))
     if spec.stem == "imagenet":
         x = max_pool(x)
-    found = {}
-    for each in parameters.blocks(spec):
-        x = residual_block(values, name, each, x, norms)
-        found[f"layer{each.stage}"] = x
-    tokens = {key: _tokens(value) for key, value in found.items()}
+    maps = {}
+    for plan in parameters.blocks(spec):
+        x = residual_block(values, name, plan, x, norms)
+        maps[f"layer{plan.stage}"] = x
+    tokens = {key: _tokens(value) for key, value in maps.items()}
     tokens = {k: np.concatenate([t.mean(1, keepdims=True), t], axis=1) for k, t in tokens.items()}
     return {**tokens, "final": tokens["layer3"]}
 
 
 def _tokens(x: Tensor) -> Tensor:
-    """The positions of a map, row by row. (N, C, H, W) -> (N, H*W, C)."""
+    """The positions of a feature map, row by row. (N, C, H, W) -> (N, H*W, C)."""
     return np.swapaxes(np.reshape(x, (*x.shape[:2], -1)), 1, 2)

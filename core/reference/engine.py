@@ -1,4 +1,4 @@
-"""``core.engine.Engine`` in NumPy: a whole training run, readable in one sitting."""
+"""``core.engine.Engine`` in NumPy. One can read the whole training step in one sitting."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -16,7 +16,7 @@ from triptych.core.reference.optim import Optimizer
 
 
 class Engine(core.Engine):
-    """One run in float64 on the host."""
+    """A run in float64 on the host."""
 
     model: Pair
     optimizer: Optimizer
@@ -41,7 +41,7 @@ class Engine(core.Engine):
         return np.array(getval(tensor))
 
     def backward(self, loss: Tensor) -> None:
-        """Done with the forward pass, in ``_differentiate``."""
+        """Nothing: ``_differentiate`` computes the gradients with the forward pass."""
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""
@@ -81,10 +81,10 @@ class Engine(core.Engine):
         start = {name: values[name] for name in self.trainable}
         _, self.grads = value_and_grad(loss)(start)
         values.update(start)
-        done = outcomes[-1]
+        outcome = outcomes[-1]
         return Outcome(
-            getval(done.loss),
-            {name: getval(value) for name, value in done.metrics.items()},
-            {name: getval(value) for name, value in done.features.items()},
-            {name: getval(value) for name, value in done.kept.items()},
+            getval(outcome.loss),
+            {name: getval(value) for name, value in outcome.metrics.items()},
+            {name: getval(value) for name, value in outcome.features.items()},
+            {name: getval(value) for name, value in outcome.kept.items()},
         )

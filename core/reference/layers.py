@@ -19,10 +19,12 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Norms:
-    """How batch norms work at the moment.
+    """The mode of the batch norms.
 
-    training: with the statistics of the batch, which move the running ones; else with those.
-    virtual_ranks: parts of the batch that are normalised each by itself.
+    Attributes:
+        training: whether to normalise with the statistics of the batch and update the running
+            statistics. If not, the running statistics normalise.
+        virtual_ranks: number of parts of the batch, each of which is normalised separately.
     """
 
     training: bool
@@ -39,7 +41,7 @@ def linear(values: Values, name: str, x: Tensor) -> Tensor:
 
 
 def layer_norm(values: Values, name: str, x: Tensor, eps: float) -> Tensor:
-    """Over the last axis, biased variance (arXiv 1607.06450)."""
+    """Layer norm over the last axis with the biased variance (arXiv 1607.06450)."""
     centred = x - np.mean(x, axis=-1, keepdims=True)
     variance = np.mean(centred * centred, axis=-1, keepdims=True)
     normal = centred / np.sqrt(variance + eps)
@@ -47,13 +49,13 @@ def layer_norm(values: Values, name: str, x: Tensor, eps: float) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x Phi(x), exact (arXiv 1606.08415)."""
+    """x Phi(x), without approximation (arXiv 1606.08415)."""
     return x * 0.5 * (1.0 + erf(x / np.sqrt(2.0)))
 
 
 def relu(x: Tensor) -> Tensor:
-    """max(x, 0), whose derivative at 0 is 0; nan stays."""
-    # The derivative of np.maximum there is 1/2, and a residual sum whose last gain is 0 is there.
+    """max(x, 0) with derivative 0 at 0. A nan stays nan."""
+    # The derivative of np.maximum at 0 is 1/2. A residual sum can be exactly 0 if the last gain is.
     return np.where(x <= 0.0, 0.0, x)
 
 
@@ -66,11 +68,11 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Over all axes but the second of (N, C, ...) (arXiv 1502.03167).
+    """Batch norm over all axes of (N, C, ...) but the second (arXiv 1502.03167).
 
-    In training the batch's mean and biased variance normalise, and the running statistics move by
-    ``momentum`` towards the mean and the unbiased variance: of virtual ranks those of the first,
-    which is the rank whose statistics would be saved.
+    In training, the mean and the biased variance of the batch normalise. The running statistics
+    move by ``momentum`` towards the mean and the unbiased variance. With virtual ranks, only the
+    first rank moves them, since a distributed run would save the statistics of that rank.
     """
     shape = (1, -1, *[1] * (x.ndim - 2))
     axes = (0, *range(2, x.ndim))
@@ -98,7 +100,7 @@ def batch_norm(
 def head(
     values: MutableMapping[str, Tensor], name: str, x: Tensor, plan: Head, norms: Norms
 ) -> Tensor:
-    """Projector or predictor. (N, D of the first layer) -> (N, D of the last)."""
+    """Projector or predictor. (N, input width) -> (N, output width)."""
     for i, layer in enumerate(plan.layers):
         if layer.kind == "relu":
             x = relu(x)
@@ -110,11 +112,13 @@ def head(
 
 
 def convolution(weight: Tensor, x: Tensor, *, stride: int = 1, padding: int = 0) -> Tensor:
-    """A sum of products, one for each position in the kernel.
+    """Convolution as a sum of matrix products, one for each position in the kernel.
 
     Args:
         weight: (out, in, kh, kw).
         x: (N, in, H, W).
+        stride: step of the kernel, pixels.
+        padding: zeros on each side, pixels.
     """
     n, channels, *size = x.shape
     out, _, *kernel = weight.shape
@@ -122,15 +126,15 @@ def convolution(weight: Tensor, x: Tensor, *, stride: int = 1, padding: int = 0)
     height, width = ((s + 2 * padding - k) // stride + 1 for s, k in zip(size, kernel, strict=True))
     y = 0.0
     for i, j in itertools.product(*map(range, kernel)):
-        seen = _strided(x, i, j, height, width, stride)
-        y = y + weight[:, :, i, j] @ np.reshape(seen, (n, channels, height * width))
+        pixels = _strided(x, i, j, height, width, stride)
+        y = y + weight[:, :, i, j] @ np.reshape(pixels, (n, channels, height * width))
     return np.reshape(y, (n, out, height, width))
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """Maximum of each 3x3 square, stride 2, padding 1. (N, C, H, W).
+    """Maximum over each 3x3 square with stride 2 and padding 1. x: (N, C, H, W).
 
-    Of equal values the first, row by row, is it, and has the gradient; nan stays.
+    Among equal maxima the first one, row by row, gets the gradient. A nan stays nan.
     """
     height, width = ((side - 1) // 2 + 1 for side in x.shape[2:])
     x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), "constant", constant_values=-np.inf)

@@ -14,9 +14,10 @@ from triptych.core.reference.ops import l2_normalize
 
 
 class Moca:
-    """The parts of MOCA that are not shared with other methods.
+    """The parts of MOCA that other methods do not have.
 
     Args:
+        spec: of the run.
         values: every tensor by its canonical name.
     """
 
@@ -31,18 +32,18 @@ class Moca:
 
     def encode(self, images: Tensor, ids: Array) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.MocaModel``."""
-        found = masked_vit(self.values, "student.encoder", images, ids, self.vit)
+        outputs = masked_vit(self.values, "student.encoder", images, ids, self.vit)
         early = self.method.early_layer
-        return found[-2 - early] if early else found[-1], found[-1]
+        return outputs[-2 - early] if early else outputs[-1], outputs[-1]
 
     def decode(self, image: Tensor, early: Tensor, ids: Array) -> Tensor:
         """See ``core.contracts.MocaModel``."""
         values, name = self.values, "student.decoder"
         spec = parameters.decoder_spec(self.vit, self.method)
-        seen = layer_norm(values, f"{name}.early_norm", early[:, 1:], spec.layer_norm_eps)
-        x = linear(values, f"{name}.embed", np.concatenate([image[:, None], seen], axis=1))
-        unseen = (len(ids), ids.shape[1] - seen.shape[1], 1)
-        x = np.concatenate([x, np.tile(values[f"{name}.mask_token"], unseen)], axis=1)
+        visible = layer_norm(values, f"{name}.early_norm", early[:, 1:], spec.layer_norm_eps)
+        x = linear(values, f"{name}.embed", np.concatenate([image[:, None], visible], axis=1))
+        masked = (len(ids), ids.shape[1] - visible.shape[1], 1)
+        x = np.concatenate([x, np.tile(values[f"{name}.mask_token"], masked)], axis=1)
         table = values[f"{name}.pos_embed"][0]
         first = np.zeros((len(ids), 1), np.int64)  # the place of the class token
         x = x + table[np.concatenate([first, ids + 1], axis=1)]
@@ -63,7 +64,7 @@ class Moca:
         values = self.values
         x = l2_normalize(words, eps=1e-5)
         hidden = linear(values, f"{name}.hidden", x)
-        # The words are the batch.
+        # The words form the batch of the batch norm.
         hidden = relu(batch_norm(values, f"{name}.norm", hidden, TRAINING))
         skip = linear(values, f"{name}.skip", x) if f"{name}.skip.weight" in values else x
         rows = l2_normalize(skip + linear(values, f"{name}.last", hidden), eps=1e-5)
@@ -71,7 +72,7 @@ class Moca:
 
 
 class Codebook:
-    """``core.contracts.Codebook`` over the tensors under ``memory.``."""
+    """Implements ``core.contracts.Codebook`` with the tensors under ``memory.``."""
 
     update = ring.update
 

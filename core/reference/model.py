@@ -1,4 +1,4 @@
-"""``core.contracts.Model`` in NumPy: student, teacher and queue."""
+"""The networks of every method in NumPy: student, teacher and memory."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,12 @@ from triptych.core.reference.moca import Codebook, Moca
 
 
 class Pair:
-    """``values`` holds every tensor by its canonical name."""
+    """Student and teacher: implements ``core.contracts.Model``.
+
+    Args:
+        spec: of the run.
+        values: every tensor by its canonical name.
+    """
 
     def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
         self.spec, self.values = spec, values
@@ -26,7 +31,7 @@ class Pair:
         ]
 
     def branch(self, name: str, view: Tensor, norms: Norms) -> Tensor:
-        """Encoder and projector. (N, C, H, W) -> (N, D)."""
+        """Encoder and projector of "student" or "teacher". (N, C, H, W) -> (N, D)."""
         tokens = encode(self.values, f"{name}.encoder", view, self.spec.model, norms)["final"]
         return head(self.values, f"{name}.projector", tokens[:, 0], self._parts.projector, norms)
 
@@ -49,14 +54,14 @@ class Pair:
         self, branch: str, images: Tensor, layers: Sequence[int], *, projection: bool
     ) -> dict[str, Tensor]:
         """See ``core.contracts.Networks``."""
-        found = encode(self.values, f"{branch}.encoder", images, self.spec.model, EVALUATION)
-        features = {name: found[name] for name in ("final", *(f"layer{i}" for i in layers))}
+        tokens = encode(self.values, f"{branch}.encoder", images, self.spec.model, EVALUATION)
+        features = {name: tokens[name] for name in ("final", *(f"layer{i}" for i in layers))}
         if projection:
             features["projection"] = self.branch(branch, images, EVALUATION)
         return features
 
     def counters(self) -> dict[str, Slot]:
-        """See ``core.contracts.Networks``; ``values`` holds them with the tensors."""
+        """None: ``values`` holds the counters as tensors."""
         return {}
 
 
@@ -78,7 +83,7 @@ class MOCA(Moca, Pair):
 
 
 class Queue:
-    """``core.contracts.Memory`` over the tensors under ``memory.``."""
+    """Implements ``core.contracts.Memory`` with the tensors under ``memory.``."""
 
     enqueue = ring.enqueue
 

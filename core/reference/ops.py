@@ -11,7 +11,7 @@ from triptych.core.contracts import Array, Tensor
 
 def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
     """See ``core.contracts.Ops``."""
-    # Not the larger of root and eps: at zero the root has no slope, and nan would come of it.
+    # The maximum is taken before the root: the root has no derivative at 0, and gives nan there.
     return x / np.sqrt(np.maximum(np.sum(x * x, axis=-1, keepdims=True), eps * eps))
 
 
@@ -85,5 +85,5 @@ def concat(parts: Sequence[Tensor], /, *, axis: int) -> Tensor:
 
 
 def no_grad() -> AbstractContextManager[None]:
-    """See ``core.contracts.Ops``; the teacher's arrays are never traced: nothing is to be done."""
+    """See ``core.contracts.Ops``. Nothing to do: autograd never traces the teacher's arrays."""
     return nullcontext()

@@ -1,4 +1,4 @@
-"""Update rules in NumPy, one tensor at a time, in place."""
+"""The update rules in NumPy. Each updates one tensor in place."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,10 +21,18 @@ def adamw(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """AdamW (arXiv 1711.05101, algorithm 2; decay scaled by the learning rate as in PyTorch).
+    """AdamW (arXiv 1711.05101, algorithm 2). As in PyTorch, the learning rate scales the decay.
 
     Args:
-        count: updates including this one, from 1.
+        value: parameter, changed in place.
+        gradient: of the parameter.
+        exp_avg: first moment, changed in place.
+        exp_avg_sq: second moment, changed in place.
+        count: number of updates including this one, from 1.
+        lr: learning rate.
+        betas: decay rates of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: factor on the parameter, before the learning rate.
     """
     exp_avg += (1.0 - betas[0]) * (gradient - exp_avg)
     exp_avg_sq += (1.0 - betas[1]) * (gradient * gradient - exp_avg_sq)
@@ -43,7 +51,10 @@ def sgd(
     momentum: float,
     weight_decay: float,
 ) -> None:
-    """Momentum SGD, decay added to the gradient, learning rate outside the buffer (MoCo v1, v2)."""
+    """Momentum SGD as in MoCo v1 and v2.
+
+    The weight decay is added to the gradient. The learning rate does not enter the buffer.
+    """
     momentum_buffer *= momentum
     momentum_buffer += gradient + weight_decay * value
     value -= lr * momentum_buffer
@@ -59,9 +70,10 @@ def lars(
     weight_decay: float,
     trust_coefficient: float,
 ) -> None:
-    """LARS (arXiv 1708.03888) in MoCo v3's form: lr outside the buffer, no epsilon.
+    """LARS (arXiv 1708.03888) as in MoCo v3.
 
-    Tensors of at most one dimension follow plain momentum SGD without decay.
+    The learning rate does not enter the buffer, and the trust ratio has no epsilon. Tensors of at
+    most one dimension follow plain momentum SGD without weight decay.
     """
     if value.ndim > 1:
         gradient = gradient + weight_decay * value
@@ -74,18 +86,22 @@ def lars(
 
 
 def clip_coefficient(gradients: list[Array], max_norm: float) -> float:
-    """Factor on all gradients to clip their global L2 norm: min(1, max_norm / (norm + 1e-6))."""
+    """The factor that clips the global L2 norm of all gradients.
+
+    It is min(1, max_norm / (norm + 1e-6)).
+    """
     norm = np.sqrt(sum(float(np.sum(g * g)) for g in gradients))
     return min(1.0, max_norm / (float(norm) + 1e-6))
 
 
 class Optimizer:
-    """``core.contracts.Optimizer``: the rule that the spec names, over the trainable values.
+    """Implements ``core.contracts.Optimizer`` with the update rule that the spec names.
 
     Args:
-        values: all tensors by name; those that are trained are changed in place.
-        gradients: gives the gradients of the step.
-        trainable: names.
+        spec: section ``optim``.
+        values: all tensors by name. The trainable ones change in place.
+        gradients: returns the gradients of the step by name.
+        trainable: names of the trainable tensors.
     """
 
     def __init__(
