@@ -1,10 +1,15 @@
-"""What the shared parts and a backend owe each other.
+"""The contract between the shared parts and a backend.
 
 A backend is a deterministic function: (state, batch, draws, hyper) -> (new state, metrics).
-``Engine`` holds the order of one step, which is the same on every framework; a backend adds the
-tensor parts: a model, an optimizer and the conversions at its border.
+``Engine`` holds the order of one step, which is the same on every framework. A backend adds the
+tensor parts: a model, an optimizer, and the conversions between arrays and tensors.
 
-Shape letters: N images per batch, C channels, H height, W width, D feature width.
+Shape letters:
+    N: images per batch.
+    C: channels.
+    H: height.
+    W: width.
+    D: feature width.
 """
 
 from abc import ABC, abstractmethod
@@ -40,7 +45,7 @@ PICK: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda x: x[:, 1:].mean(1),
     "all": lambda x: x,
 }
-"""What ``Engine.embed`` takes of an encoder's tokens."""
+"""Name -> features that ``Engine.embed`` makes of an encoder's tokens (N, 1+L, D)."""
 
 
 class Engine(ABC):
@@ -63,15 +68,15 @@ class Engine(ABC):
 
     @abstractmethod
     def array(self, tensor: Tensor) -> Array:
-        """A tensor as an array of its own (waits for the device)."""
+        """A copy of a tensor as an array; waits for the device."""
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Gradients of ``loss`` into the trainable parameters, in place of the former ones."""
+        """Writes the gradients of ``loss`` into the trainable parameters over the former ones."""
 
     @abstractmethod
     def gradients(self) -> Iterable[tuple[str, Callable[[], Array]]]:
-        """Canonical name and reader of the gradient of each trainable parameter, forward order."""
+        """(canonical name, reader of the gradient) of each trainable parameter in forward order."""
 
     @abstractmethod
     def gradient_norm(self) -> Tensor:
@@ -83,10 +88,10 @@ class Engine(ABC):
 
     @abstractmethod
     def moment_slots(self) -> Mapping[str, Slot]:
-        """Every tensor that the optimizer keeps, by canonical name."""
+        """Every tensor of the optimizer's state, by canonical name."""
 
     def close(self) -> None:  # noqa: B027 - most frameworks hold nothing
-        """Release what the framework holds."""
+        """Releases the resources of the framework."""
 
     # ------------------------------------------------------------------------- features: shared
 
@@ -104,19 +109,21 @@ class Engine(ABC):
         Args:
             images: (N, C, H, W), normalised.
             branch: "student" or "teacher".
-            layers: indices (0-based) of blocks, in a ResNet of stages, whose raw output is wanted
-                besides the final one.
-            tokens: "cls" (N, D), "mean" of the patch tokens (N, D), or "all" (N, 1+L, D). A
-                ResNet's tokens are the positions of its map, row by row, behind their mean, which
-                stands in the place of the class token.
-            projection: the projector's output (N, output_dim) is wanted too.
+            layers: 0-based indices of blocks (in a ResNet: stages) whose raw output is added.
+            tokens: "cls" (N, D), "mean" of the patch tokens (N, D), or "all" (N, 1+L, D). In a
+                ResNet the mean of the map's positions takes the place of the class token. The
+                positions follow it row by row.
+            projection: whether the projector's output is added.
 
         Returns:
-            "final": after the last norm; "layer<i>": output of block i; "projection"; arrays in
-            the run's precision.
+            Arrays in the run's precision:
+
+            - "final": output after the last norm.
+            - "layer<i>": output of block i, for each i in ``layers``.
+            - "projection": (N, output_dim), if asked for.
 
         Raises:
-            ValueError: ``projection`` of a method that has no projector.
+            ValueError: ``projection`` is asked for, and the method has no projector.
             DeviceError: see ``core.machine.failures``.
         """
         if projection:
@@ -129,7 +136,7 @@ class Engine(ABC):
         return {name: self.array(x) for name, x in features.items()}
 
     def require_projector(self) -> None:
-        """Raises ValueError where the method has no projector."""
+        """Raises ValueError if the method has no projector."""
         if not parameters.parts(self.spec).projector.layers:
             raise ValueError(f"method {self.spec.method.name} has no projector")
 
@@ -144,10 +151,10 @@ class Engine(ABC):
             monitor: also measure the gradient norm and return the features, for the health line.
 
         Raises:
-            NonFiniteError: the loss is not finite (told at once unless the context
-                ``runs_ahead``: then ``read`` gives the value and the caller decides). The update
-                has not been applied.
-            DeviceError: see ``core.machine.failures``. Statistics and teacher may have moved.
+            NonFiniteError: the loss is not finite; the update has not been applied. If the
+                context ``runs_ahead`` this is not raised: ``read`` gives the value later, and the
+                caller checks it.
+            DeviceError: see ``core.machine.failures``. Statistics and teacher may have changed.
         """
         outcome = self._differentiate(batch, draws, hyper)
         metrics = {"loss": outcome.loss, **outcome.metrics}
@@ -162,23 +169,23 @@ class Engine(ABC):
     def loss_and_grads(
         self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper
     ) -> tuple[dict[str, Array], State]:
-        """For parity: metrics and features, and gradients by canonical name, without an update.
+        """For parity: (metrics and features, gradients by canonical name), without an update.
 
-        The teacher's EMA and the running statistics do move: they belong to the forward pass.
+        The teacher's EMA and the running statistics change, since they belong to the forward pass.
         """
         return self._record(self._differentiate(batch, draws, hyper))
 
     def trace_step(
         self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper
     ) -> tuple[dict[str, Array], State]:
-        """``loss_and_grads`` followed by the update: what ``tools/parity.py trace`` records."""
+        """``loss_and_grads`` followed by the update, as ``tools/parity.py trace`` records it."""
         outcome = self._differentiate(batch, draws, hyper)
         record = self._record(outcome)
         self._update(outcome, hyper)
         return record
 
     def read(self, metrics: Mapping[str, Tensor]) -> dict[str, float]:
-        """Metrics as Python floats: the only wait for the device. Features become their spread."""
+        """Metrics as Python floats. Waits for the device. Features become their spread."""
         values: dict[str, float] = {}
         spreads = []
         for name, value in metrics.items():
@@ -191,14 +198,14 @@ class Engine(ABC):
         return values
 
     def fetch(self, metrics: Mapping[str, Tensor]) -> Callable[[], dict[str, float]]:
-        """Starts bringing metrics to the host; the answer waits and is what ``read`` gives.
+        """Starts to copy metrics to the host. The result waits and returns what ``read`` does.
 
-        For a backend whose device runs ahead of the host to copy in the background.
+        A backend whose device runs ahead of the host overrides this to copy in the background.
         """
         return partial(self.read, metrics)
 
     def slots(self) -> dict[str, Slot]:
-        """Everything of the state by canonical name: student, teacher, memory, optimizer."""
+        """The whole state by canonical name: student, teacher, memory, optimizer."""
         return {
             **self.model_slots(),
             **self.model.counters(),
@@ -219,7 +226,7 @@ class Engine(ABC):
         """Sets the whole state.
 
         Raises:
-            ValueError: names or shapes differ from those of ``export_state``; nothing was changed.
+            ValueError: names or shapes differ from those of ``export_state``; nothing is changed.
         """
         slots = self.slots()
         own = {name: slot.shape for name, slot in slots.items()}
@@ -245,7 +252,7 @@ class Engine(ABC):
         return outcome
 
     def _record(self, outcome: Outcome) -> tuple[dict[str, Array], State]:
-        """Metrics and features, and the gradients."""
+        """(metrics and features, gradients), by name."""
         values = {"loss": outcome.loss, **outcome.metrics}
         values.update({f"feature/{k}": v for k, v in outcome.features.items()})
         return (
@@ -276,9 +283,9 @@ class Engine(ABC):
 
 
 def feature_std(features: Array) -> float:
-    """Spread of unit features: 1 when they fill the sphere, 0 when all rows are equal.
+    """Spread of features on the unit sphere: 1 if they fill it, 0 if all rows are equal.
 
-    Root mean square over dimensions of the standard deviation over rows, times sqrt(D).
+    It is the root mean square over dimensions of the standard deviation over rows, times sqrt(D).
 
     Args:
         features: (N, D), not yet normalised.
@@ -289,11 +296,11 @@ def feature_std(features: Array) -> float:
 
 
 def first_non_finite(tensors: Iterable[tuple[str, Array]]) -> str:
-    """Name and count of the first tensor with infinities or NaNs; empty where all are finite.
+    """Name and count of the first tensor with infinities or NaNs; empty if all are finite.
 
     Args:
-        tensors: pairs of a name and an array, in the order in which they are looked at. Where
-            reading them is a collective call, all ranks have to make this one.
+        tensors: (name, array) pairs in the order of the search. If reading them is a collective
+            call, all ranks must call this function.
     """
     for name, array in tensors:
         bad = array.size - int(np.isfinite(array).sum())

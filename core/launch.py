@@ -1,6 +1,6 @@
-"""How a run comes to its engine: backend, threads, the processes beside this one.
+"""From a spec to an engine: the processes of a run, its backend, its threads.
 
-A command goes through these in order: ``join``, ``choose_backend``, ``open_engine``.
+A command calls ``join``, ``choose_backend`` and ``open_engine`` in this order.
 """
 
 import os
@@ -21,13 +21,13 @@ from triptych.core.machine.resources import cpu_threads
 from triptych.core.parameters import table
 
 REFERENCE = "numpy"
-"""Name of the float64 reference in the place of a backend's."""
+"""Name of the float64 reference, used like a backend's name."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LAUNCHERS = (("WORLD_SIZE", "RANK"), ("PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID"))
-"""Variables that launchers set: number of processes, number of this one.
+"""Variables of launchers: (number of processes, number of this process).
 
-The first pair is that of ``torchrun`` and ``oneflow.distributed.launch``, the second that of
-``paddle.distributed.launch``.
+``torchrun`` and ``oneflow.distributed.launch`` set the first pair, ``paddle.distributed.launch``
+the second.
 """
 
 Say = Callable[[str], None]
@@ -37,7 +37,7 @@ def join() -> Ranks:
     """The processes that a launcher has started for this run. This version runs one.
 
     Raises:
-        UserError: there are several. All of them are refused, and the first one says why.
+        UserError: there are several processes. All of them stop; only the first gives the reason.
     """
     for world, rank in LAUNCHERS:
         if os.environ.get(world, "") not in ("", "0", "1"):
@@ -51,13 +51,13 @@ def join() -> Ranks:
 
 @contextmanager
 def together(ranks: Ranks) -> Iterator[None]:
-    """What one rank cannot do is left by all ranks, so that none waits for another for ever.
+    """If the block fails on one rank, it raises on all ranks, so that no rank waits for ever.
 
-    All ranks run the same blocks in the same order. Inside, none may wait for another.
+    All ranks run the same blocks in the same order. Inside, no rank may wait for another.
 
     Raises:
-        UserError, NonFiniteError, MemoryError, OSError: the first rank that failed raises its own
-            error, and all others an empty one: a NonFiniteError for such an error, else a
+        UserError, NonFiniteError, MemoryError, OSError: on the first rank that failed, its error.
+            On the other ranks an error without text: NonFiniteError if that error is one, else
             UserError.
     """
     error: Exception | None = None
@@ -75,17 +75,17 @@ def together(ranks: Ranks) -> Iterator[None]:
 
 
 def quiet(line: str) -> None:
-    """Says nothing: for a program, and for the ranks beside the main one."""
+    """Prints nothing: for use from a program, and for the ranks beside the main one."""
 
 
 def choose_backend(asked: str | None, spec: RunSpec, say: Say = print) -> str:
     """The backend of a run.
 
     Args:
-        asked: as on the command line; None: the spec's, else the first installed.
+        asked: the command line's backend; None: the spec's, else the first installed one.
 
     Raises:
-        UserError: none is installed.
+        UserError: no backend is installed.
     """
     name = asked or spec.backend
     if name is None:
@@ -98,13 +98,13 @@ def choose_backend(asked: str | None, spec: RunSpec, say: Say = print) -> str:
 
 
 def load(spec: RunSpec, name: str) -> ModuleType:
-    """The backend's package, its framework imported with the threads and precision of the spec.
+    """The backend's package. Its framework is imported with the spec's threads and precision.
 
     Args:
-        name: of a backend, or ``REFERENCE``.
+        name: a backend's name, or ``REFERENCE``.
 
     Raises:
-        UserError: as ``backends.load``.
+        UserError: as in ``backends.load``.
     """
     _set_threads(cpu_threads(spec))
     if name == REFERENCE:
@@ -117,27 +117,28 @@ def load(spec: RunSpec, name: str) -> ModuleType:
 
 
 def _set_threads(count: int) -> None:
-    """Sets the threads of a framework that is not imported yet, and of NumPy, which is."""
+    """Sets the threads of NumPy and of a framework that is not imported yet."""
     for variable in THREAD_VARIABLES:
         os.environ[variable] = str(count)
-    # NumPy's pool would wait for work on every core beside OneFlow's.
+    # NumPy's threads would otherwise wait for work on every core beside those of OneFlow.
     threadpool_limits(count, user_api="blas")
 
 
 def open_engine(
     spec: RunSpec, name: str, state: State, *, whole: bool = False, origin: str = "state"
 ) -> Engine:
-    """An engine of its own memory that holds ``state``.
+    """An engine that holds a copy of ``state``.
 
     Args:
-        name: of a backend, or ``REFERENCE``.
-        state: canonical. Its entries ``optimizer.*`` are left out unless it is ``whole``.
-        whole: the state of the optimizer is set, too. Otherwise the optimizer is fresh.
+        name: a backend's name, or ``REFERENCE``.
+        state: canonical tensors.
+        whole: whether to set the optimizer from the entries ``optimizer.*``, too. Otherwise these
+            are ignored and the optimizer is fresh.
         origin: the file or folder of the state, for messages.
 
     Raises:
-        UserError: no such backend, device or precision here, or tensors are missing, misshapen or,
-            in a whole state, left over; a line for each.
+        UserError: this machine lacks the backend, device or precision. Or tensors are missing or
+            have wrong shapes, or a whole state has further tensors; each has a line.
     """
     module = load(spec, name)
     shapes = {param.name: tuple(param.shape) for param in table(spec)}

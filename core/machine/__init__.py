@@ -1,1 +1,1 @@
-"""What this machine offers: backends, devices, threads."""
+"""What a run can use of this machine: backends, devices, threads, memory."""

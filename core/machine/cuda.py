@@ -1,6 +1,7 @@
-"""The CUDA cards of this machine, asked of the driver, and whether a build has code for them.
+"""The CUDA cards of this machine, and whether a build of a framework has code for them.
 
-No framework is asked: OneFlow ends the process where its wheel has no code for the card.
+The driver is asked, not the framework: OneFlow ends the process if its wheel has no code for the
+card.
 """
 
 import ctypes
@@ -15,20 +16,25 @@ NAME_BYTES = 256
 
 
 class Card(NamedTuple):
-    """One card. capability: major and minor number, e.g. (9, 0) of an H100."""
+    """One card.
+
+    Attributes:
+        capability: compute capability, (major, minor), e.g. (9, 0) of an H100.
+    """
 
     name: str
     capability: tuple[int, int]
 
     def __str__(self) -> str:
-        """The name with the number that a wheel's architectures are compared with."""
+        """The name and the architecture, e.g. sm_90."""
         return f"{self.name} (sm_{self.capability[0]}{self.capability[1]})"
 
 
 def cards() -> tuple[Card, ...]:
     """The cards that this process may use, in the order of their CUDA numbers.
 
-    Empty where there is no NVIDIA driver, or it does not answer. Nothing is allocated on a card.
+    There are none if the NVIDIA driver is missing or does not answer. Nothing is allocated on a
+    card.
     """
     try:
         driver = ctypes.CDLL(LIBRARY)
@@ -51,15 +57,18 @@ def _card(driver: ctypes.CDLL, number: int) -> Card:
 
 
 def runs_on(capability: tuple[int, int], code: Collection[str]) -> bool:
-    """Whether a build runs on a card.
+    """Whether a build of a framework runs on a card.
 
-    Machine code serves cards of its own major number and of its own or a higher minor one; PTX
-    serves every card that is not older (CUDA C++ Programming Guide, "Application Compatibility").
-    Code for one card alone, as ``sm_90a``, serves that capability.
+    Three kinds of code serve different cards (CUDA C++ Programming Guide, "Application
+    Compatibility"):
+
+    - Machine code, e.g. ``sm_86``: cards of its major number and its minor number or a higher one.
+    - PTX, e.g. ``compute_90``: every card that is not older.
+    - Code with a letter, e.g. ``sm_90a``: cards of exactly this capability.
 
     Args:
-        code: what the build was compiled for: ``sm_<number>`` is machine code,
-            ``compute_<number>`` PTX, as ``torch.cuda.get_arch_list`` names them.
+        capability: of the card, (major, minor).
+        code: what the build was compiled for, named as in ``torch.cuda.get_arch_list``.
     """
     return any(_serves(entry, capability) for entry in code)
 

@@ -1,4 +1,4 @@
-"""On which device a run computes, and in which precision. Refusals are by name."""
+"""Chooses the device and checks the precision of a run. Errors name what is refused."""
 
 import functools
 import os
@@ -11,20 +11,24 @@ from triptych.core.errors import UserError
 from triptych.core.machine import cuda
 
 DEVICE_VARIABLE = "TRIPTYCH_DEVICE"
-"""Takes the place of ``device: auto``, and names the device of tests, demo and parity."""
+"""Overrides ``device: auto``. Tests, demo and parity take their device from it, too."""
 
 TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "ONEFLOW_EP_CUDA_ENABLE_TF32_EXECUTION")
-"""Of cuBLAS and cuDNN, and of OneFlow, which has TF32 on without it: "0" is off, "1" on."""
+"""Variables for TF32, "0" for off and "1" for on: of cuBLAS and cuDNN, and of OneFlow.
+
+OneFlow has TF32 on by default.
+"""
 WORKSPACE_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 WORKSPACE = ":4096:8"
-"""Eight buffers of 4 MiB: cuBLAS then adds in one order each time (cuBLAS, "Reproducibility")."""
+"""Eight buffers of 4 MiB. With these cuBLAS always adds in one order (its "Reproducibility")."""
 
 
 def prepare_libraries(precision: str | None = None) -> None:
-    """Sets the environment that CUDA's libraries read once, to be done before a framework's import.
+    """Sets the variables that CUDA's libraries read once. Call it before a framework is imported.
 
     Args:
-        precision: of the run; None: what has been set stays, and TF32 is off where nothing was.
+        precision: the run's precision; None: variables that are set stay, and TF32 is off by
+            default.
     """
     for name in TF32_VARIABLES:
         if precision is None:
@@ -38,7 +42,7 @@ def wanted_device(spec: RunSpec, otherwise: str = "auto") -> str:
     """The device that a run asks for: the spec's, unless that is "auto".
 
     Args:
-        otherwise: of a spec that says "auto", where ``TRIPTYCH_DEVICE`` says nothing either.
+        otherwise: the device if the spec says "auto" and ``TRIPTYCH_DEVICE`` is not set.
 
     Returns:
         "auto", "cpu", "cuda" or "cuda:N".
@@ -57,8 +61,8 @@ def wanted_device(spec: RunSpec, otherwise: str = "auto") -> str:
 def on_compared_device(spec: RunSpec) -> RunSpec:
     """The spec for a comparison of frameworks: on the CPU, unless a device is named.
 
-    The device is named by the spec or by ``TRIPTYCH_DEVICE``. One framework on a GPU beside another
-    on the CPU would compare devices.
+    The spec or ``TRIPTYCH_DEVICE`` may name the device. All frameworks get the same device:
+    otherwise the comparison would be one of devices.
     """
     return spec.model_copy(update={"device": wanted_device(spec, otherwise="cpu")})
 
@@ -66,15 +70,15 @@ def on_compared_device(spec: RunSpec) -> RunSpec:
 def pick_device(spec: RunSpec, backend: str, cuda_devices: int, code: Collection[str]) -> str:
     """The device of this process, "cpu" or "cuda:N".
 
-    "auto" is the first card that the framework sees and has code for. Where there are only others,
-    a line on stderr says so, and the CPU is taken.
+    "auto" is the first card that the framework sees and has code for. If it sees cards but has
+    code for none of them, "auto" is the CPU, and a line on stderr says so.
 
     Args:
-        cuda_devices: how many the framework can see.
+        cuda_devices: number of cards that the framework sees.
         code: what its build was compiled for (see ``core.machine.cuda.runs_on``).
 
     Raises:
-        UserError: the spec names a device that is not there, or that the framework has no code for.
+        UserError: the named device does not exist, or the framework has no code for it.
     """
     wanted = wanted_device(spec)
     if wanted == "cpu" or (wanted == "auto" and not cuda_devices):
@@ -97,7 +101,7 @@ def pick_device(spec: RunSpec, backend: str, cuda_devices: int, code: Collection
 
 
 def why_not(number: int, backend: str, code: Collection[str]) -> str:
-    """Why a framework cannot compute on the card ``number``; empty where it can."""
+    """Why a framework cannot compute on the card ``number``; empty if it can."""
     cards = cuda.cards()
     if number >= len(cards):
         return f"the driver ({cuda.LIBRARY}) does not say what cuda:{number} is"
@@ -109,16 +113,16 @@ def why_not(number: int, backend: str, code: Collection[str]) -> str:
 
 @functools.cache
 def _warn(line: str) -> None:
-    """Once in a process, however many engines are built."""
+    """Prints a warning once in a process, even if several engines are built."""
     print(f"warning: {line}", file=sys.stderr)
 
 
 def check_precision(
     spec: RunSpec, backend: str, device: str, supported: Mapping[str, Collection[str]]
 ) -> None:
-    """Raises UserError where the backend cannot compute in the spec's precision on the device.
+    """Raises UserError if the backend cannot compute in the spec's precision on the device.
 
-    On a GPU that is also where the process was begun for another precision: TF32 is chosen once,
+    On a GPU it also raises if the process was started for another precision: TF32 is chosen once,
     before the framework is imported.
 
     Args:
@@ -142,11 +146,11 @@ def check_precision(
 def compute_stamp(
     spec: RunSpec, device: str, libraries: Mapping[str, object], *, repeats: bool
 ) -> dict[str, str]:
-    """What a run computes on and how, as noted in its checkpoints.
+    """The device, libraries and settings of a run, as stored in its checkpoints.
 
     Args:
-        libraries: name -> version of what CUDA brings: "cuda", "cudnn".
-        repeats: whether the backend takes only kernels that give the same bits each time.
+        libraries: name -> version of CUDA's libraries: "cuda", "cudnn".
+        repeats: whether the backend uses only kernels that always give the same bits.
     """
     if device == "cpu":
         return {"device": "cpu"}

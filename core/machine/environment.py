@@ -1,6 +1,6 @@
-"""What this machine offers: Python, cores, memory, and which backends really run.
+"""The environment of a run: Python, cores, memory, and the backends that work here.
 
-Only the standard library is imported here, so that the set-up can ask ``possible()`` of an
+This module imports only the standard library, so that the set-up can call ``possible()`` in an
 interpreter that has nothing installed yet.
 """
 
@@ -43,22 +43,22 @@ except UserError as error:
 print()
 print(json.dumps(found))
 """
-"""Run in a process of its own. Frameworks print at import, so the answer is the last line."""
+"""Code for a separate process. Frameworks print at import, so the last line is the answer."""
 PADDLE_INDEX = "https://www.paddlepaddle.org.cn/packages/stable/cu126/"
 PADDLE_BUILDS = (
     "on a GPU: the paddlepaddle-gpu of PyPI ends with 2.6.2, for cards up to sm_86; newer ones "
     f"need Paddle's builds for CUDA 12: pip install paddlepaddle-gpu -i {PADDLE_INDEX}"
 )
-"""Which Paddle serves which card (paddlepaddle.org.cn, installation, "GPU architecture")."""
+"""Which build of Paddle serves which card (paddlepaddle.org.cn, "GPU architecture")."""
 OWN_GROUPS = Path("/proc/self/cgroup")
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
-"""Where Linux says in which control groups a process is, and what they limit."""
+"""Where Linux shows the control groups of this process, and their limits."""
 PILLOW = "12.3.0"
 """The pinned version, whose resize defines the pixels; a test compares it with setup.cfg."""
 
 
 def why_not(name: str) -> str:
-    """Why this interpreter cannot have a backend; empty where it can."""
+    """Why this interpreter cannot have a backend; empty if it can."""
     if name == "oneflow" and sys.version_info[:2] != (3, 10):
         return (
             "OneFlow 0.9.0 has wheels up to Python 3.10 only, "
@@ -75,10 +75,10 @@ def possible() -> tuple[str, ...]:
 
 
 def install_command(name: str) -> str:
-    """The one command that adds a backend to this environment, or mends it.
+    """The command that adds a backend to this environment, or repairs it.
 
-    From a checkout it installs the pinned versions. (Elsewhere it names the frameworks themselves:
-    an index could hold somebody else's package called triptych.)
+    From a checkout the command installs the pinned versions. Elsewhere it names the frameworks
+    themselves, since an index could hold another package called triptych.
     """
     root = Path(__file__).resolve().parents[2]
     pip = f"{shlex.quote(sys.executable)} -m pip install"
@@ -89,14 +89,14 @@ def install_command(name: str) -> str:
 
 
 def report(names: Sequence[str] = NAMES, timeout: float = PROBE_SECONDS) -> dict[str, Any]:
-    """Everything ``tools/info.py env`` says, as plain data.
+    """The content of ``tools/info.py env``, as plain data.
 
-    Each framework is imported in a process of its own: one that crashes or hangs is reported
-    like one that is missing.
+    Each framework is imported in a separate process, so that a framework which crashes or hangs is
+    reported like a missing one.
 
     Args:
         names: backends to try.
-        timeout: seconds given to each.
+        timeout: seconds for each backend.
     """
     with ThreadPoolExecutor() as pool:
         probes = list(pool.map(lambda name: _probe(name, timeout), names))
@@ -114,7 +114,7 @@ def report(names: Sequence[str] = NAMES, timeout: float = PROBE_SECONDS) -> dict
 
 
 def cores() -> int:
-    """CPU cores that this process may use: those it may run on, at most its container's quota.
+    """CPU cores that this process may use, at most the quota of its container.
 
     A quota of one core and a half counts as two.
     """
@@ -128,8 +128,8 @@ def cores() -> int:
 def _quotas() -> Iterator[float]:
     """Limits on CPU time, in cores, of the control groups that this process is in.
 
-    Those of version 2 are named ``0::/path`` in OWN_GROUPS, the others ``4:cpu,cpuacct:/path``. A
-    limit of a group that contains the process's own counts, too.
+    OWN_GROUPS names groups of version 2 as ``0::/path``, those of version 1 as
+    ``4:cpu,cpuacct:/path``. The limits of the groups around them count, too.
     """
     lines = OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.is_file() else []
     for kinds, path in (line.split(":", 2)[1:] for line in lines if line.count(":") >= 2):
@@ -144,7 +144,7 @@ def _quotas() -> Iterator[float]:
 
 
 def _quota(group: Path) -> list[float]:
-    """The limit of one control group, if there is one; ``max`` and -1 say that there is none."""
+    """The limit of one control group, if it has one; ``max`` and -1 stand for no limit."""
     with suppress(OSError, ValueError):
         limit, period = map(int, (group / "cpu.max").read_text().split())
         return [limit / period]
@@ -190,7 +190,7 @@ def _render_backend(name: str, backend: dict[str, Any]) -> list[str]:
 
 
 def _probe(name: str, timeout: float) -> dict[str, Any]:
-    """Whether one backend runs here, with what, and else what would change that."""
+    """Whether a backend works here; its versions and devices, or the problem and a remedy."""
     if why_not(name):
         return _unusable(why_not(name), "")
     if not importlib.util.find_spec(name):
@@ -212,7 +212,7 @@ def _unusable(problem: str, remedy: str) -> dict[str, Any]:
 
 
 def _import_elsewhere(name: str, timeout: float) -> dict[str, Any]:
-    """What ``PROBE`` found in a process of its own."""
+    """The answer of ``PROBE`` in a separate process."""
     try:
         run = subprocess.run(
             [sys.executable, "-c", PROBE, name],

@@ -1,4 +1,4 @@
-"""What a device cannot do, told in one line instead of a framework's own exception."""
+"""Turns a framework's exceptions about memory and kernels into errors of one line."""
 
 import re
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ NOT_REPEATABLE = re.compile("does not have a deterministic implementation", re.I
 def device_failures(
     kinds: tuple[type[Exception], ...], spec: RunSpec, device: str
 ) -> Iterator[None]:
-    """A framework's exceptions that are not its bugs become errors with a remedy.
+    """Raises an error with a remedy for a framework's exception that is not a bug.
 
     Args:
-        kinds: the types by which the framework says that memory is out or a kernel is missing.
-        device: of the run, "cpu" or "cuda:N".
+        kinds: types of the framework's exceptions for too little memory or a missing kernel.
+        device: the run's device, "cpu" or "cuda:N".
 
     Raises:
-        DeviceError: in the place of such an exception. All others pass.
+        DeviceError: replaces such an exception. Other exceptions pass unchanged.
     """
     try:
         yield

@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM while modules are imported: the process has to obey, whatever is running.
+"""Makes Ctrl-C and SIGTERM end the process also during imports.
 
-Python raises KeyboardInterrupt in the middle of an import. A module written in C makes an
-ImportError of it, a library may swallow it, and OneFlow replaces the handler of SIGINT by its own.
+Python raises KeyboardInterrupt in the middle of an import, where it may get lost. A module written
+in C turns it into an ImportError, a library may swallow it, and OneFlow replaces the handler of
+SIGINT.
 """
 
 import os
@@ -18,10 +19,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def leave_at_once() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM end the process with status 128 + n, without an exception.
+    """SIGINT and SIGTERM inside end the process with status 128 + n, without an exception.
 
-    This is for a time in which there is nothing to save and nothing to tidy up. A signal that the
-    process ignores stays ignored. In a thread, where Python allows no handlers, nothing changes.
+    Use it while there is nothing to save or to clean up. A signal that the process ignores stays
+    ignored. In a thread nothing changes, since Python allows no handlers there.
     """
     before = _handlers()
     for number, handler in before.items():
@@ -35,13 +36,13 @@ def leave_at_once() -> Iterator[None]:
 
 @contextmanager
 def interrupts_kept() -> Iterator[None]:
-    """For imports: a Ctrl-C inside ends in KeyboardInterrupt, whatever the import makes of it.
+    """For imports: after a Ctrl-C inside, the block raises KeyboardInterrupt at its end.
 
-    The handlers of SIGINT and SIGTERM are those from before, after the import and, as far as
-    possible, during it: each module that is looked up puts them back.
+    The import may replace the handlers of SIGINT and SIGTERM. They are put back whenever a module
+    is looked up, and after the import.
 
     Raises:
-        KeyboardInterrupt: there was a Ctrl-C, and Python's own handler is the one in use.
+        KeyboardInterrupt: there was a Ctrl-C, and Python's own handler is in use.
     """
     before = _handlers()
     interrupted = False
@@ -65,19 +66,19 @@ def interrupts_kept() -> Iterator[None]:
 
 
 class _Keeper:
-    """The first finder of ``sys.meta_path``: it finds nothing, and installs the handlers."""
+    """A finder for ``sys.meta_path`` that finds no module, but installs the handlers."""
 
     def __init__(self, handlers: Mapping[int, Any]) -> None:
         self._handlers = handlers
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        # A handler may be installed in the main thread only; a module may start threads.
+        # Handlers can be installed only in the main thread, and a module may start threads.
         if threading.current_thread() is threading.main_thread():
             _install(self._handlers)
 
 
 def _handlers() -> dict[int, Any]:
-    """The handlers that Python knows; none outside the main thread, which may not change them."""
+    """The handlers that Python knows. None outside the main thread, where they cannot be set."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     found = {number: signal.getsignal(number) for number in SIGNALS}
@@ -91,7 +92,7 @@ def _install(handlers: Mapping[int, Any]) -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     for stream in (sys.stdout, sys.stderr):
-        # What was printed is to be seen, unless the signal came in the middle of a print.
+        # Printed text must appear. A signal in the middle of a print prevents that.
         with suppress(OSError, RuntimeError, ValueError):
             stream.flush()
     os._exit(128 + number)

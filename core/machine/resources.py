@@ -1,4 +1,4 @@
-"""What of the machine a run uses: threads and memory."""
+"""Resources of the machine that a run uses: threads and memory."""
 
 import ctypes
 import os
@@ -12,40 +12,40 @@ from triptych.core.machine.environment import cores
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
 CONTROL_GROUP = Path("/sys/fs/cgroup")
-"""Of this container, where there is one (cgroup v2)."""
+"""The control group of this container, if there is one (cgroup v2)."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's ``mallopt``."""
 
 
 def processor() -> frozenset[str]:
-    """Words that the kernel says of the processor: vendor, flags. Empty where it says nothing."""
+    """The words of /proc/cpuinfo, such as vendor and flags; empty if there is no such file."""
     return frozenset(CPUINFO.read_text().split() if CPUINFO.is_file() else ())
 
 
 def keep_memory() -> None:
     """Makes the C library keep freed memory for the next array.
 
-    Otherwise the memory of a large array goes back to the kernel and returns page fault by page
-    fault, which takes longer than the arithmetic on it.
+    Otherwise the memory of a large array goes back to the kernel, and each page of the next array
+    costs a page fault. That takes longer than the arithmetic on the array.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        # glibc rejects a threshold that is too large for it: older versions take 32 MiB at most.
+        # Older versions of glibc reject a threshold above 32 MiB.
         if not libc.mallopt(M_MMAP_THRESHOLD, 1 << 30):
             libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
         libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def cpu_threads(spec: RunSpec) -> int:
-    """Threads of the framework: the spec's, or for "auto" the cores this process may use."""
+    """Threads of the framework: the spec's number, or for "auto" the cores of this process."""
     return cores() if spec.threads == "auto" else spec.threads
 
 
 def free_memory() -> int:
-    """Bytes that new data may fill: of the machine, and of this container where it has a limit.
+    """Bytes that new data may fill: of the machine, or of this container if that has fewer.
 
-    From MemAvailable of Linux and the control group's files (docs.kernel.org, proc.rst and
-    cgroup-v2.rst). Elsewhere it is all physical memory.
+    On Linux the sources are MemAvailable and the control group's files (docs.kernel.org, proc.rst
+    and cgroup-v2.rst). Elsewhere the answer is all physical memory.
     """
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with suppress(OSError):
@@ -53,7 +53,7 @@ def free_memory() -> int:
     with suppress(OSError, ValueError):  # the limit is the word "max" where there is none
         limit, used = (int((CONTROL_GROUP / f"memory.{k}").read_text()) for k in ("max", "current"))
         stat = _fields(CONTROL_GROUP / "memory.stat")
-        # Files that the kernel keeps in memory give way.
+        # The kernel drops cached files when memory is needed.
         found.append(max(0, limit - used + stat["active_file"] + stat["inactive_file"]))
     return min(found)
 

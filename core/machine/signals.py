@@ -1,4 +1,4 @@
-"""The signals by which terminals, schedulers and the system announce that a process has to end."""
+"""Signals with which terminals, schedulers and the system announce the end of a process."""
 
 import signal
 
@@ -13,12 +13,13 @@ NAMES = (
     "SIGPWR",  # the power fails
 )
 ENDINGS = tuple(signal.Signals[name] for name in NAMES if hasattr(signal, name))
-"""Those of ``NAMES`` that the operating system has."""
+"""The signals in ``NAMES`` that the operating system has."""
 
 
 def heeded() -> tuple[signal.Signals, ...]:
-    """Those of ``ENDINGS`` that this process does not ignore.
+    """The signals in ``ENDINGS`` that this process does not ignore.
 
-    ``nohup`` ignores SIGHUP, a shell without job control SIGINT and SIGQUIT in the background.
+    ``nohup`` lets a process ignore SIGHUP. A shell without job control lets background processes
+    ignore SIGINT and SIGQUIT.
     """
     return tuple(number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN)

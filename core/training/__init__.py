@@ -1,1 +1,1 @@
-"""One run from its first check to its result, and one spec on several backends."""
+"""Trains one run from its first check to its result, or one spec on several backends."""

@@ -1,4 +1,4 @@
-"""One spec trained on several backends, each in a process of its own, and what came of it."""
+"""Trains one spec on several backends, each in its own process, and compares the runs."""
 
 import json
 import signal
@@ -42,16 +42,17 @@ def run(
     """Trains on every backend, prints the table and writes ``report.html``.
 
     Args:
-        path: the spec, overridden by ``overrides``.
-        names: backends; None: all that are installed.
-        output: gets one run directory per backend, called like it, and the report.
-        resume: "auto": runs that are there already go on, or are left as they are if done.
+        path: the spec.
+        overrides: KEY=VALUE pairs that override keys of the spec.
+        names: backends; None: all installed backends.
+        output: folder for the report and for one run directory per backend, named after it.
+        resume: "auto": unfinished runs in ``output`` are resumed, finished ones left unchanged.
 
     Returns:
         The exit status, 0.
 
     Raises:
-        UserError: as ``choose``, or the spec is wrong, or a backend could not train.
+        UserError: as in ``choose``, or the spec is wrong, or a backend could not train.
     """
     chosen = choose(names)
     spec = on_compared_device(config.load(path, overrides))
@@ -70,7 +71,10 @@ def run(
 
 
 def _check_evaluation(stored: Path, spec: RunSpec) -> None:
-    """A run that is done is not evaluated again: another protocol's numbers stand for nothing."""
+    """Raises UserError if a stored run was evaluated by other settings than the spec's.
+
+    A finished run is not evaluated again, so its numbers could not be compared with new ones.
+    """
     if not stored.exists():
         return
     then, now = (s.evaluate.model_dump() for s in (config.load(stored), spec))
@@ -84,10 +88,13 @@ def _check_evaluation(stored: Path, spec: RunSpec) -> None:
 
 
 def choose(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The backends to train on; None: all that are installed.
+    """The backends to train on.
+
+    Args:
+        names: backends; None: all installed backends.
 
     Raises:
-        UserError: there is none, or one of them is unknown or not installed.
+        UserError: there is no backend, or one of them is unknown or not installed.
     """
     chosen = backends.installed() if names is None else tuple(names)
     if not chosen:
@@ -107,7 +114,7 @@ def train_all(
 ) -> list[Path]:
     """Trains one backend after the other; returns the run directories in the order of ``names``.
 
-    What a run says goes to ``<output>/<name>.log``, its errors also to the terminal.
+    The standard output of a run goes to ``<output>/<name>.log``, its errors to the terminal.
 
     Raises:
         UserError: ``output`` cannot be made, or a run did not reach its end.
@@ -123,7 +130,7 @@ def train_all(
         pairs += ["--resume", resume] if resume else []
         command = ["train", "-c", str(path), *pairs, "--backend", name, "--output", str(run_dir)]
         log = output / f"{name}.log"
-        # Said before it begins: if nobody can be told, nothing is left behind.
+        # Printed before the run begins: if printing fails, nothing is left behind.
         print(f"{name}: training, see {printable(str(log))}", flush=True)
         with log.open("a" if run_dir.exists() else "w") as file:
             child = subprocess.Popen([*_TRIPTYCH, *command], stdin=subprocess.DEVNULL, stdout=file)
@@ -136,10 +143,10 @@ def train_all(
 
 
 def add_baselines(spec: RunSpec, run_dirs: Sequence[Path]) -> None:
-    """Writes beside each run what its features are to be compared with.
+    """Writes beside each run the evaluations that its features are compared with.
 
-    These are the same encoder with its initial weights, run by the same backend, and the pixels
-    themselves.
+    One evaluates the same encoder with its initial weights on the same backend, the other the
+    pixels themselves.
 
     Raises:
         UserError: the data have no labelled evaluation split, or a backend failed.
@@ -156,7 +163,7 @@ def add_baselines(spec: RunSpec, run_dirs: Sequence[Path]) -> None:
 
 
 def print_table(records: Sequence[RunRecord]) -> None:
-    """The runs side by side on the terminal."""
+    """Prints the runs side by side."""
     rows = table.table(records)
     lines = [table.cells(row, rows) for row in rows]
     shown = Table(
@@ -180,9 +187,10 @@ _TRIPTYCH = (sys.executable, "-m", "triptych.core.cli")
 
 
 def _wait(child: "subprocess.Popen[bytes]", log: Path) -> int:
-    """Waits for a run that saves its state when a signal asks for it, and passes signals on.
+    """Waits for a run and passes signals on, at which the run saves its state.
 
-    From a terminal the run gets its signal twice, which is one request (``signals.GRACE``).
+    From a terminal the run gets each signal twice; it takes both as one request
+    (``signals.GRACE``).
     """
     previous = {
         number: signal.signal(number, lambda number, frame: child.send_signal(number))
@@ -193,12 +201,12 @@ def _wait(child: "subprocess.Popen[bytes]", log: Path) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    # A run that had not begun yet ends by the signal itself.
+    # Before its first step the signal itself ends the run.
     return 128 - status if -status in ENDINGS else status
 
 
 def _follow(child: "subprocess.Popen[bytes]", log: Path) -> int:
-    """Shows the run's latest line while it goes on, where there is a terminal."""
+    """Shows the run's latest line until the run ends, if there is a terminal."""
     with Console().status("") as status:
         while True:
             try:
@@ -209,7 +217,7 @@ def _follow(child: "subprocess.Popen[bytes]", log: Path) -> int:
 
 
 def _evaluate(spec_file: Path, weights: Path) -> list[Row]:
-    """Rows of ``eval`` on the backend that the spec names."""
+    """Rows of the command ``eval`` on the backend that the spec names."""
     command = ["eval", WHILE_TRAINING, "-c", str(spec_file), "--weights", str(weights), "--json"]
     done = subprocess.run(
         [*_TRIPTYCH, *command], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Meter:
-    """Counts steps against time; evaluations and saves are left out.
+    """Measures steps against time. The time of evaluations and saves does not count.
 
-    seconds: of training so far, in the processes before a resume too.
+    Attributes:
+        seconds: training time so far, including the processes before a resume.
     """
 
     batch_size: int
@@ -19,10 +20,10 @@ class Meter:
     _waited: float = 0.0
     _since: float = field(default_factory=time.perf_counter)
     _lap: float = 0.0
-    """Seconds of training in the present lap, up to the last pause."""
+    """Seconds of training in the current lap that are already counted."""
 
     def count(self) -> None:
-        """One more step is done."""
+        """Counts one more step."""
         self._steps += 1
 
     def lap(self, waited: float) -> tuple[float, float]:
@@ -39,7 +40,7 @@ class Meter:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Time inside is no training."""
+        """The time inside does not count as training."""
         self._advance()
         try:
             yield

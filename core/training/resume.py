@@ -1,4 +1,4 @@
-"""Where a run begins: the initial weights, or a checkpoint that fits it."""
+"""Finds where a run begins: at the initial weights, or at a checkpoint that fits the run."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class Start:
     """Where a run begins.
 
     Attributes:
-        step: updates that its state has seen.
-        path: the checkpoint that the state is from, or None for initial weights.
-        before: the folder of the checkpoint's run, where that is another one.
-        seconds: spent training so far.
+        step: number of updates behind the state.
+        path: the checkpoint of the state, or None for initial weights.
+        before: the folder of the checkpoint's run, if that is another run.
+        seconds: training time so far.
     """
 
     step: int = 0
@@ -36,11 +36,12 @@ class Start:
 def find_start(
     spec: RunSpec, run_dir: Path, resume: str | None, stamp: Mapping[str, Any], say: Say
 ) -> tuple[Start, State]:
-    """Where a run in ``run_dir`` begins, and the state it begins with; writes nothing.
+    """Finds where a run in ``run_dir`` begins, and its first state. Writes nothing.
 
     Args:
         resume: "auto", the path of a checkpoint or a run, or None for a fresh run.
-        stamp: of the run at hand, as stored with checkpoints; differences are said.
+        stamp: the new process's values of what checkpoints store, such as versions.
+        say: called with a warning for each difference from the checkpoint.
 
     Raises:
         UserError: the folder already holds a run, or the checkpoint is damaged or of another spec.
@@ -75,7 +76,7 @@ def find_start(
 
 
 def _differences(manifest: Manifest, stamp: Mapping[str, Any]) -> list[str]:
-    """What differs from the process that wrote the checkpoint and may change numbers."""
+    """A line for each difference from the checkpoint's process that may change numbers."""
     found = checkpoint.stamp_warnings(manifest, {**checkpoint.versions(), **stamp["versions"]})
     then = {name: manifest.extra.get(name, stamp[name]) for name in ("backend", "threads", "data")}
     if then["threads"] != stamp["threads"] and then["backend"] == stamp["backend"]:
@@ -99,5 +100,5 @@ def _differences(manifest: Manifest, stamp: Mapping[str, Any]) -> list[str]:
 
 
 def _changed(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Names that both know with different values, and these."""
+    """(name, old value, new value) of the names that both have, with different values."""
     return ((name, then[name], now[name]) for name in now if then.get(name, now[name]) != now[name])

@@ -1,7 +1,8 @@
-"""From a spec to a finished run: everything is checked and built before the first file is written.
+"""Trains a spec to a finished run.
 
-A run directory holds spec.yaml, metrics.jsonl, TensorBoard events, checkpoints/ and, once the run
-has reached its last step, result.json.
+Everything is checked and built before the first file is written. A run directory holds spec.yaml,
+metrics.jsonl, TensorBoard events, checkpoints/ and, once the run has reached its last step,
+result.json.
 """
 
 import hashlib
@@ -37,7 +38,7 @@ Say = Callable[[str], None]
 
 
 def default_output(config: str | Path, backend: str) -> Path:
-    """``runs/<recipe>-<backend>``; the name of a shipped recipe begins with its method."""
+    """``runs/<recipe>-<backend>``. For a shipped recipe, its folder's name comes first."""
     path = find(config).resolve().with_suffix("")
     inside = path.is_relative_to(CONFIGS)
     name = "-".join(path.relative_to(CONFIGS).parts) if inside else path.name
@@ -53,18 +54,18 @@ def train(
     say: Say = print,
     ranks: Ranks = ALONE,
 ) -> int | None:
-    """One run, from the checks to ``result.json``.
+    """Trains one run, from the checks to ``result.json``.
 
     Args:
-        backend: as ``choose_backend`` gives it; takes the place of the spec's.
+        backend: as ``choose_backend`` gives it; replaces the spec's backend.
         resume: "auto", the path of a checkpoint or a run, or None for a fresh run.
-        ranks: the processes that train together. The main one alone writes and speaks.
+        ranks: the processes that train together. Only the main one writes files and lines.
 
     Returns:
-        None when the run has reached its last step, else the signal that ended it, state saved.
+        None after the last step, else the signal that ended the run. The state is saved.
 
     Raises:
-        UserError: what cannot work, before a file is written; a full disk or damaged file, later.
+        UserError: the run cannot work (no file is written), or later a write or read fails.
         NonFiniteError: training went non-finite.
     """
     say = say if ranks.is_main else quiet
@@ -82,7 +83,7 @@ def train(
                 spec, backend, state, whole=begin.path is not None, origin=str(begin.path)
             )
             stack.enter_context(closing(engine))
-        del state  # the engine has its own; a large model is not to be held twice
+        del state  # the engine has a copy; a large model must not be held twice
         _check_start(begin, ranks)
         with together(ranks):
             logs = NoLogs() if not ranks.is_main else _enter(stack, engine, run_dir, begin, say)
@@ -113,7 +114,7 @@ def _open_data(spec: RunSpec, say: Say) -> Splits:
 
 
 def _stamp(spec: RunSpec, backend: str, module: ModuleType, digest: str) -> dict[str, Any]:
-    """What checkpoints note beside the state, since it may change numbers."""
+    """What may change numbers; checkpoints store it beside the state."""
     return {
         "backend": backend,
         "versions": module.versions(),
@@ -124,7 +125,7 @@ def _stamp(spec: RunSpec, backend: str, module: ModuleType, digest: str) -> dict
 
 
 def _check_start(begin: Start, ranks: Ranks) -> None:
-    """Raises UserError where the ranks do not all begin with the same step."""
+    """Raises UserError if the ranks do not all begin at the same step."""
     newest = ranks.largest(begin.step)
     with together(ranks):
         if begin.step != newest:
@@ -150,21 +151,21 @@ def _evaluate(
 
 
 def _try_out(spec: RunSpec, engine: Engine, run_dir: Path, say: Say) -> None:
-    """Raises UserError where the folder will not take a checkpoint of this engine."""
+    """Raises UserError if the folder cannot take a checkpoint of this engine."""
     shapes = {name: slot.shape for name, slot in engine.slots().items()}
     files = checkpoint.sizes(shapes, 8 if spec.precision == "float64" else 4)
     checkpoint.try_out(run_dir, files, spec.checkpoint.keep, say)
 
 
 def _enter(stack: ExitStack, engine: Engine, run_dir: Path, begin: Start, say: Say) -> Logs:
-    """Takes possession of the run's folder until the stack ends, and opens its logs."""
+    """Locks the run's folder until the stack ends, and opens the logs in it."""
     stack.enter_context(occupied(run_dir, say))
     _try_out(engine.spec, engine, run_dir, say)
     return stack.enter_context(closing(_open_logs(engine.spec, run_dir, begin, say)))
 
 
 def _open_logs(spec: RunSpec, run_dir: Path, begin: Start, say: Say) -> Logs:
-    (run_dir / "result.json").unlink(missing_ok=True)  # it speaks of a run that is over
+    (run_dir / "result.json").unlink(missing_ok=True)  # it is the result of an earlier run
     write_atomically(run_dir / "spec.yaml", dump(spec))
     say(f"resolved spec: {run_dir / 'spec.yaml'}")
     return Logs(run_dir, begin.step, before=begin.before, tensorboard=spec.log.tensorboard)
@@ -185,7 +186,7 @@ def _headline(
 def _announce(
     stamp: Mapping[str, Any], engine: Engine, plan: Plan, source: Source, run_dir: Path, say: Say
 ) -> None:
-    """Says what runs where, and before the first step what is lost of 16-bit images."""
+    """Says what runs where, and warns if 16-bit images lose most of their levels."""
     say(_headline(stamp, engine, plan, len(source), run_dir))
     if warning := few_levels(source):
         say(f"warning: {warning}")
@@ -219,6 +220,6 @@ def _write_result(run_dir: Path, trainer: Trainer) -> None:
 
 
 def spec_hash(spec: RunSpec) -> str:
-    """Equal for runs that differ in nothing but the backend; sixteen hexadecimal digits."""
+    """Sixteen hexadecimal digits, equal for specs that differ only in the backend."""
     content: dict[str, Any] = spec.model_dump(mode="json", exclude={"backend"})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,7 +1,8 @@
-"""Leaving in good order: a signal that announces the end asks for a stop, after which all is saved.
+"""Stops a run on a signal, with its state saved.
 
-Later signals change nothing, since schedulers repeat theirs. A person who cannot wait has Ctrl-C
-and Ctrl-\\: the second of these ends the process at once, but for a save that has begun.
+The first signal that announces the end of the process asks for a stop. Later signals change
+nothing, since schedulers repeat theirs. Only a second Ctrl-C or Ctrl-\\ ends the process at once,
+unless a save has begun: for a person who cannot wait.
 """
 
 import os
@@ -16,24 +17,27 @@ from types import FrameType
 from triptych.core.machine.signals import heeded
 
 IMPATIENT = (signal.SIGINT, signal.SIGQUIT)
-"""Signals from a keyboard, which a person sends again."""
+"""Signals from a keyboard. A person may send them twice to leave at once."""
 GRACE = 1.0
-"""Seconds in which further signals count as the same request: ``timeout`` and job launchers send
-one to the process and one to its group, and the second must not cost the checkpoint."""
+"""Seconds in which further signals count as the same request.
+
+``timeout`` and job launchers send one signal to the process and one to its group. The second one
+must not cost the checkpoint.
+"""
 
 
 class Stopped(Exception):
-    """What is being done is given up, since a stop is asked for."""
+    """Breaks off an evaluation, since a stop is asked for."""
 
 
 @dataclass
 class StopRequest:
-    """What a signal has asked for.
+    """The request of the first signal.
 
     Attributes:
         number: the signal that asked for a stop, or None.
-        when: the time of the signal, in seconds of the monotonic clock.
-        saving: whether the state is being saved, which nothing may break off.
+        when: time of that signal, seconds of the monotonic clock.
+        saving: whether the state is being saved. No signal breaks off a save.
     """
 
     number: int | None = None
@@ -41,7 +45,7 @@ class StopRequest:
     saving: bool = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Notes the first signal; at a later one from a keyboard the process may end at once."""
+        """Stores the first signal. A later one from a keyboard may end the process at once."""
         name = signal.Signals(number).name
         if self.number is None:
             self.number, self.when = number, time.monotonic()
@@ -56,7 +60,7 @@ class StopRequest:
 
     @contextmanager
     def save_in_progress(self) -> Iterator[None]:
-        """Inside, no signal ends the process."""
+        """No signal ends the process inside."""
         self.saving = True
         try:
             yield
@@ -72,10 +76,10 @@ def _say(text: str) -> None:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Catches the signals inside; whoever looks at the request finishes, saves and leaves.
+    """Catches the signals inside. The caller looks at the request, then saves and leaves.
 
-    A signal that the process ignores stays ignored. Outside the main thread, where Python allows
-    no handlers, nothing is caught.
+    A signal that the process ignores stays ignored. Outside the main thread nothing is caught,
+    since Python allows no handlers there.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

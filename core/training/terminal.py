@@ -1,4 +1,4 @@
-"""What a run says: plain lines, and a progress bar below them where there is a terminal."""
+"""Output of a run: plain lines, and on a terminal a progress bar below them."""
 
 import sys
 import time
@@ -12,20 +12,20 @@ from triptych.core.errors import printable
 from triptych.core.runs.rows import Row
 
 PAUSE = 1.0
-"""Seconds between lines that say nothing new; metrics.jsonl has them all."""
+"""Least seconds between two lines without news. All of them are in metrics.jsonl."""
 
 
 class Terminal:
-    """Lines and a bar.
+    """Prints lines and the progress bar.
 
     Args:
         total: last step of the run.
-        step: where the run starts.
-        shown: False for a process beside the main one, which says nothing.
+        step: step at which the run starts.
+        shown: False in the processes beside the main one, which print nothing.
     """
 
     lost: OSError | None = None
-    """Why nothing more can be said: the reader has gone, or the disk of the log is full."""
+    """The error of the first failed print, e.g. since the disk of the log is full, or None."""
 
     def __init__(self, total: int, step: int = 0, *, shown: bool = True) -> None:
         self._shown = shown
@@ -39,7 +39,7 @@ class Terminal:
             self._progress.start()
 
     def line(self, text: str) -> None:
-        """Prints one line, above the bar; ``lost`` says if it could not."""
+        """Prints one line above the bar. If that fails, ``lost`` holds the error."""
         if self.lost or not self._shown:
             return
         try:
@@ -51,13 +51,13 @@ class Terminal:
             self.lost = OSError(error.errno, error.strerror, "standard output")
 
     def warning(self, name: str, text: str) -> None:
-        """Tells what a library warned of about a file, once in a run for each file."""
+        """Prints a library's warning about a file, once in a run for each file."""
         if name not in self._warned:
             self._warned.add(name)
             self.line(f"warning: {printable(name)}: {printable(text)}")
 
     def status(self, text: str, *, news: bool) -> None:
-        """Prints a line that may be left out, unless it is news, where they follow fast."""
+        """Prints a line, unless it has no news and the last one is less than ``PAUSE`` old."""
         if news or time.monotonic() - self._said >= PAUSE:
             self._said = time.monotonic()
             self.line(text)
@@ -70,7 +70,7 @@ class Terminal:
     def close(self) -> None:
         """Leaves the terminal as it was."""
         if self._progress:
-            with suppress(OSError):  # it may be gone
+            with suppress(OSError):  # the terminal may be gone
                 self._progress.stop()
 
 
@@ -78,8 +78,8 @@ def health_line(row: Row, total: int, own: Sequence[str] = ()) -> str:
     """A logged step in one line.
 
     Args:
-        total: steps of the schedules.
-        own: what the method adds (``core.contracts.Method.status``).
+        total: number of steps of the schedules.
+        own: parts that the method adds (``core.contracts.Method.status``).
     """
     parts = [
         f"step {row['step']}/{total} loss {row['loss']:.3f} (chance {row['chance']:.3f}) "
@@ -98,6 +98,6 @@ def health_line(row: Row, total: int, own: Sequence[str] = ()) -> str:
 
 
 def _scientific(value: float) -> str:
-    """1.0e-3, not 1.0e-03."""
+    """Formats 0.001 as 1.0e-3, not as 1.0e-03."""
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"

@@ -1,7 +1,7 @@
-"""The training loop: one engine, one plan, four cadences.
+"""The training loop: steps of an engine, with logs, saves and evaluations at their intervals.
 
-The step is the whole resume state outside the engine: batches, draws and hyper-parameters are
-functions of it.
+Outside the engine the step is all that a resume needs: batches, draws and hyper-parameters are
+functions of the step.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ Reading = Callable[[], dict[str, float]]
 
 
 class Feed(Protocol):
-    """What the trainer wants of ``core.data.Pipeline``."""
+    """What the trainer uses of ``core.data.Pipeline``."""
 
     waited: float
     """Seconds spent waiting for batches so far."""
@@ -45,14 +45,14 @@ class Feed(Protocol):
 
     @property
     def warned(self) -> Sequence[tuple[str, str]]:
-        """Files that a library has warned of so far, and the text."""
+        """(file name, text) of the image libraries' warnings so far."""
 
     def batches(self, start: int, stop: int, /) -> Iterator[Batch]:
         """The batches of the steps ``start`` … ``stop - 1``."""
 
 
 class _DataError(UserError):
-    """Data that cannot be read, told from other errors since the state can still be saved."""
+    """The data cannot be read. After this error the state can still be saved."""
 
 
 @contextmanager
@@ -69,8 +69,10 @@ class Trainer:
 
     Attributes:
         evaluate: (step, check) -> result rows; it calls ``check`` between batches.
-        stamp: what checkpoints note beside the state.
-        saved: the checkpoint that the engine's state came from, if any.
+        stamp: values that checkpoints store beside the state.
+        step: number of updates behind the engine's state.
+        saved: the newest checkpoint of the state, or None.
+        seconds: training time before ``step``.
     """
 
     spec: RunSpec
@@ -88,14 +90,14 @@ class Trainer:
     ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
-        """Health goes on from the rows of the steps before ``step``."""
+        """Sets the health of the run from the logged rows of earlier steps."""
         self.method = METHODS[self.spec.method.name]
         self.named = 0
-        """Damaged files that have been told of."""
+        """Number of damaged files whose names were printed."""
         self.told = 0
-        """Files with warnings that have been told of."""
+        """Number of files whose warnings were printed."""
         self._reading: Reading = dict
-        """Reads and checks the metrics of the newest step, once."""
+        """Reads and checks the metrics of the newest step; later calls repeat the answer."""
         self.meter = Meter(self.spec.train.batch_size, self.seconds)
         chance = self.method.chance(self.spec)
         self.health = Health(chance, self.method.FLAT, self.method.REMEDY)
@@ -107,13 +109,16 @@ class Trainer:
                 self.health.advice(row["step"] / self.plan.total_steps)
 
     def fit(self) -> int | None:
-        """Trains; returns the signal that ended the run early, its state saved, or None.
+        """Trains to the last step, or until a signal asks for a stop.
+
+        Returns:
+            The signal that ended the run early, with the state saved, or None.
 
         Raises:
             NonFiniteError: the loss or the state is not finite; names the last good checkpoint.
-            UserError: the data cannot be read, or the state not be written; what was trained
-                until then is saved in the first case.
-            OSError: nothing more can be said; the state is saved.
+            UserError: the data cannot be read (the state is saved then), or the state cannot be
+                written.
+            OSError: standard output cannot be written; the state is saved.
         """
         try:
             with stop_request() as stop:
@@ -131,7 +136,7 @@ class Trainer:
         try:
             return self._steps(stop)
         except _DataError as error:
-            # All ranks are here, at the same step: none of them has begun the next one.
+            # All ranks get here at the same step: no rank has begun the next one.
             if self.step == begun:
                 raise
             raise UserError(self._saved_after(error)) from error
@@ -171,7 +176,7 @@ class Trainer:
             stopping = self._stopping(stop)
             if self._logs(self.step):
                 self._report(self._reading())
-            # Saved before it is evaluated: whatever an evaluation meets costs no trained step.
+            # Saved before the evaluation: a failed evaluation then costs no trained step.
             if self._saves() or self._evaluates() or stopping:
                 self._reading()
                 with stop.save_in_progress():
@@ -183,7 +188,7 @@ class Trainer:
         return None
 
     def _feed(self) -> Iterator[Batch]:
-        """The batches that are left, each when all ranks have theirs."""
+        """The remaining batches. Each one is given when all ranks have theirs."""
         batches = self.pipeline.batches(self.step, self.plan.last_step)
         while True:
             with _data_errors(), together(self.ranks):
@@ -207,7 +212,7 @@ class Trainer:
         self.terminal.advance(self.step)
         previous = self._reading
         self._reading = cache(partial(self._read, self.step, fetched))
-        # One step late, so that a device that runs ahead of the host is not waited for.
+        # Metrics are read one step late: the host need not wait for a device that runs ahead.
         previous()
 
     def _read(self, step: int, fetched: Reading) -> dict[str, float]:
@@ -218,14 +223,14 @@ class Trainer:
                 if bad:
                     raise NonFiniteError(f"step {step}: {bad} is {values[bad]}")
         except NonFiniteError as error:
-            # Reading the state may be a collective call, and all ranks are here.
+            # Reading the state may be a collective call: all ranks get here.
             found = first_non_finite(self.engine.export_state().items())
             tensor = f"; first bad tensor by now: {found}" if found else ""
             raise NonFiniteError(_more(error, tensor)) from error
         return values
 
     def _stopping(self, stop: StopRequest) -> int:
-        """The signal by which all ranks are to stop here, or 0."""
+        """The signal for which all ranks stop now, or 0."""
         lost = SIGTERM if self.terminal.lost else 0
         return self.ranks.largest(stop.number or lost)
 
@@ -248,7 +253,7 @@ class Trainer:
         hyper = self.plan.hyper(self.step - 1)
         speed, wait = self.meter.lap(self.pipeline.waited)
         before = self.health.state
-        # Where the targets move, so does the chance level, and the method measures it.
+        # The chance level moves with the targets. The methods with moving targets measure it.
         chance = values.get("chance", self.health.chance)
         row: Row = {
             "step": self.step,
@@ -277,7 +282,7 @@ class Trainer:
             self.terminal.line(advice)
 
     def _name_files(self) -> None:
-        """Tells of the files that were skipped or warned of since the step logged before."""
+        """Prints the files that were skipped or got a warning since the previous logged step."""
         for name in self.pipeline.skipped[self.named :]:
             self.terminal.line(f"damaged, skipped: {printable(name)}")
         for name, text in self.pipeline.warned[self.told :]:
@@ -290,7 +295,10 @@ class Trainer:
         return self.health.observe(loss, spread, chance=chance, settled=settled)
 
     def _evaluate(self, stop: StopRequest) -> int:
-        """Returns the signal that broke the evaluation off, or 0; a resumed run repeats it."""
+        """Returns the signal that broke the evaluation off, or 0.
+
+        A resumed run repeats an evaluation that was broken off.
+        """
 
         def check() -> None:
             if stop.number or self.terminal.lost:
@@ -309,9 +317,9 @@ class Trainer:
         return 0
 
     def _tell(self, rows: Sequence[Evaluation]) -> None:
-        """Logs and says what an evaluation has found."""
+        """Logs and prints the rows of an evaluation."""
         with together(self.ranks):
-            # All at once: a resumed run does not repeat an evaluation that has a row.
+            # All rows at once: a resumed run does not repeat an evaluation that has one row.
             self.logs.write(*(row.as_json() for row in rows))
         for row in rows:
             self.terminal.line(row.line())
@@ -319,7 +327,7 @@ class Trainer:
                 self.terminal.line(advice)
 
     def _judge(self, row: Evaluation) -> str | None:
-        """The advice that an evaluation gives reason for."""
+        """Advice on the result of an evaluation, if there is any."""
         if row.score is None or not row.main:
             return None
         return self.health.evaluated(row.title, row.score)
@@ -345,10 +353,10 @@ class Trainer:
 
 
 def _more(error: Exception, text: str) -> str:
-    """An error's message with more to it; one that another rank tells stays empty."""
+    """An error's message with a further text. It stays empty if another rank has the message."""
     return f"{error}{text}" if str(error) else ""
 
 
 def _without_spread(fetched: Reading) -> dict[str, float]:
-    """Metrics of a step whose features tell nothing apart."""
+    """Metrics of a step on equal images: the features have no spread."""
     return {**fetched(), "feature_std": 0.0}
