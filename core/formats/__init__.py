@@ -1,4 +1,4 @@
-"""Somebody else's names and layouts, and how they become canonical."""
+"""The conversion of foreign checkpoint names and layouts to canonical ones."""
 
 from triptych.core.formats.loading import FORMATS, load_weights, read_arrays
 

@@ -1,4 +1,4 @@
-"""What a file's queue or codebook must be: places, counts, unit vectors, a temperature."""
+"""Checks of the queue or codebook in a file: pointer, counts, unit vectors and temperature."""
 
 from collections.abc import Iterator
 
@@ -9,24 +9,26 @@ from triptych.core.contracts import Array, State
 from triptych.core.parameters import Param, table
 
 UNIT = 1e-2
-"""Allowed error of a unit vector's length; that of half precision is well within."""
+"""Allowed error of a unit vector's length. The error of half precision is far smaller."""
 DISTANCES = ("memory.distance", "memory.distance_used")
+"""Names of the numbers that set the temperature of MOCA's codes."""
 
 
 def faults(state: State, spec: RunSpec) -> Iterator[str]:
-    """A line for each tensor under ``memory.`` that has the right shape and cannot be right.
+    """A line for each tensor under ``memory.`` with the right shape and impossible values.
 
     Args:
-        state: canonical names; what is missing or misshapen is left to others.
+        state: tensors by canonical name. The caller reports missing and misshapen tensors.
+        spec: of the run.
     """
     sizes = {"memory.queue": 1, "memory.words": 0}
-    kept = next((state[n].shape[axis] for n, axis in sizes.items() if _matrix(state, n)), None)
+    size = next((state[n].shape[axis] for n, axis in sizes.items() if _matrix(state, n)), None)
     for param in table(spec):
         value = state.get(param.name)
         if value is None or value.shape != param.shape or not np.isfinite(value).all():
             continue
         if param.init.kind == "count":
-            limit = kept if param.name == "memory.pointer" else None
+            limit = size if param.name == "memory.pointer" else None
             yield from _count(param, value, limit)
         elif param.name in sizes:
             yield from _unit(param.name, value, axis=1 - sizes[param.name])

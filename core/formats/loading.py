@@ -1,7 +1,7 @@
-"""Foreign formats, and weights in any of them.
+"""Loads weights in any known format.
 
-A format is a module with the functions of ``Format``; its name table is derived from the table of
-parameters and inverted mechanically, so both directions always agree.
+A format is a module with the functions of ``Format``. It derives its table of names from the table
+of parameters, and inverts it for the other direction, so both directions always agree.
 """
 
 from collections.abc import Collection
@@ -20,45 +20,46 @@ from triptych.core.formats import checks, moca, moco, moco_v3
 from triptych.core.parameters import table
 
 BRANCHES = ("student.", "teacher.", "memory.", "optimizer.")
-"""How canonical names begin."""
+"""Prefixes of canonical names."""
 
 OPTIONAL = "optimizer."
-"""Weights may come with the optimizer's state; which entries, only the backend knows."""
+"""Prefix of the optimizer's state, which a file may lack. Only the backend knows its entries."""
 
 SHOWN = 8
-"""Lines printed of each kind of problem."""
+"""Number of lines printed for each kind of problem."""
 
 
 class Format(Protocol):
-    """Names and layouts of somebody else's files."""
+    """The names and layouts of foreign files."""
 
     def matches(self, names: Collection[str], /) -> bool:
-        """Whether a file with these names is of this format."""
+        """Whether a file with these names has this format."""
 
     def to_canonical(self, arrays: State, spec: RunSpec, /) -> State:
-        """Canonical names and layouts; what the format does not know keeps its name."""
+        """The arrays with canonical names and layouts. An unknown array keeps its name."""
 
     def from_canonical(self, state: State, spec: RunSpec, /) -> State:
-        """The format's names and layouts."""
+        """The state with the format's names and layouts."""
 
 
 FORMATS: dict[str, Format] = {"moco": moco, "moco_v3": moco_v3, "moca": moca}
 
 
 def load_weights(path: Path, spec: RunSpec) -> State:
-    """Weights for the model of ``spec``, complete and of the right shapes, dtypes as in the file.
+    """The complete weights of the model of ``spec``, with the dtypes of the file.
 
     Args:
-        path: a checkpoint or run folder, or an npz or safetensors file with canonical names or
+        path: a checkpoint or run folder, or an npz or safetensors file. The names are canonical or
             those of a foreign format.
+        spec: of the run.
 
     Returns:
-        The tensors of ``core.parameters.table(spec)``, in its order, then the optimizer's entries
-        that the file holds.
+        The tensors of ``core.parameters.table(spec)`` in its order, then the optimizer's entries of
+        the file.
 
     Raises:
-        UserError: not readable, of another architecture, incomplete, not finite, or with anything
-            left over; one line for each tensor concerned.
+        UserError: the file is unreadable or has another architecture; or a tensor is missing,
+            superfluous, misshapen or not finite. There is one line for each such tensor.
     """
     manifest, arrays = _read(path)
     state = to_canonical(arrays, spec, path)
@@ -77,33 +78,38 @@ def read_arrays(path: Path) -> State:
     """The named arrays of an npz or safetensors file, or of a checkpoint or run folder.
 
     Raises:
-        UserError: none of these, damaged, or holding anything but numbers.
+        UserError: the path is none of these, is damaged, or holds other data than numbers.
     """
     return _read(path)[1]
 
 
 def to_canonical(arrays: State, spec: RunSpec, path: Path) -> State:
-    """Arrays under canonical names, from whichever format their names are of.
+    """The arrays under canonical names. Their names tell the format.
+
+    Args:
+        arrays: in any known format.
+        spec: of the run.
+        path: of the file, for messages.
 
     Raises:
-        UserError: of none, or of another method's.
+        UserError: the format is unknown, or belongs to another method.
     """
     if any(name.startswith(BRANCHES) for name in arrays):
         return arrays
-    for known in FORMATS.values():
-        if known.matches(arrays):
+    for foreign in FORMATS.values():
+        if foreign.matches(arrays):
             try:
-                return known.to_canonical(arrays, spec)
+                return foreign.to_canonical(arrays, spec)
             except UserError as error:
                 raise UserError(f"{path}: {error}") from error
-    some = ", ".join(list(arrays)[:3]) or "nothing"
+    first_names = ", ".join(list(arrays)[:3]) or "nothing"
     raise UserError(
-        f"{path}: holds {some}: names of no known format (canonical, {', '.join(FORMATS)})"
+        f"{path}: holds {first_names}: names of no known format (canonical, {', '.join(FORMATS)})"
     )
 
 
 def mismatches(state: State, spec: RunSpec) -> list[str]:
-    """What keeps a state from being the complete model of ``spec``: a line per tensor."""
+    """The problems that make a state unusable for the model of ``spec``, one line per tensor."""
     params = {param.name: param for param in table(spec)}
     common = [name for name in params if name in state]
     return [
@@ -137,9 +143,9 @@ def mismatches(state: State, spec: RunSpec) -> list[str]:
     ]
 
 
-def _capped(kind: str, found: list[str]) -> list[str]:
-    lines = [f"{kind} {item}" for item in found[:SHOWN]]
-    more = len(found) - len(lines)
+def _capped(kind: str, problems: list[str]) -> list[str]:
+    lines = [f"{kind} {problem}" for problem in problems[:SHOWN]]
+    more = len(problems) - len(lines)
     return [*lines, f"{kind}: {more} more"] if more else lines
 
 
@@ -149,7 +155,7 @@ def _read(path: Path) -> tuple[Manifest | None, State]:
     if (path / MANIFEST).exists():
         return read(path)
     messages: list[str] = []
-    found = latest(path, messages.append)
-    if found is None:
+    checkpoint = latest(path, messages.append)
+    if checkpoint is None:
         raise UserError("\n".join([f"{path}: holds no whole checkpoint", *messages]))
-    return read(found)
+    return read(checkpoint)

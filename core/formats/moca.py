@@ -1,7 +1,8 @@
 """The names of the official MOCA release (valeoai/MOCA).
 
-Its encoders' tensors are timm's, as ours are. Values and layouts are equal, but for the codebook's
-counts: the pointer is a vector of one there, the number of updates a float.
+Both encoders have timm's names, as the canonical ones do. Values and layouts are equal to ours,
+with two exceptions in the codebook: the pointer is a vector of length 1, and the number of updates
+is a float.
 """
 
 from collections.abc import Collection
@@ -30,7 +31,10 @@ PREFIXES = {
     "memory.distance_used": f"{CODEBOOK}_dist_norm_prev",
     "memory.distance": f"{CODEBOOK}_dist_norm",
 }
-"""How canonical names begin -> how official ones do."""
+"""Maps prefixes of canonical names to prefixes of official names.
+
+The first prefix that fits a name counts, so ``memory.distance_used`` precedes
+``memory.distance``."""
 PREDICTOR = {
     "scale": "scale",
     "hidden": "layers_w.0.generator.b0_fc",
@@ -38,9 +42,9 @@ PREDICTOR = {
     "last": "layers_w.0.generator.b0_last_layer",
     "skip": "layers_w.0.skip",
 }
-"""The same inside a predictor."""
-for _own, _theirs in (("image_predictor", "encoder_pred"), ("dense_predictor", "decoder_pred")):
-    PREFIXES.update({f"student.{_own}.{k}": f"{_theirs}.{v}" for k, v in PREDICTOR.items()})
+"""Maps canonical to official names of the layers inside a predictor."""
+for _ours, _theirs in (("image_predictor", "encoder_pred"), ("dense_predictor", "decoder_pred")):
+    PREFIXES.update({f"student.{_ours}.{k}": f"{_theirs}.{v}" for k, v in PREDICTOR.items()})
 
 
 def matches(names: Collection[str]) -> bool:
@@ -49,7 +53,7 @@ def matches(names: Collection[str]) -> bool:
 
 
 def names(spec: RunSpec) -> dict[str, str]:
-    """Canonical -> official name of each tensor.
+    """The official name of each tensor, by canonical name.
 
     Raises:
         UserError: the method is not MOCA.
@@ -64,25 +68,25 @@ def names(spec: RunSpec) -> dict[str, str]:
 
 
 def to_canonical(arrays: State, spec: RunSpec) -> State:
-    """Renames what has an official name; anything else keeps its own, to be reported as unused."""
+    """Renames arrays with official names. The others keep theirs, and are reported as unused."""
     canonical = {official: name for name, official in names(spec).items()}
-    found = {canonical.get(name, name): array for name, array in unwrapped(arrays).items()}
+    state = {canonical.get(name, name): array for name, array in unwrapped(arrays).items()}
     for name in ("memory.pointer", "memory.updates"):
-        if name in found and found[name].shape == (1,):
-            count = found[name].reshape(())
-            # The updates are a float there; what is no whole number is refused later.
-            found[name] = count.astype(np.int64) if float(count).is_integer() else count
-    return found
+        if name in state and state[name].shape == (1,):
+            count = state[name].reshape(())
+            # The official number of updates is a float. ``checks`` refuses a fraction later.
+            state[name] = count.astype(np.int64) if float(count).is_integer() else count
+    return state
 
 
 def from_canonical(state: State, spec: RunSpec) -> State:
-    """The official state dict, unwrapped. Optimizer entries have no place in it.
+    """The official state dict, without wrapper prefix and without the optimizer's entries.
 
     Raises:
-        KeyError: a tensor of the model is not in the state.
+        KeyError: the state lacks a tensor of the model.
     """
-    found = {official: state[name] for name, official in names(spec).items()}
+    arrays = {official: state[name] for name, official in names(spec).items()}
     pointer, updates = (PREFIXES[f"memory.{name}"] for name in ("pointer", "updates"))
-    found[pointer] = np.reshape(found[pointer], 1)
-    found[updates] = np.reshape(found[updates], 1).astype(np.float32)
-    return found
+    arrays[pointer] = np.reshape(arrays[pointer], 1)
+    arrays[updates] = np.reshape(arrays[updates], 1).astype(np.float32)
+    return arrays

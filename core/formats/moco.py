@@ -1,8 +1,8 @@
 """The names of the official MoCo v1 and v2 release (facebookresearch/moco).
 
-Its encoders are torchvision's, as ours are, with the head in the place of the classifier: ``fc``
-in v1, ``fc.0`` and ``fc.2`` in v2. Values and layouts are equal, but for the queue's pointer,
-which is a vector of one there.
+Both encoders have torchvision's names, as the canonical ones do. The head has the name of the
+classifier: ``fc`` in v1, ``fc.0`` and ``fc.2`` in v2. Values and layouts are equal to ours, except
+that the queue's pointer is a vector of length 1.
 """
 
 from collections.abc import Collection
@@ -16,7 +16,7 @@ from triptych.core.formats.wrapper import WRAPPER, unwrapped
 from triptych.core.parameters import table
 
 BRANCHES = {"student": "encoder_q", "teacher": "encoder_k"}
-"""Canonical -> official."""
+"""Maps canonical to official prefixes."""
 MEMORY = {"memory.queue": "queue", "memory.pointer": "queue_ptr"}
 
 
@@ -27,7 +27,7 @@ def matches(names: Collection[str]) -> bool:
 
 
 def names(spec: RunSpec) -> dict[str, str]:
-    """Canonical -> official name of each tensor.
+    """The official name of each tensor, by canonical name.
 
     Raises:
         UserError: the method is neither v1 nor v2.
@@ -49,20 +49,20 @@ def names(spec: RunSpec) -> dict[str, str]:
 
 
 def to_canonical(arrays: State, spec: RunSpec) -> State:
-    """Renames what has an official name; anything else keeps its own, to be reported as unused."""
+    """Renames arrays with official names. The others keep theirs, and are reported as unused."""
     canonical = {official: name for name, official in names(spec).items()}
-    found = {canonical.get(name, name): array for name, array in unwrapped(arrays).items()}
-    pointer = found.get("memory.pointer")
+    state = {canonical.get(name, name): array for name, array in unwrapped(arrays).items()}
+    pointer = state.get("memory.pointer")
     if pointer is not None and pointer.shape == (1,):
-        found["memory.pointer"] = pointer.reshape(())
-    return found
+        state["memory.pointer"] = pointer.reshape(())
+    return state
 
 
 def from_canonical(state: State, spec: RunSpec) -> State:
-    """The official state dict, unwrapped. Optimizer entries have no place in it.
+    """The official state dict, without wrapper prefix and without the optimizer's entries.
 
     Raises:
-        KeyError: a tensor of the model is not in the state.
+        KeyError: the state lacks a tensor of the model.
     """
-    found = {official: state[name] for name, official in names(spec).items()}
-    return {**found, "queue_ptr": np.reshape(found["queue_ptr"], 1)}
+    arrays = {official: state[name] for name, official in names(spec).items()}
+    return {**arrays, "queue_ptr": np.reshape(arrays["queue_ptr"], 1)}

@@ -1,8 +1,8 @@
 """The names of the official MoCo v3 release (facebookresearch/moco-v3).
 
-Its encoders' tensors are timm's and torchvision's, as ours are, and the projector takes the place
-of the classifier: ``head`` in a ViT, ``fc`` in a ResNet. Values and layouts are equal, so only
-prefixes change.
+Both encoders have the names of timm or torchvision, as the canonical ones do. The projector has
+the name of the classifier: ``head`` in a ViT, ``fc`` in a ResNet. Values and layouts are equal to
+ours, so only prefixes change.
 """
 
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from triptych.core.formats.wrapper import WRAPPER, unwrapped
 from triptych.core.parameters import table
 
 BRANCHES = {"student": "base_encoder", "teacher": "momentum_encoder"}
-"""Canonical -> official."""
+"""Maps canonical to official prefixes."""
 
 
 def matches(names: Collection[str]) -> bool:
@@ -24,7 +24,7 @@ def matches(names: Collection[str]) -> bool:
 
 
 def names(spec: RunSpec) -> dict[str, str]:
-    """Canonical -> official name of each tensor of student and teacher.
+    """The official name of each tensor of student and teacher, by canonical name.
 
     Raises:
         UserError: the method is not MoCo v3.
@@ -44,15 +44,15 @@ def names(spec: RunSpec) -> dict[str, str]:
 
 
 def to_canonical(arrays: State, spec: RunSpec) -> State:
-    """Renames what has an official name; anything else keeps its own, to be reported as unused."""
+    """Renames arrays with official names. The others keep theirs, and are reported as unused."""
     canonical = {official: name for name, official in names(spec).items()}
     return {canonical.get(name, name): array for name, array in unwrapped(arrays).items()}
 
 
 def from_canonical(state: State, spec: RunSpec) -> State:
-    """The official state dict, unwrapped. Optimizer entries have no place in it.
+    """The official state dict, without wrapper prefix and without the optimizer's entries.
 
     Raises:
-        KeyError: a tensor of the model is not in the state.
+        KeyError: the state lacks a tensor of the model.
     """
     return {official: state[name] for name, official in names(spec).items()}

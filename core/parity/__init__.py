@@ -1,1 +1,1 @@
-"""Proof that two realisations compute the same: ``trace`` records, ``compare`` judges."""
+"""The proof that two backends compute the same: ``trace`` records and ``compare`` compares."""

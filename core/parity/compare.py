@@ -1,4 +1,4 @@
-"""Compares two records of ``trace``, array by array, leaving out what is rounding noise."""
+"""Compares two records of ``trace`` array by array, without the arrays that are rounding noise."""
 
 import json
 from collections.abc import Mapping
@@ -14,15 +14,23 @@ TOLERANCES = {
     "float64": {"loss": 1e-10, "metric": 1e-10, "feature": 1e-10, "grad": 1e-8, "state": 1e-8},
     "float32": {"loss": 1e-5, "metric": 1e-5, "feature": 1e-4, "grad": 1e-3, "state": 1e-3},
 }
-"""Largest relative error by kind of number; float32 after one step, see tests/golden/README.md."""
+"""Largest allowed relative error by precision and kind of array.
+
+Those of float32 hold after one step (tests/golden/README.md)."""
 
 NOISE = {"float64": 1e-9, "float32": 1e-5}
-"""A gradient below this share of the whole gradient's norm is rounding noise, and truly 0."""
+"""A gradient with a smaller share of the norm of all gradients is rounding noise of a true 0."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One compared array: its relative error, max|a - b| / max|b|, and what was allowed."""
+    """One compared array.
+
+    Attributes:
+        name: of the array.
+        error: relative error, max|a - b| / max|b|.
+        allowed: largest allowed relative error.
+    """
 
     name: str
     error: float
@@ -30,7 +38,7 @@ class Difference:
 
     @property
     def ok(self) -> bool:
-        """Whether the two agree; a nan never does."""
+        """Whether the error is allowed. A nan never is."""
         return self.error <= self.allowed
 
     @property
@@ -40,7 +48,10 @@ class Difference:
 
 
 def relative_error(a: Array, b: Array) -> float:
-    """max|a - b| / max|b|; 0 for two zeros, inf for different shapes or a nan on one side only."""
+    """The relative error max|a - b| / max|b|.
+
+    It is 0 for equal arrays, and inf if the shapes differ or an array has a nan.
+    """
     if a.shape != b.shape:
         return float("inf")
     if a.size == 0 or np.array_equal(a, b):
@@ -50,10 +61,10 @@ def relative_error(a: Array, b: Array) -> float:
 
 
 def noise_names(record: Mapping[str, Array], dtype: str) -> set[str]:
-    """Canonical names whose gradient is rounding noise at some step.
+    """Canonical names of the tensors whose gradient is rounding noise at some step.
 
-    AdamW divides such noise by its own size, so these tensors, their teacher twins and their
-    moments wander freely and say nothing about correctness.
+    AdamW divides the noise by its own size. These tensors, the teacher's copies and the moments
+    therefore drift at random and say nothing about correctness.
     """
     norms: dict[str, dict[str, float]] = {}
     for key in record:
@@ -61,27 +72,32 @@ def noise_names(record: Mapping[str, Array], dtype: str) -> set[str]:
             _, name, step = key.split("/")
             norms.setdefault(step, {})[name] = float(np.linalg.norm(record[key].astype(np.float64)))
     noise: set[str] = set()
-    for of_step in norms.values():
-        total = float(np.linalg.norm(list(of_step.values())))
-        noise |= {name for name, norm in of_step.items() if norm <= NOISE[dtype] * total}
+    for step_norms in norms.values():
+        total = float(np.linalg.norm(list(step_norms.values())))
+        noise |= {name for name, norm in step_norms.items() if norm <= NOISE[dtype] * total}
     return noise
 
 
 SPEC = "spec"
-"""Of a record: the bytes of the spec, without NOT_COMPARED, as JSON."""
+"""Name of a record's array with the spec: the bytes of JSON, without the keys NOT_COMPARED."""
 NOT_COMPARED = {"backend", "deterministic", "device", "precision", "threads"}
+"""Keys of the spec in which two records may differ."""
 
 
 def spec_differences(a: Mapping[str, Array], b: Mapping[str, Array]) -> dict[str, str]:
-    """Dotted key -> both values, where two records are of different specs."""
-    one, other = (
+    """The differences between the specs of two records.
+
+    Returns:
+        A text with both values, by the dotted key whose values differ.
+    """
+    first, second = (
         dict(flatten(json.loads(record[SPEC].tobytes()))) if SPEC in record else {}
         for record in (a, b)
     )
     return {
-        key: f"{one[key]} and {other[key]}"
-        for key in one.keys() & other.keys()
-        if one[key] != other[key]
+        key: f"{first[key]} and {second[key]}"
+        for key in first.keys() & second.keys()
+        if first[key] != second[key]
     }
 
 
@@ -91,10 +107,13 @@ def compare(
     """Compares two records array by array.
 
     Args:
-        tolerances: by kind (the first part of a name); default by the precision of ``a``'s loss.
+        a: a record.
+        b: the record to compare with.
+        tolerances: allowed relative errors by kind, which is the first part of a name. They
+            replace those of TOLERANCES for the precision of the losses.
 
     Returns:
-        Differences, worst first in units of what is allowed, and the names left out as noise.
+        The differences, the most severe first, and the names omitted as noise.
 
     Raises:
         UserError: the records do not hold the same arrays.
@@ -106,14 +125,14 @@ def compare(
     dtype = "float64" if b["loss"].dtype == a["loss"].dtype == np.float64 else "float32"
     allowed = {**TOLERANCES[dtype], **(tolerances or {})}
     noise = noise_names(b, dtype)
-    found, left_out = [], []
+    differences, omitted = [], []
     for name in a:
         if _is_noise(name, b, noise):
-            left_out.append(name)
+            omitted.append(name)
         else:
             error = relative_error(certain(name, a[name]), certain(name, b[name]))
-            found.append(Difference(name, error, allowed[name.partition("/")[0]]))
-    return sorted(found, key=lambda d: d.severity, reverse=True), left_out
+            differences.append(Difference(name, error, allowed[name.partition("/")[0]]))
+    return sorted(differences, key=lambda d: d.severity, reverse=True), omitted
 
 
 def _is_noise(name: str, record: Mapping[str, Array], noise: set[str]) -> bool:
@@ -127,13 +146,13 @@ def _is_noise(name: str, record: Mapping[str, Array], noise: set[str]) -> bool:
         return True
     if not tensor.endswith("running_mean"):
         return False
-    # The mean of a batch norm behind a norm without shift is 0 but for rounding.
+    # After a norm without shift, the mean of a batch norm is 0 except for rounding.
     spread = np.sqrt(np.max(record[name.replace("running_mean", "running_var")]))
     return bool(np.max(np.abs(record[name])) < 1e-9 * spread)
 
 
 def certain(name: str, array: Array) -> Array:
-    """The part of an array that has a defined value: a key's bias never reaches the loss."""
+    """The part of an array whose value is defined: the bias of the keys never affects the loss."""
     if ".attn.qkv.bias/" not in name:
         return array
     third = len(array) // 3

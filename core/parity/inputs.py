@@ -1,4 +1,4 @@
-"""Images and draws of a trace from a file, in place of the spec's own."""
+"""The images and draws of a trace, read from a file instead of made from the spec."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,29 +13,33 @@ from triptych.core.errors import UserError
 
 VIEWS = ("view1", "view2")
 KINDS = {"f": "real numbers", "i": "whole numbers"}
-"""Kinds of NumPy types as a user reads them; unsigned ones are whole, too."""
+"""Text in messages for each kind of NumPy type. Unsigned integers count as "i"."""
 
 
 def recorded(
     path: Path, spec: RunSpec, steps: int
 ) -> tuple[Iterator[Batch], Callable[[int], Mapping[str, Array]]]:
-    """Batches, and the draws of a step.
+    """The batches of a trace, and a function that returns the draws of a step.
+
+    The file holds ``view1`` and ``view2``, each (steps, N, C, H, W). It may also hold all draws of
+    the method by name, each with the steps as first axis.
 
     Args:
-        path: npz of ``view1``, ``view2`` (steps, N, C, H, W) and, under their names, either none
-            of the method's draws or all of them, each with the steps as its first axis.
+        path: npz file.
+        spec: of the run.
+        steps: number of steps that the trace needs.
 
     Raises:
-        UserError: no such file, an array too few or too many, of another shape or type, for fewer
-            steps than asked for, or draws that no run could draw.
+        UserError: the file is missing; an array is missing, superfluous, of another shape or type,
+            or has fewer steps; or no run could draw these draws.
     """
     arrays = formats.read_arrays(path)
     method = methods.METHODS[spec.method.name]
     shape = (spec.train.batch_size, spec.model.channels, *spec.model.size)
-    wanted = {name: np.empty(shape, np.float32) for name in VIEWS}
+    examples = {name: np.empty(shape, np.float32) for name in VIEWS}
     if arrays.keys() - VIEWS:
-        wanted |= method.draws(spec, 0)
-    _check_arrays(path, arrays, wanted, steps)
+        examples |= method.draws(spec, 0)
+    _check_arrays(path, arrays, examples, steps)
     arrays = {name: _plain(array) for name, array in arrays.items()}
     index = np.arange(spec.train.batch_size, dtype=np.int64)
     pairs = zip(*(arrays.pop(name) for name in VIEWS), strict=False)
@@ -55,27 +59,29 @@ def recorded(
 
 
 def _plain(array: Array) -> Array:
-    """In a type that every framework knows: some know no unsigned and no extended numbers."""
+    """The array in a type of every framework: some lack unsigned and extended-precision types."""
     if array.dtype.kind in "iu":
         return array.astype(np.int64, copy=False)
     return array.astype(np.float64) if array.dtype.itemsize > 8 else array
 
 
-def _check_arrays(path: Path, arrays: State, wanted: Mapping[str, Array], steps: int) -> None:
-    for names, told in (
-        (wanted.keys() - arrays.keys(), "missing"),
-        (arrays.keys() - wanted.keys(), "not among what the spec's method reads"),
+def _check_arrays(path: Path, arrays: State, examples: Mapping[str, Array], steps: int) -> None:
+    """Checks names, shapes, types and lengths. ``examples`` are the expected arrays of one step."""
+    for names, problem in (
+        (examples.keys() - arrays.keys(), "missing"),
+        (arrays.keys() - examples.keys(), "not among what the spec's method reads"),
     ):
         if names:
             listed = ", ".join(sorted(names))
-            raise UserError(f"{path}: {listed}: {told}; expected {', '.join(wanted)}")
-    for name, one in wanted.items():
-        found = arrays[name]
-        if found.shape[1:] != one.shape or found.ndim != one.ndim + 1:
+            raise UserError(f"{path}: {listed}: {problem}; expected {', '.join(examples)}")
+    for name, example in examples.items():
+        array = arrays[name]
+        if array.shape[1:] != example.shape or array.ndim != example.ndim + 1:
             raise UserError(
-                f"{path}: {name}: shape {found.shape}, expected (steps, *{one.shape}) by the spec"
+                f"{path}: {name}: shape {array.shape}, "
+                f"expected (steps, *{example.shape}) by the spec"
             )
-        if found.dtype.kind.replace("u", "i") != one.dtype.kind:
-            raise UserError(f"{path}: {name}: {found.dtype}, expected {KINDS[one.dtype.kind]}")
-        if len(found) < steps:
-            raise UserError(f"{path}: {name} holds {len(found)} steps, --steps is {steps}")
+        if array.dtype.kind.replace("u", "i") != example.dtype.kind:
+            raise UserError(f"{path}: {name}: {array.dtype}, expected {KINDS[example.dtype.kind]}")
+        if len(array) < steps:
+            raise UserError(f"{path}: {name} holds {len(array)} steps, --steps is {steps}")

@@ -1,4 +1,4 @@
-"""Records every number of a few training steps on one backend."""
+"""Records the state, gradients, features and metrics of a few training steps on one backend."""
 
 import json
 import math
@@ -33,13 +33,16 @@ def trace(
     hyper: Callable[[int], Hyper],
     steps: int,
 ) -> Record:
-    """Trains ``steps`` steps and yields every number on the way, in the order they arise.
+    """Trains ``steps`` steps and yields named arrays in the order of their computation.
 
     Yields:
-        ``feature/backbone|tokens_ln|proj`` (view 1 of step 0, evaluation mode, initial
-        weights); ``state/<canonical>/step<k>`` for k = 0 (before the first step) ... steps; for
-        each step k ``feature/<name>/step<k>`` and ``grad/<canonical>/step<k>``; at the end
-        ``loss`` (steps,) and ``metric/<name>`` (steps,).
+        ``feature/backbone``, ``feature/tokens_ln``, ``feature/proj``: of view 1 of step 0, in
+            evaluation mode with the initial weights.
+        ``state/<canonical>/step<k>``: for k = 0 (before the first step) to ``steps``.
+        ``feature/<name>/step<k>``: for each step k.
+        ``grad/<canonical>/step<k>``: for each step k.
+        ``loss``: (steps,), at the end.
+        ``metric/<name>``: (steps,), at the end.
     """
     whole = any(name.startswith("optimizer.") for name in state)
     engine = open_engine(spec, backend, state, whole=whole)
@@ -75,15 +78,19 @@ def _labelled(kind: str, arrays: Mapping[str, Array], step: int) -> Record:
 
 
 def starting_state(spec: RunSpec, weights: Path | None) -> State:
-    """The state of a weights file in any format that converts, or the spec's initial one."""
+    """The state of a weights file in any known format, or the spec's initial state."""
     return formats.load_weights(weights, spec) if weights else parameters.initial_state(spec)
 
 
 def fixed_hyper(path: Path) -> Callable[[int], Hyper]:
-    """The same learning rate, weight decay and EMA momentum for every step, from a JSON file."""
+    """Constant learning rate, weight decay and EMA momentum from a JSON file.
+
+    Raises:
+        UserError: the file is unreadable, or a number is missing or out of bounds.
+    """
     try:
-        given = json.loads(path.read_text())
-        lr, decay, ema = (float(given[key]) for key in ("lr", "weight_decay", "ema"))
+        values = json.loads(path.read_text())
+        lr, decay, ema = (float(values[key]) for key in ("lr", "weight_decay", "ema"))
         if not (0 <= lr < math.inf and 0 <= decay < math.inf and 0 <= ema <= 1):
             raise ValueError(f"lr {lr:g}, weight_decay {decay:g}, ema {ema:g}")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -105,10 +112,10 @@ def run_trace(
 ) -> Record:
     """``trace`` with weights, images, draws and hyper-parameters from files or from the spec.
 
-    Begins with the spec itself, as the bytes of a JSON object.
+    The record begins with the spec itself, as the bytes of a JSON object.
 
     Raises:
-        UserError: a file that cannot be used, or schedules that need data that is not there.
+        UserError: a file is unusable, or the schedules need data and there is none.
     """
     yield SPEC, np.frombuffer(spec.model_dump_json(exclude=NOT_COMPARED).encode(), np.uint8)
     state = starting_state(spec, weights)
@@ -132,7 +139,7 @@ def run_trace(
 
 
 def save(record: Record, path: Path) -> None:
-    """Writes a record as npz, one array at a time: a trace may be larger than memory."""
+    """Writes a record as npz, one array at a time, since a trace may be larger than memory."""
     aside = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
