@@ -1,7 +1,7 @@
-"""Reading and writing run specs.
+"""Reads and writes run specs.
 
-A spec is a YAML file: typed, checked as a whole before anything starts, inheriting from the files
-that it names under ``_base_`` (mappings merge, lists and values are replaced).
+A spec is a typed YAML file, which is checked as a whole before anything starts. It inherits from
+the files that it names under ``_base_``: mappings merge, while lists and scalars are replaced.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,27 +19,30 @@ __all__ = ["ALIASES", "CONFIGS", "changes", "dump", "find", "load", "recipes"]
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     """The spec of a file, or of a recipe by its name (``moco_v3/vit_small``).
 
+    An override has the form ``a.b=c`` and replaces a value of the file. The key ``a.0.b`` names an
+    item of a list. The value is all text after the first ``=``, and it holds no comment. It is a
+    number, null, a list, a mapping or a quoted text as in YAML, or else plain text. An override of
+    ``method.name`` keeps the other keys of the section, and the keys that the new method lacks are
+    errors.
+
     Args:
-        overrides: ``a.b=c`` each: a last layer over the file. ``a.0.b`` is an item of a list. All
-            that stands after the first ``=`` is the value, and nothing in it is a comment: a
-            number, null, a list, a mapping or a quoted text as in YAML, else the text as it is.
-            An override of ``method.name`` keeps the other keys of the section, and those that the
-            new method has not are errors.
+        path: file or recipe.
+        overrides: in the order of their application.
 
     Raises:
-        UserError: one line for each thing that is wrong, with file, line, key and what is allowed.
+        UserError: one line for each mistake, with the file, line, key and allowed values.
     """
     root, problems = tree.read(find(path), overrides)
     return validation.validate(root, problems)
 
 
 def changes(path: str | Path, overrides: Sequence[str]) -> list[str]:
-    """What overrides set otherwise than the file does, like ``train.steps=100 (not 3000)``.
+    """The values that overrides change, like ``train.steps=100 (not 3000)``.
 
     Raises:
-        UserError: as ``load``, where there is nothing to go on with.
+        UserError: a file is missing or is no YAML mapping.
     """
-    old, new = (dict(_leaves(tree.read(find(path), given)[0])) for given in ((), overrides))
+    old, new = (dict(_leaves(tree.read(find(path), layer)[0])) for layer in ((), overrides))
     return [
         f"{key}={show(value)}" + (f" (not {show(old[key])})" if key in old else "")
         for key, value in new.items()
@@ -48,7 +51,7 @@ def changes(path: str | Path, overrides: Sequence[str]) -> list[str]:
 
 
 def _leaves(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of whatever is no mapping."""
+    """The dotted name and the value of every node that is no mapping."""
     if not isinstance(node.content, dict):
         yield dotted(path), node.plain()
         return
@@ -57,5 +60,5 @@ def _leaves(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]
 
 
 def dump(spec: RunSpec) -> str:
-    """The resolved spec as YAML: every key, no inheritance; ``load`` reads it back equal."""
+    """The resolved spec as YAML, with every key and no inheritance; ``load`` reads it back."""
     return yaml12.dump(spec.model_dump(mode="json"))

@@ -1,4 +1,4 @@
-"""``python -m triptych.core.config > configs/schema.json``: the schema anew from the models."""
+"""Prints the JSON Schema: ``python -m triptych.core.config > configs/schema.json``."""
 
 import json
 

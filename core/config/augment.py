@@ -19,7 +19,7 @@ from triptych.core.config.fields import (
 
 
 class AugmentOp(Section):
-    """One operation of a view; drawn and applied in the order listed."""
+    """One operation of a view. Operations are drawn and applied in the listed order."""
 
     op: Str
     p: Probability = 1.0
@@ -35,8 +35,8 @@ class RandomResizedCrop(AugmentOp):
     ratio: PositiveInterval = (3 / 4, 4 / 3)
     """Aspect ratio of the crop, width / height."""
     sampler: Literal["inception", "fitted"] = "inception"
-    """inception: parts are drawn until one fits (torchvision). fitted: the area is drawn from what
-    fits the drawn ratio (PaddleFleetX)."""
+    """inception: draws crops until one fits into the image (torchvision). fitted: draws the ratio,
+    then the area among those that fit with this ratio (PaddleFleetX)."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
 
@@ -47,47 +47,47 @@ class RandomAffine(AugmentOp):
     degrees: NonNegativeFloat = 0.0
     """Rotation drawn from (-degrees, degrees)."""
     translate: Probability = 0.0
-    """Shift drawn from (-translate, translate) times the image size, in each direction."""
+    """Shift in each direction, drawn from (-translate, translate) times the image size."""
     scale: PositiveInterval = (1.0, 1.0)
     shear: Annotated[Float, Field(ge=0, lt=90)] = 0.0
     """Horizontal shear drawn from (-shear, shear), degrees."""
 
 
 class ColorJitter(AugmentOp):
-    """Brightness, contrast, saturation and hue changed in a random order."""
+    """Changes brightness, contrast, saturation and hue in a random order."""
 
     op: Literal["color_jitter"]
     brightness: NonNegativeFloat = 0.0
     contrast: NonNegativeFloat = 0.0
     saturation: NonNegativeFloat = 0.0
     hue: Annotated[Float, Field(ge=0, le=0.5)] = 0.0
-    """Shift drawn from (-hue, hue), turns of the colour circle."""
+    """Shift drawn from (-hue, hue), in turns of the colour circle."""
 
 
 class Grayscale(AugmentOp):
-    """Luminance in all colour channels."""
+    """Puts the luminance into all colour channels."""
 
     op: Literal["grayscale"]
 
 
 class GaussianBlur(AugmentOp):
-    """Pillow's Gaussian blur."""
+    """The Gaussian blur of Pillow."""
 
     op: Literal["gaussian_blur"]
     sigma: NonNegativeInterval = (0.1, 2.0)
-    """Pillow blur radius, pixels."""
+    """Blur radius of Pillow, in pixels."""
 
 
 class Solarize(AugmentOp):
-    """Bright values inverted."""
+    """Inverts bright values."""
 
     op: Literal["solarize"]
     threshold: Annotated[Int, Field(ge=0, le=256)] = 128
-    """Values from the threshold upwards are inverted."""
+    """Smallest value that is inverted."""
 
 
 class HorizontalFlip(AugmentOp):
-    """Left and right exchanged."""
+    """Mirrors the image left to right."""
 
     op: Literal["horizontal_flip"]
 
@@ -105,13 +105,13 @@ Op = Annotated[
 
 
 class AugmentSpec(Section):
-    """Two views of each image, then normalisation."""
+    """The two views of each image, and their normalisation."""
 
     view1: tuple[Op, ...] = ()
     view2: tuple[Op, ...] = ()
     mean: tuple[Float, ...] = (0.485, 0.456, 0.406)
-    """Per channel, of values in 0..1; one value serves all channels."""
+    """Mean of each channel, for values from 0 to 1; one number holds for all channels."""
     std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
     eval_resize: PositiveFloat = 256 / 224
-    """Evaluation: the shorter side is resized to this multiple of the image size, then the centre
-    is cropped."""
+    """For evaluation, the shorter side is resized to this multiple of the image size. Then the
+    centre is cropped."""

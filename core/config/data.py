@@ -1,4 +1,4 @@
-"""The ``data`` section: where images come from."""
+"""The ``data`` section: the source of the images."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -15,40 +15,41 @@ from triptych.core.config.fields import (
 
 
 class DataSpec(Section):
-    """Where images come from."""
+    """The source of the images."""
 
     name: Literal["digits", "image_folder", "image_list", "cifar10"] = "digits"
-    """digits: scikit-learn's, embedded. image_folder: any folder of images, with or without one
-    sub-folder per class. image_list: CSV or text, one path (and label) per line. cifar10: its own
-    files, python or binary version."""
+    """digits: the digits of scikit-learn, included in the program. image_folder: a folder of
+    images, with or without one sub-folder per class. image_list: a CSV or text file with one path
+    (and label) per line. cifar10: the files of CIFAR-10, python or binary version."""
     root: Str | None = None
-    """Folder of the images; paths in a list are relative to it."""
+    """Folder of the images. Paths in a list are relative to it."""
     list: Str | None = None
-    """image_list only: the CSV or text file."""
+    """For image_list: the CSV or text file."""
     eval_root: Str | None = None
-    """image_folder: folder of the held-out images for k-NN; default: no evaluation split."""
+    """For image_folder: folder of the held-out images for k-NN. null: no evaluation."""
     channels: Channels = 3
-    """Channels given to the model: 1 grey, 2 grey+alpha, 3 RGB, 4 RGBA."""
+    """Number of channels that the model gets: 1 grey, 2 grey+alpha, 3 RGB, 4 RGBA."""
     bits: Literal["stated"] | SixteenBits = "stated"
-    """Bits that 16-bit samples use, 8 to 16, counted from the lowest: their upper 8 are kept, and
-    12 is right for values up to 4095. stated: what the file says of itself (TIFF BitsPerSample or
-    MaxSampleValue, PNG sBIT), else all 16."""
+    """Number of low bits that 16-bit samples use, 8 to 16. The upper 8 of these bits are kept:
+    12 fits values up to 4095. stated: the number that the file states (TIFF BitsPerSample or
+    MaxSampleValue, PNG sBIT), or 16 if it states none."""
     orientation: Literal["stored", "upright"] = "stored"
-    """stored: pixels as they lie in the file, as ImageNet recipes take them, in every format.
-    upright: turned and mirrored as the file's orientation tag (EXIF, XMP, TIFF) says."""
+    """stored: pixels as stored in the file, for every format, as in ImageNet recipes. upright:
+    rotated and mirrored by the file's orientation tag (EXIF, XMP, TIFF)."""
     max_pixels: PositiveInt = 10**9
-    """Largest image that is read, width times height; also the most bytes of text or colour
-    profile in a PNG file. A guard against small files that unpack to fill the memory."""
+    """Largest image to read, width times height in pixels. It is also the limit, in bytes, of text
+    or colour profile in a PNG file. The limit guards against small files that unpack to fill the
+    memory."""
     workers: NonNegativeInt = 0
-    """Worker processes; 0 loads in the training process. Never changes a pixel."""
+    """Number of worker processes; 0 loads in the training process. It never changes a pixel."""
     prefetch: PositiveInt = 2
-    """Batches kept ready per worker; fewer where they would fill half of the free memory."""
+    """Number of batches to prepare per worker; fewer if they would fill half of the free memory."""
     on_error: Literal["stop", "skip"] = "stop"
-    """A damaged file: stop names it and ends the run; skip names it, counts it and takes the next
-    sample of the epoch's order in its place."""
+    """What happens at a damaged file. stop: names the file and ends the run. skip: names and counts
+    the file, and replaces it by the next sample in the order of the epoch."""
 
     def contradictions(self) -> Iterator[KeyedError]:
-        """A dataset without its place."""
+        """Reports a data set whose folder or file is missing from the spec."""
         if self.name in ("image_folder", "cifar10") and self.root is None:
             yield KeyedError(
                 "root", f"data.name {self.name} needs data.root, the folder of the data"

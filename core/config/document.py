@@ -1,4 +1,4 @@
-"""One YAML document as values that remember where each was set; nothing in it is executed."""
+"""Parses a YAML document into values with their positions. No tag in it runs code."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -10,21 +10,26 @@ from triptych.core.config.yaml12 import MAX_DEPTH, SCALARS, TAG, Loader, scalar
 from triptych.core.errors import UserError
 
 MAX_VALUES = 100_000
-"""Links between parts of a document (``*name``) can repeat one value without end."""
+"""Limit of values in a document, since links (``*name``) can repeat a value without end."""
 
 KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
 class Node:
-    """One value. content: scalar, dict or list of nodes; mark: "file:line" or "-o key=value"."""
+    """One value and its position.
+
+    Attributes:
+        content: scalar, dict of nodes or list of nodes.
+        mark: position, "file:line" or "-o key=value".
+        bad: whether the value was reported already. Validation then does not report it again.
+        flaw: for an override that is not YAML, the error line. It counts unless the key takes text.
+    """
 
     content: Any
     mark: str
     bad: bool = False
-    """Already reported; what validation says about it is noise."""
     flaw: str | None = None
-    """Of an override that is not YAML: the line that says so, unless its key takes text."""
 
     def plain(self) -> Any:
         """The value without marks."""
@@ -49,15 +54,16 @@ class Node:
 
 
 def parse(text: str, name: str, problems: list[str], *, lines: bool = True) -> Node | None:
-    """One YAML document; None if there is nothing in it.
+    """The value of a YAML document, or None for an empty one.
 
     Args:
-        name: where the text is from, for marks and messages.
+        text: of the document.
+        name: source of the text, for marks and messages.
         problems: receives a line for each duplicate key and each tag.
-        lines: the text has lines worth naming.
+        lines: whether marks and messages name the line.
 
     Raises:
-        UserError: not YAML.
+        UserError: the text is not YAML.
     """
 
     def at(mark: yaml.Mark | None) -> str:
@@ -81,21 +87,27 @@ def parse(text: str, name: str, problems: list[str], *, lines: bool = True) -> N
 def parse_override(text: str, mark: str, problems: list[str]) -> Node:
     """The value of ``-o key=value``: a list, a mapping or a quoted text in YAML, or a plain scalar.
 
-    ``#`` is a character like any other, and so are the signs by which YAML tells blocks, links and
-    tags from plain text. ``mark`` and ``problems`` are those of ``parse``.
+    ``#`` is an ordinary character here, and so are YAML's signs for blocks, links and tags.
+
+    Args:
+        text: of the value.
+        mark: of the resulting node.
+        problems: as in ``parse``.
     """
     if text.lstrip()[:1] not in ("[", "{", "'", '"') or not text.strip():
         return Node(scalar(text), mark)
-    # YAML knows no way to switch comments off, so "#" is another character while it is read.
+    # YAML cannot switch comments off, so another character replaces "#" during parsing.
     stand_in = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in text)
     try:
-        found = parse(text.replace("#", stand_in), mark, problems, lines=False)
+        node = parse(text.replace("#", stand_in), mark, problems, lines=False)
     except UserError as error:
         return Node(text, mark, flaw=str(error).replace(stand_in, "#"))
-    return _with_hashes(found, stand_in) if found else Node(None, mark)
+    return _with_hashes(node, stand_in) if node else Node(None, mark)
 
 
 def _with_hashes(node: Node, stand_in: str) -> Node:
+    """The node with "#" in place of ``stand_in`` in all keys and texts."""
+
     def back(value: Any) -> Any:
         return value.replace(stand_in, "#") if isinstance(value, str) else value
 
@@ -109,7 +121,7 @@ def _with_hashes(node: Node, stand_in: str) -> Node:
 
 
 class _Builder:
-    """Makes values from nodes by ``SCALARS``, mappings and lists alone: no tag runs code."""
+    """Makes values from YAML nodes. It knows mappings, lists and ``SCALARS`` only."""
 
     def __init__(self, at: Callable[[yaml.Mark | None], str], problems: list[str]) -> None:
         self.at, self.problems, self.count = at, problems, 0
@@ -155,17 +167,20 @@ class _Builder:
 
 
 def dotted(path: Iterable[str | int]) -> str:
-    """``("augment", "view1", 0)`` as ``augment.view1.0``, on one line whatever the keys."""
+    """Writes ``("augment", "view1", 0)`` as ``augment.view1.0``, on one line for all keys."""
     return ".".join(part if str(part).isprintable() else repr(part) for part in map(str, path))
 
 
 def show(value: Any, limit: int = 60) -> str:
-    """A value as YAML would have it, on one line, shortened."""
+    """The value in YAML, in one line of at most ``limit`` characters."""
     words = {None: "null", True: "true", False: "false"}
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
-        text = f"[{', '.join(show(item) for item in value[:10])}{', ...' * (len(value) > 10)}]"
+        items = [show(item) for item in value[:10]]
+        if len(value) > 10:
+            items.append("...")
+        text = f"[{', '.join(items)}]"
     elif value is None or isinstance(value, bool):
         text = words[value]
     elif isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The ``evaluate`` section: what features are judged by while training."""
+"""The ``evaluate`` section: the evaluation of features during training."""
 
 from typing import Literal
 
@@ -6,17 +6,17 @@ from triptych.core.config.fields import NonNegativeInt, PositiveFloat, PositiveI
 
 
 class EvaluateSpec(Section):
-    """k-NN on frozen features while training."""
+    """k-NN classification on frozen features during training."""
 
     every: NonNegativeInt = 0
-    """Steps between evaluations, and one at the end; 0: never."""
+    """Steps between evaluations. The end of the run has one, too. 0: no evaluation."""
     k: PositiveInt = 20
-    """Neighbours that vote."""
+    """Number of neighbours that vote."""
     temperature: PositiveFloat = 0.07
-    """A neighbour's vote weighs exp(cosine similarity / temperature)."""
+    """The weight of a neighbour's vote is exp(cosine similarity / temperature)."""
     branch: Literal["student", "teacher"] = "student"
     tokens: Literal["cls", "mean"] = "cls"
-    """The feature: the class token, or the mean of the patch tokens."""
+    """The feature of an image. cls: the class token. mean: the mean of the patch tokens."""
     per_class: tuple[PositiveInt, ...] = (10,)
-    """Besides all labels: evaluations with so many labelled images per class, where a class has
-    more than that."""
+    """Numbers of labelled images per class for further evaluations, besides that with all labels. A
+    number is skipped if no class has more images."""

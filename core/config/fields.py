@@ -1,4 +1,4 @@
-"""What the sections of a spec are made of: bounded types, and checks between keys."""
+"""The building blocks of the spec's sections: bounded types, and checks between keys."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -9,7 +9,7 @@ Int = Annotated[int, Strict()]
 Bool = Annotated[bool, Strict()]
 Str = Annotated[str, Strict()]
 Float = Annotated[float, Strict(), Field(allow_inf_nan=False)]
-# Bounds beyond which nothing is meant seriously, and building it would take for ever.
+# A larger value is surely a mistake, and a model of that size would take for ever to build.
 PositiveInt = Annotated[Int, Field(gt=0, le=10**9)]
 NonNegativeInt = Annotated[Int, Field(ge=0, le=10**9)]
 Pixels = Annotated[Int, Field(gt=0, le=8192)]
@@ -22,12 +22,12 @@ Probability = Annotated[Float, Field(ge=0, le=1)]
 OpenFraction = Annotated[Float, Field(gt=0, lt=1)]
 Fraction = Annotated[Float, Field(gt=0, le=1)]
 Decay = Annotated[Float, Field(ge=0, lt=1)]
-"""Of a running mean that divides by 1 - decay."""
+"""Decay of a running mean, which divides by 1 - decay."""
 
-# Not Literal[1, 2, 3, 4] and Literal[1]: those take true and 1.0 for 1.
+# Literal[1, 2, 3, 4] and Literal[1] would accept true and 1.0 as 1.
 Channels = Annotated[Int, Field(ge=1, le=4)]
 SixteenBits = Annotated[Int, Field(ge=8, le=16)]
-"""Of which samples stored in 16 bits make use."""
+"""Number of bits that samples use which are stored in 16 bits."""
 One = Annotated[Int, Field(ge=1, le=1)]
 
 
@@ -45,16 +45,19 @@ FractionInterval = Annotated[tuple[Fraction, Fraction], AfterValidator(_ascendin
 
 
 class KeyedError(ValueError):
-    """A contradiction between keys, reported at the key that should change."""
+    """A contradiction between keys, reported at the key that should change.
+
+    Attributes:
+        key: dotted name of the key, relative to the section that reports the error.
+    """
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
-        """Dotted, relative to the section that found it."""
 
 
 class Contradictions(ValueError):
-    """Everything that one section found."""
+    """All contradictions of one section."""
 
     def __init__(self, found: list[KeyedError]) -> None:
         super().__init__("; ".join(f"{error.key}: {error}" for error in found))
@@ -62,17 +65,17 @@ class Contradictions(ValueError):
 
 
 class Section(BaseModel):
-    """A mapping of the spec; unknown keys are errors."""
+    """A mapping of the spec. Unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     def contradictions(self) -> Iterator[KeyedError]:
-        """What is wrong between keys that are each valid by themselves."""
+        """The contradictions between keys whose values are valid separately."""
         return iter(())
 
     @model_validator(mode="after")
     def _without_contradictions(self) -> "Section":
-        found = list(self.contradictions())
-        if found:
-            raise Contradictions(found)
+        errors = list(self.contradictions())
+        if errors:
+            raise Contradictions(errors)
         return self

@@ -1,4 +1,4 @@
-"""The ``method`` section: what is learned from two views."""
+"""The ``method`` section: the self-supervised method and its settings."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple
@@ -19,36 +19,36 @@ from triptych.core.config.fields import (
 
 
 class QueueSpec(Section):
-    """What MoCo v1 and v2 share: negatives come from a queue of earlier keys."""
+    """The keys that MoCo v1 and v2 share. Their negatives come from a queue of earlier keys."""
 
     temperature: PositiveFloat
     output_dim: PositiveInt = 128
     queue_size: PositiveInt = 65536
-    """Keys kept; at least the batch. Each step's keys take the place of the oldest ones, from the
-    start of the queue again where they pass its end."""
+    """Number of keys in the queue; at least the batch size. The keys of each step replace the
+    oldest ones, and continue at the start of the queue after its end."""
     momentum: Probability = 0.999
     """EMA momentum of the teacher (the key encoder)."""
     momentum_schedule: Literal["cosine", "constant"] = "constant"
     """cosine: rises to 1 over the run."""
     head_init: Literal["torch", "paddle"] = "torch"
-    """torch: weights and biases U(-b, b), b = 1 / sqrt(inputs). paddle (PaddleFleetX): the last
-    layer N(0, 0.01), a hidden one Xavier-uniform, biases 0."""
+    """Initial values of the head. torch: weights and biases U(-b, b), b = 1 / sqrt(inputs). paddle
+    (PaddleFleetX): last layer N(0, 0.01), hidden layer Xavier-uniform, biases 0."""
 
 
 class MocoV1Spec(QueueSpec):
-    """MoCo v1 (arXiv 1911.05722): one linear layer behind the encoder."""
+    """MoCo v1 (arXiv 1911.05722): one linear layer after the encoder."""
 
     name: Literal["moco_v1"]
     temperature: PositiveFloat = 0.07
 
 
 class MocoV2Spec(QueueSpec):
-    """MoCo v2 (arXiv 2003.04297): two linear layers with ReLU between them."""
+    """MoCo v2 (arXiv 2003.04297): two linear layers after the encoder, with ReLU between them."""
 
     name: Literal["moco_v2"]
     temperature: PositiveFloat = 0.2
     hidden_dim: PositiveInt | None = None
-    """Width between the two layers; null: that of the encoder's feature."""
+    """Width between the two layers; null: the width of the encoder's feature."""
 
 
 class MocoV3Spec(Section):
@@ -70,7 +70,12 @@ class MocoV3Spec(Section):
 
 
 class Round(NamedTuple):
-    """Numbers of tokens of one masking round: seen by the student, and predicted."""
+    """Numbers of tokens per image in one masking round.
+
+    Attributes:
+        visible: tokens that the student sees.
+        decoded: tokens that the decoder predicts.
+    """
 
     visible: int
     decoded: int
@@ -79,62 +84,67 @@ class Round(NamedTuple):
 def rounds(
     length: int, mask_ratios: tuple[float, float], decoder_ratios: tuple[float, float]
 ) -> tuple[Round, Round]:
-    """Both rounds' numbers.
+    """The numbers of tokens in both masking rounds.
 
     Args:
-        length: tokens of an image.
-        mask_ratios, decoder_ratios: parts of them that are left out.
+        length: number of tokens of an image.
+        mask_ratios: fraction of tokens that the student does not see, in each round.
+        decoder_ratios: fraction of tokens that are not decoded, in each round.
     """
     pairs = zip(mask_ratios, decoder_ratios, strict=True)
-    # Truncated, as the released code does it.
-    one, two = (Round(int(length * (1 - m)), int(length * (1 - d))) for m, d in pairs)
-    return one, two
+    # The released code truncates, too.
+    round1, round2 = (Round(int(length * (1 - m)), int(length * (1 - d))) for m, d in pairs)
+    return round1, round2
 
 
 class MocaSpec(Section):
-    """MOCA (arXiv 2307.09361), with the released code's names and defaults where they differ."""
+    """MOCA (arXiv 2307.09361). Where paper and released code differ, the code's defaults apply."""
 
     name: Literal["moca"]
     words: PositiveInt = 4096
-    """Visual words in the codebook: teacher tokens of earlier steps."""
+    """Number of visual words in the codebook. The words are teacher tokens of earlier steps."""
     new_words: PositiveInt = 32
-    """Words that a step replaces, over all ranks of ``word_ranks``."""
+    """Number of words that a step replaces, summed over ``word_ranks``."""
     word_ranks: PositiveInt = 1
-    """Devices that the batch is spread over as far as the codebook is concerned; no device has to
-    be there. The released models: 8."""
+    """Number of devices among which the codebook divides the batch. The devices need not exist. The
+    released models used 8."""
     words_from: Literal["first_rank", "all_ranks"] = "first_rank"
-    """first_rank: the released models' codebook. Only the first rank's share of the new words
-    enters, from its share of the batch; what other ranks picked is overwritten when buffers are
-    broadcast. all_ranks: what the paper says. All new words enter, from the whole batch."""
+    """first_rank: as in the released models, only the first rank's share of the new words enters
+    the codebook, from its share of the batch. (There the broadcast of buffers overwrites the words
+    of the other ranks.) all_ranks: as in the paper, all new words enter, from the whole batch."""
     kappa: PositiveFloat = 3.0
-    """Inverse temperature of the predictions; the features are not normalised."""
+    """Inverse temperature of the predictions. The features are not normalised."""
     inverse_delta: PositiveFloat = 10.0
-    """Sharpness of the teacher's assignments, relative to how much its distances differ."""
+    """Sharpness of the teacher's assignments. It is divided by the running mean of the difference
+    between a token's largest and mean cosine."""
     border: NonNegativeInt = 2
-    """Rows and columns of tokens at each edge that enter neither bags of words nor codebook."""
+    """Number of token rows and columns at each edge that bags of words and codebook omit."""
     early_layer: NonNegativeInt = 4
-    """Blocks before the last whose output feeds the decoder; 0: the last one's, normalised."""
+    """The decoder reads the output of the block this far before the last. 0: that of the last
+    block, normalised."""
     mask_ratios: tuple[OpenFraction, OpenFraction] = (0.55, 0.75)
-    """Part of the tokens that the student does not see, in each masking round."""
+    """Fraction of tokens that the student does not see, in each masking round."""
     decoder_ratios: tuple[OpenFraction, OpenFraction] = (0.35, 0.55)
-    """Part of the tokens that are not decoded, in each round."""
+    """Fraction of tokens that are not decoded, in each masking round."""
     pooling: Literal["mean", "cls"] = "mean"
-    """The student's feature of an image: mean of the visible patch tokens, or class token."""
+    """The student's feature of an image. mean: mean of the visible patch tokens. cls: class
+    token."""
     predictor_ratio: PositiveFloat = 2.0
-    """Hidden width of the networks that make the predictors' weights, over the encoder's width."""
+    """Hidden width of the weight generators, relative to the encoder's width."""
     decoder_width: PositiveInt = 512
     decoder_depth: PositiveInt = 2
     decoder_heads: PositiveInt = 16
     image_weight: PositiveFloat = 0.5
+    """Weight of the image loss."""
     dense_weight: PositiveFloat = 0.5
-    """Of the two losses, each of which is twice the mean divergence of its rounds."""
+    """Weight of the dense loss. Each loss is twice the mean divergence of its rounds."""
     momentum: Probability = 0.994
     """EMA momentum of the teacher at the start."""
     momentum_schedule: Literal["cosine", "constant"] = "cosine"
     """cosine: rises to 1 over the run."""
 
     def contradictions(self) -> Iterator[KeyedError]:
-        """Widths that do not divide, shares that are no whole number, a codebook too small."""
+        """Reports widths that do not divide, fractional shares, and a codebook of too few words."""
         if self.decoder_width % self.decoder_heads:
             yield KeyedError(
                 "decoder_heads",
@@ -157,15 +167,15 @@ class MocaSpec(Section):
 
     @property
     def step_words(self) -> int:
-        """Words that a step really replaces."""
+        """Number of words that a step really replaces."""
         return self.new_words // self.word_ranks if self._first_only else self.new_words
 
     def rounds(self, length: int) -> tuple[Round, Round]:
-        """Numbers of tokens of both masking rounds, of ``length`` tokens of an image."""
+        """The numbers of tokens in both masking rounds, for images of ``length`` tokens."""
         return rounds(length, self.mask_ratios, self.decoder_ratios)
 
     def word_images(self, batch_size: int) -> int:
-        """Images of a batch, from its first on, that words are taken from."""
+        """Number of images, from the first of the batch on, that supply words."""
         return batch_size // self.word_ranks if self._first_only else batch_size
 
     @property

@@ -1,4 +1,4 @@
-"""What MOCA's masks, words and layers ask of a model and a batch."""
+"""The requirements of MOCA's masks, words and layers on the model and the batch."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from triptych.core.config.model import ModelSpec, VitSpec
 def moca_contradictions(
     model: ModelSpec, method: MocaSpec, batch_size: int
 ) -> Iterator[KeyedError]:
-    """What cannot work, each at the key that should change."""
+    """The contradictions between MOCA, model and batch, each at the key that should change."""
     if not isinstance(model, VitSpec) or model.stem != "patch":
         yield KeyedError("model.name", "method moca masks patches: it needs a ViT, stem patch")
         return
@@ -47,12 +47,12 @@ def moca_contradictions(
 def _masks(model: VitSpec, method: MocaSpec) -> Iterator[KeyedError]:
     length = model.grid[0] * model.grid[1]
     rounds = method.rounds(length)
-    for i, one in enumerate(rounds, 1):
-        if not 0 < one.visible < one.decoded:
-            key = "mask_ratios" if one.visible == 0 else "decoder_ratios"
+    for i, (visible, decoded) in enumerate(rounds, 1):
+        if not 0 < visible < decoded:
+            key = "mask_ratios" if visible == 0 else "decoder_ratios"
             yield KeyedError(
                 f"method.{key}",
-                f"round {i} shows {one.visible} of {length} tokens and decodes {one.decoded}: "
+                f"round {i} shows {visible} of {length} tokens and decodes {decoded}: "
                 "expected at least one shown, and more decoded",
             )
     left = length - rounds[0].decoded

@@ -19,10 +19,10 @@ from triptych.core.config.fields import (
 
 VIT_PRESETS: dict[str, dict[str, int | str]] = {
     "vit_tiny": {"width": 192, "depth": 12, "heads": 3},
-    "vit_small": {"width": 384, "depth": 12, "heads": 12},  # MoCo v3 gives ViT-S 12 heads, not 6
+    "vit_small": {"width": 384, "depth": 12, "heads": 12},  # ViT-S of MoCo v3 has 12 heads, not 6
     "vit_base": {"width": 768, "depth": 12, "heads": 12},
     "vit_large": {"width": 1024, "depth": 24, "heads": 16},
-    # The convolutional stem takes the place of one block (MoCo v3, section 5).
+    # The convolutional stem replaces one block (MoCo v3, section 5).
     "vit_conv_small": {"width": 384, "depth": 11, "heads": 12, "stem": "conv"},
     "vit_conv_base": {"width": 768, "depth": 11, "heads": 12, "stem": "conv"},
     "vit": {},
@@ -35,19 +35,19 @@ RESNET_DEPTHS: dict[str, tuple[int, int, int, int]] = {
     "resnet101": (3, 4, 23, 3),
     "resnet152": (3, 8, 36, 3),
 }
-"""Blocks of each of the four stages."""
+"""Number of blocks in each of the four stages."""
 
 
 class EncoderSpec(Section):
-    """What every encoder has."""
+    """The keys that all encoders share."""
 
     image_size: Pixels | tuple[Pixels, Pixels] = 224
-    """Pixels: one number for a square, or [height, width]."""
+    """Size in pixels: one number for a square, or [height, width]."""
     channels: Channels = 3
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of an image, pixels."""
+        """(height, width) of an image in pixels."""
         size = self.image_size
         return (size, size) if isinstance(size, int) else size
 
@@ -64,10 +64,11 @@ class VitSpec(EncoderSpec):
         "vit_conv_small",
         "vit_conv_base",
     ]
-    """A named size fills width, depth, heads and stem; "vit" wants the first three given."""
+    """A named size sets width, depth, heads and stem. With "vit", the spec must give the first
+    three."""
     patch_size: PositiveInt = 16
     width: Width
-    """Width of the residual stream; divisible by heads and by 4 (position table)."""
+    """Width of the tokens. It must be divisible by heads and by 4 (position table)."""
     depth: Depth
     heads: PositiveInt
     mlp_ratio: PositiveInt = 4
@@ -75,22 +76,23 @@ class VitSpec(EncoderSpec):
     """patch: one projection of each patch. conv: four 3x3 convolutions of stride 2, each with
     batch norm and ReLU, then a 1x1 convolution (arXiv 2106.14881)."""
     freeze_patch_embed: Bool = True
-    """Keep the random patch projection fixed (MoCo v3, section 4.1); a conv stem is always
+    """Whether the random patch projection stays fixed (MoCo v3, section 4.1). A conv stem is always
     trained."""
     layer_norm_eps: PositiveFloat = 1e-6
     init: Literal["moco_v3", "moca"] = "moco_v3"
-    """Start values. moco_v3: query, key and value drawn each by itself, class token N(0, 1e-6),
-    patch bias 0, positions row first. moca: drawn as one matrix, N(0, 0.02), the patch bias like
-    the framework's convolutions, column first."""
+    """Initial values. moco_v3: query, key and value are separate matrices, the class token is
+    N(0, 1e-6), the patch bias is 0, and positions are row first. moca: query, key and value are one
+    matrix, the class token is N(0, 0.02), the patch bias is that of PyTorch's convolutions, and
+    positions are column first."""
 
     @model_validator(mode="before")
     @classmethod
-    def _preset(cls, given: Any) -> Any:
-        name = given.get("name") if isinstance(given, dict) else None
-        return {**VIT_PRESETS.get(name, {}), **given} if isinstance(name, str) else given
+    def _preset(cls, section: Any) -> Any:
+        name = section.get("name") if isinstance(section, dict) else None
+        return {**VIT_PRESETS.get(name, {}), **section} if isinstance(name, str) else section
 
     def contradictions(self) -> Iterator[KeyedError]:
-        """Widths and sizes that do not divide."""
+        """Reports widths and sizes that do not divide."""
         if self.width % self.heads:
             yield KeyedError("heads", f"width {self.width} is not divisible by heads {self.heads}")
         if self.width % 4:
@@ -124,33 +126,35 @@ class VitSpec(EncoderSpec):
 class ResnetSpec(EncoderSpec):
     """A residual network with torchvision's names and shapes (arXiv 1512.03385).
 
-    In bottlenecks the stride is that of the 3x3 convolution ("version 1.5").
+    In a bottleneck, the 3x3 convolution has the stride ("version 1.5").
     """
 
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
     width: Width = 64
-    """Channels of the first stage; each later stage has twice as many."""
+    """Channels of the first stage. Each later stage has twice as many as the one before."""
     stem: Literal["imagenet", "small"] = "imagenet"
-    """imagenet: 7x7 convolution of stride 2, then a 3x3 maximum of stride 2. small: one 3x3
+    """imagenet: 7x7 convolution of stride 2, then 3x3 max-pooling of stride 2. small: one 3x3
     convolution of stride 1, for images of a few dozen pixels."""
     zero_init_residual: Bool = False
-    """Start the gain of each block's last norm at 0: every block is the identity at first."""
+    """Whether the gain of each block's last norm starts at 0, so that the residual branch of every
+    block is 0 at first."""
     init: Literal["fan_out", "fan_in"] = "fan_out"
-    """Convolutions start as N(0, sqrt(2 / fan)). fan_out: PyTorch's. fan_in: Paddle's."""
+    """The fan in the initial values of convolutions, N(0, sqrt(2 / fan)). fan_out: as in PyTorch.
+    fan_in: as in Paddle."""
 
     @property
     def depths(self) -> tuple[int, int, int, int]:
-        """Blocks of each stage."""
+        """Number of blocks in each stage."""
         return RESNET_DEPTHS[self.name]
 
     @property
     def bottleneck(self) -> bool:
-        """Whether blocks are of three convolutions (1x1, 3x3, 1x1) and not of two (3x3)."""
+        """Whether a block has three convolutions (1x1, 3x3, 1x1) instead of two (3x3)."""
         return self.name not in ("resnet18", "resnet34")
 
     @property
     def expansion(self) -> int:
-        """Channels that leave a block over those inside it."""
+        """Output channels of a block, relative to the channels inside it."""
         return 4 if self.bottleneck else 1
 
     @property

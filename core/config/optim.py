@@ -19,35 +19,37 @@ from triptych.core.config.fields import (
 
 
 class OptimSpec(Section):
-    """What every optimizer has: rates and how they change."""
+    """The keys that all optimizers share: rates and their schedules."""
 
     lr: PositiveFloat
-    """Base learning rate; see scale_lr_by."""
+    """Base learning rate. See scale_lr_by for the peak."""
     scale_lr_by: PositiveInt | None = 256
-    """Linear rule: peak = lr * batch_size / scale_lr_by; null: peak = lr."""
+    """Linear rule for the peak learning rate: lr * batch_size / scale_lr_by; null: lr."""
     weight_decay: NonNegativeFloat
     weight_decay_end: NonNegativeFloat | None = None
-    """Half-cosine from weight_decay to this value; null: constant."""
+    """Final weight decay, reached on a half-cosine from weight_decay; null: constant."""
     clip_norm: PositiveFloat | None = None
-    """Clip the global L2 norm of the gradients; null: no clipping."""
+    """Limit to which the global L2 norm of the gradients is clipped; null: no clipping."""
     schedule: Literal["cosine", "multistep", "constant"] = "cosine"
-    """After the warm-up."""
+    """Schedule of the learning rate after the warm-up."""
     milestones: tuple[NonNegativeFloat, ...] = ()
-    """multistep: when the rate drops, in epochs, or in steps where train.steps is given."""
+    """For multistep: times at which the learning rate drops, in epochs, or in steps if train.steps
+    is given."""
     factor: PositiveFloat = 0.1
-    """multistep: what the rate is multiplied with at each milestone."""
+    """For multistep: factor on the learning rate at each milestone."""
     warmup_epochs: NonNegativeFloat | None = None
     warmup_steps: NonNegativeInt | None = None
     end_lr: NonNegativeFloat = 0.0
-    """cosine: learning rate at the end."""
+    """For cosine: learning rate at the end."""
     lr_epochs_mul: Annotated[Float, Field(ge=1)] = 1.0
-    """cosine: length of the cosine over that of the run, which ends before the rate does (MOCA:
-    1.25). Rounded down to whole epochs, or steps where train.steps is given."""
+    """For cosine: length of the cosine relative to the length of the run (MOCA: 1.25). The run then
+    ends before the cosine does. The length is rounded down to whole epochs, or to whole steps if
+    train.steps is given."""
     per: Literal["step", "epoch"] = "step"
-    """Whether schedules advance with every step or once per epoch."""
+    """step: schedules advance at every step. epoch: once per epoch."""
 
     def contradictions(self) -> Iterator[KeyedError]:
-        """One warm-up in two units; milestones that do not fit the schedule."""
+        """Reports a warm-up in two units, and keys that do not fit the schedule."""
         if self.warmup_epochs is not None and self.warmup_steps is not None:
             yield KeyedError(
                 "warmup_steps",
@@ -70,46 +72,48 @@ class AdamWSpec(OptimSpec):
     name: Literal["adamw"] = "adamw"
     lr: PositiveFloat = 1.5e-4
     weight_decay: NonNegativeFloat = 0.1
-    """Decoupled; see decay_on."""
+    """Decoupled weight decay of the tensors that decay_on selects."""
     decay_on: Literal["all", "matrices"] = "all"
-    """all: every tensor that has a gradient, biases and norms included (MoCo v3). matrices: those
-    of two dimensions or more that are no bias, tokens included (MOCA)."""
+    """Tensors with weight decay. all: every tensor with a gradient, including biases and norms
+    (MoCo v3). matrices: tensors of two or more dimensions that are no bias, including the class and
+    mask tokens (MOCA)."""
     generator_lr: PositiveFloat | None = None
-    """A rate of their own, constant from the first step, for the networks that make the weights of
-    MOCA's predictors; their weight decay stays at its start, too. null: as everything else."""
+    """Constant learning rate of MOCA's weight generators, which compute the weights of the
+    predictors. Their weight decay is constant, too. null: the schedules of the other tensors."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
 
 
 class SgdSpec(OptimSpec):
-    """Stochastic gradient descent with momentum, neither Nesterov's nor dampened."""
+    """Stochastic gradient descent with momentum, without Nesterov's form and without dampening."""
 
     name: Literal["sgd"]
     lr: PositiveFloat = 0.03
     weight_decay: NonNegativeFloat = 1e-4
-    """Added to the gradient of every tensor that has one, biases and norms included (MoCo v1)."""
+    """Weight decay, added to each gradient, including those of biases and norms (MoCo v1)."""
     momentum: Decay = 0.9
 
 
 class LarsSpec(OptimSpec):
-    """LARS (arXiv 1708.03888) as MoCo v3 has it.
+    """LARS (arXiv 1708.03888) as in MoCo v3.
 
-    The learning rate stays outside the momentum buffer. Tensors of one dimension or none (biases,
-    gains and shifts of norms) are neither decayed nor scaled.
+    The learning rate does not enter the momentum buffer. Tensors of at most one dimension (biases,
+    gains and shifts of norms) have no weight decay and no trust ratio.
     """
 
     name: Literal["lars"]
     lr: PositiveFloat = 0.3
     weight_decay: NonNegativeFloat = 1e-6
-    """Added to the gradient before the trust ratio."""
+    """Weight decay, added to the gradient before the trust ratio."""
     momentum: Decay = 0.9
     trust_coefficient: PositiveFloat = 0.001
-    """A tensor's step is this times its own norm over that of its decayed gradient."""
+    """Factor in the trust ratio: trust_coefficient * norm of the tensor / norm of its gradient with
+    weight decay. The ratio multiplies the gradient."""
 
 
-def _adamw_by_default(given: Any) -> Any:
-    """A section without a name is AdamW's, as the spec without that section is."""
-    return {"name": "adamw", **given} if isinstance(given, dict) else given
+def _adamw_by_default(section: Any) -> Any:
+    """Makes AdamW the optimizer of a section without name, as of a spec without the section."""
+    return {"name": "adamw", **section} if isinstance(section, dict) else section
 
 
 AnyOptimSpec = Annotated[

@@ -1,4 +1,4 @@
-"""Where spec files are found: a path, or the name of a recipe that is shipped."""
+"""Finds spec files by a path or by the name of a shipped recipe."""
 
 import difflib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from triptych.core.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-"""The shipped recipes: in a checkout, and in an installed package."""
+"""Folder of the shipped recipes, in a checkout and in an installed package."""
 
 
 ALIASES = {
@@ -21,11 +21,11 @@ ALIASES = {
     "mocov3_vit-base-p16_16xb256-amp-coslr-300e_in1k": "moco_v3/vit_base",
     "mocov3_vit-large-p16_64xb64-amp-coslr-300e_in1k": "moco_v3/vit_large",
 }
-"""mmpretrain's names of pretraining runs, and PaddleFleetX's -> recipes."""
+"""Maps names of pretraining runs in mmpretrain and PaddleFleetX to recipes."""
 
 
 def recipes() -> dict[str, Path]:
-    """Name, like ``moco_v3/vit_small``, and file of every recipe, sorted; shared parts left out."""
+    """The file of each recipe by name, like ``moco_v3/vit_small``, sorted, without shared parts."""
     files = {
         path.relative_to(CONFIGS).with_suffix("").as_posix(): path
         for path in sorted(CONFIGS.rglob("*.yaml"))
@@ -34,10 +34,10 @@ def recipes() -> dict[str, Path]:
 
 
 def find(name_or_path: str | Path, folder: str | Path = "") -> Path:
-    """The file that is meant: a path relative to ``folder``, or else a recipe's name or alias.
+    """The file of a path relative to ``folder``, or else of a recipe's name or alias.
 
     Raises:
-        UserError: neither exists; the nearest name is given.
+        UserError: there is no such file and no such recipe. The message suggests a similar name.
     """
     path = Path(os.path.normpath(Path(folder) / os.path.expanduser(name_or_path)))
     known = recipes()
@@ -57,5 +57,5 @@ def find(name_or_path: str | Path, folder: str | Path = "") -> Path:
 
 
 def _from_here(path: Path) -> Path:
-    """Relative where that is shorter: it stands in messages."""
+    """The path relative to the working directory, if it is inside: shorter in messages."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,4 +1,4 @@
-"""The JSON Schema of a spec file: for editors, and for saying what a key allows."""
+"""The JSON Schema of a spec file, for editors and for the allowed values in error messages."""
 
 from functools import cache
 from typing import Any
@@ -13,12 +13,12 @@ Schema = dict[str, Any]
 def schema() -> Schema:
     """The schema, generated from the models.
 
-    A file may inherit, so no key is required in it, and ``_base_`` is allowed at the top.
+    A file may inherit, so no key is required, and ``_base_`` is allowed at the top level.
     """
     whole: Schema = _relaxed(RunSpec.model_json_schema())
     text = {"type": "string"}
     base = {
-        "description": "Files (relative to this one) or recipes to start from; later ones win.",
+        "description": "Files (relative to this one) or recipes to inherit from; later ones win.",
         "anyOf": [text, {"type": "array", "items": text}],
     }
     return {
@@ -31,30 +31,36 @@ def schema() -> Schema:
 
 
 def _relaxed(node: Any) -> Any:
+    """The schema without required keys and titles."""
     if isinstance(node, list):
         return [_relaxed(item) for item in node]
     if not isinstance(node, dict):
         return node
-    kept = {}
+    relaxed = {}
     for key, value in node.items():
         if key in ("properties", "$defs"):
-            kept[key] = {name: _relaxed(inner) for name, inner in value.items()}
+            relaxed[key] = {name: _relaxed(inner) for name, inner in value.items()}
         elif key == "oneOf":
-            # Without required keys, half a section matches several members of a union.
-            kept["anyOf"] = _relaxed(value)
+            # Without required keys, an incomplete section matches several members of a union.
+            relaxed["anyOf"] = _relaxed(value)
         elif key == "default":
-            kept[key] = value
+            relaxed[key] = value
         elif key not in ("required", "title"):
-            kept[key] = _relaxed(value)
-    return kept
+            relaxed[key] = _relaxed(value)
+    return relaxed
 
 
 def locate(location: KeyPath) -> tuple[KeyPath, list[Schema]]:
-    """The keys in a validation error's location, without the names of union members between them.
+    """The keys in the location of a validation error, without the names of union members.
+
+    Inside a union without discriminator the path ends.
+
+    Args:
+        location: as pydantic reports it.
 
     Returns:
-        The path of the key that a user wrote, and the schema of the root and of each key on the
-        way ({} for an unknown one). Inside a union without discriminator the path ends.
+        The path of the key that the user wrote, and the schemas of the root and of each key on the
+        way ({} for an unknown key).
     """
     path: list[str | int] = []
     nodes = [schema()]
@@ -71,18 +77,16 @@ def locate(location: KeyPath) -> tuple[KeyPath, list[Schema]]:
 
 
 def child(node: Schema, part: str | int) -> Schema:
-    """The schema of one key or item inside ``node``; {} if there is none."""
+    """The schema of a key or item inside ``node``, or {} if there is none."""
     node = _members(node)[0]
     if isinstance(part, int):
         fixed: list[Schema] = node.get("prefixItems", [])
-        found = fixed[part] if part < len(fixed) else node.get("items", {})
-    else:
-        found = properties(node).get(part, {})
-    return resolve(found)
+        return resolve(fixed[part] if part < len(fixed) else node.get("items", {}))
+    return resolve(properties(node).get(part, {}))
 
 
 def properties(node: Schema) -> dict[str, Schema]:
-    """The keys that a mapping allows; of a union: those of all its members."""
+    """The schemas of the keys that a mapping allows. A union allows the keys of all its members."""
     if "discriminator" not in node:
         return dict(node.get("properties", {}))
     members = [resolve(member) for member in node["anyOf"]]
@@ -95,9 +99,10 @@ def tags(node: Schema) -> list[str]:
 
 
 def owners(path: KeyPath) -> tuple[str, list[str]]:
-    """Of the union at ``path[:-1]``: its discriminator, and the tags of members with the last key.
+    """The members of the union at ``path[:-1]`` that have the last key of ``path``.
 
-    Where there is no union the list is empty.
+    Returns:
+        The union's discriminator, and the tags of these members. Without a union the list is empty.
     """
     node = schema()
     for part in path[:-1]:
@@ -108,11 +113,11 @@ def owners(path: KeyPath) -> tuple[str, list[str]]:
 
 
 def resolve(node: Schema) -> Schema:
-    """Follows a reference, if the node is one."""
+    """The target of a reference, or the node itself if it is none."""
     if not node.get("$ref"):
         return node
-    found: Schema = schema()["$defs"][node["$ref"].rpartition("/")[2]]
-    return found
+    target: Schema = schema()["$defs"][node["$ref"].rpartition("/")[2]]
+    return target
 
 
 def _members(node: Schema) -> list[Schema]:
@@ -122,14 +127,14 @@ def _members(node: Schema) -> list[Schema]:
 
 
 def choices(node: Schema) -> list[str]:
-    """The texts that a key is chosen from; none if it is free."""
+    """The texts that a key allows. The list is empty if the key takes any value."""
     listed = [str(value) for value in node.get("enum", [])]
     listed += [str(node["const"])] if isinstance(node.get("const"), str) else []
     return listed + [c for member in node.get("anyOf", []) for c in choices(member)]
 
 
 def describe(node: Schema) -> str:
-    """What a key allows, in words."""
+    """The allowed values of a key, in words."""
     node = resolve(node)
     if "discriminator" in node:
         return "a mapping"

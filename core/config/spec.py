@@ -1,7 +1,8 @@
-"""The run spec: every key a YAML file may have, its type, its bounds and its meaning.
+"""The run spec: all keys that a YAML file may have, with their types, bounds and meanings.
 
-Attribute docstrings become the descriptions in ``configs/schema.json``. A spec is frozen; what is
-derived from it (peak learning rate, steps per epoch, parameter table) lives beside its user.
+Attribute docstrings become the descriptions in ``configs/schema.json``. A spec is frozen. Values
+derived from it (peak learning rate, steps per epoch, parameter table) belong to the modules that
+use them.
 """
 
 import re
@@ -88,29 +89,29 @@ __all__ = [
 
 
 class BatchNormSpec(Section):
-    """Over which images batch norm takes its statistics."""
+    """The images from which batch norm takes its statistics."""
 
     virtual_ranks: PositiveInt = 1
-    """Split the batch into so many contiguous parts, each normalised by itself, as that many
-    devices with a norm of their own each would; running statistics are those of the first part.
-    1: over the whole batch."""
+    """Number of contiguous parts of the batch that are normalised separately, as on that many
+    devices without synchronised batch norm. The running statistics are those of the first part. 1:
+    the whole batch is one part."""
 
 
 class TrainSpec(Section):
-    """How long and how much at once."""
+    """Length of the run and size of the batch."""
 
     epochs: PositiveInt | None = None
     steps: PositiveInt | None = None
-    """Exactly one of epochs and steps."""
+    """Length of the run in steps. Give exactly one of epochs and steps."""
     batch_size: PositiveInt = 256
-    """Global batch: images per optimizer step over all ranks."""
+    """Global batch size: images per optimizer step over all ranks."""
     accumulate: One = 1
-    """Micro-batches per step; this version supports 1."""
+    """Number of micro-batches per step. This version supports 1."""
     stop_at: PositiveInt | None = None
-    """End the run after this step, with a checkpoint; changes no schedule."""
+    """Step after which the run ends with a checkpoint. It changes no schedule."""
 
     def contradictions(self) -> Iterator[KeyedError]:
-        """No length, or two; a batch that batch norm cannot use."""
+        """Reports no length, two lengths, and a batch that is too small for batch norm."""
         if self.epochs is None and self.steps is None:
             yield KeyedError("steps", "give exactly one of train.epochs and train.steps")
         if self.epochs is not None and self.steps is not None:
@@ -124,24 +125,25 @@ class TrainSpec(Section):
 
 
 class LogSpec(Section):
-    """What is written while training."""
+    """Logging during training."""
 
     every: PositiveInt = 10
     """Steps between log lines."""
     tensorboard: Bool = True
+    """Whether to write TensorBoard files."""
 
 
 class CheckpointSpec(Section):
-    """When the state is saved, and how many are kept."""
+    """Checkpoints during training."""
 
     every: NonNegativeInt = 1000
-    """Steps between checkpoints; 0: only at the end (and on a signal)."""
+    """Steps between checkpoints. 0: only at the end (and on a signal)."""
     keep: PositiveInt = 3
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints to keep."""
 
 
 class ParallelSpec(Section):
-    """Degrees of parallelism; this version runs one process."""
+    """Degrees of parallelism. This version runs one process."""
 
     data: One = 1
     tensor: One = 1
@@ -155,18 +157,19 @@ class RunSpec(Section):
 
     seed: Annotated[Int, Field(ge=0, lt=2**63)] = 0
     backend: Literal["torch", "oneflow", "paddle"] | None = None
-    """Default of --backend; null: the first installed."""
+    """Backend unless --backend is given; null: the first one installed."""
     device: Str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["float32", "float64", "tf32", "bfloat16", "float16"] = "float32"
-    """Of the computation; state and checkpoints are float32, or float64 where that is asked for.
-    tf32: float32 with ten bits of fraction in matrix products and convolutions, on a GPU only; it
-    is never used unless it is asked for."""
+    """Precision of the computation. State and checkpoints are float64 for float64, else float32.
+    tf32: float32 with ten bits of fraction in matrix products and convolutions, on a GPU only. No
+    other setting uses tf32."""
     deterministic: Bool = True
-    """On a GPU, take only kernels that give the same bits each time, in PyTorch and where Paddle
-    knows some; attention and convolutions may be slower. The CPU always does."""
+    """Whether to use only kernels on a GPU that give the same bits each time. This covers PyTorch,
+    and Paddle where it has such kernels. Attention and convolutions may be slower. The CPU is
+    always deterministic."""
     threads: Threads | Literal["auto"] = "auto"
-    """CPU threads of the framework; auto: the cores this process may use."""
+    """Number of CPU threads of the framework; auto: the cores that this process may use."""
     data: DataSpec = DataSpec()
     augment: AugmentSpec = AugmentSpec()
     model: ModelSpec
@@ -187,7 +190,7 @@ class RunSpec(Section):
         return value
 
     def contradictions(self) -> Iterator[KeyedError]:
-        """What one section says against another."""
+        """The contradictions between sections."""
         channels = self.model.channels
         if self.data.channels != channels:
             yield KeyedError(

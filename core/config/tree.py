@@ -1,4 +1,4 @@
-"""YAML files with inheritance and overrides, as values that remember where each was set."""
+"""Reads YAML files with inheritance and overrides into values with their positions."""
 
 import os
 from collections.abc import Sequence
@@ -11,12 +11,13 @@ from triptych.core.config.yaml12 import MAX_DEPTH
 from triptych.core.errors import UserError
 
 MAX_BYTES = 1_000_000
+"""Limit of a file's size."""
 MAX_CHAIN = 20
-"""Files that inherit from each other in a row."""
+"""Limit of files in a chain of inheritance."""
 
 
 def merge(base: Node, top: Node) -> Node:
-    """Dictionaries merge, everything else is replaced by ``top``."""
+    """Merges mappings. Any other value of ``top`` replaces that of ``base``."""
     if not (isinstance(base.content, dict) and isinstance(top.content, dict)):
         return top
     merged = {
@@ -27,13 +28,17 @@ def merge(base: Node, top: Node) -> Node:
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Node, list[str]]:
-    """A file with its bases below it and the overrides on top, and what is wrong besides.
+    """A file merged over its bases, with the overrides applied, and the problems so far.
 
     Args:
-        overrides: ``a.b=c`` each, c as ``parse_override`` reads it; applied in order.
+        path: of the file.
+        overrides: ``a.b=c`` each, in the order of their application. ``parse_override`` reads c.
+
+    Returns:
+        The merged mapping, and a line for each problem that does not stop the reading.
 
     Raises:
-        UserError: there is nothing to go on with: a file is missing or is not a YAML mapping.
+        UserError: a file is missing or is not a YAML mapping.
     """
     reader = _Reader()
     try:
@@ -51,25 +56,30 @@ class _Reader:
         self.done: dict[Path, Node] = {}
 
     def file(self, path: Path, chain: tuple[Path, ...]) -> Node:
-        """A file merged over its bases; each file is read once. chain: those that led here."""
+        """A file merged over its bases. Each file is read once.
+
+        Args:
+            path: of the file.
+            chain: the files that inherit from it, the first one first.
+        """
         key = Path(os.path.realpath(path))
         if key not in self.done:
-            own = parse(_text(path), str(path), self.problems)
-            if own is None:
+            root = parse(_text(path), str(path), self.problems)
+            if root is None:
                 raise UserError(f"{path}: empty; a spec is a YAML mapping (key: value)")
-            if own.bad:
+            if root.bad:
                 raise UserError(self.problems.pop())
-            if not isinstance(own.content, dict):
+            if not isinstance(root.content, dict):
                 raise UserError(
-                    f"{own.mark}: expected a mapping (key: value), got {show(own.plain())}"
+                    f"{root.mark}: expected a mapping (key: value), got {show(root.plain())}"
                 )
-            self.done[key] = self._over_bases(own, path, (*chain, path))
+            self.done[key] = self._over_bases(root, path, (*chain, path))
         return self.done[key]
 
-    def _over_bases(self, own: Node, path: Path, chain: tuple[Path, ...]) -> Node:
-        given = own.content.pop("_base_", Node([], own.mark))
-        names = given.content if isinstance(given.content, list) else [given]
-        merged, errors = Node({}, own.mark), []
+    def _over_bases(self, root: Node, path: Path, chain: tuple[Path, ...]) -> Node:
+        bases = root.content.pop("_base_", Node([], root.mark))
+        names = bases.content if isinstance(bases.content, list) else [bases]
+        merged, errors = Node({}, root.mark), []
         for name in names:
             try:
                 merged = merge(merged, self._base(name, path, chain))
@@ -77,7 +87,7 @@ class _Reader:
                 errors.append(str(error))
         if errors:
             raise UserError("\n".join(errors))
-        return merge(merged, own)
+        return merge(merged, root)
 
     def _base(self, name: Node, path: Path, chain: tuple[Path, ...]) -> Node:
         if name.bad:
@@ -90,9 +100,9 @@ class _Reader:
             base = find(name.content, folder=path.parent)
         except UserError as error:
             raise UserError(f"{name.mark}: _base_: {error}") from None
-        seen = [os.path.realpath(link) for link in chain]
-        if os.path.realpath(base) in seen:
-            start = seen.index(os.path.realpath(base))
+        ancestors = [os.path.realpath(link) for link in chain]
+        if os.path.realpath(base) in ancestors:
+            start = ancestors.index(os.path.realpath(base))
             links = " -> ".join(str(link) for link in (*chain[start:], base))
             raise UserError(f"{name.mark}: _base_: inheritance cycle: {links}")
         if len(chain) > MAX_CHAIN:
@@ -100,7 +110,7 @@ class _Reader:
         return self.file(base, chain)
 
     def override(self, root: Node, text: str) -> Node:
-        """Sets one key; sections on the way come into being, list items must exist."""
+        """Sets one key. Missing sections are created, while list items must exist."""
         mark = f"-o {text if text.isprintable() and len(text) < 80 else show(text)}"
         key, equals, value = text.partition("=")
         parts = key.strip().split(".")

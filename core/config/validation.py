@@ -1,4 +1,4 @@
-"""From marked values to a spec, or to one line for each thing that is wrong."""
+"""Turns values with positions into a spec, or into one error line for each mistake."""
 
 import difflib
 import math
@@ -17,34 +17,35 @@ MISSING = object()
 
 
 def validate(root: Node, problems: Sequence[str] = ()) -> RunSpec:
-    """The spec.
+    """The spec of a tree of values.
 
     Args:
-        problems: lines that are already known.
+        root: mapping of all sections.
+        problems: error lines that are already known.
 
     Raises:
-        UserError: one line per problem, ``file:line: key: value: what is allowed``. Contradictions
-            between keys are told once each key of their section is valid by itself.
+        UserError: one line per problem, ``file:line: key: value: allowed values``. Contradictions
+            between keys are reported only if each key of their section is valid.
     """
     lines = list(problems)
     try:
         spec = RunSpec.model_validate(root.plain())
     except ValidationError as error:
-        found: dict[KeyPath, str] = {}
+        by_path: dict[KeyPath, str] = {}
         for path, message in _messages(root, error):
             last = root.trail(path)[-1]
             if not any(node.bad for node in root.trail(path)):
-                found.setdefault(path, last.flaw or f"{last.mark}: {dotted(path)}: {message}")
-        lines += [line for path, line in found.items() if not _follows(path, line, found)]
+                by_path.setdefault(path, last.flaw or f"{last.mark}: {dotted(path)}: {message}")
+        lines += [line for path, line in by_path.items() if not _follows(path, line, by_path)]
     if lines:
         raise UserError("\n".join(lines))
     return spec
 
 
-def _follows(path: KeyPath, line: str, found: dict[KeyPath, str]) -> bool:
-    """A key that is only missing because its section's name, which implies it, is wrong."""
+def _follows(path: KeyPath, line: str, by_path: dict[KeyPath, str]) -> bool:
+    """Whether a key is missing only because the name of its section, which sets it, is wrong."""
     name = (*path[:-1], "name")
-    return path != name and name in found and ": missing: " in line
+    return path != name and name in by_path and ": missing: " in line
 
 
 def _messages(root: Node, error: ValidationError) -> Iterator[tuple[KeyPath, str]]:
@@ -52,11 +53,11 @@ def _messages(root: Node, error: ValidationError) -> Iterator[tuple[KeyPath, str
         path, nodes = schema.locate(item["loc"])
         kind, cause = item["type"], item.get("ctx", {}).get("error")
         if isinstance(cause, Contradictions):
-            yield from (((*path, *one.key.split(".")), str(one)) for one in cause.found)
+            yield from (((*path, *e.key.split(".")), str(e)) for e in cause.found)
         elif kind == "extra_forbidden":
             yield path, _unknown(path, nodes[-2])
         elif kind.startswith("union_tag"):
-            # The union's own name, where the value that picks the member is missing or wrong.
+            # The value that selects the union's member is missing or wrong: report its key.
             key = nodes[-1]["discriminator"]["propertyName"]
             yield (*path, key), _wrong(root, (*path, key), {"enum": schema.tags(nodes[-1])})
         elif kind == "missing" and isinstance(path[-1], int):
@@ -85,7 +86,7 @@ def _unknown(path: KeyPath, parent: schema.Schema) -> str:
     if owners:
         return f"unknown key: only where {dotted((*path[:-1], tag))} is {', '.join(owners)}"
     elsewhere = [other for other in _all_keys() if other.endswith(f".{key}")]
-    # The very key in another section tells more than one that is only spelled alike.
+    # The same key in another section is a better hint than a key with a similar spelling.
     hint = (f" (did you mean {elsewhere[0]!r}?)" if elsewhere else "") or _hint(key, names)
     return f"unknown key{hint or '; expected one of ' + ', '.join(names)}"
 

@@ -1,6 +1,6 @@
-"""PyYAML with the scalars of YAML 1.2's core schema, as JSON and editors read them.
+"""PyYAML with the scalars of YAML 1.2's core schema, as in JSON and editors.
 
-YAML 1.1, PyYAML's own, takes ``1e-3`` for text, ``no`` for false and ``1:30`` for 90.
+PyYAML itself reads YAML 1.1, where ``1e-3`` is text, ``no`` is false and ``1:30`` is 90.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 MAX_DEPTH = 40
-"""Nesting of a document; a spec needs five levels."""
+"""Limit of nesting in a document. A spec needs five levels."""
 
 TAG = "tag:yaml.org,2002:"
 BOOLS = {"true": True, "false": False}
@@ -18,7 +18,7 @@ BOOLS = {"true": True, "false": False}
 
 def _int(text: str) -> int:
     if len(text) > 40:
-        # Python refuses to print what is much longer.
+        # Python refuses to print much longer integers.
         raise ValueError(text)
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
@@ -30,7 +30,9 @@ SCALARS: dict[str, Callable[[str], Any]] = {
     "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
     "str": str,
 }
-"""Kind of scalar -> its value from its text; ValueError or KeyError for another kind of text."""
+"""Maps each kind of scalar to a function from text to value.
+
+The function raises ValueError or KeyError for text of another kind."""
 
 _PATTERNS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -45,13 +47,13 @@ _PATTERNS = {
 
 
 class Loader(yaml.SafeLoader):
-    """Composes nodes; values are made by the caller, from ``SCALARS`` alone."""
+    """Composes YAML nodes. The caller makes values from them, by ``SCALARS`` only."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 (as PyYAML declares it)
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """As inherited, but deep nesting is an error in the file and not of the stack."""
+        """As in the base class, but deep nesting is an error of the file, not a stack overflow."""
         if self._depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(
                 None, None, f"nested deeper than {MAX_DEPTH} levels", self.get_mark()
@@ -63,7 +65,7 @@ class Loader(yaml.SafeLoader):
 
 
 def scalar(text: str) -> Any:
-    """The value of a text as a plain scalar: null, bool, int or float, else the text itself."""
+    """The value of a plain scalar: null, bool, int or float, or else the text itself."""
     plain = text.strip()
     kinds = [kind for kind, (form, _) in _PATTERNS.items() if re.fullmatch(form, plain)]
     try:
@@ -73,12 +75,12 @@ def scalar(text: str) -> Any:
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes exactly what ``Loader`` would read as something else than text."""
+    """Quotes exactly the texts that ``Loader`` would read as another type."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 (as PyYAML declares it)
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Equal values are written out, not linked."""
+        """Always true: equal values are written in full, without links."""
         return True
 
 
@@ -96,7 +98,7 @@ Dumper.add_representer(list, _list)
 
 
 def dump(values: dict[str, Any]) -> str:
-    """Plain values as YAML, in their order, lists of scalars on one line."""
+    """Plain values as YAML. Keys keep their order, and a list of scalars is on one line."""
     text: str = yaml.dump(
         values, Dumper=Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True
     )
