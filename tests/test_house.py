@@ -64,7 +64,7 @@ FLOORS = (
     ("contracts",),
     ("parameters", "machine"),
     ("optim", "methods", "files"),
-    ("engine", "parallel"),
+    ("engine",),
     ("backends", "data", "reference"),
     ("evaluation",),
     ("runs",),

@@ -22,7 +22,14 @@ class Branch(networks.Branch, nn.Module):
     """A student or a teacher, see ``core.methods.networks.Branch``."""
 
 
-KIT = networks.Kit(Branch, encoder, head, set_virtual_ranks, Queue, Codebook, Decoder, Generator)
+def _indices(ids: Array, like: Tensor) -> Tensor:
+    # A copy, since OneFlow reads it later than this returns.
+    return flow.from_numpy(np.array(ids, np.int64, order="C")).to(like.device)
+
+
+KIT = networks.Kit(
+    Branch, encoder, head, set_virtual_ranks, Queue, Codebook, Decoder, Generator, _indices
+)
 
 
 class Pair(networks.Branches, nn.Module):
@@ -83,11 +90,6 @@ class MoCoV3(networks.MoCoV3, Pair):
 
 class MOCA(networks.MOCA, Pair):
     """``core.contracts.MocaModel``."""
-
-    def index(self, ids: Array, like: Tensor) -> Tensor:
-        """See ``core.methods.networks.MOCA``."""
-        # A copy, since OneFlow reads it later than this returns.
-        return flow.from_numpy(np.array(ids, np.int64, order="C")).to(like.device)
 
 
 METHODS: dict[str, Callable[[RunSpec], Pair]] = {

@@ -20,7 +20,13 @@ class Branch(networks.Branch, nn.Layer):
     """A student or a teacher, see ``core.methods.networks.Branch``."""
 
 
-KIT = networks.Kit(Branch, encoder, head, set_virtual_ranks, Queue, Codebook, Decoder, Generator)
+def _indices(ids: Array, like: Tensor) -> Tensor:
+    return paddle.to_tensor(np.ascontiguousarray(ids), place=like.place)
+
+
+KIT = networks.Kit(
+    Branch, encoder, head, set_virtual_ranks, Queue, Codebook, Decoder, Generator, _indices
+)
 
 
 class Pair(networks.Branches, nn.Layer):
@@ -59,10 +65,6 @@ class MoCoV3(networks.MoCoV3, Pair):
 
 class MOCA(networks.MOCA, Pair):
     """``core.contracts.MocaModel``."""
-
-    def index(self, ids: Array, like: Tensor) -> Tensor:
-        """See ``core.methods.networks.MOCA``."""
-        return paddle.to_tensor(np.ascontiguousarray(ids), place=like.place)
 
 
 METHODS: dict[str, Callable[[RunSpec], Pair]] = {

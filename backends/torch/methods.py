@@ -22,7 +22,13 @@ class Branch(networks.Branch, nn.Module):
     """A student or a teacher, see ``core.methods.networks.Branch``."""
 
 
-KIT = networks.Kit(Branch, encoder, head, set_virtual_ranks, Queue, Codebook, Decoder, Generator)
+def _indices(ids: Array, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(ids)).to(like.device)
+
+
+KIT = networks.Kit(
+    Branch, encoder, head, set_virtual_ranks, Queue, Codebook, Decoder, Generator, _indices
+)
 
 
 class Pair(networks.Branches, nn.Module):
@@ -70,10 +76,6 @@ class MoCoV3(networks.MoCoV3, Pair):
 
 class MOCA(networks.MOCA, Pair):
     """``core.contracts.MocaModel``."""
-
-    def index(self, ids: Array, like: Tensor) -> Tensor:
-        """See ``core.methods.networks.MOCA``."""
-        return torch.from_numpy(np.ascontiguousarray(ids)).to(like.device)
 
 
 METHODS: dict[str, Callable[[RunSpec], Pair]] = {

@@ -66,6 +66,7 @@ class Kit(NamedTuple):
         decoder: builds MOCA's decoder from the same sections.
         generator: builds a weight generator of MOCA from the same sections and the width of its
             output.
+        indices: copies int64 indices of any shape to a tensor on the device of a given tensor.
     """
 
     branch: Callable[..., Any]
@@ -76,6 +77,7 @@ class Kit(NamedTuple):
     codebook: Callable[[VitSpec, MocaSpec], Codebook]
     decoder: Callable[[VitSpec, MocaSpec], Any]
     generator: Callable[[VitSpec, MocaSpec, int], Any]
+    indices: Callable[[Array, Tensor], Tensor]
 
 
 class Branches:
@@ -173,15 +175,6 @@ class MOCA(Branches):
         self.grid, self.early_layer = model.grid, method.early_layer
         self.memory = self.kit.codebook(model, method)
 
-    def index(self, ids: Array, like: Tensor) -> Tensor:
-        """Copies indices to a tensor on the device of ``like``. A backend's class defines this.
-
-        Args:
-            ids: int64, of any shape.
-            like: any tensor on the wanted device.
-        """
-        raise NotImplementedError
-
     def teacher_tokens(self, images: Tensor) -> Tensor:
         """See ``core.contracts.MocaModel``."""
         return self.compute(self.teacher.encoder.tokens, images)["final"][:, 1:]
@@ -189,12 +182,12 @@ class MOCA(Branches):
     def encode(self, images: Tensor, ids: Array) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.MocaModel``."""
         masked = partial(self.student.encoder.masked, early=self.early_layer)
-        early, last = self.compute(masked, images, self.index(ids, images))
+        early, last = self.compute(masked, images, self.kit.indices(ids, images))
         return early, last
 
     def decode(self, image: Tensor, early: Tensor, ids: Array) -> Tensor:
         """See ``core.contracts.MocaModel``."""
-        return self.compute(self.student.decoder, image, early, self.index(ids, early))
+        return self.compute(self.student.decoder, image, early, self.kit.indices(ids, early))
 
     def image_weights(self, words: Tensor) -> Tensor:
         """See ``core.contracts.MocaModel``."""
