@@ -31,6 +31,7 @@ def test_ctrl_c_during_the_import_of_a_framework_ends_a_run(backend_name, backen
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
+        assert child.stdout.readline() == "spec: moco_v3/digits\n"
         assert child.stdout.readline() == "importing\n"
         child.send_signal(signal.SIGINT)
         said, errors = child.communicate(timeout=60)
