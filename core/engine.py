@@ -129,10 +129,12 @@ class Engine(ABC):
         if projection:
             self.require_projector()
         with self._device_failures(), self.ops.no_grad():
-            found = self.model.features(branch, self.tensor(images), layers, projection=projection)
+            outputs = self.model.features(
+                branch, self.tensor(images), layers, projection=projection
+            )
             # The projection has no tokens to pick from.
-            picks = {name: PICK[tokens] for name in found if name != "projection"}
-            features = {**found, **{name: pick(found[name]) for name, pick in picks.items()}}
+            picks = {name: PICK[tokens] for name in outputs if name != "projection"}
+            features = {**outputs, **{name: pick(outputs[name]) for name, pick in picks.items()}}
         return {name: self.array(x) for name, x in features.items()}
 
     def require_projector(self) -> None:
@@ -229,13 +231,13 @@ class Engine(ABC):
             ValueError: names or shapes differ from those of ``export_state``; nothing is changed.
         """
         slots = self.slots()
-        own = {name: slot.shape for name, slot in slots.items()}
-        problems = [f"missing {n} {own[n]}" for n in own if n not in state]
-        problems += [f"unused {n} {state[n].shape}" for n in state if n not in own]
+        shapes = {name: slot.shape for name, slot in slots.items()}
+        problems = [f"missing {n} {shapes[n]}" for n in shapes if n not in state]
+        problems += [f"unused {n} {state[n].shape}" for n in state if n not in shapes]
         problems += [
-            f"{n}: expected {own[n]}, got {state[n].shape}"
-            for n in own
-            if n in state and tuple(state[n].shape) != tuple(own[n])
+            f"{n}: expected {shapes[n]}, got {state[n].shape}"
+            for n in shapes
+            if n in state and tuple(state[n].shape) != tuple(shapes[n])
         ]
         if problems:
             raise ValueError("\n".join(problems))
@@ -278,8 +280,8 @@ class Engine(ABC):
             yield from ((f"feature {n}", self.array(v)) for n, v in outcome.features.items())
             yield "loss", self.array(outcome.loss)
 
-        found = first_non_finite(candidates())
-        return f"step {hyper.step + 1}: the loss is not finite; first bad tensor: {found}"
+        tensor = first_non_finite(candidates())
+        return f"step {hyper.step + 1}: the loss is not finite; first bad tensor: {tensor}"
 
 
 def feature_std(features: Array) -> float:

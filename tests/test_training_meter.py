@@ -20,7 +20,7 @@ def clock(monkeypatch):
 
 
 def test_a_lap_is_measured_from_the_last_one_without_pauses(clock):
-    watch = meter.Meter(32, seconds=5.0, _since=clock.now)
+    watch = meter.Meter(32, seconds=5.0)
     for _ in range(4):
         clock.now += 0.5
         watch.count()

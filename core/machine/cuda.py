@@ -74,13 +74,13 @@ def runs_on(capability: tuple[int, int], code: Collection[str]) -> bool:
 
 
 def _serves(entry: str, capability: tuple[int, int]) -> bool:
-    found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", entry)
-    if not found:
+    match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", entry)
+    if not match:
         return False
-    kind, *number, special = found.groups()
-    own = int(number[0]), int(number[1])
+    kind, *number, special = match.groups()
+    built_for = int(number[0]), int(number[1])
     if special:
-        return capability == own
+        return capability == built_for
     if kind == "compute":
-        return capability >= own
-    return capability[0] == own[0] and capability[1] >= own[1]
+        return capability >= built_for
+    return capability[0] == built_for[0] and capability[1] >= built_for[1]

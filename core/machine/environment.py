@@ -37,11 +37,11 @@ from triptych.core.machine.devices import why_not
 try:
     module = backends.load(sys.argv[1])
     cards, code = range(module.cuda_devices()), module.cuda_code()
-    found = {"versions": module.versions(), "cuda": [why_not(n, sys.argv[1], code) for n in cards]}
+    answer = {"versions": module.versions(), "cuda": [why_not(n, sys.argv[1], code) for n in cards]}
 except UserError as error:
-    found = {"problem": str(error.__cause__ or error)}
+    answer = {"problem": str(error.__cause__ or error)}
 print()
-print(json.dumps(found))
+print(json.dumps(answer))
 """
 """Code for a separate process. Frameworks print at import, so the last line is the answer."""
 PADDLE_INDEX = "https://www.paddlepaddle.org.cn/packages/stable/cu126/"
@@ -119,10 +119,10 @@ def cores() -> int:
     A quota of one core and a half counts as two.
     """
     if hasattr(os, "sched_getaffinity"):
-        own = len(os.sched_getaffinity(0))
+        count = len(os.sched_getaffinity(0))
     else:
-        own = os.cpu_count() or 1
-    return max(1, min(own, math.ceil(min(_quotas(), default=own))))
+        count = os.cpu_count() or 1
+    return max(1, min(count, math.ceil(min(_quotas(), default=count))))
 
 
 def _quotas() -> Iterator[float]:
@@ -137,8 +137,8 @@ def _quotas() -> Iterator[float]:
             continue
         # Version 1 is mounted as "cpu" or as "cpu,cpuacct", whatever the order in OWN_GROUPS.
         for root in (CONTROL_GROUPS / name for name in ({kinds, "cpu"} if kinds else {""})):
-            own = Path(os.path.normpath(f"{root}/{path}"))
-            for group in {root, own, *own.parents}:
+            inner = Path(os.path.normpath(f"{root}/{path}"))
+            for group in {root, inner, *inner.parents}:
                 if group.is_relative_to(root):
                     yield from _quota(group)
 
@@ -160,20 +160,20 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def render(found: dict[str, Any]) -> str:
+def render(facts: dict[str, Any]) -> str:
     """The report as lines for a terminal."""
-    pillow = found["pillow"] or "missing"
-    if pillow != found["pillow_pinned"]:
-        pillow += f" (not {found['pillow_pinned']}, which defines the pixels: runs will not repeat)"
+    pillow = facts["pillow"] or "missing"
+    if pillow != facts["pillow_pinned"]:
+        pillow += f" (not {facts['pillow_pinned']}, which defines the pixels: runs will not repeat)"
     lines = [
-        f"triptych  {found['triptych'] or 'not installed (running from a checkout)'}",
-        f"python    {found['python']['version']}  {found['python']['executable']}",
-        f"platform  {found['platform']}",
-        f"machine   {found['cores']} cores, {found['memory_gib']} GiB of memory",
-        f"numpy     {found['numpy'] or 'missing'}",
+        f"triptych  {facts['triptych'] or 'not installed (running from a checkout)'}",
+        f"python    {facts['python']['version']}  {facts['python']['executable']}",
+        f"platform  {facts['platform']}",
+        f"machine   {facts['cores']} cores, {facts['memory_gib']} GiB of memory",
+        f"numpy     {facts['numpy'] or 'missing'}",
         f"pillow    {pillow}",
     ]
-    for name, backend in found["backends"].items():
+    for name, backend in facts["backends"].items():
         lines += _render_backend(name, backend)
     return "\n".join(lines)
 
@@ -195,13 +195,13 @@ def _probe(name: str, timeout: float) -> dict[str, Any]:
         return _unusable(why_not(name), "")
     if not importlib.util.find_spec(name):
         return _unusable("not installed", install_command(name))
-    found = _import_elsewhere(name, timeout)
-    if "problem" in found:
-        return _unusable(found["problem"], f"{install_command(name)} --force-reinstall")
-    cards = {f"cuda:{number}": why for number, why in enumerate(found["cuda"])}
+    answer = _import_elsewhere(name, timeout)
+    if "problem" in answer:
+        return _unusable(answer["problem"], f"{install_command(name)} --force-reinstall")
+    cards = {f"cuda:{number}": why for number, why in enumerate(answer["cuda"])}
     return {
         "usable": True,
-        "versions": found["versions"],
+        "versions": answer["versions"],
         "devices": ["cpu", *(card for card, why in cards.items() if not why)],
         "unusable_devices": [f"not {card}: {why}" for card, why in cards.items() if why],
     }
@@ -229,8 +229,8 @@ def _import_elsewhere(name: str, timeout: float) -> dict[str, Any]:
     if run.returncode:
         lines = run.stderr.strip().splitlines()
         return {"problem": lines[-1] if lines else f"exit status {run.returncode}"}
-    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return found
+    answer: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return answer
 
 
 def _version(package: str) -> str:

@@ -81,8 +81,8 @@ def _handlers() -> dict[int, Any]:
     """The handlers that Python knows. None outside the main thread, where they cannot be set."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    found = {number: signal.getsignal(number) for number in SIGNALS}
-    return {number: handler for number, handler in found.items() if handler is not None}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    return {number: handler for number, handler in handlers.items() if handler is not None}
 
 
 def _install(handlers: Mapping[int, Any]) -> None:

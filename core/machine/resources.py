@@ -47,15 +47,15 @@ def free_memory() -> int:
     On Linux the sources are MemAvailable and the control group's files (docs.kernel.org, proc.rst
     and cgroup-v2.rst). Elsewhere the answer is all physical memory.
     """
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with suppress(OSError):
-        found.append(1024 * _fields(MEMINFO)["MemAvailable:"])
+        limits.append(1024 * _fields(MEMINFO)["MemAvailable:"])
     with suppress(OSError, ValueError):  # the limit is the word "max" where there is none
         limit, used = (int((CONTROL_GROUP / f"memory.{k}").read_text()) for k in ("max", "current"))
         stat = _fields(CONTROL_GROUP / "memory.stat")
         # The kernel drops cached files when memory is needed.
-        found.append(max(0, limit - used + stat["active_file"] + stat["inactive_file"]))
-    return min(found)
+        limits.append(max(0, limit - used + stat["active_file"] + stat["inactive_file"]))
+    return min(limits)
 
 
 def _fields(path: Path) -> dict[str, int]:

@@ -54,12 +54,12 @@ def run(
     Raises:
         UserError: as in ``choose``, or the spec is wrong, or a backend could not train.
     """
-    chosen = choose(names)
+    names = choose(names)
     spec = on_compared_device(config.load(path, overrides))
     overrides = [*overrides, f"device={spec.device}"]
-    for name in chosen if resume else ():
+    for name in names if resume else ():
         _check_evaluation(output / name / "spec.yaml", spec)
-    run_dirs = train_all(path, overrides, chosen, output, resume=resume)
+    run_dirs = train_all(path, overrides, names, output, resume=resume)
     if spec.evaluate.every:
         add_baselines(spec, run_dirs)
     records = [read_run(run_dir) for run_dir in run_dirs]
@@ -96,12 +96,12 @@ def choose(names: Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         UserError: there is no backend, or one of them is unknown or not installed.
     """
-    chosen = backends.installed() if names is None else tuple(names)
-    if not chosen:
+    names = backends.installed() if names is None else tuple(names)
+    if not names:
         raise UserError("no backend to train on; tools/info.py env says how to add one")
-    for name in chosen:
+    for name in names:
         backends.check(name)
-    return chosen
+    return names
 
 
 def train_all(

@@ -3,10 +3,8 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 
-@dataclass
 class Meter:
     """Measures steps against time. The time of evaluations and saves does not count.
 
@@ -14,13 +12,13 @@ class Meter:
         seconds: training time so far, including the processes before a resume.
     """
 
-    batch_size: int
-    seconds: float = 0.0
-    _steps: int = 0
-    _waited: float = 0.0
-    _since: float = field(default_factory=time.perf_counter)
-    _lap: float = 0.0
-    """Seconds of training in the current lap that are already counted."""
+    def __init__(self, batch_size: int, seconds: float = 0.0) -> None:
+        self.batch_size, self.seconds = batch_size, seconds
+        self._steps = 0
+        self._waited = 0.0
+        self._since = time.perf_counter()
+        self._lap = 0.0
+        """Seconds of training in the current lap that are already counted."""
 
     def count(self) -> None:
         """Counts one more step."""

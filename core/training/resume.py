@@ -48,12 +48,12 @@ def find_start(
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"--output {run_dir}: is a file; give a folder")
-    own = listed(run_dir / FOLDER)
+    saved = listed(run_dir / FOLDER)
     if resume is None:
-        if own:
+        if saved:
             raise UserError(
-                f"{run_dir}: holds a run, saved up to {own[0].name}; go on with --resume auto, or "
-                "give another --output"
+                f"{run_dir}: holds a run, saved up to {saved[0].name}; go on with --resume auto, "
+                "or give another --output"
             )
         return Start(), initial_state(spec)
     path = checkpoint.resolve(resume, run_dir, say)
@@ -62,9 +62,9 @@ def find_start(
         return Start(), initial_state(spec)
     before = path.resolve().parent.parent
     elsewhere = before != run_dir.resolve()
-    if own and resume != "auto" and (elsewhere or step_of(own[0]) > step_of(path)):
+    if saved and resume != "auto" and (elsewhere or step_of(saved[0]) > step_of(path)):
         raise UserError(
-            f"--resume {resume}: {run_dir} holds {own[0].name}, which is not to be overwritten; "
+            f"--resume {resume}: {run_dir} holds {saved[0].name}, which is not to be overwritten; "
             "give another --output"
         )
     manifest, state = checkpoint.read(path)
@@ -77,26 +77,26 @@ def find_start(
 
 def _differences(manifest: Manifest, stamp: Mapping[str, Any]) -> list[str]:
     """A line for each difference from the checkpoint's process that may change numbers."""
-    found = checkpoint.stamp_warnings(manifest, {**checkpoint.versions(), **stamp["versions"]})
+    lines = checkpoint.stamp_warnings(manifest, {**checkpoint.versions(), **stamp["versions"]})
     then = {name: manifest.extra.get(name, stamp[name]) for name in ("backend", "threads", "data")}
     if then["threads"] != stamp["threads"] and then["backend"] == stamp["backend"]:
-        found.append(
+        lines.append(
             f"{then['threads']} threads wrote this checkpoint, {stamp['threads']} go on: results "
             "may differ in the last digits"
         )
-    found += [
+    lines += [
         f"{name}: {old} wrote this checkpoint, {new} goes on: results may differ in the last digits"
         for name, old, new in _changed(manifest.extra.get("compute", {}), stamp["compute"])
         if name == "device" or then["backend"] == stamp["backend"]
     ]
     if manifest.extra.get("broken_off"):
-        found.append(
+        lines.append(
             "the device broke off the step after this checkpoint: running statistics and teacher "
             "have met its batch, and meet it again"
         )
     if then["data"] != stamp["data"]:
-        found.append("the training images are not those that the run began with")
-    return found
+        lines.append("the training images are not those that the run began with")
+    return lines
 
 
 def _changed(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:

@@ -140,8 +140,8 @@ def _evaluate(
 ) -> Sequence[Evaluation]:
     if split is None:
         return []
-    chosen = split.spec.evaluate
-    subject = encoder(engine, step, branch=chosen.branch, tokens=chosen.tokens, check=check)
+    settings = split.spec.evaluate
+    subject = encoder(engine, step, branch=settings.branch, tokens=settings.tokens, check=check)
     rows = PROTOCOLS[WHILE_TRAINING].rows(split, subject)
     for name in split.damaged():
         terminal.line(f"damaged, left out of the evaluation: {printable(name)}")

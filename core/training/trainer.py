@@ -92,9 +92,9 @@ class Trainer:
     def __post_init__(self) -> None:
         """Sets the health of the run from the logged rows of earlier steps."""
         self.method = METHODS[self.spec.method.name]
-        self.named = 0
+        self._skips_printed = 0
         """Number of damaged files whose names were printed."""
-        self.told = 0
+        self._warnings_printed = 0
         """Number of files whose warnings were printed."""
         self._reading: Reading = dict
         """Reads and checks the metrics of the newest step; later calls repeat the answer."""
@@ -224,8 +224,8 @@ class Trainer:
                     raise NonFiniteError(f"step {step}: {bad} is {values[bad]}")
         except NonFiniteError as error:
             # Reading the state may be a collective call: all ranks get here.
-            found = first_non_finite(self.engine.export_state().items())
-            tensor = f"; first bad tensor by now: {found}" if found else ""
+            bad_tensor = first_non_finite(self.engine.export_state().items())
+            tensor = f"; first bad tensor by now: {bad_tensor}" if bad_tensor else ""
             raise NonFiniteError(_more(error, tensor)) from error
         return values
 
@@ -283,11 +283,12 @@ class Trainer:
 
     def _name_files(self) -> None:
         """Prints the files that were skipped or got a warning since the previous logged step."""
-        for name in self.pipeline.skipped[self.named :]:
+        for name in self.pipeline.skipped[self._skips_printed :]:
             self.terminal.line(f"damaged, skipped: {printable(name)}")
-        for name, text in self.pipeline.warned[self.told :]:
+        for name, text in self.pipeline.warned[self._warnings_printed :]:
             self.terminal.warning(name, text)
-        self.named, self.told = len(self.pipeline.skipped), len(self.pipeline.warned)
+        self._skips_printed = len(self.pipeline.skipped)
+        self._warnings_printed = len(self.pipeline.warned)
 
     def _observe(self, step: int, values: Mapping[str, Any], chance: float) -> str:
         loss, spread = values["loss"], self.method.spread(values)
