@@ -18,5 +18,5 @@ class EvaluateSpec(Section):
     tokens: Literal["cls", "mean"] = "cls"
     """The feature of an image. cls: the class token. mean: the mean of the patch tokens."""
     per_class: tuple[PositiveInt, ...] = (10,)
-    """Numbers of labelled images per class for further evaluations, besides that with all labels. A
-    number is skipped if no class has more images."""
+    """Numbers of labelled images per class, one for each further evaluation. The first evaluation
+    uses all labels. A number is skipped if no class has more images."""

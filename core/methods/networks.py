@@ -54,7 +54,7 @@ class Branch:
 
 
 class Kit(NamedTuple):
-    """What the networks of all methods are built of in one framework.
+    """A framework's parts for the networks of all methods.
 
     Attributes:
         branch: ``Branch`` as a module class of the framework.
@@ -63,9 +63,9 @@ class Kit(NamedTuple):
         set_virtual_ranks: sets the number of virtual ranks of all batch norms in a module.
         queue: builds the queue from the section ``method``.
         codebook: builds the codebook from the sections ``model`` and ``method``.
-        decoder: builds MOCA's decoder from the same sections.
-        generator: builds a weight generator of MOCA from the same sections and the width of its
-            output.
+        decoder: builds MOCA's decoder from the sections ``model`` and ``method``.
+        generator: builds a weight generator of MOCA from the sections ``model`` and ``method`` and
+            its output width.
         indices: copies int64 indices of any shape to a tensor on the device of a given tensor.
     """
 
@@ -84,7 +84,7 @@ class Branches:
     """Implements ``core.contracts.Model`` except for ``update_teacher``.
 
     Attributes:
-        kit: what the networks are built of. The backend's class provides it.
+        kit: parts of the framework. The backend's class provides them.
         student: ``Branch`` with an ``encoder``, which is a ``core.contracts.Encoder``.
         teacher: likewise.
     """
