@@ -1,8 +1,8 @@
-"""Random augmentation: the draws of a view, separate from the pixels they change.
+"""Random augmentation: draws the changes that make a view.
 
-``draw`` fixes everything random about a view from a generator, the size of the image and the
-recipe; what it returns is deterministic. Draws follow the order of the recipe: for each operation
-first its coin, then, where it came up, its parameters.
+``draw`` draws all that is random about a view from a generator, the size of the image and the
+recipe. The changes that it returns are deterministic. The draws follow the order of the recipe:
+for each operation first whether it is applied, then its parameters.
 """
 
 import math
@@ -41,7 +41,7 @@ def view(
 def draw(
     ops: Sequence[spec.Op], generator: Generator, image_size: Size, size: Size
 ) -> list[Change]:
-    """What is to be done to an image to make one view, in order.
+    """The changes of an image that make one view, in order.
 
     A recipe without a crop starts with a plain resize of the whole image to ``size``.
     """
@@ -63,7 +63,7 @@ def draw(
 
 
 def _crop(op: spec.RandomResizedCrop, generator: Generator, here: Size, size: Size) -> Change:
-    """Always ends at ``size``: where the coin says no, the whole image is resized."""
+    """A crop resized to ``size``. With probability 1 - p it is the whole image."""
     box = (0, 0, *here)
     if generator.random() < op.p:
         sampler = crop_box if op.sampler == "inception" else fitted_box
@@ -82,8 +82,8 @@ def crop_box(
         ratio: range of width / height, drawn uniformly in its logarithm.
 
     Returns:
-        top, left, height, width. After ten parts that do not fit: the largest one in the middle
-        whose proportions are within ``ratio``.
+        top, left, height, width. After ten draws that do not fit, the largest part in the middle
+        with proportions within ``ratio``.
     """
     height, width = here
     logs = math.log(ratio[0]), math.log(ratio[1])
@@ -101,7 +101,7 @@ def crop_box(
 def fitted_box(
     generator: Generator, here: Size, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Box:
-    """A random part of an image, as PaddleFleetX draws it for MoCo: none is drawn in vain.
+    """A random part of an image, as PaddleFleetX draws it for MoCo: every draw fits.
 
     Args:
         here: (height, width) of the image.
@@ -116,7 +116,7 @@ def fitted_box(
     largest = min(width / height / proportion, height / width * proportion)
     fraction = generator.uniform(min(scale[0], largest), min(scale[1], largest))
     area = height * width * fraction
-    # A part as large as the image may be rounded to more than it.
+    # Rounding may make a part larger than the image.
     w = min(max(1, math.floor(math.sqrt(area * proportion))), width)
     h = min(max(1, math.floor(math.sqrt(area / proportion))), height)
     top = int(generator.integers(height - h, endpoint=True))
@@ -152,7 +152,7 @@ def _flip(op: spec.HorizontalFlip, generator: Generator, here: Size) -> list[Cha
 
 
 def _jitter(op: spec.ColorJitter, generator: Generator, here: Size) -> list[Change]:
-    """Four changes in random order; those of zero strength are left out."""
+    """Four changes in random order; changes of strength zero are left out."""
     changes: list[Change] = []
     for which in generator.permutation(4):
         name = ("brightness", "contrast", "saturation", "hue")[which]

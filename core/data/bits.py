@@ -1,4 +1,4 @@
-"""Samples of 16 bits: how many of the bits are used, and how they become 8."""
+"""Reduces samples of 16 bits to 8 bits."""
 
 import os
 import struct
@@ -26,18 +26,18 @@ _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L
 
 
 def eight_bits(image: Image.Image, asked: int | None, again: Again | None = None) -> Image.Image:
-    """The image with samples of 8 bits: of 16-bit ones, the upper 8 of the bits that are used.
+    """The image with samples of 8 bits. Of 16-bit samples it keeps the upper 8 of the used bits.
 
     Args:
         image: of any mode; opened but not loaded, if ``again`` is given.
-        asked: bits that are used, 8 to 16, or None for what the file states, else 16.
-        again: opens the file once more. Without it, Pillow has already cut 16-bit colour.
+        asked: number of used bits, 8 to 16. None: the number that the file states, else 16.
+        again: opens the file once more. Without it, 16-bit colour keeps Pillow's cut to 8 bits.
 
     Returns:
-        The loaded image itself if it has no 16-bit samples; else ``info`` says what was ``USED``.
+        The loaded image itself if it has no 16-bit samples. Else a new image with ``info[USED]``.
 
     Raises:
-        ValueError: the low bytes are needed, and Pillow cannot give them for this layout.
+        ValueError: the low bytes are needed, and Pillow cannot read them in this layout.
     """
     raw = raw_mode(image)
     stated = _stated(image)
@@ -67,7 +67,7 @@ def _cut(values: Deep, kept: int, mode: str) -> Image.Image:
 
 
 def _samples(image: Image.Image, raw: str) -> Deep | None:
-    """(H, W) or, with alpha, (H, W, 2); None for an image of 8-bit samples."""
+    """Grey samples (H, W), or (H, W, 2) with alpha; None for an image of 8-bit samples."""
     order = ">" if raw == "LA;16B" else getattr(image, "pair_order", "")
     if order:
         return np.asarray(image).view(f"{order}u2").astype(np.uint16)
@@ -78,9 +78,9 @@ def _samples(image: Image.Image, raw: str) -> Deep | None:
 
 
 def _colour(image: Image.Image, again: Again) -> Deep:
-    """(H, W, C) from the high bytes, which Pillow takes, and the low ones.
+    """Samples (H, W, C) of their high bytes, which Pillow reads, and their low bytes.
 
-    Taken for samples of the other byte order, the same file gives its low bytes.
+    The same file gives its low bytes if it is read in the other byte order.
     """
     if getattr(image, "interleaved", True) is False:
         raise ValueError("the low bytes of separate, compressed planes cannot be read")
@@ -96,7 +96,7 @@ def _colour(image: Image.Image, again: Again) -> Deep:
 
 
 def _stated(image: Image.Image) -> int | None:
-    """Bits that the samples of an opened file need by its own account, 8 to 15; None: all 16."""
+    """Number of used bits that an opened file states, 8 to 15; None: all 16."""
     if isinstance(image, TiffImageFile):
         bits = _numbers(image.tag_v2.get(BITSPERSAMPLE))
         tops = [top for tag in _MAX_SAMPLE_VALUES for top in _numbers(image.tag_v2.get(tag))]
@@ -115,7 +115,7 @@ def _numbers(value: Any) -> list[int]:
 
 
 def _significant_bits(file: IO[bytes]) -> list[int]:
-    """The largest number in PNG's sBIT chunk, if there is one; the place in the file is kept."""
+    """The largest number in PNG's sBIT chunk, if there is one. Keeps the position in the file."""
     here = file.tell()
     file.seek(8)
     found: list[int] = []
@@ -130,10 +130,11 @@ def _significant_bits(file: IO[bytes]) -> list[int]:
 
 
 def _low(values: Deep, bits: int) -> bool:
-    """Whether samples that need so many bits lie in the lowest bits of their 16.
+    """Whether samples of ``bits`` bits lie in the lowest bits of their 16.
 
-    PNG wants them scaled to all 16 (PNG specification, 11.3.2.4), which many writers do not do. By
-    that rule, samples are multiples of 2^(16 - n) or near those of 65535 / (2^n - 1).
+    PNG asks for samples scaled to all 16 bits (PNG specification, 11.3.2.4), which many writers do
+    not do. Scaled samples of n bits are multiples of 2^(16 - n), or near multiples of
+    65535 / (2^n - 1).
     """
     if int(values.max(initial=0)) >> bits:
         return False
@@ -147,7 +148,7 @@ def _low(values: Deep, bits: int) -> bool:
 
 
 def raw_mode(image: Image.Image) -> str:
-    """Pillow's name of the stored layout of a file that is not loaded yet; "" for others."""
+    """Pillow's name for the stored layout of a file that is not loaded yet, else ""."""
     tiles = getattr(image, "tile", None)
     first = tiles[0].args if tiles else ""
     if isinstance(first, tuple) and first:
@@ -156,7 +157,7 @@ def raw_mode(image: Image.Image) -> str:
 
 
 def set_raw_mode(image: Image.Image, change: Callable[[str], str]) -> None:
-    """Makes Pillow take the stored samples for another layout of the same size."""
+    """Makes Pillow read the stored samples in another layout of the same size."""
     file: Any = image
     file.tile = [tile._replace(args=_changed(tile.args, change)) for tile in file.tile]
 

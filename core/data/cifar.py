@@ -1,7 +1,7 @@
-"""CIFAR-10 from its own files, unpacked: the python or the binary version.
+"""Reads CIFAR-10 from its unpacked files, of the python or the binary version.
 
-The python version is made of pickles. They are read by an unpickler that knows byte arrays,
-strings, numbers and containers and nothing else, so that no file can run code.
+The files of the python version are pickles. The unpickler here knows only byte arrays, strings,
+numbers and containers, so that no file can run code.
 """
 
 import os
@@ -37,10 +37,10 @@ def cifar10(root: str, how: Decoding, *, train: bool) -> Arrays:
     """50 000 training or 10 000 held-out images, 32 by 32.
 
     Args:
-        root: the folder of the files, or the one that it was unpacked in.
+        root: the folder of the files, or its parent folder.
 
     Raises:
-        UserError: files are missing, malformed or hold something else.
+        UserError: files are missing, malformed or no files of CIFAR-10.
     """
     folder, suffix = _locate(native_path(root))
     parts = [_read(os.path.join(folder, name + suffix)) for name in (TRAIN if train else TEST)]
@@ -51,7 +51,7 @@ def cifar10(root: str, how: Decoding, *, train: bool) -> Arrays:
 
 
 def _locate(root: str) -> tuple[str, str]:
-    """The folder that holds the files, and what ends their names."""
+    """The folder that holds the files, and the ending of their names."""
     for folder in (root, *(os.path.join(root, f"cifar-10-batches-{k}") for k in ("py", "bin"))):
         for suffix in ("", ".bin"):
             if os.path.isfile(os.path.join(folder, TRAIN[0] + suffix)):
@@ -116,12 +116,12 @@ def _read_pickle(file: IO[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 class _Bytes:
-    """Stands in for the one kind of array that these files hold: bytes."""
+    """Stands in for a NumPy array of bytes, the only kind of array in these files."""
 
     rows: NDArray[np.uint8]
 
     def __init__(self, *_: Any) -> None:
-        """What NumPy's pickles give here is a placeholder; the state says all."""
+        """Ignores the arguments, which are placeholders: ``__setstate__`` gets the content."""
 
     def __setstate__(self, state: tuple[Any, tuple[int, ...], "_Dtype", bool, bytes]) -> None:
         _, shape, dtype, by_columns, data = state
@@ -131,14 +131,14 @@ class _Bytes:
 
 
 class _Dtype:
-    """Stands in for ``numpy.dtype``: bytes or nothing."""
+    """Stands in for ``numpy.dtype``; refuses all types but bytes."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         if code not in (b"u1", "u1"):
             raise pickle.UnpicklingError(f"an array of type {code!r} is refused")
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and field names, of which bytes have none."""
+        """Ignores byte order and field names, which bytes do not have."""
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -152,7 +152,7 @@ _KNOWN = {
     ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "_reconstruct"): _Bytes,
     ("numpy._core.multiarray", "_reconstruct"): _Bytes,
-    ("_codecs", "encode"): _latin1,  # how Python 3 spells bytes in an old protocol
+    ("_codecs", "encode"): _latin1,  # Python 3 writes bytes so in an old protocol
 }
 
 
@@ -160,7 +160,7 @@ class _Unpickler(pickle.Unpickler):
     """Builds byte arrays and plain containers; any other name in the file is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Called for each name that the file wants to import."""
+        """Called for each name that the file imports."""
         try:
             return _KNOWN[module, name]
         except KeyError:

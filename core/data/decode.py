@@ -1,4 +1,4 @@
-"""Reading one image file, strictly: what is damaged is an error and never half an image."""
+"""Reads image files strictly: a damaged file is an error and never gives half an image."""
 
 import errno
 import os
@@ -24,12 +24,12 @@ from triptych.core.data.tiff import MOST_BANDS, PREFIXES, BandsError, StoredTiff
 from triptych.core.errors import UserError, printable
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-"""Pillow's name of an 8-bit image by number of channels."""
+"""Number of channels -> Pillow's mode of an 8-bit image."""
 
 NOTES = "triptych: notes"
-"""Key of ``Image.info``: what libraries warned of while they read the file, a tuple of texts."""
+"""Key of ``Image.info``: the warnings of libraries while they read the file, a tuple of texts."""
 
-# What Pillow's readers raise on files that are cut short, overwritten, or not images at all.
+# Exceptions of Pillow's readers on files that are cut short, overwritten, or no images.
 _DAMAGE = (
     AssertionError,
     AttributeError,
@@ -55,9 +55,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings an image upright, by its orientation tag (Exif 2.3, section 4.6.4)."""
+"""Orientation tag -> operation that makes the image upright (Exif 2.3, section 4.6.4)."""
 
-# Four stored bands of which Pillow drops one.
+# Stored layout -> the one that keeps the fourth band, which Pillow drops.
 _WITH_FOURTH = {"BGRX": "BGRA", "RGBX": "RGBA"}
 _OWN_FOURTH = ("BMP", "DIB")
 
@@ -65,22 +65,22 @@ _UNSUPPORTED = re.compile("support|not available|not yet|Ghostscript", re.IGNORE
 
 
 class DamagedImage(UserError):
-    """A file that cannot be read as an image, named: damaged, not understood, or over a limit."""
+    """A file cannot be read as an image: it is damaged, not understood, or over a limit."""
 
 
 class _NotUnderstood(Exception):
-    """The file may be sound, but Pillow has no reader for what is in it."""
+    """The file may be intact, but Pillow cannot read its format."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How stored pixels become 8-bit images: the keys of the section ``data`` that say so.
+    """How stored pixels become 8-bit images, from keys of the section ``data``.
 
     Attributes:
         mode: one of ``MODES``.
-        bits: bits that 16-bit samples use, 8 to 16; None: what the file states, else 16.
-        orientation: whether the orientation tag beside the pixels is obeyed (upright) or not.
-        max_pixels: largest image that is read; also bytes of the notes in one PNG file.
+        bits: number of used bits of 16-bit samples, 8 to 16; None: as the file states, else 16.
+        orientation: "upright" turns an image by its orientation tag, "stored" does not.
+        max_pixels: most pixels of an image; also most bytes of text in one PNG file.
     """
 
     mode: str
@@ -90,12 +90,12 @@ class Decoding:
 
     @property
     def as_bands(self) -> bool:
-        """Whether the model gets alpha, or whatever the last band is, as stored."""
+        """Whether the model gets the last band, alpha or another one, as stored."""
         return self.mode in ("LA", "RGBA")
 
 
 def decoding(data: DataSpec) -> Decoding:
-    """What a spec says about decoding."""
+    """The decoding that a spec asks for."""
     bits = None if data.bits == "stated" else data.bits
     return Decoding(MODES[data.channels], bits, data.orientation, data.max_pixels)
 
@@ -106,7 +106,7 @@ def decode(path: str, how: Decoding) -> Image.Image:
     The image's ``info`` holds ``NOTES`` if a library warned, and ``bits.USED``.
 
     Raises:
-        DamagedImage: not there, not understood, damaged, or larger than the spec allows.
+        DamagedImage: the file is missing, not understood, damaged, or larger than allowed.
         MemoryError: there is not enough memory for it.
     """
     notes: list[str] = []
@@ -128,13 +128,15 @@ def decode(path: str, how: Decoding) -> Image.Image:
 
 
 def to_mode(image: Image.Image, how: Decoding) -> Image.Image:
-    """An image in the mode and direction that are asked for: palettes looked up, 16 bits cut.
+    """An image of 8 bits in the mode and direction that are asked for.
 
-    Colour becomes grey by its luminance (ITU-R 601); alpha that is not wanted is dropped, alpha
-    that is missing is opaque. Four bands become four channels as they are, ink (CMYK) too.
+    - Palettes are looked up.
+    - Colour becomes grey by its luminance (ITU-R 601).
+    - Alpha that is not asked for is dropped; missing alpha is opaque.
+    - Four bands become four channels unchanged, also the inks of CMYK.
 
     Raises:
-        UserError: 32-bit pixels, whose range is not known.
+        UserError: the pixels have 32 bits, whose range is not known.
     """
     tag = _orientation(image, how)
     return _converted(_turned(eight_bits(image, how.bits), tag), how.mode)
@@ -166,7 +168,7 @@ def _open(file: IO[bytes], path: str, how: Decoding) -> Image.Image:
 
 
 def _read(image: Image.Image, path: str, how: Decoding, notes: list[str]) -> Image.Image:
-    """The opened file, loaded."""
+    """Loads the opened file."""
     pixels = image.width * image.height
     if pixels > how.max_pixels:
         raise _refusal(
@@ -176,7 +178,7 @@ def _read(image: Image.Image, path: str, how: Decoding, notes: list[str]) -> Ima
         )
     _keep_fourth_band(image, how)
     is_tiff = isinstance(image, StoredTiff)
-    # Pillow reads a TIFF's tags while the file is open, PNG's may come after the pixels.
+    # Pillow reads a TIFF's tags while the file is open. A PNG's tags may follow the pixels.
     tag = _orientation(image, how) if is_tiff else 1
     with standard_error(notes) if is_tiff else nullcontext():
         result = eight_bits(image, how.bits, partial(_opened, path, how))
@@ -188,7 +190,7 @@ def _read(image: Image.Image, path: str, how: Decoding, notes: list[str]) -> Ima
 
 
 def _keep_fourth_band(image: Image.Image, how: Decoding) -> None:
-    """Lets Pillow store a fourth band that a format leaves without a meaning, as BMP's."""
+    """Lets Pillow keep a fourth band that has no meaning in its format, e.g. in BMP."""
     raw = raw_mode(image)
     if how.as_bands and image.mode == "RGB" and raw in _WITH_FOURTH and image.format in _OWN_FOURTH:
         set_raw_mode(image, lambda raw: _WITH_FOURTH[raw])
@@ -196,7 +198,7 @@ def _keep_fourth_band(image: Image.Image, how: Decoding) -> None:
 
 
 def _orientation(image: Image.Image, how: Decoding) -> int:
-    """The orientation tag, 1 to 8; 1, upright, where there is none or it is not asked for."""
+    """The orientation tag, 1 to 8; 1 (upright) if it is missing or not asked for."""
     if how.orientation == "stored":
         return 1
     try:
@@ -233,7 +235,7 @@ def _refusal(path: str, text: str) -> DamagedImage:
 def _explained(
     path: str, error: Exception, how: Decoding, notes: Sequence[str]
 ) -> DamagedImage | MemoryError:
-    """What an error of a reader means to the user."""
+    """The error for the user that an error of a reader stands for."""
     text = " ".join(str(error).split()) or type(error).__name__
     if "out of memory" in text or getattr(error, "errno", None) == errno.ENOMEM:
         return MemoryError(text)
@@ -246,5 +248,5 @@ def _explained(
         version = f"Pillow {PIL.__version__}"
         return _refusal(path, f"not an image that {version} understands ({text}); convert it")
     if "decoder error" in text and notes:
-        text = notes[-1]  # libtiff knows more than Pillow
+        text = notes[-1]  # libtiff's message is more precise than Pillow's
     return _refusal(path, f"damaged image ({text}); repair or remove it")

@@ -12,10 +12,10 @@ CLASSES = tuple("0123456789")
 def digits(how: Decoding) -> tuple[Arrays, Arrays]:
     """The training and the held-out split: 1437 and 360 images.
 
-    The split is the same in every run, whatever its seed, and every class is divided alike: the
-    images are shuffled, sorted by class, and each fifth is held out.
+    The split does not depend on the seed of the run, and divides each class alike: the images are
+    shuffled and sorted by class, and every fifth one is held out.
     """
-    # Imported here: worker processes unpickle the arrays and do without scikit-learn.
+    # Imported here: worker processes get the arrays and need no scikit-learn.
     from sklearn.datasets import load_digits
 
     data = load_digits()

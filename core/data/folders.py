@@ -10,20 +10,20 @@ from triptych.core.data.source import Files, native_path
 from triptych.core.errors import UserError, printable
 
 SHOWN = 3
-"""Names in one message."""
+"""Most names in one message."""
 
 
 def folder(root: str, how: Decoding, key: str = "data.root") -> Files:
     """All images below a folder, at any depth, in the order of their paths; see ``scan``.
 
-    The first-level sub-folders that hold images are the classes, in the order of their names,
-    unless an image lies in the folder itself: then there are no classes.
+    The classes are the first-level sub-folders that hold images, in the order of their names. If
+    an image lies in the folder itself, there are no classes.
 
     Args:
         key: the spec's key that names the folder, for messages.
 
     Raises:
-        UserError: not a folder, not readable, or without images.
+        UserError: the folder is missing, cannot be read, or has no images.
     """
     root = native_path(root)
     if not os.path.isdir(root):
@@ -50,7 +50,7 @@ def held_out(bank: Files, root: str, how: Decoding) -> Files:
     """A folder of held-out images with the classes of the training folder ``bank``.
 
     Raises:
-        UserError: it cannot serve, one of the two has no classes, or the classes do not fit.
+        UserError: as in ``folder``, or one of the two has no classes, or their classes do not fit.
     """
     queries = folder(root, how, "data.eval_root")
     for key, split in (("data.root", bank), ("data.eval_root", queries)):
@@ -71,7 +71,7 @@ def held_out(bank: Files, root: str, how: Decoding) -> Files:
 
 
 def _check_classes(key: str, split: Files) -> None:
-    """Raises UserError where the folders of a split give no labels, or not those that are meant."""
+    """Raises UserError if the folders of a split give no labels, or probably the wrong ones."""
     root = printable(split.root)
     names = [split.key(index) for index in range(len(split))]
     if split.classes:
@@ -100,7 +100,7 @@ def _check_classes(key: str, split: Files) -> None:
 
 
 def _explained(name: str, bank: Files) -> str:
-    """Why a class that a user sees in ``bank`` is none of its classes, where that can be said."""
+    """A reason why a class that seems to be in ``bank`` is none of its classes, or ""."""
     if os.path.isdir(os.path.join(bank.root, name)):
         return f"; its folder in {printable(bank.root)} holds no images"
     like = [other for other in bank.classes if _looks(other) == _looks(name)]
@@ -108,12 +108,12 @@ def _explained(name: str, bank: Files) -> str:
 
 
 def _looks(name: str) -> str:
-    """Equal for names that a reader takes for the same."""
+    """A form of a name that is equal for names which look the same."""
     return normalize("NFKC", name).casefold()
 
 
 def _quoted(names: Iterable[str]) -> str:
-    """The first few names, and how many there are besides."""
+    """The first few names, and the number of further ones."""
     listed = [f"'{printable(name)}'" for name in names]
     more = len(listed) - SHOWN
     return ", ".join(listed[:SHOWN]) + (f" and {more} more" if more > 0 else "")

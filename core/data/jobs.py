@@ -1,4 +1,4 @@
-"""The work of a loader, as numbered batches: each is a pure function of its number."""
+"""The batches that a loader makes. Each batch is a pure function of its number."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +22,12 @@ Planes: TypeAlias = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Filled:
-    """What belongs to a batch besides its pixels.
+    """A loaded batch without its pixels.
 
     Attributes:
-        index: (N,) which images of the source these are, int64.
-        damaged: names of files that could not be read, in the order they were met.
-        warned: name and text of each warning that a library gave about a file.
+        index: (N,) int64, indices of the images in the source.
+        damaged: names of files that could not be read, in the order in which they were met.
+        warned: (file name, text) of each warning of a library.
     """
 
     index: NDArray[np.int64]
@@ -40,21 +40,22 @@ class Job(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the pixels of one batch."""
+        """Shape of the pixels of one batch."""
 
     def fill(self, number: int, out: Planes) -> Filled:
         """Loads one batch into ``out``, an array of ``shape``.
 
         Raises:
-            UserError: a damaged file, where the spec does not allow to skip it.
+            UserError: a file is damaged, and the spec does not allow to skip it.
         """
 
 
 @dataclass(frozen=True)
 class Training:
-    """Two augmented views of each image, in a new order each epoch; number = optimizer step.
+    """Two augmented views of each image, in a new order each epoch.
 
-    Every step takes a whole batch; the images left over at the end of an epoch are dropped.
+    The number of a batch is the optimizer step. Every batch is whole: the images left over at the
+    end of an epoch are dropped.
     """
 
     spec: RunSpec
@@ -62,7 +63,7 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one epoch."""
+        """Number of whole batches in one epoch."""
         return len(self.source) // self.spec.train.batch_size
 
     @property
@@ -73,9 +74,9 @@ class Training:
     def fill(self, number: int, out: Planes) -> Filled:
         """See ``Job``.
 
-        Where an image is damaged and may be skipped, the next readable one in the epoch's order
-        (after the last comes the first) takes its place, with the random draws of the damaged one:
-        so it does not look the same as in its own place, which may be in this batch.
+        A damaged image that may be skipped is replaced by the next readable one in the epoch's
+        order, in which the first follows the last. The replacement uses the damaged sample's draws,
+        so it differs from its own regular occurrence, which may be in this batch.
         """
         epoch, batch = divmod(number, self.steps_per_epoch)
         count = self.spec.train.batch_size
@@ -92,7 +93,7 @@ class Training:
         return Filled(index, tuple(damaged), tuple(warned))
 
     def _write_views(self, image: Image.Image, epoch: int, index: int, out: Planes) -> None:
-        """out: (2, C, H, W)."""
+        """Writes the two views into ``out``, (2, C, H, W)."""
         recipe, size = self.spec.augment, self.spec.model.size
         for number, ops in enumerate((recipe.view1, recipe.view2)):
             generator = stream(self.spec.seed, "augment", epoch, index, number)
@@ -101,7 +102,7 @@ class Training:
     def _readable(
         self, order: NDArray[np.int64], position: int
     ) -> tuple[Image.Image, int, list[str]]:
-        """The image at ``position`` or the next sound one, its index, the damaged ones before."""
+        """The first readable image from ``position`` on, its index, and skipped files' names."""
         damaged: list[str] = []
         for index in _from(order, position):
             try:
@@ -118,14 +119,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Every image once, in the order of the source, resized and cropped in its middle."""
+    """Every image once, in the order of the source, resized and cropped to its middle."""
 
     spec: RunSpec
     source: Source
     batch_size: int
 
     def __len__(self) -> int:
-        """Batches, the last one maybe smaller."""
+        """Number of batches; the last one may be smaller."""
         return -(-len(self.source) // self.batch_size)
 
     @property
@@ -134,7 +135,7 @@ class Evaluation:
         return self.batch_size, self.spec.data.channels, *self.spec.model.size
 
     def fill(self, number: int, out: Planes) -> Filled:
-        """See ``Job``. Damaged images that may be skipped are left out: rows move up."""
+        """See ``Job``. Damaged images that may be skipped are left out, and later rows move up."""
         first = number * self.batch_size
         size, factor = self.spec.model.size, self.spec.augment.eval_resize
         index, damaged = list[int](), list[str]()
@@ -157,11 +158,11 @@ class Evaluation:
 
 @contextmanager
 def memory_for(source: Source, index: int) -> Iterator[None]:
-    """Where memory runs out, the error names the image.
+    """Names the image in the error if memory runs out inside.
 
     Raises:
-        UserError: in place of MemoryError. ``data.on_error: skip`` does not pass over it: what is
-            trained on must not depend on the machine's free memory.
+        UserError: replaces MemoryError. ``data.on_error: skip`` does not skip the image: the
+            training data must not depend on the machine's free memory.
     """
     try:
         yield
@@ -178,11 +179,11 @@ def _warnings(source: Source, index: int, image: Image.Image) -> list[tuple[str,
 
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """(count,) the images of a data set in the order of one epoch."""
+    """Indices of all images in the order of one epoch, (count,)."""
     return stream(seed, "order", epoch).permutation(count)
 
 
 def _from(order: NDArray[np.int64], position: int) -> Iterator[int]:
-    """The whole order, from ``position`` on and then from its start."""
+    """All indices of the order, from ``position`` to its end, then from its start."""
     for offset in range(len(order)):
         yield int(order[(position + offset) % len(order)])

@@ -1,4 +1,4 @@
-"""A look at a few images before a run: do their 16 bits leave any levels in 8?"""
+"""Looks at a few images before a run: how many levels do their 16 bits keep in 8?"""
 
 from contextlib import suppress
 
@@ -11,15 +11,15 @@ from triptych.core.data.source import Source
 from triptych.core.errors import printable
 
 LOOK = 8
-"""Images that are looked at, spread over the source."""
+"""Number of images to look at, spread over the source."""
 UNUSED = 2
-"""Unused bits from which on it is told: a quarter of 256 levels is left, or less."""
+"""Least number of unused bits to warn about; a quarter of the 256 levels is left then."""
 
 
 def few_levels(source: Source) -> str | None:
-    """What to tell of 16-bit images that use the lowest bits alone; None if there are none.
+    """A warning about 16-bit images that use only the lowest bits; None if there are none.
 
-    Images that cannot be read are passed over: the run that reads them names them.
+    Damaged images are ignored here: the run names them when it reads them.
     """
     dark: dict[str, tuple[int, int]] = {}
     looked = np.unique(np.linspace(0, len(source) - 1, min(LOOK, len(source))).astype(int))

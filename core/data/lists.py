@@ -13,17 +13,18 @@ from triptych.core.errors import UserError, printable
 def image_list(path: str, root: str | None, how: Decoding) -> Files:
     """The images of a list, in its order.
 
-    The file is UTF-8; other bytes stand for themselves, as in names of files. With a header line
-    that has a column ``path``, the columns ``path`` and ``label`` are taken and others passed over.
-    Without one, a line is ``path``, ``path,label`` or ``path label``. A path that holds a comma or
-    the end of a line stands in double quotes, as in any CSV; spaces need none. Labels are
-    names, or numbers throughout; in order, they are the classes.
+    - Encoding: UTF-8. Other bytes stand for themselves, as in names of files.
+    - Header: a first line with a column ``path``. Only its columns ``path`` and ``label`` are read.
+    - Lines without a header: ``path``, ``path,label`` or ``path label``.
+    - Quotes: a path with a comma or a line break stands in double quotes, as in any CSV. Spaces
+      need no quotes.
+    - Labels: all numbers, or names. The sorted labels are the classes.
 
     Args:
-        root: folder that paths are relative to; default: the folder of the list.
+        root: folder that paths are relative to; None: the folder of the list.
 
     Raises:
-        UserError: the list, or a file in it (with its line), is missing or malformed.
+        UserError: the list is missing or malformed, or a file in it is missing (names the line).
     """
     path = native_path(path)
     root = os.path.dirname(path) if root is None else native_path(root)
@@ -37,7 +38,7 @@ def image_list(path: str, root: str | None, how: Decoding) -> Files:
 
 
 def _entries(path: str) -> Iterator[tuple[str, str, str]]:
-    """Where each line stands, for messages; its path, and its label ("" for none)."""
+    """(place for messages, path, label) of each line; the label is "" if there is none."""
     header: list[str] | None = None
     for line, cells in _rows(path):
         at = f"data.list: {printable(path)}:{line}"
@@ -77,12 +78,12 @@ def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _local(text: str) -> str:
-    """Text read as UTF-8, as this locale gives names of files with the same bytes."""
+    """Converts text read as UTF-8 to the locale's form of a file name with the same bytes."""
     return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
 def _located(at: str, root: str, name: str, label: str) -> tuple[str, str]:
-    """A path that exists, and its label; tells ``my photo.jpg`` from ``photo.jpg 3``."""
+    """A path that exists, and its label. Existence tells ``my photo.jpg`` from ``photo.jpg 3``."""
     for candidate in (name, name.strip()):
         if os.path.isfile(os.path.join(root, candidate)):
             return candidate, label
@@ -104,7 +105,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def _classes(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """The labels that occur, numbers in the order of their values."""
+    """The labels that occur, sorted: by value if all are numbers, else as names."""
     found = {label for label in labels if label}
     if all(label.isdecimal() for label in found):
         return tuple(sorted(found, key=int))

@@ -1,4 +1,4 @@
-"""The choice of a source by the spec."""
+"""Opens the source of images that a spec names."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -13,23 +13,24 @@ from triptych.core.errors import UserError
 
 
 class Splits(NamedTuple):
-    """The images of a spec. held_out: None where there are none, or where nobody asked for them.
+    """The images of a spec. If both splits have labels, they share the list of classes.
 
-    Where both have labels, these are positions in the same classes.
+    Attributes:
+        held_out: None if the spec has no held-out images, or if they were not asked for.
     """
 
     train: Source
     held_out: Source | None
 
     def notes(self) -> Iterator[str]:
-        """Lines about what was found, to be said once."""
+        """Lines for the user about the files, e.g. about those that were passed over."""
         for split in self:
             if isinstance(split, Files):
                 yield from split.notes
 
 
 Opener = Callable[[DataSpec, Decoding, bool], Splits]
-"""From the section of the spec, how images are decoded, and whether held-out images are wanted."""
+"""(section ``data``, decoding, whether held-out images are wanted) -> splits."""
 
 
 def _digits(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
@@ -59,7 +60,7 @@ SOURCES: dict[str, Opener] = {
     "image_folder": _image_folder,
     "image_list": _image_list,
 }
-"""``data.name`` -> what opens it."""
+"""``data.name`` -> function that opens the source."""
 
 
 def open_splits(spec: RunSpec, *, held_out: bool = True) -> Splits:
@@ -84,8 +85,8 @@ def open_evaluation(spec: RunSpec) -> tuple[Source, Source] | None:
     """A labelled bank (the training split) and labelled queries (the held-out split).
 
     Returns:
-        None where the spec names no held-out split: an image folder without ``data.eval_root``,
-        and every image list.
+        None if the spec names no held-out split. That is so for an image folder without
+        ``data.eval_root`` and for every image list.
 
     Raises:
         UserError: the data are missing, empty or malformed, or the labels of the two do not fit.

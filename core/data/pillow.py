@@ -1,7 +1,7 @@
-"""Pillow's and libtiff's switches for a whole process, held for the time of one image.
+"""Process-wide settings of Pillow and libtiff, changed while one image is read.
 
-Pillow keeps its limits in module variables, Python its warning filters, and libtiff prints its
-complaints to standard error. One lock holds all of them, so that threads decode one after another.
+Pillow's limits are module variables, Python's warning filters are global, and libtiff prints its
+messages to standard error. One lock guards all of these, so that threads decode one after another.
 """
 
 import os
@@ -23,20 +23,20 @@ def switches(max_bytes: int, notes: list[str]) -> Iterator[None]:
 
     Args:
         max_bytes: limit on the text and the colour profile of one PNG file, unpacked.
-        notes: holds, when the block ends, the texts of the warnings, each once.
+        notes: gets the texts of the warnings at the end of the block, each once.
     """
     with _LOCK, _limits(max_bytes), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             yield
         finally:
-            kinds = (UserWarning, RuntimeWarning)  # others are for programmers
+            kinds = (UserWarning, RuntimeWarning)  # other kinds are for programmers
             said = [str(each.message) for each in caught if issubclass(each.category, kinds)]
             notes[:] = dict.fromkeys(" ".join(text.split()) for text in notes + said)
 
 
 def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """A part of an image of any size; Pillow's own method checks its limit on pixels again.
+    """A part of an image of any size. Pillow's own method would check its limit again.
 
     Args:
         box: left, top, right and bottom, pixels.
@@ -47,7 +47,7 @@ def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
 
 @contextmanager
 def _limits(max_bytes: int) -> Iterator[None]:
-    """The caller checks the number of pixels itself, against a key of the spec."""
+    """Sets Pillow's limits. The caller checks the number of pixels against a key of the spec."""
     before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = max_bytes
@@ -63,7 +63,7 @@ def standard_error(said: list[str]) -> Iterator[None]:
     """Appends to ``said`` the lines that C code prints to standard error in this block."""
     try:
         terminal = os.dup(_STDERR)
-    except OSError:  # closed by whoever started this process
+    except OSError:  # the parent process closed it
         yield
         return
     try:

@@ -1,4 +1,4 @@
-"""From a source to normalised batches: for training, and for evaluation."""
+"""Makes normalised batches of a source, for training and for evaluation."""
 
 import time
 import weakref
@@ -20,16 +20,16 @@ from triptych.core.errors import UserError, printable
 class Pipeline:
     """The batches of a run.
 
-    A batch is a pure function of the seed and the step, so loading can begin at any step, and the
-    number of workers changes nothing but the time it takes.
+    A batch is a pure function of the seed and the step. So loading can begin at any step, and the
+    number of workers changes only the time of loading.
 
     Attributes:
-        steps_per_epoch: whole batches per pass over the data; what is left over is dropped.
+        steps_per_epoch: whole batches per pass over the data; the images left over are dropped.
         waited: seconds that consumers have waited for batches so far.
     """
 
     def __init__(self, spec: RunSpec, source: Source) -> None:
-        """Raises UserError where the source does not hold one batch."""
+        """Raises UserError if the source has fewer images than a batch."""
         self._job = Training(spec, source)
         self.steps_per_epoch = self._job.steps_per_epoch
         if not self.steps_per_epoch:
@@ -49,20 +49,20 @@ class Pipeline:
 
     @property
     def warned(self) -> list[tuple[str, str]]:
-        """Files that a library has warned of so far, each once, and the text of its first warning.
+        """(file name, first warning of a library) so far, each file once.
 
-        Their images were read all the same.
+        The images of these files were read.
         """
         return list(self._warned.items())
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of the steps ``start`` … ``stop - 1``, 0-based, over all epochs.
 
-        Worker processes start with the first batch and end after the last one, when the iterator
+        Worker processes start with the first batch. They end after the last one, when the iterator
         is dropped, or with ``close``.
 
         Raises:
-            UserError: a damaged file (named; see ``data.on_error``), or a worker died.
+            UserError: a file is damaged (see ``data.on_error``), or a worker died.
         """
         running = self._load(start, stop)
         self._running.add(running)
@@ -86,7 +86,7 @@ class Pipeline:
         return Batch((first, second), filled.index)
 
     def close(self) -> None:
-        """Ends the worker processes; iterators that are still in use end, too."""
+        """Ends the worker processes and the iterators that are still in use."""
         for running in list(self._running):
             running.close()
 
@@ -109,22 +109,27 @@ def evaluation_batches(
     skipped: list[str] | None = None,
     warned: dict[str, str] | None = None,
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Every image of a source once, in order, as evaluation sees it.
+    """Every image of a source once, in order, prepared for evaluation.
 
-    The image is resized (bilinear) to just cover ``augment.eval_resize`` times the image size, and
-    its middle is taken; at 1.0 that is the whole of an image of the model's proportions.
+    Each image is resized (bilinear) to just cover ``augment.eval_resize`` times the model's image
+    size, then cropped to its middle. At 1.0 nothing is cropped from an image of the model's
+    proportions.
 
     Args:
-        skipped: takes the names of damaged files, which are left out where ``data.on_error`` is
-            skip.
-        warned: takes the names of files that a library has warned of, and the texts.
+        skipped: gets the names of the damaged files that ``data.on_error: skip`` leaves out.
+        warned: gets file name -> text of a library's warning.
 
     Returns:
-        Images (n, C, H, W), normalised, and labels (n,), -1 for none. n is ``batch_size`` but for
-        the last batch and for those with damaged files. No batch is empty.
+        Pairs of
+
+        - images (n, C, H, W), normalised,
+        - labels (n,), -1 for no label.
+
+        n is ``batch_size``, or smaller in the last batch and in batches with damaged files. No
+        batch is empty.
 
     Raises:
-        UserError: a damaged file (named), no readable image at all, or a worker died.
+        UserError: a file is damaged, no image can be read, or a worker died.
     """
     lost: list[str] = []
     augment = spec.augment
@@ -142,7 +147,7 @@ def evaluation_batches(
     count = 0
     for images, labels in load(job, range(len(job)), spec.data.workers, spec.data.prefetch, finish):
         count += len(labels)
-        # What a framework makes of no images ranges from NaN to the end of the process.
+        # On an empty batch frameworks return NaN or even end the process.
         if len(labels):
             yield images, labels
     if lost and not count:

@@ -1,10 +1,11 @@
-"""Deterministic operations on images: what a drawn augmentation does, without any randomness.
+"""Deterministic operations on images: augmentations after their draws.
 
-Images are 8-bit Pillow images of mode L, LA, RGB or RGBA and are never changed in place. Every
-operation gives the pixels of torchvision's operation of that name on Pillow images; for LA and RGBA
-(torchvision multiplies them by alpha) of each band alone. Geometry moves all bands; colour
-operations leave alpha as it was, and on grey images saturation, hue and grayscale change nothing.
-Sizes are (height, width) in pixels.
+- Images are 8-bit Pillow images of mode L, LA, RGB or RGBA. No operation changes its argument.
+- Sizes are (height, width) in pixels.
+- Every operation gives the pixels of torchvision's operation of that name on Pillow images. On LA
+  and RGBA, where torchvision multiplies by alpha, it gives those of each band alone.
+- Geometry moves all bands. Colour operations leave alpha unchanged.
+- On grey images saturation, hue and grayscale change nothing.
 """
 
 import math
@@ -25,7 +26,7 @@ P = ParamSpec("P")
 Operation = Callable[Concatenate[Image.Image, P], Image.Image]
 
 LONG = 16
-"""A covering of more than so many times the pixels of its middle is never made as a whole."""
+"""Most pixels of a covering that is made as a whole, as a multiple of its middle's pixels."""
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -34,7 +35,7 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 
 
 def resize(image: Image.Image, size: Size, interpolation: Interpolation) -> Image.Image:
-    """The whole image at another size, smoothed before it is made smaller."""
+    """The whole image at another size. Pillow's filter smooths an image that gets smaller."""
     height, width = size
     filter_ = _FILTERS[interpolation]
     return _band_by_band(image, lambda band: band.resize((width, height), filter_))
@@ -49,7 +50,7 @@ def crop_resize(
         box: top, left, height and width of the part, pixels.
     """
     top, left, height, width = box
-    # Not resize(box=...): its filter would reach over the border of the box.
+    # Not resize(box=...): its filter would read pixels outside the box.
     part = crop(image, (left, top, left + width, top + height))
     return resize(part, size, interpolation)
 
@@ -57,15 +58,15 @@ def crop_resize(
 def cover(
     image: Image.Image, size: Size, factor: float, interpolation: Interpolation
 ) -> Image.Image:
-    """Resized, with its own proportions, to just cover ``factor`` times ``size``."""
+    """The image, resized with its proportions to just cover ``factor`` times ``size``."""
     return resize(image, cover_size(image, size, factor), interpolation)
 
 
 def cover_size(image: Image.Image, size: Size, factor: float) -> Size:
-    """Of an image that is to cover ``factor`` times ``size``; never smaller than ``size``.
+    """Size of an image that covers ``factor`` times ``size``, never smaller than ``size``.
 
-    For a square size the shorter side becomes ``factor`` times the side, rounded, and the longer
-    one keeps the proportion, rounded down.
+    For a square size the shorter side becomes ``factor`` times the side, rounded. The longer side
+    keeps the proportion, rounded down.
     """
     height, width = (max(side, round(side * factor)) for side in size)
     if height * image.width >= width * image.height:
@@ -76,16 +77,16 @@ def cover_size(image: Image.Image, size: Size, factor: float) -> Size:
 
 
 def center_crop(image: Image.Image, size: Size) -> Image.Image:
-    """The middle of an image that is not smaller than ``size``; an odd pixel is rounded to even."""
+    """The middle of an image not smaller than ``size``; half a pixel is rounded to even."""
     return crop(image, _middle((image.height, image.width), size))
 
 
 def center_cover(
     image: Image.Image, size: Size, factor: float, interpolation: Interpolation
 ) -> Image.Image:
-    """``center_crop`` of ``cover``, pixel for pixel, in memory that does not grow with the image.
+    """``center_crop`` of ``cover``, pixel for pixel, but with bounded memory.
 
-    The covering of an image of 1 by 60 000 pixels would be 60 000 times as large as its middle.
+    For an image of 1 by 60 000 pixels ``cover`` would be 60 000 times as large as its middle.
     """
     whole = cover_size(image, size, factor)
     if interpolation != "bilinear" or math.prod(whole) <= LONG * math.prod(size):
@@ -97,21 +98,21 @@ def center_cover(
 
 
 def _middle(whole: Size, size: Size) -> tuple[int, int, int, int]:
-    """left, top, right, bottom."""
+    """The middle of ``whole`` as left, top, right, bottom."""
     height, width = size
     top, left = round((whole[0] - height) / 2), round((whole[1] - width) / 2)
     return left, top, left + width, top + height
 
 
 def horizontal_flip(image: Image.Image) -> Image.Image:
-    """Left and right exchanged."""
+    """Exchanges left and right."""
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def affine(
     image: Image.Image, angle: float, shift: tuple[float, float], scale: float, shear: float
 ) -> Image.Image:
-    """Sheared, scaled, rotated about the centre, then moved; bilinear, black outside.
+    """Shears, scales, rotates about the centre, then moves; bilinear, black outside.
 
     Args:
         angle: degrees, clockwise.
@@ -121,7 +122,7 @@ def affine(
     """
     sine, cosine = math.sin(math.radians(angle)), math.cos(math.radians(angle))
     lean = math.tan(math.radians(shear))
-    # Pillow asks, for each pixel of the result, where it came from: the inverse of the motion.
+    # Pillow takes the inverse: the place in the image of each pixel of the result.
     a, b = (cosine + sine * lean) / scale, (sine - cosine * lean) / scale
     d, e = -sine / scale, cosine / scale
     x, y = image.width / 2, image.height / 2
@@ -134,10 +135,10 @@ def affine(
 def _band_by_band(
     image: Image.Image, operation: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
-    """Applies an operation that mixes neighbours, but never bands.
+    """Applies an operation that mixes neighbouring pixels to each band alone.
 
-    Pillow would multiply the other bands of LA and RGBA by the last one before and divide after:
-    right for transparency, wrong for a fourth band of any other meaning.
+    On LA and RGBA Pillow would multiply the other bands by the last one before the operation, and
+    divide after it. That is right for transparency and wrong for a last band of another meaning.
     """
     if image.mode not in ("LA", "RGBA"):
         return operation(image)
@@ -197,17 +198,17 @@ def hue(image: Image.Image, shift: float) -> Image.Image:
 def grayscale(image: Image.Image) -> Image.Image:
     """The luminance (ITU-R 601) alone: mode L, or LA for an image with alpha.
 
-    The views of a grey image are three times faster to blur and to bring back to colour, where all
-    bands are equal, only at the end (``write_planes``).
+    Keep one band: blurring it is three times faster, and ``write_planes`` copies it to all colour
+    planes.
     """
     return image.convert("L")
 
 
 @_leave_alpha
 def gaussian_blur(image: Image.Image, radius: float) -> Image.Image:
-    """Pillow's Gaussian blur (three box blurs). radius: its standard deviation, pixels."""
+    """Pillow's Gaussian blur (three box blurs) of standard deviation ``radius``, pixels."""
     blur = ImageFilter.GaussianBlur(radius)
-    # Band by band: Pillow stores RGB as four bytes and would blur the unused one, too.
+    # Band by band: Pillow stores RGB as four bytes and would blur the unused byte, too.
     return Image.merge(image.mode, [band.filter(blur) for band in image.split()])
 
 
@@ -222,7 +223,7 @@ def solarize(image: Image.Image, threshold: int) -> Image.Image:
 
 
 def write_planes(image: Image.Image, out: NDArray[np.uint8]) -> None:
-    """Stores an image, each band a plane; a grey one fills all colour planes.
+    """Writes each band of an image to a plane. A grey image fills all colour planes.
 
     Args:
         out: (C, H, W), with H and W those of the image.
@@ -241,13 +242,13 @@ def normalize(
     Args:
         planes: (..., C, H, W).
         mean: one value, or one per channel, of values in 0..1.
-        std: likewise.
+        std: one value, or one per channel.
     """
     channels = planes.shape[-3]
     out = np.empty(planes.shape, np.float32)
     means, stds = (np.broadcast_to(np.array(v, np.float32), channels) for v in (mean, std))
     source, target = (a.reshape(-1, channels, *planes.shape[-2:]) for a in (planes, out))
-    # Plane by plane: each stays in the cache for its three passes.
+    # Plane by plane: a plane stays in the cache for its three passes.
     for image, result in zip(source, target, strict=True):
         for plane, value, center, spread in zip(image, result, means, stds, strict=True):
             np.divide(plane, np.float32(255), out=value, dtype=np.float32)

@@ -1,9 +1,9 @@
 """A part of Pillow's bilinear resize, without the rest of its result.
 
-Pillow's ``resize(box=...)`` takes the box in single precision, so that its weights differ from
-those of the whole image. Here the one axis that is long is resampled in NumPy with the arithmetic
-that Pillow documents in its source: weights in double precision, rounded to 22 binary places, sums
-in integers, rounded to 8 bits after each axis.
+Pillow's ``resize(box=...)`` takes the box in single precision, so its weights differ from those of
+the whole image. Here NumPy resamples the long axis with the arithmetic of Pillow's source: weights
+in double precision, rounded to 22 binary places; sums in integers, rounded to 8 bits after each
+axis.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ _PLACES = 22
 def resized_part(
     image: Image.Image, whole: tuple[int, int], box: tuple[int, int, int, int]
 ) -> Image.Image:
-    """``image.resize(whole, BILINEAR).crop(box)``, pixel for pixel, with the box alone in memory.
+    """``image.resize(whole, BILINEAR).crop(box)``, pixel for pixel, but only the box is computed.
 
     Args:
         image: mode L or RGB.
@@ -39,7 +39,7 @@ def resized_part(
         part = part.resize((width, whole[0]), Image.Resampling.BILINEAR)
         return crop(part, (0, top, width, top + height))
     part = crop(image, (0, long.first, image.width, long.last))
-    # A very tall image that becomes lower is resampled along its columns first; else along rows.
+    # Pillow resamples a very tall image that becomes lower along its columns first.
     columns_first = image.height > image.width * 100 and whole[0] < image.height
     part = long.resample(part) if columns_first else part
     part = part.resize((whole[1], part.height), Image.Resampling.BILINEAR)
@@ -52,20 +52,28 @@ def _turn(image: Image.Image) -> Image.Image:
 
 
 class _Axis:
-    """The long axis: which rows are needed, and the weights of each.
+    """The long axis: the rows of the image that the result needs, and their weights.
 
     Attributes:
-        first, last: rows of the whole image from ``first`` on and before ``last`` are needed.
+        first: first needed row.
+        last: row after the last needed one.
     """
 
     def __init__(self, source: int, target: int, start: int, count: int) -> None:
-        """source, target: rows before and after; start, count: rows of the result."""
+        """Computes the weights.
+
+        Args:
+            source: number of rows of the image.
+            target: number of rows of the whole result.
+            start: first row of the part of the result.
+            count: number of rows of that part.
+        """
         self._weights = [_weights(source, target, row) for row in range(start, start + count)]
         self.first = self._weights[0][0]
         self.last = max(begin + len(weights) for begin, weights in self._weights)
 
     def resample(self, part: Image.Image) -> Image.Image:
-        """Rows ``first`` to ``last`` of the image become the rows of the result."""
+        """Computes the rows of the result from ``part``, the needed rows of the image."""
         rows = np.asarray(part).astype(np.int64)
         half = 1 << (_PLACES - 1)
         sums = [
@@ -77,7 +85,7 @@ class _Axis:
 
 
 def _weights(source: int, target: int, row: int) -> tuple[int, NDArray[np.int64]]:
-    """First row of the image that a row of the result is made of, and their weights (n,)."""
+    """Weights (n,) of the n rows of the image that make a row of the result, and the first one."""
     scale = float(np.float32(source)) / target
     reach = max(scale, 1.0)
     center = (row + 0.5) * scale
@@ -85,7 +93,7 @@ def _weights(source: int, target: int, row: int) -> tuple[int, NDArray[np.int64]
     end = min(int(center + reach + 0.5), source)
     distance = np.abs((np.arange(begin, end) - center + 0.5) * (1.0 / reach))
     weights = np.where(distance < 1.0, 1.0 - distance, 0.0)
-    total = float(np.cumsum(weights)[-1])  # in this order: the last bit counts
+    total = float(np.cumsum(weights)[-1])  # summed in Pillow's order: the last bit matters
     if total:
         weights = weights / total
     return begin, (weights * (1 << _PLACES) + 0.5).astype(np.int64)

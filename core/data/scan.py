@@ -1,4 +1,4 @@
-"""Which files below a folder are images, and a count of those that are not."""
+"""Finds the images below a folder, and counts the other files."""
 
 import os
 import warnings
@@ -14,45 +14,44 @@ ENDINGS = frozenset(
     ".apng .avif .avifs .bmp .dib .gif .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo "
     ".pbm .pfm .pgm .png .pnm .ppm .qoi .tga .tif .tiff .webp".split()
 )
-"""Endings of image files, in lower case: such a file is taken without a look into it."""
+"""Endings of image files, in lower case. Such a file is not opened."""
 
 REFUSED = frozenset(
     ".3fr .arw .cr2 .cr3 .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .rw2 "
     ".rwl .sr2 .srf .srw .x3f .crdownload .download .part .partial".split()
 )
-"""Endings of files that begin like an image and are none to train on.
+"""Endings of files that begin like an image, but are not images for training.
 
-A camera's raw file begins like a TIFF file, and what Pillow reads is its small preview; the others
-are downloads that have not ended.
+A camera's raw file begins like a TIFF file, and Pillow reads only its small preview. The last four
+endings are those of unfinished downloads.
 """
 
 FORMATS = (
     *("AVIF", "BMP", "DDS", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD"),
     *("QOI", "SGI", "SUN", "WEBP", "XPM"),
 )
-"""Pillow's formats that a file with another ending, or none, may have: those that begin with bytes
-of their own."""
+"""Pillow's formats that are recognised in a file of unknown ending, by the first bytes."""
 
 SYSTEM_FOLDERS = frozenset(
     "#recycle #snapshot $recycle.bin @eadir @recycle @recently-snapshot @tmp __macosx lost+found "
     "recycler".split()
 ) | {"system volume information"}
-"""Folders that file servers and systems make beside a user's own, in lower case."""
+"""Folders that file servers and operating systems make, in lower case."""
 
 ENOUGH = 1000
-"""Files of one ending that are no images in a row of names; the rest is not opened any more."""
+"""After so many files of one ending without an image, further ones are not opened."""
 SHOWN = 8
-"""Kinds of files that one line counts."""
+"""Most kinds of files that are counted in one line."""
 
 
 @dataclass
 class Scan:
-    """What lies below a folder.
+    """The content of a folder.
 
     Attributes:
-        names: paths of the images relative to the folder, in their order.
-        others: how many files and folders were passed over, by kind: an ending, the name of a
-            system's folder, or words.
+        names: paths of the images relative to the folder, in the order of ``order``.
+        others: kind -> number of files and folders that were passed over. The kind is an ending,
+            the name of a system's folder, or a description.
     """
 
     names: list[str] = field(default_factory=list)
@@ -67,10 +66,11 @@ class Scan:
 
 
 def scan(root: str) -> Scan:
-    """All images below a folder, at any depth; links are followed, hidden names passed over.
+    """All images below a folder, at any depth. Links are followed, hidden names passed over.
 
-    A file is known by its ending. One with another ending, or with none, is opened and known by its
-    first bytes; where the first ``ENOUGH`` of an ending are no images, the others are not opened.
+    The ending shows an image. A file of unknown ending, or of none, is opened, and its first bytes
+    show an image. If the first ``ENOUGH`` files of an ending are no images, further ones are not
+    opened.
 
     Raises:
         OSError: a folder cannot be read.
@@ -85,21 +85,21 @@ def scan(root: str) -> Scan:
 
 
 def ending(path: str) -> str:
-    """What stands after the last dot of a name, in lower case; empty if it names no format."""
+    """The ending of a name with its dot, in lower case; empty if it cannot name a format."""
     tail = os.path.splitext(path)[1].lower()
     plain = 2 <= len(tail) <= 12 and tail.isascii() and tail[1:].isalnum()
     return tail if plain and not tail[1:].isdecimal() else ""
 
 
 def order(name: str) -> str:
-    """What names are sorted by: their bytes read as UTF-8, whatever the locale."""
+    """Key for sorting names: their bytes read as UTF-8, in any locale."""
     return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def _files(
     root: str, inside: str, above: tuple[tuple[int, int], ...], others: Counter[str]
 ) -> Iterator[str]:
-    """Paths relative to ``root``, in no order; hidden ones and folders of systems are counted.
+    """Paths relative to ``root``, in no order. Counts hidden files and folders of systems.
 
     Args:
         above: identities of the folders that contain ``inside``.
@@ -124,7 +124,7 @@ def _files(
 
 
 def _recognised(root: str, names: Iterable[str], others: Counter[str]) -> Iterator[str]:
-    """Those of ``names`` that begin like an image; the others are counted by their ending."""
+    """The names of files that begin like an image. Counts the others by their ending."""
     refusals = Counter[str]()
     images = set[str]()
     for name in names:
@@ -144,16 +144,16 @@ def _is_image(path: str) -> bool:
         warnings.simplefilter("ignore")
         try:
             with open(path, "rb") as file:
-                if file.read(4) in PREFIXES:  # of TIFF, of which more is read than Pillow reads
+                if file.read(4) in PREFIXES:  # TIFF: ``StoredTiff`` reads more kinds than Pillow
                     return True
                 file.seek(0)
                 with Image.open(file, formats=FORMATS):
                     return True
         except Image.DecompressionBombError:
-            return True  # too large an image is one
+            return True  # an image that is too large is an image
         except _UNKNOWN:
             return False
 
 
 _UNKNOWN = (OSError, EOFError, KeyError, IndexError, OverflowError, SyntaxError, ValueError)
-"""What Pillow's readers raise on a file that only begins like an image."""
+"""Exceptions of Pillow's readers on a file that only begins like an image."""

@@ -1,4 +1,4 @@
-"""What every source of images offers, and its two forms: arrays in memory and files on disk."""
+"""Sources of images: arrays in memory, and files on disk."""
 
 import hashlib
 import os
@@ -17,9 +17,9 @@ UNLABELLED = -1
 
 
 def native_path(text: str) -> str:
-    """A path of a spec as this system takes it; ``~`` is a home folder.
+    """A spec's path in the form of this system. Expands ``~`` to the home folder.
 
-    A spec is UTF-8. What the locale cannot encode is taken for the name of those bytes.
+    A spec is UTF-8. A path that the locale cannot encode names the file with the UTF-8 bytes.
     """
     path = os.path.expanduser(text)
     try:
@@ -30,48 +30,48 @@ def native_path(text: str) -> str:
 
 
 class Source(Protocol):
-    """Images numbered from 0; picklable, since worker processes get a copy."""
+    """Images numbered from 0. A source can be pickled, since worker processes get a copy."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the labels; empty where there are none."""
+        """Names of the labels; empty if there are none."""
 
     def __len__(self) -> int:
         """How many images."""
 
     def __hash__(self) -> int:
-        """Of the object: what a source holds does not change."""
+        """Hash of the object, since the content of a source does not change."""
 
     def image(self, index: int) -> Image.Image:
         """One image at its own size, 8-bit, in the mode that ``data.channels`` asks for.
 
         Raises:
-            DamagedImage: it cannot be read.
+            DamagedImage: the image cannot be read.
         """
 
     def label(self, index: int) -> int:
         """Position in ``classes``, or -1."""
 
     def name(self, index: int) -> str:
-        """For messages: the path of the file, or ``digits[17]``."""
+        """Name for messages: the path of the file, or e.g. ``digits[17]``."""
 
     def key(self, index: int) -> str:
-        """A name that does not depend on where the data lie."""
+        """A name that does not depend on the location of the data."""
 
 
 def split_digest(source: Source, without: Collection[str] = ()) -> str:
-    """SHA-256 of which images a split holds, in order, and their labels; hexadecimal.
+    """SHA-256 of the names of a split's images, in order, and their labels; hexadecimal.
 
     Args:
-        without: names of images that do not count, e.g. of damaged files.
+        without: names of images to leave out, e.g. of damaged files.
     """
     return _digest(source, frozenset(without))
 
 
 @lru_cache(maxsize=2)
 def _digest(source: Source, without: frozenset[str]) -> str:
-    """Kept, since the training split is also the labelled half of every evaluation."""
-    # Names as the bytes that the file system has: the same in every locale.
+    """The digest, cached: the training split is also the labelled half of every evaluation."""
+    # Names as the bytes of the file system, which are the same in every locale.
     digest = hashlib.sha256(os.fsencode("\n".join(source.classes)))
     for index in range(len(source)):
         if without and source.name(index) in without:
@@ -97,7 +97,11 @@ class Arrays:
         how: Decoding,
         numbers: NDArray[np.int64] | None = None,
     ) -> None:
-        """numbers: (N,) each image's number in the whole data set ``title``; default 0, 1, …"""
+        """Images of the data set ``title``.
+
+        Args:
+            numbers: (N,) number of each image in the whole data set; None: 0, 1, …
+        """
         self.pixels, self.labels, self.classes = pixels, labels, classes
         self._title, self._how = title, how
         self._numbers = np.arange(len(pixels)) if numbers is None else numbers
@@ -122,7 +126,7 @@ class Arrays:
 
 
 class Files:
-    """One image per file, read when it is asked for."""
+    """One image per file, which is read when it is needed."""
 
     def __init__(
         self,
@@ -136,9 +140,9 @@ class Files:
         """The files of a folder or a list.
 
         Args:
-            names: paths relative to ``root`` (or absolute).
+            names: paths, absolute or relative to ``root``.
             labels: positions in ``classes``.
-            notes: lines about them for whoever starts a run.
+            notes: lines about the files for the user, printed at the start of a run.
         """
         self.root, self.classes, self.notes = root, classes, notes
         self._names, self._how = _Names(names), how
@@ -157,7 +161,7 @@ class Files:
         return UNLABELLED if self._labels is None else int(self._labels[index])
 
     def relabelled(self, classes: tuple[str, ...], notes: Sequence[str] = ()) -> "Files":
-        """The same files with positions in other ``classes``, which contain all of these.
+        """The same files with labels in other ``classes``, which contain all of the present ones.
 
         Args:
             notes: lines to add.
@@ -179,7 +183,7 @@ class Files:
 
 
 class _Names:
-    """Strings in one buffer: as objects, a million paths would cost each worker 100 MB."""
+    """Strings in one buffer. A million paths as objects would cost each worker 100 MB."""
 
     def __init__(self, names: Sequence[str]) -> None:
         encoded = [os.fsencode(name) for name in names]

@@ -1,4 +1,4 @@
-"""TIFF files, read as they are stored.
+"""Reads TIFF images with their stored pixels.
 
 Pillow turns a TIFF image by its orientation tag, divides colours by an associated alpha, drops a
 fourth band of unspecified meaning, and does not know several layouts of two to four bands. Here
@@ -29,23 +29,28 @@ _SEPARATE = 2
 
 
 class BandsError(Exception):
-    """More bands than any model takes. The message counts them."""
+    """An image has more bands than any model takes. The message gives their number."""
 
 
 class StoredTiff(TiffImageFile):
     """A TIFF image whose pixels are the stored ones, in the stored direction.
 
     Attributes:
-        pair_order: byte order of grey with an extra band, both of 16 bits: "<" or ">"; "" for
-            every other layout. Such an image has mode RGBA: the bytes of its two samples.
-        interleaved: false if the bands lie one after another in compressed planes.
+        pair_order: byte order ("<" or ">") of an image of grey and an extra band, both of 16 bits.
+            Such an image has mode RGBA, whose four bands are the bytes of the two samples. Every
+            other layout has "".
+        interleaved: false if the bands are separate, compressed planes.
     """
 
     pair_order = ""
     interleaved = True
 
     def __init__(self, file: IO[bytes], name: str, *, as_bands: bool) -> None:
-        """as_bands: associated alpha is a band like the others, and nothing is divided by it."""
+        """Opens the file.
+
+        Args:
+            as_bands: whether an associated alpha is a plain band, by which no colour is divided.
+        """
         self._as_bands = as_bands
         super().__init__(file, name)
 
@@ -68,7 +73,7 @@ class StoredTiff(TiffImageFile):
             self._read_planes(count, deep)
 
     def _name_bands(self, count: int) -> None:
-        """Two bands become grey and alpha, three become colour, four colour and alpha."""
+        """Names the bands: two are grey and alpha, three are colour, four are colour and alpha."""
         photometric = self.tag_v2.get(PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO)
         if count == 1 or photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
             return
@@ -81,7 +86,7 @@ class StoredTiff(TiffImageFile):
     def _read_pairs(self, separate: bool) -> None:
         if separate:
             raise SyntaxError("two planes of 16 bits")
-        # libtiff gives samples in the order of this machine.
+        # libtiff gives samples in the byte order of this machine.
         little = sys.byteorder == "little" if self.use_load_libtiff else self.tag_v2._endian == "<"
         self.pair_order = "<" if little else ">"
         self._mode = "RGBA"
@@ -93,7 +98,7 @@ class StoredTiff(TiffImageFile):
         ]
 
     def _read_planes(self, count: int, deep: bool) -> None:
-        """Gives the planes of an uncompressed file their names; Pillow knows those of 8 bits."""
+        """Names the planes of an uncompressed file. Pillow names only planes of 8 bits itself."""
         suffix = (";16L" if self.tag_v2._endian == "<" else ";16B") if deep else ""
         planes = [(plane, "RGBA"[plane]) for plane in range(count)]
         if count == 2:  # Pillow cannot fill LA plane by plane

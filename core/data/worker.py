@@ -1,6 +1,6 @@
-"""A worker process: loads its batches into shared memory, one after the other, as slots are free.
+"""A worker process, which loads its batches one after the other into free slots of shared memory.
 
-It is started by ``workers`` and imports what loading needs, never a framework.
+``workers`` starts it. It imports only what loading needs, never a framework.
 """
 
 import mmap
@@ -15,30 +15,31 @@ from triptych.core.data.jobs import Filled, Job, Planes
 from triptych.core.errors import UserError
 
 Task = tuple[Job, Sequence[int], int]
-"""The job, the numbers of this worker's batches in order, and how many slots the memory has."""
+"""(job, numbers of this worker's batches in order, number of slots in the memory)."""
 Reply = Filled | UserError
-"""The batch has been loaded, or why it cannot be."""
+"""The loaded batch, or the error of loading it."""
 
 PATROL = 0.5
-"""Seconds between two looks at whether the parent lives."""
+"""Seconds between two checks that the parent process still runs."""
 
 
 def main(connection: int, memory: int, parent: int) -> None:
     """Serves the process ``parent``.
 
-    Batch i goes to slot i modulo the number of slots. The first batches find their slots free; each
-    later one waits until the parent has given one more slot back.
+    Batch i goes to slot i modulo the number of slots. All slots are free at first. A later batch
+    waits until the parent has given one more slot back.
 
     Args:
-        connection: file descriptor of a pipe. It brings one ``Task``, then an empty message for
-            each slot given back; a ``Reply`` for each batch goes back in order.
+        connection: file descriptor of a pipe. The parent sends one ``Task``, then an empty message
+            for each slot given back. The worker sends a ``Reply`` for each batch, in order.
         memory: file descriptor of the shared slots.
+        parent: process number of the parent.
     """
     pipe = Connection(connection)
     try:
         job, numbers, slots = pipe.recv()
         free = threading.Semaphore(slots)
-        # A thread of its own reads, whatever this one waits for: the parent never waits to write.
+        # A further thread reads while this one works, so that the parent never waits to write.
         threading.Thread(target=_listen, args=(pipe, free, parent), daemon=True).start()
         planes = shared_planes(memory, slots, job.shape)
         for place, number in enumerate(numbers):
@@ -49,7 +50,7 @@ def main(connection: int, memory: int, parent: int) -> None:
 
 
 def shared_planes(memory: int, slots: int, shape: tuple[int, ...]) -> Planes:
-    """The slots, (slots, *shape), of the memory behind a file descriptor."""
+    """The shared memory of a file descriptor as an array (slots, *shape)."""
     return np.frombuffer(mmap.mmap(memory, 0), np.uint8).reshape(slots, *shape)
 
 
@@ -61,12 +62,12 @@ def _load(job: Job, number: int, out: Planes) -> Reply:
 
 
 def _listen(pipe: Connection, free: threading.Semaphore, parent: int) -> None:
-    """Counts the slots given back; ends this process with its parent, also within a batch."""
+    """Counts the slots given back. Ends this process with its parent, also within a batch."""
     try:
         while os.getppid() == parent:
             if pipe.poll(PATROL):
                 pipe.recv_bytes()
                 free.release()
     except (EOFError, ConnectionError):
-        pass  # as when the parent is gone
+        pass  # the parent is gone
     os._exit(1)

@@ -1,8 +1,8 @@
-"""Worker processes that load numbered batches, in order, through shared memory.
+"""Loads numbered batches in worker processes, in order, through shared memory.
 
-Plain subprocesses, not ``multiprocessing``: its workers would run the user's main script, and with
-it import a framework, and its shared memory has names that a killed process leaves behind. Here
-the memory has no name, and a worker ends when its pipe closes, so nothing outlives this process,
+The workers are plain subprocesses. Those of ``multiprocessing`` would run the user's main script,
+and with it import a framework; and a killed process would leave named shared memory behind. Here
+the memory has no name, and a worker ends when its pipe closes. So nothing outlives this process,
 however it ends.
 """
 
@@ -33,8 +33,8 @@ _START = (
     "from triptych.core.data.worker import main; main(*map(int, sys.argv[1:4]))"
 )
 SHARE = 0.5
-"""Of the free memory, what batches that are kept ready may fill."""
-# One thread per process: more of them would only get in each other's way.
+"""Largest share of the free memory for the batches that are kept ready."""
+# One thread per process: threads of several workers would compete for the cores.
 _THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -48,14 +48,13 @@ def load(
     """The batches ``numbers`` of a job, in order.
 
     Args:
-        workers: processes; 0 loads here. What is loaded does not depend on it.
-        prefetch: batches that each worker keeps ready at most; fewer where there are no more, or
-            where they would fill more than ``SHARE`` of the memory that is free.
-        finish: makes the result from the pixels, which are overwritten soon after, and from what
-            belongs to them.
+        workers: number of worker processes; 0: this process loads. The batches do not depend on it.
+        prefetch: most batches that each worker keeps ready. They are fewer if the job has fewer, or
+            if they would fill more than ``SHARE`` of the free memory.
+        finish: (pixels, rest of the batch) -> result. The pixels are overwritten after the call.
 
     Raises:
-        UserError: from the job, or because a worker could not start or died.
+        UserError: the job failed, or a worker could not start or died.
     """
     if not workers:
         planes = np.empty(job.shape, np.uint8)
@@ -66,7 +65,7 @@ def load(
         team = _team(stack, job, min(workers, len(numbers)), prefetch, len(numbers))
         for place, worker in enumerate(team):
             worker.start((job, numbers[place :: len(team)], len(worker.planes)))
-        # Batches go round the team.
+        # The workers take turns.
         for place in range(len(numbers)):
             worker = team[place % len(team)]
             turn = place // len(team)
@@ -78,7 +77,7 @@ def load(
 
 
 def _team(stack: ExitStack, job: Job, workers: int, prefetch: int, batches: int) -> "list[_Worker]":
-    """Started workers, which end with ``stack``. batches: of all workers together."""
+    """Starts the workers, which end with ``stack``, for ``batches`` batches in all."""
     if not batches:
         return []
     size = prod(job.shape)
@@ -98,7 +97,7 @@ class _Worker:
     """One process, its pipe and its slots of shared memory."""
 
     def __init__(self, slots: int, shape: tuple[int, ...]) -> None:
-        """shape: of the pixels of one batch."""
+        """Starts the process. Each slot holds the pixels of one batch, of shape ``shape``."""
         memory = _anonymous_file(slots * prod(shape))
         self._pipe, theirs = Pipe()
         handed = (theirs.fileno(), memory)
@@ -113,7 +112,7 @@ class _Worker:
                 )
         finally:
             os.close(memory)
-            # With our copy closed, the end of the process is the end of the pipe.
+            # With this copy closed, the pipe ends with the worker process.
             theirs.close()
 
     def __enter__(self) -> "_Worker":
@@ -125,13 +124,13 @@ class _Worker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # It holds nothing that needs care: no need to wait for the end of its batch.
+        # The worker holds nothing to save, so nothing waits for the end of its batch.
         self._process.kill()
         self._process.wait()
         self._pipe.close()
 
     def start(self, task: Task) -> None:
-        """Hands over what is to be loaded."""
+        """Sends the worker its task."""
         try:
             self._pipe.send(task)
         except ConnectionError as error:
@@ -166,7 +165,7 @@ class _Worker:
 
 
 def _anonymous_file(size: int) -> int:
-    """File descriptor of so many bytes of memory that no path leads to."""
+    """File descriptor of ``size`` bytes of memory that has no path."""
     if hasattr(os, "memfd_create"):  # Linux; unlike /dev/shm never a small mount in a container
         descriptor = os.memfd_create("triptych")
     else:
@@ -178,10 +177,10 @@ def _anonymous_file(size: int) -> int:
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """A process that starts in here never sees Ctrl-C, SIGTERM and their like.
+    """A process that is started inside never gets Ctrl-C, SIGTERM and similar signals.
 
-    They reach every process of a terminal or a job; the parent, which saves and leaves, needs its
-    workers until then.
+    Such signals reach every process of a terminal or a job. The parent saves and leaves, and needs
+    its workers until then.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
     try:
