@@ -58,11 +58,11 @@ def eight_bits(image: Image.Image, asked: int | None, again: Again | None = None
     return _cut(values, asked or stated or 16, image.mode if colour else "")
 
 
-def _cut(values: Deep, kept: int, mode: str) -> Image.Image:
-    array = np.minimum(values >> (kept - 8), 255).astype(np.uint8)
+def _cut(values: Deep, bits: int, mode: str) -> Image.Image:
+    array = np.minimum(values >> (bits - 8), 255).astype(np.uint8)
     mode = mode or ("L" if array.ndim == 2 else "LA")
     image = Image.frombytes(mode, (array.shape[1], array.shape[0]), array.tobytes())
-    image.info[USED] = int(values.max(initial=0)).bit_length(), kept
+    image.info[USED] = int(values.max(initial=0)).bit_length(), bits
     return image
 
 
@@ -118,15 +118,15 @@ def _significant_bits(file: IO[bytes]) -> list[int]:
     """The largest number in PNG's sBIT chunk, if there is one. Keeps the position in the file."""
     here = file.tell()
     file.seek(8)
-    found: list[int] = []
+    largest: list[int] = []
     while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
         (length,) = struct.unpack(">I", head[:4])
         if head[4:] == b"sBIT":
-            found = [max(file.read(length), default=16)]
+            largest = [max(file.read(length), default=16)]
             break
         file.seek(length + 4, os.SEEK_CUR)
     file.seek(here)
-    return found
+    return largest
 
 
 def _low(values: Deep, bits: int) -> bool:

@@ -30,10 +30,10 @@ def folder(root: str, how: Decoding, key: str = "data.root") -> Files:
         problem = "not a folder" if os.path.exists(root) else "no such folder"
         raise UserError(f"{key}: {printable(root)}: {problem}")
     try:
-        found = scan(root)
+        scanned = scan(root)
     except OSError as error:
         raise UserError(f"{key}: {printable(str(error.filename))}: {error.strerror}") from error
-    names, others = found.names, found.passed_over()
+    names, others = scanned.names, scanned.passed_over()
     if not names:
         passed = f"; passed over: {others}" if others else ""
         raise UserError(f"{key}: {printable(root)}: no images in this folder{passed}")

@@ -26,15 +26,15 @@ def few_levels(source: Source) -> str | None:
     for index in map(int, looked):
         with suppress(DamagedImage), memory_for(source, index):
             image = source.image(index)
-            used, kept = image.info.get(USED, (0, 0))
-            if 0 < used <= kept - UNUSED:
-                dark[source.name(index)] = used, kept
+            used, bits = image.info.get(USED, (0, 0))
+            if 0 < used <= bits - UNUSED:
+                dark[source.name(index)] = used, bits
     if not dark:
         return None
-    used, kept = max(used for used, _ in dark.values()), max(kept for _, kept in dark.values())
+    used, bits = max(used for used, _ in dark.values()), max(bits for _, bits in dark.values())
     others = f" and {len(dark) - 1} more" if len(dark) > 1 else ""
     return (
         f"{printable(next(iter(dark)))}{others} of {len(looked)} images looked at: 16-bit samples "
-        f"that use {used} bits of {kept} keep at most {max(1, 256 >> (kept - used))} of 256 "
+        f"that use {used} bits of {bits} keep at most {max(1, 256 >> (bits - used))} of 256 "
         f"levels; data.bits={max(used, 8)} keeps them all"
     )

@@ -106,7 +106,7 @@ def _is_utf8(name: str) -> bool:
 
 def _classes(labels: tuple[str, ...]) -> tuple[str, ...]:
     """The labels that occur, sorted: by value if all are numbers, else as names."""
-    found = {label for label in labels if label}
-    if all(label.isdecimal() for label in found):
-        return tuple(sorted(found, key=int))
-    return tuple(sorted(found, key=order))
+    names = {label for label in labels if label}
+    if all(label.isdecimal() for label in names):
+        return tuple(sorted(names, key=int))
+    return tuple(sorted(names, key=order))

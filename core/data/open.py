@@ -38,20 +38,20 @@ def _digits(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
 
 
 def _cifar10(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
-    root = _given(data.root, "data.root")
+    root = _required(data.root, "data.root")
     test = cifar.cifar10(root, how, train=False) if held_out else None
     return Splits(cifar.cifar10(root, how, train=True), test)
 
 
 def _image_folder(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
-    train = folders.folder(_given(data.root, "data.root"), how)
+    train = folders.folder(_required(data.root, "data.root"), how)
     if not held_out or data.eval_root is None:
         return Splits(train, None)
     return Splits(train, folders.held_out(train, data.eval_root, how))
 
 
 def _image_list(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
-    return Splits(image_list(_given(data.list, "data.list"), data.root, how), None)
+    return Splits(image_list(_required(data.list, "data.list"), data.root, how), None)
 
 
 SOURCES: dict[str, Opener] = {
@@ -95,7 +95,7 @@ def open_evaluation(spec: RunSpec) -> tuple[Source, Source] | None:
     return None if held_out is None else (train, held_out)
 
 
-def _given(value: str | None, key: str) -> str:
+def _required(value: str | None, key: str) -> str:
     if value is None:
         raise UserError(f"{key}: missing")
     return value

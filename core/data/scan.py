@@ -75,13 +75,13 @@ def scan(root: str) -> Scan:
     Raises:
         OSError: a folder cannot be read.
     """
-    found = Scan()
+    result = Scan()
     unknown: list[str] = []
-    for path in _files(root, "", (), found.others):
-        (found.names if ending(path) in ENDINGS else unknown).append(path)
-    found.names += _recognised(root, sorted(unknown, key=order), found.others)
-    found.names.sort(key=order)
-    return found
+    for path in _files(root, "", (), result.others):
+        (result.names if ending(path) in ENDINGS else unknown).append(path)
+    result.names += _recognised(root, sorted(unknown, key=order), result.others)
+    result.names.sort(key=order)
+    return result
 
 
 def ending(path: str) -> str:
