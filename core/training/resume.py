@@ -92,7 +92,7 @@ def _differences(manifest: Manifest, stamp: Mapping[str, Any]) -> list[str]:
     if manifest.extra.get("broken_off"):
         lines.append(
             "the device broke off the step after this checkpoint: running statistics and teacher "
-            "have met its batch, and meet it again"
+            "already include its batch, and will include it twice"
         )
     if then["data"] != stamp["data"]:
         lines.append("the training images are not those that the run began with")

@@ -340,8 +340,8 @@ class Trainer:
         """Writes a checkpoint.
 
         Args:
-            broken_off: the next step was begun: its batch is in the running statistics, and the
-                teacher has moved. A resume says so.
+            broken_off: whether the next step was begun. Running statistics and teacher then include
+                its batch, and a resume warns.
         """
         with self.meter.pause():
             state = self.engine.export_state()
