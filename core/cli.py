@@ -42,13 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = _parser(words).parse_args(words)
         return int(arguments.run(arguments) or 0)
 
-    return exit_status(command)
+    return exit_status(command, words)
 
 
-def exit_status(command: Callable[[], int]) -> int:
+def exit_status(command: Callable[[], int], words: Sequence[str] = ()) -> int:
     """Runs a command and turns its exceptions into an exit status.
 
     Any exception that is not listed here is a bug: it passes through, with its traceback.
+
+    Args:
+        words: of the command line; the end of a line in a path does not end an error.
 
     Returns:
         0: the command is done.
@@ -62,7 +65,10 @@ def exit_status(command: Callable[[], int]) -> int:
         sys.stdout.flush()  # so that a failed write raises its error here
         return status
     except UserError as error:
-        for line in str(error).split("\n"):
+        text = str(error)
+        for word in words:
+            text = text.replace(word, printable(word)) if "\n" in word else text
+        for line in text.split("\n"):
             _complain(line)
         return BAD_INPUT
     except NonFiniteError as error:

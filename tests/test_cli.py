@@ -23,3 +23,10 @@ def test_a_fault_of_no_known_file_is_no_fault_of_standard_output():
 
     with pytest.raises(OSError, match="Input/output error"):
         cli.exit_status(fail)
+
+
+def test_the_end_of_a_line_in_a_path_ends_no_error(capfd, tmp_path):
+    path = str(tmp_path / "two\nlines.yaml")
+    assert cli.main(["info", "-c", path]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/two\\nlines.yaml: no such file")

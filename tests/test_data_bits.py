@@ -124,6 +124,21 @@ def test_a_grey_map_states_its_range(tmp_path):
     assert np.abs(read(tmp_path / "x.pgm").astype(int) - (RAMP >> 4)).max() <= 1
 
 
+@pytest.mark.parametrize("largest", [4095, 65535])
+@pytest.mark.parametrize("colours, plain", [(1, False), (3, False), (3, True)])
+def test_the_samples_of_a_portable_map_are_as_stored(tmp_path, colours, plain, largest):
+    values = RAMP[:, : 21 * colours].reshape(64, 21, colours)
+    kind = {(1, False): "P5", (3, False): "P6", (3, True): "P3"}[colours, plain]
+    samples = values.astype(">u2").tobytes()
+    samples = " ".join(map(str, values.ravel())).encode() if plain else samples
+    (tmp_path / "x.ppm").write_bytes(f"{kind} 21 64 {largest}\n".encode() + samples)
+    mode = "L" if colours == 1 else "RGB"
+    found = read(tmp_path / "x.ppm", mode, bits=12).reshape(values.shape)
+    assert np.array_equal(found, values >> 4)
+    shift = 4 if largest == 4095 else 8
+    assert np.array_equal(read(tmp_path / "x.ppm", mode).reshape(values.shape), values >> shift)
+
+
 def test_what_was_used_is_noted(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "x.png")
     for bits, noted in ((None, (12, 16)), (12, (12, 12))):
@@ -157,6 +172,12 @@ def test_colour_of_few_levels_is_told_too(tmp_path):
     write_png(tmp_path / "x.png", np.repeat(RAMP[..., None], 3, 2))
     said = few_levels(open_train(folder_spec(tmp_path)))
     assert said and said.startswith(f"{tmp_path / 'x.png'} of 1 images") and "data.bits=12" in said
+
+
+def test_colour_in_the_low_bytes_alone_is_told(tmp_path):
+    write_png(tmp_path / "x.png", np.full((4, 4, 3), 200, np.uint16))
+    warning = few_levels(open_train(folder_spec(tmp_path)))
+    assert warning and "use 8 bits of 16" in warning and "data.bits=8" in warning
 
 
 @pytest.mark.parametrize("values", [RAMP * 16, RAMP * 8, RAMP * 0, RAMP.astype(np.uint8)])

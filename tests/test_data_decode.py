@@ -11,6 +11,7 @@ from support.data_specs import bad_exif, folder_spec, write_images
 
 from triptych.core.data import DamagedImage, Pipeline, open_train
 from triptych.core.data.decode import NOTES, Decoding, decode, to_mode
+from triptych.core.data.planes import tiff
 
 RGB = Decoding("RGB")
 UPRIGHT = Decoding("RGB", orientation="upright")
@@ -106,6 +107,16 @@ def test_what_is_not_understood_is_not_called_damaged(tmp_path, content, said):
     with pytest.raises(DamagedImage, match=rf"x\.png: {said}.*data\.on_error: skip") as caught:
         decode(str(tmp_path / "x.png"), RGB)
     assert ("damaged" in str(caught.value)) == (not content)
+
+
+def test_a_compression_that_libtiff_lacks_is_not_called_damage(tmp_path):
+    """libtiff prints it; Pillow says only that its decoder has failed."""
+    webp = 50001
+    entries = {256: [4], 257: [4], 258: [8] * 3, 259: [webp], 262: [2], 273: [8], 277: [3]}
+    content = tiff(bytes(56), "<", {**entries, 278: [4], 279: [48]})
+    (tmp_path / "x.tif").write_bytes(content)
+    with pytest.raises(DamagedImage, match=r"not an image that .* understands .*not configured"):
+        decode(str(tmp_path / "x.tif"), RGB)
 
 
 def test_a_file_that_is_not_there_is_not_called_damaged(tmp_path):

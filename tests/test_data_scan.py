@@ -43,6 +43,19 @@ def test_every_ending_belongs_to_a_format_of_pillow():
     assert set(scan.FORMATS) <= set(Image.OPEN) and not scan.ENDINGS & scan.REFUSED
 
 
+def test_rare_formats_are_known_by_their_first_bytes(tmp_path):
+    image = Image.new("1", (32, 32))
+    for number, kind in enumerate(("MSP", "XBM", "PCX", "ICO")):
+        image.save(tmp_path / f"{number}.old", kind, sizes=[(32, 32)], bitmap_format="bmp")
+    icon = (tmp_path / "3.old").read_bytes()
+    (tmp_path / "4.old").write_bytes(icon[:2] + b"\2" + icon[3:])  # a cursor
+    card = b"".join(f"{text:80}".encode() for text in ("SIMPLE  =                    T", "END"))
+    (tmp_path / "5.txt").write_bytes(card)  # begins like FITS, and describes no image
+    source = open_train(folder_spec(tmp_path))
+    assert keys(source) == [f"{number}.old" for number in range(5)]
+    assert all(source.image(index).size for index in range(5))
+
+
 def test_the_first_picture_of_a_gif_is_taken(tmp_path):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
@@ -69,6 +82,7 @@ def test_what_is_passed_over_is_counted_by_ending(tmp_path):
 
 def test_folders_of_servers_and_systems_are_no_classes(tmp_path):
     system = ("@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN", ".ipynb_checkpoints")
+    system += ("Temporary Items", "~snapshot")
     inside = [f"{name}/1.png" for name in system] + ["cat/@eaDir/1.png/thumb.jpg", "cat/._1.jpg"]
     write_images(tmp_path, ["cat/1.jpg", "dog/1.jpg", *inside])
     (tmp_path / "lost+found").chmod(0)
@@ -76,7 +90,8 @@ def test_folders_of_servers_and_systems_are_no_classes(tmp_path):
     assert source.classes == ("cat", "dog") and keys(source) == ["cat/1.jpg", "dog/1.jpg"]
     (note,) = open_splits(folder_spec(tmp_path)).notes()
     assert note.endswith(
-        "passed over: 2 @eaDir, 2 hidden, 1 #recycle, 1 $RECYCLE.BIN, 1 __MACOSX, 1 lost+found"
+        "passed over: 2 @eaDir, 2 hidden, 1 #recycle, 1 $RECYCLE.BIN, 1 Temporary Items, "
+        "1 __MACOSX, 1 lost+found, 1 ~snapshot"
     )
 
 

@@ -1,5 +1,8 @@
 """Bands: four stay four, two stay two, in every container, and five are refused."""
 
+import zlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,6 +11,7 @@ from support.tiff import GREY, RGB, write_tiff
 
 from triptych.core.data import DamagedImage, open_train
 from triptych.core.data.decode import Decoding, decode
+from triptych.core.data.planes import tiff
 
 FOUR, TWO = Decoding("RGBA"), Decoding("LA")
 
@@ -54,6 +58,42 @@ def test_a_compressed_tiff_with_a_fourth_band(tmp_path):
         image = Image.frombytes(mode, (5, 6), stored.tobytes())
         image.save(tmp_path / "x.tif", compression="tiff_lzw")
         assert np.array_equal(np.asarray(decode(str(tmp_path / "x.tif"), FOUR)), stored), mode
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("count, extra", [(2, 0), (3, 0), (4, 0), (4, 1), (4, 2)])
+def test_compressed_planes_are_as_stored(tmp_path, count, extra, dtype, tiled):
+    stored = bands(count, dtype)
+    planes = np.moveaxis(stored, -1, 0)
+    data = [zlib.compress(plane.tobytes()) for plane in planes]
+    if tiled:
+        data = [zlib.compress(np.pad(plane, ((0, 10), (0, 11))).tobytes()) for plane in planes]
+    ends = np.cumsum([8, *map(len, data)])
+    sizes = {322: [16], 323: [16]} if tiled else {278: [6]}
+    at, lengths = (324, 325) if tiled else (273, 279)
+    entries = {
+        **{256: [5], 257: [6], 258: [8 * stored.itemsize] * count, 259: [8], 262: [1]},
+        **{277: [count], 284: [2], 338: [extra] * (count - 1), **sizes},
+        **{at: [*map(int, ends[:-1])], lengths: [*map(len, data)]},
+    }
+    (tmp_path / "x.tif").write_bytes(tiff(bytes(8) + b"".join(data), "<", entries))
+    how = {2: TWO, 3: Decoding("RGB"), 4: FOUR}[count]
+    found = np.asarray(decode(str(tmp_path / "x.tif"), how))
+    assert np.array_equal(found, stored >> 8 if dtype is np.uint16 else stored)
+    if dtype is np.uint16:
+        found = np.asarray(decode(str(tmp_path / "x.tif"), replace(how, bits=12)))
+        assert np.array_equal(found, np.minimum(stored >> 4, 255))
+
+
+def test_planes_of_no_known_range_are_not_understood(tmp_path):
+    entries = {
+        **{256: [1], 257: [1], 258: [32] * 3, 259: [1], 262: [2], 277: [3], 278: [1], 284: [2]},
+        **{339: [3] * 3, 273: [8, 12, 16], 279: [4, 4, 4]},
+    }
+    (tmp_path / "x.tif").write_bytes(tiff(bytes(20), "<", entries))
+    with pytest.raises(DamagedImage, match=r"x\.tif: not an image that .* mode F"):
+        decode(str(tmp_path / "x.tif"), FOUR)
 
 
 @pytest.mark.parametrize("ending", ["png", "webp", "bmp", "tga", "jp2"])

@@ -21,6 +21,9 @@ Again = Callable[[], AbstractContextManager[Image.Image]]
 USED = "triptych: bits used"
 """Key of ``Image.info``: (bits of the largest 16-bit sample, bits that became the 8)."""
 
+_AS_GREY = "triptych: colours as grey"
+"""Key of ``Image.info``: each three samples of a row are one pixel."""
+
 _MAX_SAMPLE_VALUES = (281, 341)  # TIFF's MaxSampleValue and SMaxSampleValue
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
@@ -36,9 +39,10 @@ def eight_bits(image: Image.Image, asked: int | None, again: Again | None = None
     Returns:
         The loaded image itself if it has no 16-bit samples. Else a new image with ``info[USED]``.
 
-    Raises:
-        ValueError: the low bytes are needed, and Pillow cannot read them in this layout.
     """
+    largest = _largest_of_portable(image)
+    if again and image.mode == "RGB" and largest:
+        _take_colours_for_grey(image, largest)
     raw = raw_mode(image)
     stated = _stated(image)
     if raw == "LA;16B":  # Pillow would drop the low bytes
@@ -48,11 +52,14 @@ def eight_bits(image: Image.Image, asked: int | None, again: Again | None = None
     image.load()
     if colour and (asked or stated or 16) == 16:
         top = int(np.asarray(image).max(initial=0))
-        image.info[USED] = (top << 8).bit_length(), 16
-        return image
+        if top:  # else the low bytes may hold all there is
+            image.info[USED] = (top << 8).bit_length(), 16
+            return image
     values = _colour(image, again) if colour and again else _samples(image, raw)
     if values is None:
         return image
+    if asked and largest:  # Pillow has scaled the samples to 16 bits
+        values = np.rint(values * (largest / 65535)).astype(np.uint16)
     if asked is None and isinstance(image, PngImageFile) and stated and not _low(values, stated):
         stated = None
     return _cut(values, asked or stated or 16, image.mode if colour else "")
@@ -60,21 +67,40 @@ def eight_bits(image: Image.Image, asked: int | None, again: Again | None = None
 
 def _cut(values: Deep, bits: int, mode: str) -> Image.Image:
     array = np.minimum(values >> (bits - 8), 255).astype(np.uint8)
-    mode = mode or ("L" if array.ndim == 2 else "LA")
+    mode = mode or ("L" if array.ndim == 2 else {2: "LA", 3: "RGB"}[array.shape[2]])
     image = Image.frombytes(mode, (array.shape[1], array.shape[0]), array.tobytes())
     image.info[USED] = int(values.max(initial=0)).bit_length(), bits
     return image
 
 
 def _samples(image: Image.Image, raw: str) -> Deep | None:
-    """Grey samples (H, W), or (H, W, 2) with alpha; None for an image of 8-bit samples."""
+    """Samples (H, W), (H, W, 2) with alpha or (H, W, 3); None for an image of 8-bit samples."""
     order = ">" if raw == "LA;16B" else getattr(image, "pair_order", "")
     if order:
         return np.asarray(image).view(f"{order}u2").astype(np.uint16)
     # Pillow scales the samples of a portable grey map to 16 bits, in a mode of 32.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        return np.asarray(image).astype(np.uint16)
+        values = np.asarray(image).astype(np.uint16)
+        return values.reshape(len(values), -1, 3) if _AS_GREY in image.info else values
     return None
+
+
+def _largest_of_portable(image: Image.Image) -> int | None:
+    """The largest value of a portable map of 16-bit samples by its own account, else None."""
+    tiles = getattr(image, "tile", None)
+    if image.format != "PPM" or not tiles or not tiles[0].codec_name.startswith("ppm"):
+        return None
+    largest = tiles[0].args[-1]
+    return largest if isinstance(largest, int) and largest > 255 else None
+
+
+def _take_colours_for_grey(image: Image.Image, largest: int) -> None:
+    """Opens a colour map as a grey one of three times the width: Pillow keeps 16 bits of grey."""
+    file: Any = image
+    file._size = 3 * image.width, image.height
+    file._mode = "I"
+    file.tile = [file.tile[0]._replace(extents=(0, 0, *file.size), args=("I", largest))]
+    file.info[_AS_GREY] = True
 
 
 def _colour(image: Image.Image, again: Again) -> Deep:
@@ -82,8 +108,6 @@ def _colour(image: Image.Image, again: Again) -> Deep:
 
     The same file gives its low bytes if it is read in the other byte order.
     """
-    if getattr(image, "interleaved", True) is False:
-        raise ValueError("the low bytes of separate, compressed planes cannot be read")
     with again() as other:
         set_raw_mode(other, lambda raw: raw[:-1] + _OTHER_BYTE[raw[-1]])
         other.load()

@@ -153,6 +153,17 @@ def _opened(path: str, how: Decoding) -> Iterator[Image.Image]:
         yield _open(file, path, how)
 
 
+@contextmanager
+def _opened_beside(path: str, how: Decoding) -> Iterator[Image.Image]:
+    with _opened(path, how) as image:
+        yield _beside(image)
+
+
+def _beside(image: Image.Image) -> Image.Image:
+    """The opened image, with its bands side by side."""
+    return image.without_planes() if isinstance(image, StoredTiff) and image.in_planes else image
+
+
 def _open(file: IO[bytes], path: str, how: Decoding) -> Image.Image:
     prefix = file.read(4)
     file.seek(0)
@@ -181,7 +192,7 @@ def _read(image: Image.Image, path: str, how: Decoding, notes: list[str]) -> Ima
     # Pillow reads a TIFF's tags while the file is open. A PNG's tags may follow the pixels.
     tag = _orientation(image, how) if is_tiff else 1
     with standard_error(notes) if is_tiff else nullcontext():
-        result = eight_bits(image, how.bits, partial(_opened, path, how))
+        result = eight_bits(_beside(image), how.bits, partial(_opened_beside, path, how))
     used = result.info.get(USED)
     tag = tag if is_tiff else _orientation(image, how)
     result = _converted(_turned(result, tag), how.mode)
@@ -244,9 +255,9 @@ def _explained(
     if "MAX_TEXT" in text:
         limit = f"its text or colour profile is longer than data.max_pixels, {how.max_pixels} bytes"
         return _refusal(path, f"{limit}; raise it")
+    if "decoder error" in text and notes:
+        text = notes[-1]  # libtiff's message is more precise than Pillow's
     if isinstance(error, NotImplementedError) or _UNSUPPORTED.search(text):
         version = f"Pillow {PIL.__version__}"
         return _refusal(path, f"not an image that {version} understands ({text}); convert it")
-    if "decoder error" in text and notes:
-        text = notes[-1]  # libtiff's message is more precise than Pillow's
     return _refusal(path, f"damaged image ({text}); repair or remove it")

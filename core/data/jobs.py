@@ -113,7 +113,8 @@ class Training:
                     raise
                 damaged.append(self.source.name(index))
         raise UserError(
-            f"data: all {len(order)} images are damaged; the first is {printable(damaged[0])}"
+            f"data: all {len(order)} images are damaged; the first is {printable(damaged[0])}; "
+            "repair or replace them"
         )
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from triptych.core.data.tiff import PREFIXES
 
 ENDINGS = frozenset(
-    ".apng .avif .avifs .bmp .dib .gif .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo "
-    ".pbm .pfm .pgm .png .pnm .ppm .qoi .tga .tif .tiff .webp".split()
+    ".apng .avif .avifs .bmp .dib .gif .icb .im .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg "
+    ".jpx .mpo .pbm .pfm .pgm .png .pnm .ppm .qoi .tga .tif .tiff .vda .vst .webp".split()
 )
 """Endings of image files, in lower case. Such a file is not opened."""
 
@@ -27,15 +27,16 @@ endings are those of unfinished downloads.
 """
 
 FORMATS = (
-    *("AVIF", "BMP", "DDS", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD"),
-    *("QOI", "SGI", "SUN", "WEBP", "XPM"),
+    *("AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "FITS", "FLI", "FTEX", "GIF", "ICNS", "ICO"),
+    *("JPEG", "JPEG2000", "MSP", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN", "WEBP"),
+    *("XBM", "XPM"),
 )
 """Pillow's formats that are recognised in a file of unknown ending, by the first bytes."""
 
 SYSTEM_FOLDERS = frozenset(
-    "#recycle #snapshot $recycle.bin @eadir @recycle @recently-snapshot @tmp __macosx lost+found "
-    "recycler".split()
-) | {"system volume information"}
+    "#recycle #snapshot $recycle.bin @eadir @recycle @recently-snapshot @sharebin @tmp __macosx "
+    "found.000 lost+found recycler ~snapshot".split()
+) | {"network trash folder", "system volume information", "temporary items"}
 """Folders that file servers and operating systems make, in lower case."""
 
 ENOUGH = 1000

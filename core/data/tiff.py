@@ -6,24 +6,29 @@ the tags that cause this are replaced before Pillow looks at them.
 """
 
 import sys
+from io import BytesIO
 from typing import IO
 
 from PIL import TiffImagePlugin
-from PIL.ImageFile import _Tile
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
     EXTRASAMPLES,
+    IMAGELENGTH,
+    IMAGEWIDTH,
     PHOTOMETRIC_INTERPRETATION,
     PLANAR_CONFIGURATION,
     SAMPLESPERPIXEL,
     TiffImageFile,
 )
 
+from triptych.core.data.planes import side_by_side
+
 PREFIXES = tuple(TiffImagePlugin.PREFIXES)
 """A TIFF file begins with one of these."""
 MOST_BANDS = 4
 
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _INK = 0, 1, 2, 5
+_OF_INDEPENDENT_BANDS = (None, _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _INK)
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _SEPARATE = 2
 
@@ -39,11 +44,11 @@ class StoredTiff(TiffImageFile):
         pair_order: byte order ("<" or ">") of an image of grey and an extra band, both of 16 bits.
             Such an image has mode RGBA, whose four bands are the bytes of the two samples. Every
             other layout has "".
-        interleaved: false if the bands are separate, compressed planes.
+        in_planes: whether the bands lie one after another; ``without_planes`` reads such an image.
     """
 
     pair_order = ""
-    interleaved = True
+    in_planes = False
 
     def __init__(self, file: IO[bytes], name: str, *, as_bands: bool) -> None:
         """Opens the file.
@@ -59,18 +64,33 @@ class StoredTiff(TiffImageFile):
         if count > MOST_BANDS:
             raise BandsError(f"{count} bands")
         deep = self.tag_v2.get(BITSPERSAMPLE, (1,))[0] == 16
-        separate = self.tag_v2.get(PLANAR_CONFIGURATION) == _SEPARATE
+        self.in_planes = count > 1 and self.tag_v2.get(PLANAR_CONFIGURATION) == _SEPARATE
+        self.in_planes &= self.tag_v2.get(PHOTOMETRIC_INTERPRETATION) in _OF_INDEPENDENT_BANDS
+        if self.in_planes:
+            # Pillow asks for a mode; the size decides whether the image is read at all.
+            self._mode, self.tile = "L", []
+            self._size = self.tag_v2[IMAGEWIDTH], self.tag_v2[IMAGELENGTH]
+            return
         self._name_bands(count)
         if count == 2 and deep:
             self.tag_v2[BITSPERSAMPLE] = (8, 8)  # as pairs of bytes: Pillow has no mode for them
         super()._setup()
         self._size = self._tile_size
-        self.interleaved = not (separate and self.use_load_libtiff)
         if count == 2 and deep:
             self.tag_v2[BITSPERSAMPLE] = (16, 16)
-            self._read_pairs(separate)
-        elif separate and count > 1 and self.interleaved:
-            self._read_planes(count, deep)
+            self._read_pairs()
+
+    def without_planes(self) -> "StoredTiff":
+        """The image of an uncompressed file in memory, with the bands side by side.
+
+        Raises:
+            NotImplementedError, OSError, ValueError: as in ``side_by_side``.
+        """
+        if self.fp is None:
+            raise ValueError("the file is closed")
+        count = self.tag_v2[SAMPLESPERPIXEL]
+        content = side_by_side(self.fp, self.tag_v2, count)
+        return StoredTiff(BytesIO(content), "", as_bands=self._as_bands)
 
     def _name_bands(self, count: int) -> None:
         """Names the bands: two are grey and alpha, three are colour, four are colour and alpha."""
@@ -83,9 +103,7 @@ class StoredTiff(TiffImageFile):
         self.tag_v2[PHOTOMETRIC_INTERPRETATION] = _BLACK_IS_ZERO if count == 2 else _RGB
         self.tag_v2[EXTRASAMPLES] = () if count == 3 else (_UNASSOCIATED,)
 
-    def _read_pairs(self, separate: bool) -> None:
-        if separate:
-            raise SyntaxError("two planes of 16 bits")
+    def _read_pairs(self) -> None:
         # libtiff gives samples in the byte order of this machine.
         little = sys.byteorder == "little" if self.use_load_libtiff else self.tag_v2._endian == "<"
         self.pair_order = "<" if little else ">"
@@ -94,20 +112,6 @@ class StoredTiff(TiffImageFile):
         self.tile = [
             tile._replace(args=("RGBA", tile.args[1] * twice, *tile.args[2:]))
             for tile in self.tile
-            if isinstance(tile.args, tuple)
-        ]
-
-    def _read_planes(self, count: int, deep: bool) -> None:
-        """Names the planes of an uncompressed file. Pillow names only planes of 8 bits itself."""
-        suffix = (";16L" if self.tag_v2._endian == "<" else ";16B") if deep else ""
-        planes = [(plane, "RGBA"[plane]) for plane in range(count)]
-        if count == 2:  # Pillow cannot fill LA plane by plane
-            self._mode, planes = "RGBA", [(0, "R"), (0, "G"), (0, "B"), (1, "A")]
-        each = len(self.tile) // count
-        self.tile = [
-            _Tile(tile.codec_name, tile.extents, tile.offset, (band + suffix, *tile.args[1:]))
-            for plane, band in planes
-            for tile in self.tile[plane * each : (plane + 1) * each]
             if isinstance(tile.args, tuple)
         ]
 

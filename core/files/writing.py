@@ -15,6 +15,7 @@ UNSUPPORTED = frozenset(
     {
         *(errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY),
         *(errno.EBADF, errno.EISDIR, errno.EPERM, errno.EACCES, errno.ENOLCK, errno.ENODEV),
+        524,  # ENOTSUPP of Linux, which NFS lets slip through; Python has no name for it
     }
 )
 """Error numbers of a file system that does not know an operation, such as a lock or the syncing of
