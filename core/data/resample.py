@@ -1,7 +1,7 @@
 """A part of Pillow's bilinear resize, without the rest of its result.
 
 Pillow's ``resize(box=...)`` takes the box in single precision, so its weights differ from those of
-the whole image. Here NumPy resamples the long axis with the arithmetic of Pillow's source: weights
+the whole image. Here NumPy resamples the long axis with the arithmetic of Pillow's resize: weights
 in double precision, rounded to 22 binary places; sums in integers, rounded to 8 bits after each
 axis.
 """
