@@ -22,7 +22,7 @@ from triptych.core.data import evaluation_batches
 from triptych.core.data.decode import MODES, Decoding, decode, decoding, to_mode
 from triptych.core.data.source import UNLABELLED
 from triptych.core.engine import Engine
-from triptych.core.errors import UserError
+from triptych.core.errors import UserError, printable
 from triptych.core.launch import choose_backend, open_engine, quiet
 from triptych.core.parameters import initial_state
 
@@ -88,7 +88,7 @@ class Encoder:
         warned: dict[str, str] = {}
         batches = [b for b, _ in evaluation_batches(spec, source, batch_size, warned=warned)]
         for name, text in warned.items():
-            warnings.warn(f"{name}: {text}", stacklevel=3)
+            warnings.warn(f"{printable(name)}: {printable(text)}", stacklevel=3)
         return batches
 
 
@@ -172,12 +172,21 @@ class _Images:
             return decode(str(image), self._how)
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-        return to_mode(image, self._how)
+        if not isinstance(image, Image.Image) or not all(image.size):
+            raise UserError(
+                f"encode: {self.name(index)}: no pixels; give a Pillow image, the path of an image "
+                "file, or a uint8 array"
+            )
+        try:
+            return to_mode(image, self._how)
+        except UserError as error:
+            raise UserError(f"encode: {self.name(index)}: {error}; convert it") from error
 
     def label(self, index: int) -> int:
         return UNLABELLED
 
     def name(self, index: int) -> str:
-        return f"images[{index}]"
+        image = self._images[index]
+        return str(image) if isinstance(image, str | Path) else f"images[{index}]"
 
     key = name

@@ -178,6 +178,27 @@ def test_what_does_not_fit_is_one_clear_line(encoder: Encoder, tmp_path: Path) -
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (Image.new("F", (4, 4)), "encode: images\\[0\\]: 32-bit pixels of mode F"),
+        (Image.new("RGB", (0, 5)), "encode: images\\[0\\]: no pixels"),
+        (None, "encode: images\\[0\\]: no pixels"),
+        (b"x.jpg", "encode: images\\[0\\]: no pixels"),
+    ],
+)
+def test_what_is_no_image_is_named_by_its_place(encoder: Encoder, image: object, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        encoder.encode([image])  # type: ignore[list-item]
+
+
+def test_a_warning_names_the_file(encoder: Encoder, tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    Image.new("RGB", (8, 8)).save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    with pytest.warns(UserWarning, match=f"{path}: Corrupt EXIF"):
+        encoder.encode([path])
+
+
 def test_an_unknown_model_is_named() -> None:
     with pytest.raises(UserError, match="did you mean 'moco_v3/vit_small'"):
         core.get_model("moco_v3/vit_smal")

@@ -146,6 +146,13 @@ def test_many_shared_bases_take_no_time():
     assert config.load("f17.yaml").seed == 17
 
 
+@pytest.mark.parametrize("text", ["2024", "1e3", "true", "[2019]", "{a}", "[a, b #1]", "007"])
+def test_a_key_that_takes_text_gets_it_as_typed(text):
+    path = write("a.yaml", SMALL)
+    assert config.load(path, [f"data.root={text}"]).data.root == text
+    assert config.load(path, ["data.name=digits", "data.root=null"]).data.root is None
+
+
 def test_overrides_are_the_last_layer():
     path = write("a.yaml", SMALL)
     spec = config.load(

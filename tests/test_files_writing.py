@@ -22,7 +22,7 @@ def raising(number: int) -> Callable[..., None]:
     return fail
 
 
-UNKNOWN = [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL]
+UNKNOWN = [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, 524]
 
 
 @pytest.mark.parametrize("number", UNKNOWN)

@@ -23,12 +23,14 @@ class Node:
         content: scalar, dict of nodes or list of nodes.
         mark: position, "file:line" or "-o key=value".
         bad: whether the value was reported already. Validation then does not report it again.
+        text: of an override, as it was typed. It is the value where the key takes text.
         flaw: for an override that is not YAML, the error line. It counts unless the key takes text.
     """
 
     content: Any
     mark: str
     bad: bool = False
+    text: str | None = None
     flaw: str | None = None
 
     def plain(self) -> Any:
@@ -38,6 +40,18 @@ class Node:
         if isinstance(self.content, list):
             return [node.plain() for node in self.content]
         return self.content
+
+    def as_typed(self, path: KeyPath) -> "Node":
+        """This node with the text of an override, as it was typed, at ``path``."""
+        if not path:
+            return self if self.text is None else replace(self, content=self.text)
+        content, part = self.content, path[0]
+        if isinstance(content, dict) and part in content:
+            return replace(self, content={**content, part: content[part].as_typed(path[1:])})
+        if isinstance(content, list) and isinstance(part, int) and part < len(content):
+            items = [*content[:part], content[part].as_typed(path[1:]), *content[part + 1 :]]
+            return replace(self, content=items)
+        return self
 
     def trail(self, path: KeyPath) -> "list[Node]":
         """This node and those along ``path``, as far as they exist."""
@@ -95,14 +109,14 @@ def parse_override(text: str, mark: str, problems: list[str]) -> Node:
         problems: as in ``parse``.
     """
     if text.lstrip()[:1] not in ("[", "{", "'", '"') or not text.strip():
-        return Node(scalar(text), mark)
+        return Node(scalar(text), mark, text=text)
     # YAML cannot switch comments off, so another character replaces "#" during parsing.
     stand_in = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in text)
     try:
         node = parse(text.replace("#", stand_in), mark, problems, lines=False)
     except UserError as error:
         return Node(text, mark, flaw=str(error).replace(stand_in, "#"))
-    return _with_hashes(node, stand_in) if node else Node(None, mark)
+    return replace(_with_hashes(node, stand_in), text=text) if node else Node(None, mark)
 
 
 def _with_hashes(node: Node, stand_in: str) -> Node:

@@ -31,6 +31,8 @@ def validate(root: Node, problems: Sequence[str] = ()) -> RunSpec:
     try:
         spec = RunSpec.model_validate(root.plain())
     except ValidationError as error:
+        if (retyped := _as_typed(root, error)) != root:
+            return validate(retyped, problems)
         by_path: dict[KeyPath, str] = {}
         for path, message in _messages(root, error):
             last = root.trail(path)[-1]
@@ -40,6 +42,14 @@ def validate(root: Node, problems: Sequence[str] = ()) -> RunSpec:
     if lines:
         raise UserError("\n".join(lines))
     return spec
+
+
+def _as_typed(root: Node, error: ValidationError) -> Node:
+    """The tree with the typed text of each override whose key takes text: 2024 may be a folder."""
+    for item in error.errors(include_url=False):
+        if item["type"] == "string_type":
+            root = root.as_typed(schema.locate(item["loc"])[0])
+    return root
 
 
 def _follows(path: KeyPath, line: str, by_path: dict[KeyPath, str]) -> bool:

@@ -139,7 +139,10 @@ def to_mode(image: Image.Image, how: Decoding) -> Image.Image:
         UserError: the pixels have 32 bits, whose range is not known.
     """
     tag = _orientation(image, how)
-    return _converted(_turned(eight_bits(image, how.bits), tag), how.mode)
+    try:
+        return _converted(_turned(eight_bits(image, how.bits), tag), how.mode)
+    except _NotUnderstood as error:
+        raise UserError(str(error)) from error
 
 
 # ---------------------------------------------------------------------------------------- reading
