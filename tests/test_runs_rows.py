@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from triptych.core.errors import UserError
 from triptych.core.runs.log import read_rows
+from triptych.core.runs.record import read_run
 from triptych.core.runs.rows import evaluation
 from triptych.core.training import run
 
@@ -58,6 +59,35 @@ def test_evaluations_that_are_not_known_survive_a_resume(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("lowshot/top1")] == [(6, 0.5)]
     result = json.loads((tmp_path / "result.json").read_text())
     assert [row["eval"] for row in result["evaluations"]][2:4] == ["linear", "lowshot"]
+
+
+STRANGE = (
+    {"eval": "linear"},
+    {"eval": ["linear"], "step": 6},
+    {"eval": None, "step": 6.5},
+    {"note": "the room was warm"},
+)
+"""Rows without the least that a reader needs."""
+
+
+def test_rows_that_nothing_is_known_of_are_passed_over_and_kept(tmp_path):
+    path = finished(tiny("train.stop_at=6"), tmp_path) / "metrics.jsonl"
+    first, *others = path.read_text().splitlines()
+    lines = [first, *map(json.dumps, STRANGE), "", *others]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    steps = [row.step for row in read_run(tmp_path).steps]
+    finished(tiny(), tmp_path, resume="auto")
+    after = [json.loads(line) for line in path.read_text().splitlines()]
+    assert after[1 : 1 + len(STRANGE)] == list(STRANGE)
+    assert [row["step"] for row in read_rows(path)] == [*steps, 9, 12] == [1, 3, 6, 9, 12]
+
+
+def test_a_log_that_is_cut_at_a_damaged_line_is_told(tmp_path, capsys):
+    path = finished(tiny("train.stop_at=6"), tmp_path) / "metrics.jsonl"
+    path.write_text("{]\n" + path.read_text())
+    finished(tiny(), tmp_path, resume="auto")
+    told = capsys.readouterr().out.splitlines()
+    assert f"warning: {path}: line 1 is damaged; the log ends before it" in told
 
 
 def test_held_out_images_that_are_damaged_cost_no_trained_step(tmp_path, capsys):

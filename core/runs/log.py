@@ -6,7 +6,7 @@ files have the rows of a run that was never stopped.
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from pydantic import FiniteFloat
 
 from triptych.core.errors import UserError
 from triptych.core.files.writing import write_atomically
-from triptych.core.runs.rows import Row, Step, evaluation_model
+from triptych.core.runs.rows import Row, Step, evaluation_model, is_known
 
 if TYPE_CHECKING:
     from triptych.core.runs.events import Events
@@ -30,23 +30,41 @@ class _Step(Step):
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics file up to the first damaged line; none if there is no file.
+    """The known rows of a metrics file up to the first damaged line; none if there is no file.
 
-    Rows of evaluations that this version does not know are returned, too.
+    Evaluations by a protocol that this version does not know are known rows, if they name a step.
     """
+    return [row for row in _read(path)[0] if is_known(row)]
+
+
+def _read(path: Path) -> tuple[list[Row], int]:
+    """All rows up to the first damaged line, and the number of that line; 0 if there is none."""
     rows: list[Row] = []
-    if not path.exists():
-        return rows
     # Text after the last newline is a line that a kill cut off; a whole file has none.
-    for line in path.read_bytes().split(b"\n")[:-1]:
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line)
-            evaluated = isinstance(row, dict) and "eval" in row
-            (evaluation_model(row) if evaluated else _Step).model_validate(row, strict=True)
+            rows.append(_row(line))
         except (ValueError, RecursionError):  # a ValidationError is a ValueError
-            break
-        rows.append(row)
-    return rows
+            return rows, number
+    return rows, 0
+
+
+def _row(line: bytes) -> Row:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("not an object")
+    if is_known(row):
+        (evaluation_model(row) if "eval" in row else _Step).model_validate(row, strict=True)
+    return row
+
+
+def _step(row: Row) -> int:
+    """The step of a row, or 0 if it names none, as an unknown row may do."""
+    step = row.get("step")
+    return step if isinstance(step, int) else 0
 
 
 class Logs:
@@ -56,16 +74,27 @@ class Logs:
         run_dir: an existing folder.
         step: rows of later steps are dropped; 0 for a fresh run.
         before: the folder of the run that is resumed, if it is another one than ``run_dir``.
+        say: called with a warning if rows are lost to a damaged line.
     """
 
     def __init__(
-        self, run_dir: Path, step: int, *, before: Path | None = None, tensorboard: bool = True
+        self,
+        run_dir: Path,
+        step: int,
+        *,
+        before: Path | None = None,
+        tensorboard: bool = True,
+        say: Callable[[str], None] = print,
     ) -> None:
         self.path = run_dir / "metrics.jsonl"
-        rows = read_rows((before or run_dir) / self.path.name)
-        self.kept = [row for row in rows if row["step"] <= step]
-        """Earlier rows of the run, up to ``step``."""
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.kept))
+        earlier = (before or run_dir) / self.path.name
+        rows, damaged = _read(earlier)
+        if damaged:
+            say(f"warning: {earlier}: line {damaged} is damaged; the log ends before it")
+        rows = [row for row in rows if _step(row) <= step]
+        self.kept = [row for row in rows if is_known(row)]
+        """Earlier known rows of the run, up to ``step``."""
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         with _refusals(run_dir):
             self._file = self.path.open("a", encoding="utf-8")
             self._events = _events(run_dir, self.kept) if tensorboard else None

@@ -12,7 +12,7 @@ from triptych.core import config
 from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError
 from triptych.core.evaluation.row import Evaluation
-from triptych.core.runs.rows import Result, Step, evaluation_model
+from triptych.core.runs.rows import Result, Step, evaluation_model, is_known
 
 BASELINES = "baselines.jsonl"
 """File of evaluations of untrained features, in the form of ``metrics.jsonl`` and beside it."""
@@ -61,6 +61,8 @@ def read_run(path: Path) -> RunRecord:
     for name in ("metrics.jsonl", BASELINES):
         for place, text in _lines(path / name):
             row = _object(text, place)
+            if not is_known(row):
+                continue
             if "eval" in row:
                 evaluations.append(_checked(evaluation_model(row), row, place))
             else:

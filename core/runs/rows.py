@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, ValidationError
 
 from triptych.core.evaluation import PROTOCOLS
 from triptych.core.evaluation.row import Evaluation, Share
@@ -56,6 +56,23 @@ def evaluation_model(row: Mapping[str, Any]) -> type[Evaluation]:
     name = row.get("eval")
     known = isinstance(name, str) and name in PROTOCOLS
     return PROTOCOLS[str(name)].row if known else Evaluation
+
+
+def is_known(row: Mapping[str, Any]) -> bool:
+    """Whether this version has a model for a row. Every reader passes over the other rows.
+
+    The other rows are evaluations by an unknown protocol that name no step, and objects that have
+    nothing of a logged step.
+    """
+    if "eval" not in row:
+        return "step" in row or "loss" in row
+    if evaluation_model(row) is not Evaluation:
+        return True
+    try:
+        Evaluation.model_validate(row, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def evaluation(row: Mapping[str, Any]) -> Evaluation:

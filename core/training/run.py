@@ -168,7 +168,8 @@ def _open_logs(spec: RunSpec, run_dir: Path, begin: Start, say: Say) -> Logs:
     (run_dir / "result.json").unlink(missing_ok=True)  # it is the result of an earlier run
     write_atomically(run_dir / "spec.yaml", dump(spec))
     say(f"resolved spec: {run_dir / 'spec.yaml'}")
-    return Logs(run_dir, begin.step, before=begin.before, tensorboard=spec.log.tensorboard)
+    events = spec.log.tensorboard
+    return Logs(run_dir, begin.step, before=begin.before, tensorboard=events, say=say)
 
 
 def _headline(
