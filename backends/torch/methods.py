@@ -1,4 +1,4 @@
-"""The methods' modules: student, teacher and how one is moved towards the other."""
+"""The networks of each method: student, teacher, and the update of the teacher."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from triptych.backends.torch.encoders import encoder
 from triptych.backends.torch.heads import head
@@ -19,7 +19,7 @@ from triptych.core.methods import networks
 
 
 class Branch(networks.Branch, nn.Module):
-    """A student or a teacher, see ``core.methods.networks.Branch``."""
+    """A student or a teacher (see ``core.methods.networks.Branch``)."""
 
 
 def _indices(ids: Array, like: Tensor) -> Tensor:
@@ -32,16 +32,17 @@ KIT = networks.Kit(
 
 
 class Pair(networks.Branches, nn.Module):
-    """``core.contracts.Model``: a student and a teacher that follows it; paths are canonical names.
+    """A student and a teacher that follows it. The paths of all tensors are canonical names.
 
     Args:
-        student: has all that the teacher has, and may have more.
+        student: has all parameters of the teacher under the same names, and may have more.
+        teacher: gets no gradients.
     """
 
     kit = KIT
 
     mixed = False
-    """Whether the networks compute in bfloat16 where PyTorch holds that to be safe."""
+    """Whether the networks compute in bfloat16 where PyTorch's autocast considers that safe."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         super().__init__(student, teacher)
@@ -54,28 +55,37 @@ class Pair(networks.Branches, nn.Module):
         """See ``core.methods.networks.Branches``."""
         if not self.mixed:
             return part(*arguments)
-        # Left before the loss and before the backward pass, whose kernels take what the forward
-        # pass took: inside, they would round gradients of float32 tensors, too.
+        # Autocast ends before the loss and the backward pass. The backward pass repeats the types
+        # of the forward pass by itself; inside, it would round gradients of float32 tensors, too.
         with torch.autocast(arguments[0].device.type, torch.bfloat16):
-            found = part(*arguments)
-        return tree_map_only(Tensor, Tensor.float, found)
+            output = part(*arguments)
+        return _as_float32(output)
 
-    @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """See ``core.contracts.Model``."""
-        torch._foreach_lerp_(self._targets, self._sources, 1.0 - momentum)
+        update = get_ema_multi_avg_fn(momentum)
+        update(self._targets, self._sources, 0)
 
 
 class MoCo(networks.MoCo, Pair):
-    """``core.contracts.QueueModel`` of MoCo v1 and v2."""
+    """Implements ``core.contracts.QueueModel`` for MoCo v1 and v2."""
 
 
 class MoCoV3(networks.MoCoV3, Pair):
-    """``core.contracts.Model`` of MoCo v3."""
+    """Implements ``core.contracts.Model`` for MoCo v3."""
 
 
 class MOCA(networks.MOCA, Pair):
-    """``core.contracts.MocaModel``."""
+    """Implements ``core.contracts.MocaModel``."""
+
+
+def _as_float32(output: Any) -> Any:
+    """A tensor, or the tensors of a tuple or a dict, as float32."""
+    if isinstance(output, dict):
+        return {name: tensor.float() for name, tensor in output.items()}
+    if isinstance(output, tuple):
+        return tuple(tensor.float() for tensor in output)
+    return output.float()
 
 
 METHODS: dict[str, Callable[[RunSpec], Pair]] = {

@@ -1,4 +1,4 @@
-"""Optimizers bound to named parameters; their state has canonical names."""
+"""Optimizers of named parameters. The tensors of their state have canonical names."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,32 +12,32 @@ from triptych.core.optim import groups
 
 
 class Optimizer(ABC):
-    """``core.contracts.Optimizer``: what a rule does, it does to every tensor (but see ``AdamW``).
+    """Implements ``core.contracts.Optimizer``. Subclasses are the rules.
 
     Args:
         named: canonical name -> trainable parameter.
     """
 
     count: int
-    """Updates done so far."""
+    """Number of updates done."""
 
     def __init__(self, named: Mapping[str, nn.Parameter], spec: OptimSpec) -> None:
         self.named = dict(named)
         self.clip_norm = spec.clip_norm
 
     def step(self, hyper: Hyper) -> None:
-        """Clips where the spec says so, then one update."""
+        """Clips the gradients if the spec has ``clip_norm``, then does one update."""
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.named.values(), self.clip_norm)
         self._update(hyper)
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Clears the gradients."""
         for parameter in self.named.values():
             parameter.grad = None
 
     def gradient_norm(self) -> Tensor:
-        """Global L2 norm of the gradients as they stand."""
+        """The global L2 norm of the current gradients."""
         return nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None])
 
     @abstractmethod
@@ -46,14 +46,11 @@ class Optimizer(ABC):
 
     @abstractmethod
     def _update(self, hyper: Hyper) -> None:
-        """One update with this step's rates."""
-
-    def _named(self, kind: str, tensors: Mapping[nn.Parameter, Tensor]) -> dict[str, Tensor]:
-        return {f"optimizer.{kind}.{name}": tensors[p] for name, p in self.named.items()}
+        """Does one update with the rates of this step."""
 
 
 class AdamW(Optimizer):
-    """PyTorch's AdamW, fused, with the groups of ``core.optim.groups``."""
+    """PyTorch's fused AdamW with the parameter groups of ``core.optim.groups``."""
 
     def __init__(self, named: Mapping[str, nn.Parameter], spec: AdamWSpec) -> None:
         super().__init__(named, spec)
@@ -62,10 +59,10 @@ class AdamW(Optimizer):
         for name, parameter in named.items():
             members.setdefault(groups.group(name, parameter.ndim, spec), []).append(parameter)
         self._groups = list(members)
-        given = [{"params": parameters} for parameters in members.values()]
-        self._adamw = torch.optim.AdamW(given, betas=spec.betas, eps=spec.eps, fused=True)
+        param_groups = [{"params": parameters} for parameters in members.values()]
+        self._adamw = torch.optim.AdamW(param_groups, betas=spec.betas, eps=spec.eps, fused=True)
         for parameter in named.values():
-            # Made now and not at the first step, so that the state is complete from the start.
+            # PyTorch would make the state at the first step. Here it is complete from the start.
             self._adamw.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
@@ -87,7 +84,7 @@ class AdamW(Optimizer):
 
     @count.setter
     def count(self, value: int) -> None:
-        """Goes on from ``value`` updates."""
+        """Sets the number of updates done."""
         for state in self._adamw.state.values():
             state["step"].fill_(value)
 
@@ -99,7 +96,7 @@ class AdamW(Optimizer):
 
 
 class Sgd(Optimizer):
-    """PyTorch's SGD with momentum, fused: decay added to the gradient of every tensor."""
+    """PyTorch's fused SGD with momentum. Weight decay is added to the gradient of every tensor."""
 
     def __init__(self, named: Mapping[str, nn.Parameter], spec: SgdSpec) -> None:
         super().__init__(named, spec)
@@ -123,7 +120,11 @@ class Sgd(Optimizer):
 
 
 class Lars(Optimizer):
-    """LARS in MoCo v3's form (see ``core.reference.optim.lars``), which PyTorch has not."""
+    """LARS in MoCo v3's form (see ``core.reference.optim.lars``). PyTorch has no LARS.
+
+    The operations on lists (``torch._foreach_*``) have no public names. PyTorch's own optimizers
+    use them, too: a loop over the tensors would start a kernel for each one.
+    """
 
     def __init__(self, named: Mapping[str, nn.Parameter], spec: LarsSpec) -> None:
         super().__init__(named, spec)
@@ -146,7 +147,7 @@ class Lars(Optimizer):
         self.count += 1
 
     def _decay_and_scale(self, weight_decay: float) -> None:
-        """Changes the gradients of tensors of more than one dimension, in place."""
+        """Decays and scales the gradients of tensors of more than one dimension, in place."""
         gradients = [p.grad for p in self._scaled]
         torch._foreach_add_(gradients, self._scaled, alpha=weight_decay)
         norms = torch.stack(torch._foreach_norm(self._scaled))

@@ -1,6 +1,6 @@
-"""Vision transformer: timm's, with the fixed position table of MoCo v3.
+"""Vision transformer with timm's names and shapes and the fixed position table of MoCo v3.
 
-Shape letters: N images, L patches, D width.
+Shape letters: N images, L patches, T tokens, D width.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from triptych.core.methods.networks import run
 
 
 class VisionTransformer(TimmVisionTransformer):
-    """timm's module without its classifier; parameters keep timm's names and shapes.
+    """timm's network without its classifier. Parameters have timm's names and shapes.
 
-    The position table is never trained, the patch projection only where the spec says so.
+    The position table is never trained. The patch projection is trained only if the spec says so.
     """
 
     def __init__(self, spec: VitSpec) -> None:
@@ -45,8 +45,8 @@ class VisionTransformer(TimmVisionTransformer):
 
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
         """See ``core.contracts.Encoder``."""
-        x, kept = run(self._pos_embed(self.patch_embed(images)), self.blocks, layers)
-        return {"final": self.norm(x), **{f"layer{i}": y for i, y in kept.items()}}
+        x, outputs = run(self._embed(images), self.blocks, layers)
+        return {"final": self.norm(x), **{f"layer{i}": y for i, y in outputs.items()}}
 
     def masked(self, images: Tensor, ids: Tensor, early: int) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.MaskedEncoder``."""
@@ -54,19 +54,26 @@ class VisionTransformer(TimmVisionTransformer):
         patches = patches.gather(1, ids[..., None].expand(-1, -1, patches.shape[-1]))
         token = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
         x = torch.cat([token, patches], dim=1)
-        wanted = len(self.blocks) - 1 - early
-        x, kept = run(x, self.blocks, (wanted,))
+        early_block = len(self.blocks) - 1 - early
+        x, outputs = run(x, self.blocks, (early_block,))
         final = self.norm(x)
-        return kept[wanted] if early else final, final
+        return outputs[early_block] if early else final, final
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
-        x, _ = run(self._pos_embed(self.patch_embed(images)), self.blocks[:-1])
-        return self.norm(class_token(self.blocks[-1], x))
+        *blocks, last = self.blocks
+        x, _ = run(self._embed(images), blocks)
+        return self.norm(class_token(last, x))
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """The class token and the patches, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
+        patches = self.patch_embed(images)
+        cls_token = self.cls_token.expand(len(patches), -1, -1)
+        return torch.cat([cls_token, patches], dim=1) + self.pos_embed
 
 
 def conv_stem(spec: VitSpec) -> nn.Sequential:
-    """Takes the place of the patch projection. (N, C, H, W) -> (N, D, rows, columns)."""
+    """Convolutions that replace the patch projection. (N, C, H, W) -> (N, D, rows, columns)."""
     layers: list[nn.Module] = []
     for layer in parameters.conv_stem(spec):
         layers += [
@@ -78,17 +85,17 @@ def conv_stem(spec: VitSpec) -> nn.Sequential:
 
 
 def blocks(spec: VitSpec) -> nn.Sequential:
-    """The blocks of a ViT by themselves. (N, T, D) -> (N, T, D)."""
+    """The blocks of a ViT, without embedding and last norm. (N, T, D) -> (N, T, D)."""
     norm = partial(nn.LayerNorm, eps=spec.layer_norm_eps)
     size = {"num_heads": spec.heads, "mlp_ratio": spec.mlp_ratio, "qkv_bias": True}
     return nn.Sequential(*[Block(spec.width, **size, norm_layer=norm) for _ in range(spec.depth)])
 
 
 def class_token(block: Block, x: Tensor) -> Tensor:
-    """The class token's row of a block's output, (N, 1+L, D) -> (N, D).
+    """The class token after a block. (N, T, D) -> (N, D).
 
-    Of the last block's rows only this one reaches the loss, so only this one is computed; all
-    tokens still give keys and values.
+    The loss needs only this row of the last block's output, so only this row is computed. Keys and
+    values come from all tokens.
     """
     n, length, width = x.shape
     attention = block.attn
