@@ -33,10 +33,16 @@ def kernels(flow):
 
 
 @pytest.fixture(params=[True, False], ids=["numpy", "oneflow"])
-def either_form(layers, request):
-    """What NumPy computes where it may, and what OneFlow's own operations do."""
-    with layers.numpy_forms(request.param):
-        yield layers
+def either_form(layers, request, monkeypatch):
+    """The layers with NumPy's kernels, as on the CPU, and with OneFlow's operations only."""
+    if not request.param:
+        without_numpy(layers, monkeypatch)
+    return layers
+
+
+def without_numpy(layers, monkeypatch):
+    """Makes the layers compute as on a GPU."""
+    monkeypatch.setattr(layers, "in_numpy", lambda x: False)
 
 
 # ------------------------------------------------------------------------------------------ norms
@@ -172,13 +178,11 @@ def test_gelu_leaves_its_input_and_what_is_not_finite(flow, layers):
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
-def test_numpy_forms_can_be_switched_off(layers, precision):
-    spec = tiny_spec(precision)
-    results = []
-    for enabled in (True, False):
-        with layers.numpy_forms(enabled):
-            results.append(build(precision).loss_and_grads(random_batch(spec), {}, hyper()))
-    (values, grads), (plain_values, plain_grads) = results
+def test_a_vit_is_computed_in_numpy_in_float32_only(layers, precision, monkeypatch):
+    inputs = random_batch(tiny_spec(precision)), {}, hyper()
+    values, grads = build(precision).loss_and_grads(*inputs)
+    without_numpy(layers, monkeypatch)
+    plain_values, plain_grads = build(precision).loss_and_grads(*inputs)
     equal = all(np.array_equal(grads[n], plain_grads[n]) for n in grads)
     # Only float32 has such a form; float64 is the same computation.
     assert equal == (precision == "float64")
@@ -306,14 +310,12 @@ def test_convolutions_are_computed_in_numpy(flow, layers, kernels, monkeypatch):
 
 
 @pytest.mark.parametrize("case", ["moco_v1_resnet18", "moco_v2_resnet50", "moco_v3_vit_conv"])
-def test_a_step_is_the_same_without_numpy(layers, case):
-    found = []
-    for enabled in (True, False):
-        engine = build(case=case)
-        with layers.numpy_forms(enabled):
-            batch, drawn = random_batch(engine.spec), draws(engine.spec)
-            found.append(engine.loss_and_grads(batch, drawn, hyper()))
-    (values, grads), (plain_values, plain_grads) = found
+def test_a_step_is_the_same_without_numpy(layers, case, monkeypatch):
+    engine, other = build(case=case), build(case=case)
+    inputs = random_batch(engine.spec), draws(engine.spec), hyper()
+    values, grads = engine.loss_and_grads(*inputs)
+    without_numpy(layers, monkeypatch)
+    plain_values, plain_grads = other.loss_and_grads(*inputs)
     assert_close(values["loss"], plain_values["loss"], 1e-12)
     norm = max(np.abs(grad).max() for grad in plain_grads.values())
     assert all(np.abs(grads[n] - plain_grads[n]).max() < 1e-10 * norm for n in grads)

@@ -1,15 +1,13 @@
-"""Layers whose built-in form is slow or inexact on OneFlow's CPU, written from its own operations.
+"""Replacements of layers that are slow or inexact on OneFlow's CPU, made of OneFlow's operations.
 
-Sums are matrix products with ones and repetitions products of rank one: the kernels for sums and
-for broadcasting a column are 10 to 500 times slower. Hyper-parameters are operands, since the
-attributes of a kernel are rounded to float32. A ``Function`` keeps only saved tensors: any other
-attribute of its context ends in a crash.
+A sum is a matrix product with ones. A column is repeated by a product of rank one. OneFlow's
+kernels for sums and for broadcasting a column are 10 to 500 times slower. Hyper-parameters are
+operands, since a kernel rounds its attributes to float32. The context of a ``Function`` keeps saved
+tensors only: any other attribute crashes the process.
 
 Shape letters: N rows or images, D columns, C channels, P positions of a map.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache, lru_cache
 
 import numpy as np
@@ -21,23 +19,10 @@ from triptych.backends.oneflow import kernels
 
 Linear = nn.Linear
 
-_numpy_forms = True
-
-
-@contextmanager
-def numpy_forms(enabled: bool) -> Iterator[None]:
-    """Whether ``kernels`` compute where they are faster than OneFlow's own: on the CPU."""
-    global _numpy_forms
-    before, _numpy_forms = _numpy_forms, enabled
-    try:
-        yield
-    finally:
-        _numpy_forms = before
-
 
 def in_numpy(x: Tensor) -> bool:
-    """Whether ``kernels`` compute, and not OneFlow's own."""
-    return _numpy_forms and not x.is_cuda
+    """Whether to compute with ``kernels``, which are faster than OneFlow's kernels on the CPU."""
+    return not x.is_cuda
 
 
 @lru_cache(maxsize=128)
@@ -48,23 +33,23 @@ def _constant(
 
 
 def row_mean(x: Tensor) -> Tensor:
-    """(N, D) -> (N, 1)."""
+    """The mean of each row. (N, D) -> (N, 1)."""
     width = x.shape[1]
     return flow.matmul(x, _constant(width, 1, 1.0 / width, x.dtype, x.device))
 
 
 def column_sum(x: Tensor) -> Tensor:
-    """(N, D) -> (1, D)."""
+    """The sum of each column. (N, D) -> (1, D)."""
     return flow.matmul(_constant(1, x.shape[0], 1.0, x.dtype, x.device), x)
 
 
 def row_sum(x: Tensor) -> Tensor:
-    """(N, D) -> (N, 1)."""
+    """The sum of each row. (N, D) -> (N, 1)."""
     return flow.matmul(x, _constant(x.shape[1], 1, 1.0, x.dtype, x.device))
 
 
 def repeat(x: Tensor, columns: int) -> Tensor:
-    """(N, 1) -> (N, columns), exactly."""
+    """Repeats a column. (N, 1) -> (N, columns), without rounding."""
     return flow.matmul(x, _constant(1, columns, 1.0, x.dtype, x.device))
 
 
@@ -76,7 +61,7 @@ def unit_rows(x: Tensor, eps: float) -> Tensor:
 
 
 def channel_sum(x: Tensor) -> Tensor:
-    """(N, C, P, 1) -> (1, C, 1, 1)."""
+    """The sum of each channel. (N, C, P, 1) -> (1, C, 1, 1)."""
     n, channels, positions, _ = x.shape
     rows = x.reshape(-1, positions)
     rows = rows if positions == 1 else row_sum(rows)
@@ -88,7 +73,7 @@ def _centred(x: Tensor) -> Tensor:
 
 
 def pick_tokens(x: Tensor, ids: Tensor) -> Tensor:
-    """result[n, i] = x[n, ids[n, i]], and x[0, ids[n, i]] where x has one image only.
+    """result[n, i] = x[n, ids[n, i]]. If x has one image only, it is used for every n.
 
     Args:
         x: (N, L, D) or (1, L, D).
@@ -97,14 +82,17 @@ def pick_tokens(x: Tensor, ids: Tensor) -> Tensor:
     n, length, width = x.shape
     rows = ids
     if n > 1:
-        # The kernel for gathering along the second axis wants an index of the size of the result.
+        # The kernel that gathers along the second axis needs an index as large as the result.
         rows = ids + (flow.arange(n, device=ids.device) * length).reshape(n, 1)
     picked = x.reshape(-1, width).index_select(0, rows.reshape(-1))
     return picked.reshape(*ids.shape, width)
 
 
 class _NormalizeRows(flow.autograd.Function):
-    """weight * centred * inverse + bias, as a function of the x it was made from."""
+    """weight * centred * inverse + bias.
+
+    The gradient is that of x, from which ``centred`` and ``inverse`` were computed.
+    """
 
     @staticmethod
     def forward(
@@ -125,7 +113,7 @@ class _NormalizeRows(flow.autograd.Function):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis, two passes."""
+    """Layer norm over the last axis: first the mean, then the variance around it."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -144,9 +132,9 @@ class LayerNorm(nn.Module):
 
 
 class _NormalizeChannels(flow.autograd.Function):
-    """weight * centred * inverse + bias, as a function of the x it was made from. (N, C, P, 1).
+    """As ``_NormalizeRows``, for channels. (N, C, P, 1).
 
-    With three dimensions the kernels would repeat a channel's value a hundred times as slowly.
+    With three dimensions, the kernels would broadcast over a channel a hundred times more slowly.
     """
 
     @staticmethod
@@ -168,7 +156,7 @@ class _NormalizeChannels(flow.autograd.Function):
 
 
 class _NormalizeInNumpy(flow.autograd.Function):
-    """y as a function of the x it was made from, (R, N, C, P); see ``kernels.normalize``."""
+    """Returns y, the result of ``kernels.normalize``, with the gradient of x. (R, N, C, P)."""
 
     @staticmethod
     def forward(
@@ -186,16 +174,18 @@ class _NormalizeInNumpy(flow.autograd.Function):
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
         centred, factors = (tensor.numpy() for tensor in ctx.saved_tensors)
-        found = kernels.normalize_backward(centred, factors, grad.numpy())
-        return *(flow.from_numpy(array) for array in found), None, None, None
+        gradients = kernels.normalize_backward(centred, factors, grad.numpy())
+        return *(flow.from_numpy(array) for array in gradients), None, None, None
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over all axes but the second; the running variance is the unbiased one.
+    """Batch norm with virtual ranks in training. The running variance is unbiased.
 
-    The built-in one takes the variance as E[x^2] - E[x]^2, which loses the digits of a mean, and
-    rounds eps and momentum to float32. In training each of ``virtual_ranks`` contiguous parts of
-    the batch is normalised by itself; the running statistics are those of the first part.
+    Each of ``virtual_ranks`` contiguous parts of a training batch is normalised separately. The
+    running statistics are those of the first part, which the first rank would save.
+
+    OneFlow's batch norm computes the variance as E[x^2] - E[x]^2, which loses digits if the mean is
+    large. It also rounds eps and momentum to float32.
     """
 
     virtual_ranks = 1
@@ -212,10 +202,10 @@ class BatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", flow.tensor(0, dtype=flow.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, ...), of the same shape.
+        """Normalises over all axes but the second. (N, C, ...) -> (N, C, ...).
 
         Raises:
-            ValueError: one value per channel in training mode, which has no variance.
+            ValueError: in training, a channel has one value only, which has no variance.
         """
         if not self.training:
             return self._evaluate(x)
@@ -234,7 +224,7 @@ class BatchNorm(nn.Module):
         return y.reshape(*x.shape)
 
     def _normalize(self, x: Tensor) -> Tensor:
-        """(N, C, P, 1)."""
+        """Normalises over images and positions. (N, C, P, 1) -> (N, C, P, 1)."""
         count = x.numel() // x.shape[1]
         with flow.no_grad():
             mean = channel_sum(x) / count
@@ -246,9 +236,9 @@ class BatchNorm(nn.Module):
         return _NormalizeChannels.apply(x, centred, inverse, weight, bias)
 
     def _normalize_in_numpy(self, x: Tensor) -> Tensor:
-        """(R, N, C, P)."""
+        """Normalises each rank separately. (R, N, C, P) -> (R, N, C, P)."""
         weight, bias = self._affine()
-        # One array, since each wait for OneFlow's queue costs as much as many additions.
+        # Both in one array: each wait for OneFlow's queue takes as long as many additions.
         with flow.no_grad():
             affine = flow.stack([weight, bias]).numpy()
         keep = flow.is_grad_enabled()
@@ -283,7 +273,7 @@ class BatchNorm(nn.Module):
 
 
 def set_virtual_ranks(model: nn.Module, count: int) -> None:
-    """Tells every batch norm inside how many parts a batch has."""
+    """Sets the number of virtual ranks of all batch norms in a module."""
     for module in model.modules():
         if isinstance(module, BatchNorm):
             module.virtual_ranks = count
@@ -315,7 +305,7 @@ class Gelu(nn.Module):
 
 @cache
 def _convolution(stride: int, padding: int, of_x: bool) -> type[flow.autograd.Function]:
-    """The convolution of x and weight. of_x: whether x gets a gradient, too."""
+    """A convolution of x and weight. If ``of_x`` is set, x gets a gradient, too."""
 
     class Convolution(flow.autograd.Function):
         @staticmethod
@@ -335,10 +325,10 @@ def _convolution(stride: int, padding: int, of_x: bool) -> type[flow.autograd.Fu
 
 
 class Conv2d(nn.Conv2d):
-    """OneFlow's, square, with faster ways to compute it on the CPU. (N, C, H, W)."""
+    """OneFlow's square convolution, computed in faster ways on the CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, O, height, width)."""
+        """(N, C, H, W) -> (N, O, height, width)."""
         y = self._convolve(x, self.kernel_size[0], self.stride[0], self.padding[0])
         return y if self.bias is None else y + self.bias.reshape(1, -1, 1, 1)
 
@@ -359,8 +349,8 @@ class Conv2d(nn.Conv2d):
 class PatchEmbed(nn.Module):
     """Non-overlapping patches, each mapped linearly. (N, C, H, W) -> (N, L, D).
 
-    The convolution is its matrix product: the kernel is twice as slow. ``proj`` may also be a
-    whole stem, which then maps images to (N, D, rows, columns).
+    The convolution is computed as a matrix product: OneFlow's kernel is twice as slow. ``proj`` may
+    also be a convolutional stem, which maps images to (N, D, rows, columns).
     """
 
     def __init__(self, channels: int, width: int, patch_size: int) -> None:
@@ -368,7 +358,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, width, patch_size, patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Patches in row-major order."""
+        """Returns the patches in row-major order."""
         if isinstance(self.proj, nn.Sequential):
             return self.proj(images).flatten(2).transpose(1, 2)
         weight = self.proj.weight
