@@ -38,7 +38,7 @@ class MaskedEncoder(Encoder, Protocol):
         Args:
             images: (N, C, H, W).
             ids: (N, T) int64, row-major indices of the visible patches of each image.
-            early: number of blocks after the early block; 0 selects the final tokens.
+            early: distance of the early block from the last one, in blocks; 0: the final tokens.
 
         Returns:
             early: (N, 1+T, D), class token first: raw output of the early block.

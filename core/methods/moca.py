@@ -20,9 +20,11 @@ FLAT = EQUAL_SPREAD
 REMEDY = "clip harder (optim.clip_norm) or let the teacher follow more slowly (method.momentum)"
 CHANCE = "below {:.4f}; the level moves with the words and is logged at each step"
 TOLD_SCALE = 10.0
-"""Scale of the information in ``spread`` (1/nat), so that 0.001 nat counts as collapsed.
+"""Scale (1/nat) of a bag's information about its image in ``spread``.
 
-``FLAT`` does the same for the features."""
+The scaled information is compared with ``FLAT``, so less than 0.001 nat counts as collapsed. The
+feature spread is compared with ``FLAT`` without a scale.
+"""
 
 
 def chance(spec: RunSpec) -> float:
@@ -139,13 +141,13 @@ def forward(
         ops.kl_divergence(target, ops.matmul(x, weights, transpose_b=True))
         for x, target in zip(decoded, dense_targets, strict=True)
     ]
-    # Each loss is the sum of two rounds, which is twice their mean.
+    # Each loss is twice its mean over the two rounds: the factor and the mean cancel.
     image, dense = image_losses[0] + image_losses[1], dense_losses[0] + dense_losses[1]
     with ops.no_grad():
         metrics = {
             "loss_img": image,
             "loss_loc": dense,
-            **_spread(ops, bows, dense_targets[1], spec),
+            **_word_metrics(ops, bows, dense_targets[1], spec),
         }
     features = {"x_cls_round1": pooled[0], "x_cls_round2": pooled[1], "cross_view_bows": bows}
     loss = spec.image_weight * image + spec.dense_weight * dense
@@ -206,7 +208,7 @@ def _at(ops: Ops, codes: Tensor, ids: Array) -> Tensor:
         return ops.gather_tokens(codes, np.repeat(np.arange(count), length), ids.reshape(-1))
 
 
-def _spread(ops: Ops, bows: Tensor, codes: Tensor, spec: MocaSpec) -> dict[str, Tensor]:
+def _word_metrics(ops: Ops, bows: Tensor, codes: Tensor, spec: MocaSpec) -> dict[str, Tensor]:
     """Metrics that show whether the assignments still distinguish images and tokens.
 
     Args:

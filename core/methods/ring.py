@@ -44,7 +44,7 @@ DISTANCE_MOMENTUM = 0.99
 """Momentum of the running mean that sets the temperature of MOCA's codes."""
 
 
-def moved(distance: Tensor, difference: Tensor) -> Tensor:
+def running_mean(distance: Tensor, difference: Tensor) -> Tensor:
     """The running mean ``distance`` after one view's ``difference``.
 
     Both are scalars or tensors of one number.
@@ -67,7 +67,7 @@ def update(memory: contracts.Codebook, words: Tensor, differences: Sequence[Tens
         memory.words[rows] = words[new]
     distance = memory.distance
     for difference in differences:
-        distance = moved(distance, difference)
+        distance = running_mean(distance, difference)
     memory.distance[:] = distance
     memory.distance_used[:] = distance
     memory.pointer = advance(memory.pointer, len(words), size)

@@ -1,7 +1,8 @@
 """The training loop: steps of an engine, with logs, saves and evaluations at their intervals.
 
-Outside the engine the step is all that a resume needs: batches, draws and hyper-parameters are
-functions of the step.
+A resumed run needs the engine's state and the step: batches, draws and hyper-parameters are
+functions of the step. The health of the run comes from the logged rows, and the training time from
+the checkpoint.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,7 +137,7 @@ class Trainer:
         try:
             return self._steps(stop)
         except _DataError as error:
-            # All ranks get here at the same step: no rank has begun the next one.
+            # Every rank stopped before the next step.
             if self.step == begun:
                 raise
             raise UserError(self._saved_after(error)) from error
@@ -147,7 +148,7 @@ class Trainer:
             raise UserError(self._saved_after(error, broken_off=True)) from error
 
     def _saved_after(self, error: UserError, *, broken_off: bool = False) -> str:
-        """Saves what was trained before an error; the error with what came of it."""
+        """Saves the state after an error. Returns the error's message with the result of that."""
         self._reading()
         try:
             self._save(broken_off=broken_off)
@@ -159,12 +160,13 @@ class Trainer:
         return self.saved == checkpoint.folder_of(self.run_dir, self.step)
 
     def _can_save_now(self) -> bool:
-        """Whether no other rank waits in the step, and the optimizer has not begun its part."""
+        """True for a single process whose optimizer has not updated in this step."""
         count = self.engine.slots()["optimizer.step"].read()
         return self.ranks.world == 1 and int(count) == self.step
 
     def _steps(self, stop: StopRequest) -> int | None:
-        if self._evaluates() and self.ranks.any(self.ranks.is_main and not self._evaluated()):
+        missing = self.ranks.is_main and not self._has_evaluation()
+        if self._is_evaluation_step() and self.ranks.any(missing):
             # The evaluation of this step was broken off, or it failed.
             if not self._is_saved():
                 with stop.save_in_progress():
@@ -174,14 +176,14 @@ class Trainer:
         for batch in self._feed():
             self._advance(batch)
             stopping = self._stopping(stop)
-            if self._logs(self.step):
+            if self._is_log_step(self.step):
                 self._report(self._reading())
             # Saved before the evaluation: a failed evaluation then costs no trained step.
-            if self._saves() or self._evaluates() or stopping:
+            if self._is_save_step() or self._is_evaluation_step() or stopping:
                 self._reading()
                 with stop.save_in_progress():
                     self._save()
-            if self._evaluates() and not stopping:
+            if self._is_evaluation_step() and not stopping:
                 stopping = self._evaluate(stop)
             if stopping:
                 return stopping
@@ -203,7 +205,7 @@ class Trainer:
         """One update."""
         hyper = self.plan.hyper(self.step)
         draws = self.method.draws(self.spec, self.step)
-        monitor = self._logs(self.step + 1)
+        monitor = self._is_log_step(self.step + 1)
         fetched = self.engine.fetch(self.engine.train_step(batch, draws, hyper, monitor=monitor))
         if monitor and alike(batch):
             fetched = partial(_without_spread, fetched)
@@ -212,7 +214,7 @@ class Trainer:
         self.terminal.advance(self.step)
         previous = self._reading
         self._reading = cache(partial(self._read, self.step, fetched))
-        # Metrics are read one step late: the host need not wait for a device that runs ahead.
+        # The metrics of a step are read after the next step is queued: the device stays busy.
         previous()
 
     def _read(self, step: int, fetched: Reading) -> dict[str, float]:
@@ -234,15 +236,15 @@ class Trainer:
         lost = SIGTERM if self.terminal.lost else 0
         return self.ranks.largest(stop.number or lost)
 
-    # ------------------------------------------------------------------------- the four cadences
+    # ------------------------------------------------------------------------- the intervals
 
-    def _logs(self, step: int) -> bool:
+    def _is_log_step(self, step: int) -> bool:
         return step == 1 or self._due(step, self.spec.log.every)
 
-    def _saves(self) -> bool:
+    def _is_save_step(self) -> bool:
         return self._due(self.step, self.spec.checkpoint.every)
 
-    def _evaluates(self) -> bool:
+    def _is_evaluation_step(self) -> bool:
         every = self.spec.evaluate.every
         return self.step > 0 and every > 0 and self._due(self.step, every)
 
@@ -333,7 +335,8 @@ class Trainer:
             return None
         return self.health.evaluated(row.title, row.score)
 
-    def _evaluated(self) -> bool:
+    def _has_evaluation(self) -> bool:
+        """Whether the log has an evaluation of this step."""
         return any("eval" in row and row["step"] == self.step for row in self.logs.kept)
 
     def _save(self, *, broken_off: bool = False) -> None:
