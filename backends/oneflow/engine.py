@@ -1,4 +1,4 @@
-"""``core.engine.Engine`` in OneFlow."""
+"""Implements ``core.engine.Engine`` in OneFlow."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -16,10 +16,11 @@ from triptych.core.contracts import Array, Slot
 
 
 class Engine(core.Engine):
-    """One run. The state's tensors are float32, or float64 where that is the precision."""
+    """The engine of one run. Its tensors are float32, or float64 if that is the precision."""
 
     model: Pair
     optimizer: Optimizer
+    # OneFlow has no public name for the base class of its exceptions.
     failures = (RuntimeError, flow._oneflow_internal.exception.Exception)
 
     def __init__(self, spec: RunSpec, state: Mapping[str, Array], device: str) -> None:
@@ -36,9 +37,9 @@ class Engine(core.Engine):
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""
         floating = np.issubdtype(array.dtype, np.floating)
-        # A copy: OneFlow would share the memory, and work on while the caller refills it.
-        own = np.array(array, NUMPY[self.dtype] if floating else array.dtype, order="C")
-        return flow.from_numpy(own).to(self.context.device)
+        # A copy: OneFlow would share the memory, and still read it while the caller refills it.
+        copy = np.array(array, NUMPY[self.dtype] if floating else array.dtype, order="C")
+        return flow.from_numpy(copy).to(self.context.device)
 
     def array(self, tensor: Tensor) -> Array:
         """See ``core.engine.Engine``."""

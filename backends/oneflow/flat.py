@@ -1,4 +1,4 @@
-"""Tensors side by side in one buffer: what is done to all of them is then one operation."""
+"""Packs tensors into one buffer, so that one operation updates all of them."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,28 +6,27 @@ import oneflow as flow
 from oneflow import Tensor, nn
 
 BLOCK = 1 << 20
-"""Values that an update takes at once, so that what it computes on the way stays small."""
+"""Number of values per update. It bounds the temporary memory of the update."""
 
 
 def pack(root: nn.Module, names: Iterable[str]) -> Tensor:
-    """Moves parameters into one new buffer, of which each becomes a view.
+    """Moves parameters into one new buffer. Each is replaced by a new one, a view of the buffer.
 
-    To be done on their final device and in their final precision: ``Module.to`` would take them
-    out again. The parameters are new objects.
+    Call this on the final device and in the final precision: ``Module.to`` breaks the views.
 
     Args:
-        root: the module that holds them.
-        names: their paths in it, in the order of the buffer.
+        root: the module of the parameters.
+        names: the paths of the parameters in ``root``, in the order of the buffer.
 
     Returns:
-        The buffer, 1-d; what is done to it in place is done to the parameters.
+        The buffer, 1-d. An operation on it in place changes the parameters.
     """
     named = dict(root.named_parameters())
-    chosen = {name: named[name] for name in names}
-    buffer = flow.cat([parameter.detach().reshape(-1) for parameter in chosen.values()])
-    for name, view in split(buffer, chosen).items():
-        view.requires_grad_(chosen[name].requires_grad)
-        # nn.Parameter(view) and parameter.data = view forget where the view begins: a reshape, a
+    parameters = {name: named[name] for name in names}
+    buffer = flow.cat([parameter.detach().reshape(-1) for parameter in parameters.values()])
+    for name, view in split(buffer, parameters).items():
+        view.requires_grad_(parameters[name].requires_grad)
+        # nn.Parameter(view) and parameter.data = view lose the offset of the view: a reshape, a
         # slice or an expand of the parameter would read from the start of the buffer.
         view.__class__ = nn.Parameter
         path, _, attribute = name.rpartition(".")
@@ -37,7 +36,7 @@ def pack(root: nn.Module, names: Iterable[str]) -> Tensor:
 
 @flow.no_grad()
 def split(buffer: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Views of a packed buffer, with the names and shapes of ``like``, in its order."""
+    """Views of a packed buffer with the names, shapes and order of ``like``."""
     views, start = {}, 0
     for name, tensor in like.items():
         views[name] = buffer[start : start + tensor.numel()].reshape(*tensor.shape)
@@ -47,8 +46,8 @@ def split(buffer: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @flow.no_grad()
 def blocks(buffer: Tensor) -> list[Tensor]:
-    """Views of a packed buffer, ``BLOCK`` values each, the last one fewer.
+    """Views of a packed buffer. Each has ``BLOCK`` values; the last one may have fewer.
 
-    The buffer may be a view, too, but not a detached one: ``detach`` forgets where it begins.
+    The buffer may be a view itself, but not a detached one: ``detach`` loses the view's offset.
     """
     return [buffer[start : start + BLOCK] for start in range(0, buffer.numel(), BLOCK)]

@@ -1,6 +1,6 @@
-"""What NumPy computes faster than OneFlow's CPU kernels, on the memory of tensors.
+"""Functions in NumPy that are faster than OneFlow's CPU kernels. They read the memory of tensors.
 
-No function changes its input; what is not finite goes through and shows in the loss.
+No function changes its input. Non-finite values give no warning here; they show in the loss.
 
 Shape letters: R virtual ranks, N images, C and O channels, K side of a kernel, P positions.
 """
@@ -12,7 +12,8 @@ import numpy as np
 
 from triptych.core.contracts import Array
 
-# atanh(erf(x / sqrt 2)) / x as a polynomial in x^2: the normal distribution within 3e-8.
+# Coefficients of atanh(erf(x / sqrt 2)) / x as a polynomial in x^2. The normal distribution made
+# from it has an error of at most 3e-8.
 _TANH_FORM = (
     0.7978849414847404,
     0.03633308441989718,
@@ -22,8 +23,8 @@ _TANH_FORM = (
     -1.3226636592469782e-07,
     1.756280874378105e-09,
 )
-BLOCK = 32768  # values: what is worked on stays in the cache
-COLUMNS = 512  # positions at least that a matrix product takes at once
+BLOCK = 32768  # values per block, so that the arrays of a block stay in the cache
+COLUMNS = 512  # least number of positions in a matrix product
 
 
 _quiet = np.errstate(all="ignore")
@@ -31,13 +32,14 @@ _quiet = np.errstate(all="ignore")
 
 @_quiet
 def gelu(x: Array, *, slope: bool) -> tuple[Array, Array | None]:
-    """x Phi(x), exact but for rounding, and where asked its derivative Phi(x) + x phi(x).
+    """x Phi(x), exact but for rounding, and optionally the derivative Phi(x) + x phi(x).
 
-    OneFlow's kernel takes 10 ns a value, and three times as much after a matrix product, whose
-    AVX code leaves the processor in a state that slows plain SSE code down.
+    OneFlow's kernel takes 10 ns per value. After a matrix product it takes three times as long:
+    the AVX code of the product leaves the processor in a state that slows down plain SSE code.
 
     Args:
-        x: float32.
+        x: float32, any shape.
+        slope: whether to compute the derivative.
     """
     flat = x.reshape(-1)
     y, dy = np.empty_like(flat), np.empty_like(flat) if slope else None
@@ -72,7 +74,7 @@ def _normal_cdf(x: Array, square: Array, *, out: Array) -> None:
 
 @_quiet
 def convolve(x: Array, weight: Array, stride: int, padding: int) -> Array:
-    """A convolution as matrix products, a few images at a time.
+    """A convolution, computed as matrix products of a few images each.
 
     Args:
         x: (N, C, H, W).
@@ -95,9 +97,10 @@ def convolve(x: Array, weight: Array, stride: int, padding: int) -> Array:
 def convolve_backward(
     x: Array, weight: Array, grad: Array, stride: int, padding: int, *, of_x: bool
 ) -> tuple[Array | None, Array]:
-    """The gradients of ``convolve`` by x, where asked, and by weight.
+    """The gradients of ``convolve`` with respect to x, if ``of_x`` is set, and to weight.
 
-    The columns are made again: kept, they would take the memory of K * K inputs.
+    The columns are computed again. Kept from the forward pass, they would take the memory of K * K
+    inputs.
 
     Args:
         grad: (N, O, height, width).
@@ -120,7 +123,7 @@ def convolve_backward(
 
 
 def _groups(images: int, positions: int) -> Iterator[slice]:
-    """So many images together that a product has ``COLUMNS`` columns."""
+    """Slices of the images. The product of a slice has about ``COLUMNS`` columns or more."""
     step = -(-COLUMNS // positions)
     return (slice(start, start + step) for start in range(0, images, step))
 
@@ -133,31 +136,31 @@ def _padded(x: Array, padding: int) -> Array:
 
 
 def _columns(x: Array, kernel: int, stride: int, padding: int, size: tuple[int, int]) -> Array:
-    """What each output position sees. (N, C, H, W) -> (C * K * K, N * P)."""
+    """The inputs of each output position. (N, C, H, W) -> (C * K * K, N * P)."""
     n, channels = x.shape[:2]
     if kernel == stride == n == 1:
         return x.reshape(channels, -1)
     columns = np.empty((channels, kernel, kernel, n, *size), x.dtype)
     padded = _padded(x, padding) if padding else x
-    for (i, j), seen in _taps(padded, kernel, stride, size):
-        columns[:, i, j] = seen.swapaxes(0, 1)
+    for (i, j), inputs in _taps(padded, kernel, stride, size):
+        columns[:, i, j] = inputs.swapaxes(0, 1)
     return columns.reshape(channels * kernel * kernel, -1)
 
 
 def _add_columns(
     columns: Array, padded: Array, kernel: int, stride: int, size: tuple[int, int]
 ) -> None:
-    """The reverse of ``_columns``: each value is added where it was taken from."""
+    """The reverse of ``_columns``: adds each value to the position that it was taken from."""
     n, channels = padded.shape[:2]
     columns = columns.reshape(channels, kernel, kernel, n, *size)
-    for (i, j), seen in _taps(padded, kernel, stride, size):
-        seen += columns[:, i, j].swapaxes(0, 1)
+    for (i, j), inputs in _taps(padded, kernel, stride, size):
+        inputs += columns[:, i, j].swapaxes(0, 1)
 
 
 def _taps(
     padded: Array, kernel: int, stride: int, size: tuple[int, int]
 ) -> Iterator[tuple[tuple[int, int], Array]]:
-    """For each place of a kernel the values that it meets, (N, C, height, width), not copied."""
+    """Each position in a kernel, with a view of its inputs, (N, C, height, width)."""
     height, width = size
     for i, j in itertools.product(range(kernel), repeat=2):
         rows, columns = slice(i, i + stride * height, stride), slice(j, j + stride * width, stride)
@@ -168,16 +171,18 @@ def _taps(
 def normalize(
     x: Array, affine: Array, eps: float, *, keep: bool
 ) -> tuple[Array, Array, Array, Array]:
-    """Batch norm, each rank by itself.
+    """Batch norm of each virtual rank separately.
 
     Args:
         x: (R, N, C, P).
-        affine: gain and shift, (2, C).
-        keep: whether the second result is wanted; else the first one takes its place.
+        affine: (2, C), gain and shift.
+        keep: whether to keep the second result. Otherwise the first result overwrites it.
 
     Returns:
-        The result; x without its channels' means; one over the standard deviations, (R, C); mean
-        and unbiased variance of the first rank, (2, C).
+        (R, N, C, P), the result.
+        (R, N, C, P), x minus the means of its channels.
+        (R, C), 1 / standard deviation.
+        (2, C), mean and unbiased variance of the first rank.
     """
     count = x.shape[1] * x.shape[3]
     mean = _sums(x) / count
@@ -193,11 +198,11 @@ def normalize(
 
 @_quiet
 def normalize_backward(centred: Array, factors: Array, grad: Array) -> tuple[Array, Array, Array]:
-    """The gradients of batch norm by x, gain and shift.
+    """The gradients of batch norm with respect to x, gain and shift.
 
     Args:
-        centred: (R, N, C, P).
-        factors: gain, (1, C), over one over the standard deviations, (R, C).
+        centred: (R, N, C, P), second result of ``normalize``.
+        factors: (1 + R, C), the gain, then the rows of 1 / standard deviation.
         grad: (R, N, C, P).
     """
     count = grad.shape[1] * grad.shape[3]
@@ -215,13 +220,13 @@ def _per_channel(values: Array, like: Array) -> Array:
 
 
 def _sums(x: Array) -> Array:
-    """(R, N, C, P) -> (R, C), float64."""
+    """Sums over images and positions. (R, N, C, P) -> (R, C), float64."""
     ones = np.ones(x.shape[3], x.dtype)
     rows: Array = x.reshape(-1, x.shape[3]) @ ones
     return rows.reshape(x.shape[:3]).sum(1, dtype=np.float64)
 
 
 def _dots(x: Array, y: Array) -> Array:
-    """Inner products of two (R, N, C, P) over images and positions, (R, C), float64."""
+    """Inner products over images and positions. Two (R, N, C, P) -> (R, C), float64."""
     rows = np.einsum("ij,ij->i", x.reshape(-1, x.shape[3]), y.reshape(-1, x.shape[3]))
     return rows.reshape(x.shape[:3]).sum(1, dtype=np.float64)

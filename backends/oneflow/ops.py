@@ -1,4 +1,4 @@
-"""``core.contracts.Ops`` in OneFlow."""
+"""Implements ``core.contracts.Ops`` in OneFlow."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, /) -> Tensor:
     """See ``core.contracts.Ops``."""
     loss = F.cross_entropy(logits, labels)
     if logits.dtype == flow.float32 and not logits.is_cuda:
-        # The kernel takes a nan beside the label for a number: a finite loss from broken features.
+        # The kernel ignores nan in other columns than the label's. This term is then nan, else 0.
         loss = loss + 0.0 * row_mean(logits.detach().clamp(min=-1e30)).sum()
     return loss
 
@@ -36,7 +36,7 @@ def labels(values: Array, like: Tensor, /) -> Tensor:
     """See ``core.contracts.Ops``.
 
     Raises:
-        ValueError: a label is out of range, of which the kernel would make a constant loss.
+        ValueError: a label is out of range. The kernel would return a constant loss for it.
     """
     return _index(values, like.shape[1], like, "label")
 
@@ -44,8 +44,8 @@ def labels(values: Array, like: Tensor, /) -> Tensor:
 @flow.no_grad()
 def accuracy(logits: Tensor, labels: Tensor, /, *, top: Sequence[int]) -> tuple[Tensor, ...]:
     """See ``core.contracts.Ops``."""
-    own = repeat(logits.gather(1, labels.reshape(-1, 1)), logits.shape[1])
-    others = row_sum((logits >= own).to(logits.dtype)) - 1.0
+    of_label = repeat(logits.gather(1, labels.reshape(-1, 1)), logits.shape[1])
+    others = row_sum((logits >= of_label).to(logits.dtype)) - 1.0
     return tuple(100.0 * (others < k).to(logits.dtype).mean() for k in top)
 
 
@@ -58,7 +58,7 @@ def gather_rows(x: Tensor, index: Array, /) -> Tensor:
     """See ``core.contracts.Ops``.
 
     Raises:
-        ValueError: an index is out of range, for which the kernel would give zeros.
+        ValueError: an index is out of range. The kernel would return zeros for it.
     """
     return x.index_select(0, _index(index, len(x), x, "row"))
 
@@ -96,7 +96,7 @@ def kl_divergence(target: Tensor, logits: Tensor, /) -> Tensor:
 @flow.no_grad()
 def entropy(p: Tensor, /) -> Tensor:
     """See ``core.contracts.Ops``."""
-    # What is smaller than the bound adds nothing.
+    # The bound avoids log(0). Values below it add nothing.
     return -row_sum(p * p.clamp(min=1e-30).log()).mean()
 
 

@@ -1,4 +1,4 @@
-"""Residual network with torchvision's names, of any width, and with a stem for small images too.
+"""Residual network with torchvision's names, of any width, with a stem for large or small images.
 
 Shape letters: N images, L positions of a map, D channels.
 """
@@ -17,7 +17,7 @@ from triptych.core.parameters import ConvNorm, ResidualBlock
 
 
 class Block(nn.Module):
-    """Two or three convolutions, each with its norm, added to the input. (N, D, H, W)."""
+    """Two or three convolutions, each with a norm, added to the input. (N, D, H, W)."""
 
     def __init__(self, spec: ResidualBlock) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """ReLU between the layers, and after the sum."""
+        """Applies ReLU between the layers, and after the sum."""
         y = x
         for i in range(1, self.depth + 1):
             conv, norm = getattr(self, f"conv{i}"), getattr(self, f"bn{i}")
@@ -40,7 +40,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The twin of torchvision's module without its classifier; parameters have its names."""
+    """torchvision's network without its classifier. Parameters have torchvision's names."""
 
     def __init__(self, spec: ResnetSpec) -> None:
         super().__init__()
@@ -55,11 +55,12 @@ class ResNet(nn.Module):
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
         """See ``core.contracts.Encoder``."""
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
-        x, kept = run(self._stem(images), stages, layers)
-        return {"final": _with_mean(x), **{f"layer{i}": _with_mean(y) for i, y in kept.items()}}
+        x, outputs = run(self._stem(images), stages, layers)
+        maps = {"final": x, **{f"layer{i}": y for i, y in outputs.items()}}
+        return {name: _with_mean(y) for name, y in maps.items()}
 
     def forward(self, images: Tensor) -> Tensor:
-        """The last map's mean over positions. (N, C, H, W) -> (N, D)."""
+        """The mean of the last map over its positions. (N, C, H, W) -> (N, D)."""
         x = self._stem(images)
         return _mean(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
 
@@ -74,12 +75,12 @@ def _conv(layer: ConvNorm) -> Conv2d:
 
 
 def _mean(x: Tensor) -> Tensor:
-    """(N, D, H, W) -> (N, D)."""
+    """The mean over positions. (N, D, H, W) -> (N, D)."""
     n, width, height, columns = x.shape
     return row_mean(x.reshape(-1, height * columns)).reshape(n, width)
 
 
 def _with_mean(x: Tensor) -> Tensor:
-    """(N, D, H, W) -> (N, 1+L, D)."""
+    """The mean over positions, then the positions. (N, D, H, W) -> (N, 1+L, D)."""
     mean, positions = _mean(x), x.flatten(2).transpose(1, 2)
     return flow.cat([mean.reshape(len(x), 1, -1), positions], dim=1)

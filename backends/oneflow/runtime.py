@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Loaded before OPENBLAS_CORETYPE is set for OneFlow, since NumPy's own OpenBLAS reads it too.
+# NumPy is imported before OPENBLAS_CORETYPE is set for OneFlow: NumPy's OpenBLAS reads it, too.
 import numpy  # noqa: F401
 
 from triptych.core.errors import UserError
 from triptych.core.machine.resources import keep_memory, processor
 
-# The wheel is a CUDA build: it needs these even on a machine without a GPU, in this order, and
-# finds them by itself only where pip put both packages into the same folder.
+# OneFlow's wheel is a CUDA build. It needs these libraries in this order, even without a GPU. It
+# finds them by itself only if pip has put both packages into the same folder.
 LIBRARIES = (
     ("cublas", "libcublasLt.so.11"),
     ("cublas", "libcublas.so.11"),
@@ -34,16 +34,16 @@ BLAS_VARIABLE = "OPENBLAS_CORETYPE"
 
 
 def load() -> None:
-    """Imports ``oneflow``: without noise, its matrix products at full speed.
+    """Imports ``oneflow`` without its warnings and with fast matrix products.
 
     Raises:
         UserError: a CUDA library is missing.
     """
     for package, library in LIBRARIES:
         load_library(package, library)
-    # OneFlow keeps the memory of its tensors itself; this is for what NumPy computes for it.
+    # OneFlow keeps the memory of its tensors itself. This is for the arrays of ``kernels``.
     keep_memory()
-    # Without a GPU its start would print a warning about the driver.
+    # Without a GPU, OneFlow would print a warning about the driver.
     os.environ.setdefault("GLOG_minloglevel", "3")
     with fast_kernels():
         importlib.import_module("oneflow")
@@ -53,13 +53,13 @@ def load_library(package: str, library: str) -> None:
     """Loads one library of ``nvidia-<package>-cu11``, or of the system.
 
     Raises:
-        UserError: it is in neither.
+        UserError: the library is in neither.
     """
     spec = importlib.util.find_spec("nvidia")
-    folders = (spec and spec.submodule_search_locations) or ()
-    files = [Path(folder, package, "lib", library) for folder in folders]
+    folders = spec.submodule_search_locations if spec else None
+    files = [Path(folder, package, "lib", library) for folder in folders or ()]
     try:
-        # For OneFlow only: under a global name it would also serve the other frameworks here.
+        # Not RTLD_GLOBAL: the other frameworks of this process must not find the library.
         ctypes.CDLL(next((str(file) for file in files if file.is_file()), library))
     except OSError as error:
         raise UserError(
@@ -70,23 +70,24 @@ def load_library(package: str, library: str) -> None:
 
 @contextmanager
 def fast_kernels() -> Iterator[None]:
-    """OneFlow loaded inside gets the matrix products of ``blas_kernels``."""
+    """If OneFlow is imported in the block, its matrix products use ``blas_kernels``."""
     before, kernels = os.environ.get(BLAS_VARIABLE), blas_kernels()
     if kernels is not None:
         os.environ[BLAS_VARIABLE] = kernels
     try:
         yield
     finally:
-        # NumPy in a child process has an OpenBLAS of its own, which knows better.
+        # Child processes must not inherit it: NumPy's OpenBLAS makes a better choice by itself.
         if before is None:
             os.environ.pop(BLAS_VARIABLE, None)
 
 
 def blas_kernels() -> str | None:
-    """What OneFlow's OpenBLAS is told to use: what the user says, else AVX2 where there is AVX2.
+    """The kernels for OneFlow's OpenBLAS: the user's choice, else AVX2 if the processor has it.
 
-    It is older than many processors and gives one that it does not know kernels of 2007, at less
-    than half the speed. The last bits of a run depend on it.
+    OneFlow's OpenBLAS is older than many processors. For a processor that it does not know it uses
+    kernels of 2007, which have less than half the speed. The choice changes the last bits of a
+    run's numbers.
     """
     avx2 = processor() >= {"avx2", "fma"}
     return os.environ.get(BLAS_VARIABLE) or ("Haswell" if avx2 else None)

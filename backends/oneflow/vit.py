@@ -33,7 +33,7 @@ class Attention(nn.Module):
         self.proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Every token attends to every token."""
+        """Each token attends to all tokens."""
         query, key, value = _split_heads(self.qkv(x), 3, self.heads)
         return self.proj(_attend(query, key, value).transpose(1, 2).reshape(*x.shape))
 
@@ -48,7 +48,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each token on its own."""
+        """Maps each token separately."""
         return self.fc2(self.act(self.fc1(x)))
 
 
@@ -63,15 +63,15 @@ class Block(nn.Module):
         self.mlp = Mlp(spec.width, spec.width * spec.mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attention, then the MLP, each added to its input."""
+        """Adds the attention to its input, then the MLP to its input."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
 class VisionTransformer(nn.Module):
-    """The twin of timm's module without its classifier; parameters have timm's names and shapes.
+    """timm's network without its classifier. Parameters have timm's names and shapes.
 
-    The position table is never trained, the patch projection only where the spec says so.
+    The position table is never trained. The patch projection is trained only if the spec says so.
     """
 
     def __init__(self, spec: VitSpec) -> None:
@@ -90,18 +90,18 @@ class VisionTransformer(nn.Module):
 
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
         """See ``core.contracts.Encoder``."""
-        x, kept = run(self._embed(images), self.blocks, layers)
-        return {"final": self.norm(x), **{f"layer{i}": y for i, y in kept.items()}}
+        x, outputs = run(self._embed(images), self.blocks, layers)
+        return {"final": self.norm(x), **{f"layer{i}": y for i, y in outputs.items()}}
 
     def masked(self, images: Tensor, ids: Tensor, early: int) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.MaskedEncoder``."""
         patches = pick_tokens(self.patch_embed(images) + self.pos_embed[:, 1:], ids)
         token = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
         x = flow.cat([token, patches], dim=1)
-        wanted = len(self.blocks) - 1 - early
-        x, kept = run(x, self.blocks, (wanted,))
+        early_block = len(self.blocks) - 1 - early
+        x, outputs = run(x, self.blocks, (early_block,))
         final = self.norm(x)
-        return kept[wanted] if early else final, final
+        return outputs[early_block] if early else final, final
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
@@ -110,14 +110,14 @@ class VisionTransformer(nn.Module):
         return self.norm(class_token(last, x))
 
     def _embed(self, images: Tensor) -> Tensor:
-        """Patches behind the class token, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
+        """The class token and the patches, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
         patches = self.patch_embed(images)
         cls_token = self.cls_token.expand(len(patches), -1, -1)
         return flow.cat([cls_token, patches], dim=1) + self.pos_embed
 
 
 def conv_stem(spec: VitSpec) -> nn.Sequential:
-    """Takes the place of the patch projection. (N, C, H, W) -> (N, D, rows, columns)."""
+    """Convolutions that replace the patch projection. (N, C, H, W) -> (N, D, rows, columns)."""
     layers: list[nn.Module] = []
     for layer in parameters.conv_stem(spec):
         layers += [
@@ -129,15 +129,15 @@ def conv_stem(spec: VitSpec) -> nn.Sequential:
 
 
 def blocks(spec: VitSpec) -> nn.Sequential:
-    """The blocks of a ViT by themselves. (N, T, D) -> (N, T, D)."""
+    """The blocks of a ViT, without embedding and last norm. (N, T, D) -> (N, T, D)."""
     return nn.Sequential(*[Block(spec) for _ in range(spec.depth)])
 
 
 def class_token(block: Block, x: Tensor) -> Tensor:
-    """The class token's row of a block's output, (N, T, D) -> (N, D).
+    """The class token after a block. (N, T, D) -> (N, D).
 
-    Of the last block's rows only this one reaches the loss, so only this one is computed; all
-    tokens still give keys and values.
+    The loss needs only this row of the last block's output, so only this row is computed. Keys and
+    values come from all tokens.
     """
     n, _, width = x.shape
     attention = block.attn
@@ -155,11 +155,20 @@ def _split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     """(N, T, parts * D) -> ``parts`` of (N, H, T, D/H)."""
     n, t, width = x.shape
     split = x.reshape(n, t, parts, heads, width // (parts * heads)).permute(2, 0, 3, 1, 4)
-    # Indexing would build a tensor of zeros around the gradient of each part.
+    # The gradient of indexing would be a part's gradient within a large tensor of zeros.
     return flow.unbind(split, dim=0)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Softmax attention. query (N, H, S, D/H), key and value (N, H, T, D/H)."""
+    """Softmax attention.
+
+    Args:
+        query: (N, H, S, D/H).
+        key: (N, H, T, D/H).
+        value: (N, H, T, D/H).
+
+    Returns:
+        (N, H, S, D/H).
+    """
     scores = flow.matmul(query * query.shape[-1] ** -0.5, key, transpose_b=True)
     return flow.matmul(F.softmax(scores, dim=-1), value)

@@ -1,4 +1,4 @@
-"""``core.contracts.Ops`` in Paddle."""
+"""Implements ``core.contracts.Ops`` in Paddle."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,10 @@ from triptych.core.contracts import Array
 no_grad = paddle.no_grad
 
 SAFE_MARGIN = 60.0
-"""How far below its row's maximum a logit may be before Paddle's own cross-entropy, which takes it
-for at most 64, is wrong (on the CPU)."""
+"""How far the label's logit may be below its row's maximum for Paddle's own cross-entropy.
+
+On the CPU, Paddle's cross-entropy takes a larger distance than 64 for 64, and its loss is wrong.
+"""
 
 
 def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
@@ -33,10 +35,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, /) -> Tensor:
     rows = paddle.stack([paddle.arange(len(labels)), labels], axis=1)
     if logits.place.is_cpu_place():
         margins = peak[:, 0] - paddle.gather_nd(logits.detach(), rows)
-        # A nan is no safe margin either; Paddle 2.6 overlooks it in max, but not in a sum.
+        # A nan must fail this test, too. Paddle 2.6 ignores nan in max, but not in a sum.
         if float(margins.max() + 0.0 * margins.sum()) < SAFE_MARGIN:
             return F.cross_entropy(logits, labels)
-    # log_softmax is no way out: it has the same bound, and its cost grows with the classes squared.
+    # log_softmax has the same limit, and its cost grows with the square of the number of classes.
     shifted = logits - peak
     return (paddle.log(paddle.exp(shifted).sum(-1)) - paddle.gather_nd(shifted, rows)).mean()
 
@@ -45,8 +47,8 @@ def labels(values: Array, like: Tensor, /) -> Tensor:
     """See ``core.contracts.Ops``.
 
     Raises:
-        ValueError: not int64, or no columns of ``like``: Paddle would cut off the fraction, count
-            a negative one from the end, and not always notice one that is too large.
+        ValueError: the labels are not int64, or not columns of ``like``. Paddle would cut off
+            fractions, count a negative label from the end, and accept some too large labels.
     """
     if values.dtype != np.int64 or not 0 <= values.min() <= values.max() < like.shape[-1]:
         raise ValueError(
@@ -58,8 +60,8 @@ def labels(values: Array, like: Tensor, /) -> Tensor:
 @paddle.no_grad()
 def accuracy(logits: Tensor, labels: Tensor, /, *, top: Sequence[int]) -> tuple[Tensor, ...]:
     """See ``core.contracts.Ops``."""
-    own = paddle.take_along_axis(logits, labels.unsqueeze(1), 1)
-    others = (logits >= own.expand_as(logits)).astype("int64").sum(1) - 1
+    of_label = paddle.take_along_axis(logits, labels.unsqueeze(1), 1)
+    others = (logits >= of_label.expand_as(logits)).astype("int64").sum(1) - 1
     return tuple((others < k).astype(logits.dtype).mean() * 100.0 for k in top)
 
 
@@ -70,7 +72,7 @@ def row_dot(a: Tensor, b: Tensor, /) -> Tensor:
 
 def gather_rows(x: Tensor, index: Array, /) -> Tensor:
     """See ``core.contracts.Ops``."""
-    # x[index] would read beyond the end without a word, and so does gather in Paddle 2.6.
+    # x[index] silently reads beyond the end of x. So does gather in Paddle 2.6.
     if index.min() < 0 or index.max() >= len(x):
         raise IndexError(f"rows {index.min()} to {index.max()} of {len(x)}")
     return paddle.gather(x, paddle.to_tensor(index, place=x.place))
@@ -101,7 +103,7 @@ def gather_tokens(x: Tensor, image: Array, token: Array, /) -> Tensor:
 
 def kl_divergence(target: Tensor, logits: Tensor, /) -> Tensor:
     """See ``core.contracts.Ops``."""
-    # Paddle's own soft cross-entropy and log_softmax take a logit for at most 64 below the peak.
+    # Paddle's soft cross-entropy and log_softmax limit the distance from a row's maximum to 64.
     shifted = logits - logits.detach().max(-1, keepdim=True)
     log = paddle.log(paddle.exp(shifted).sum(-1))
     return (log - (target * shifted).sum(-1)).mean() - entropy(target)
@@ -110,7 +112,7 @@ def kl_divergence(target: Tensor, logits: Tensor, /) -> Tensor:
 @paddle.no_grad()
 def entropy(p: Tensor, /) -> Tensor:
     """See ``core.contracts.Ops``."""
-    # What is smaller than the bound adds nothing.
+    # The bound avoids log(0). Values below it add nothing.
     return -(p * paddle.log(paddle.clip(p, min=1e-30))).sum(-1).mean()
 
 

@@ -1,4 +1,4 @@
-"""Residual network: the twin of torchvision's, of any width, and with a stem for small images too.
+"""Residual network with torchvision's names, of any width, with a stem for large or small images.
 
 Shape letters: N images, L positions of a map, D channels.
 """
@@ -16,7 +16,7 @@ from triptych.core.parameters import ConvNorm, ResidualBlock
 
 
 class Block(nn.Layer):
-    """Two convolutions, or the three of a bottleneck, added to the input. (N, D, H, W)."""
+    """Two or three convolutions, each with a norm, added to the input. (N, D, H, W)."""
 
     def __init__(self, spec: ResidualBlock) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Block(nn.Layer):
         self.downsample = nn.Sequential(*_conv_norm(spec.shortcut)) if spec.shortcut else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """ReLU between the convolutions, and after the sum."""
+        """Applies ReLU between the layers, and after the sum."""
         y = relu_(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         if self.bottleneck:
@@ -37,7 +37,7 @@ class Block(nn.Layer):
 
 
 class ResNet(nn.Layer):
-    """The twin of torchvision's module without its classifier; parameters have its names."""
+    """torchvision's network without its classifier. Parameters have torchvision's names."""
 
     def __init__(self, spec: ResnetSpec) -> None:
         super().__init__()
@@ -51,14 +51,15 @@ class ResNet(nn.Layer):
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
         """See ``core.contracts.Encoder``."""
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
-        x, kept = run(self._stem(images), stages, layers)
-        return {"final": _with_mean(x), **{f"layer{i}": _with_mean(y) for i, y in kept.items()}}
+        x, outputs = run(self._stem(images), stages, layers)
+        maps = {"final": x, **{f"layer{i}": y for i, y in outputs.items()}}
+        return {name: _with_mean(y) for name, y in maps.items()}
 
     def forward(self, images: Tensor) -> Tensor:
-        """The last map's mean over positions. (N, C, H, W) -> (N, D)."""
+        """The mean of the last map over its positions. (N, C, H, W) -> (N, D)."""
         x = self._stem(images)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        # Of a mean over two axes the gradient is slow; pooling divides it by a float32 number.
+        # A mean over two axes has a slow gradient. Pooling divides its gradient by a float32.
         return x.flatten(2).mean(-1)
 
     def _stem(self, images: Tensor) -> Tensor:
@@ -72,6 +73,6 @@ def _conv_norm(layer: ConvNorm) -> tuple[Conv2D, BatchNorm]:
 
 
 def _with_mean(x: Tensor) -> Tensor:
-    """(N, D, H, W) -> (N, 1+L, D)."""
+    """The mean over positions, then the positions. (N, D, H, W) -> (N, 1+L, D)."""
     positions = x.flatten(2).transpose([0, 2, 1])
     return paddle.concat([positions.mean(1, keepdim=True), positions], axis=1)

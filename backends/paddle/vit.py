@@ -41,7 +41,7 @@ class Attention(nn.Layer):
         self.proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Every token attends to every token."""
+        """Each token attends to all tokens."""
         query, key, value = _split_heads(self.qkv(x), 3, self.heads)
         return self.proj(_merge_heads(_attend(query, key, value)))
 
@@ -56,7 +56,7 @@ class Mlp(nn.Layer):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each token on its own."""
+        """Maps each token separately."""
         return self.fc2(self.act(self.fc1(x)))
 
 
@@ -71,15 +71,15 @@ class Block(nn.Layer):
         self.mlp = Mlp(spec.width, spec.width * spec.mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attention, then the MLP, each added to its input."""
+        """Adds the attention to its input, then the MLP to its input."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
 class VisionTransformer(nn.Layer):
-    """The twin of timm's module without its classifier; parameters have timm's names.
+    """timm's network without its classifier. Parameters have timm's names.
 
-    The position table is never trained, the patch projection only where the spec says so.
+    The position table is never trained. The patch projection is trained only if the spec says so.
     """
 
     def __init__(self, spec: VitSpec) -> None:
@@ -102,8 +102,8 @@ class VisionTransformer(nn.Layer):
 
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
         """See ``core.contracts.Encoder``."""
-        x, kept = run(self._embed(images), self.blocks, layers)
-        return {"final": self.norm(x), **{f"layer{i}": y for i, y in kept.items()}}
+        x, outputs = run(self._embed(images), self.blocks, layers)
+        return {"final": self.norm(x), **{f"layer{i}": y for i, y in outputs.items()}}
 
     def masked(self, images: Tensor, ids: Tensor, early: int) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.MaskedEncoder``."""
@@ -111,10 +111,10 @@ class VisionTransformer(nn.Layer):
         patches = pick_tokens(patches + self.pos_embed[:, 1:].expand_as(patches), ids)
         token = (self.cls_token + self.pos_embed[:, :1]).expand_as(patches[:, :1])
         x = paddle.concat([token, patches], axis=1)
-        wanted = len(self.blocks) - 1 - early
-        x, kept = run(x, self.blocks, (wanted,))
+        early_block = len(self.blocks) - 1 - early
+        x, outputs = run(x, self.blocks, (early_block,))
         final = self.norm(x)
-        return kept[wanted] if early else final, final
+        return outputs[early_block] if early else final, final
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
@@ -123,15 +123,15 @@ class VisionTransformer(nn.Layer):
         return self.norm(class_token(last, x))
 
     def _embed(self, images: Tensor) -> Tensor:
-        """Patches behind the class token, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
+        """The class token and the patches, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
         patches = self.patch_embed(images)
         x = paddle.concat([self.cls_token.expand_as(patches[:, :1]), patches], axis=1)
-        # Repeated first: a sum that broadcasts over the first axis takes twenty times as long.
+        # Expanded first: a sum that broadcasts over the first axis takes twenty times as long.
         return x + self.pos_embed.expand_as(x)
 
 
 def conv_stem(spec: VitSpec) -> nn.Sequential:
-    """Takes the place of the patch projection. (N, C, H, W) -> (N, D, rows, columns)."""
+    """Convolutions that replace the patch projection. (N, C, H, W) -> (N, D, rows, columns)."""
     layers: list[nn.Layer] = []
     for layer in parameters.conv_stem(spec):
         layers += [
@@ -143,15 +143,15 @@ def conv_stem(spec: VitSpec) -> nn.Sequential:
 
 
 def blocks(spec: VitSpec) -> nn.Sequential:
-    """The blocks of a ViT by themselves. (N, T, D) -> (N, T, D)."""
+    """The blocks of a ViT, without embedding and last norm. (N, T, D) -> (N, T, D)."""
     return nn.Sequential(*[Block(spec) for _ in range(spec.depth)])
 
 
 def class_token(block: Block, x: Tensor) -> Tensor:
-    """The class token's row of a block's output, (N, T, D) -> (N, D).
+    """The class token after a block. (N, T, D) -> (N, D).
 
-    Of the last block's rows only this one reaches the loss, so only this one is computed; all
-    tokens still give keys and values.
+    The loss needs only this row of the last block's output, so only this row is computed. Keys and
+    values come from all tokens.
     """
     width, attention = x.shape[-1], block.attn
     heads = attention.heads
@@ -165,7 +165,16 @@ def class_token(block: Block, x: Tensor) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Softmax attention. query (N, H, S, D/H), key and value (N, H, T, D/H)."""
+    """Softmax attention.
+
+    Args:
+        query: (N, H, S, D/H).
+        key: (N, H, T, D/H).
+        value: (N, H, T, D/H).
+
+    Returns:
+        (N, H, S, D/H).
+    """
     scores = paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True)
     return paddle.matmul(F.softmax(scores), value)
 
@@ -173,8 +182,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def _split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     """(N, T, parts * D) -> ``parts`` of (N, H, T, D/H).
 
-    A head of a token is a row, and rows are gathered: on the CPU Paddle's transpose moves numbers
-    one by one and takes longer than the attention itself.
+    On the CPU, the heads of the tokens are gathered as rows. Paddle's transpose moves numbers one
+    by one there, which takes longer than the attention itself.
     """
     if plain_forms_serve(x):
         return x.reshape([0, 0, parts, heads, -1]).transpose([2, 0, 3, 1, 4]).unbind(0)
@@ -189,7 +198,7 @@ def _merge_heads(x: Tensor) -> Tensor:
 
 
 class _SplitHeads(PyLayer):
-    """``_split_heads`` by rows."""
+    """``_split_heads`` as gathers of rows."""
 
     @staticmethod
     def forward(ctx: PyLayerContext, x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
@@ -206,7 +215,7 @@ class _SplitHeads(PyLayer):
 
 
 class _MergeHeads(PyLayer):
-    """``_merge_heads`` by rows."""
+    """``_merge_heads`` as a gather of rows."""
 
     @staticmethod
     def forward(ctx: PyLayerContext, x: Tensor) -> Tensor:
@@ -225,10 +234,14 @@ class _MergeHeads(PyLayer):
 def _head_rows(
     n: int, t: int, parts: int, heads: int, place: Any
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Where the rows (n, t, part, head) go: for each part the order (n, head, t), and the way back.
+    """Indices that reorder rows.
 
     Args:
-        place: where the indices shall lie.
+        place: device of the indices.
+
+    Returns:
+        For each part the index from the order (n, t, part, head) to the order (n, head, t).
+        The index from the concatenated parts back to the first order.
     """
     rows = np.arange(n * t * parts * heads, dtype=np.int32).reshape(n, t, parts, heads)
     order = rows.transpose(2, 0, 3, 1).reshape(parts, -1)

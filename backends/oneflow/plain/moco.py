@@ -1,7 +1,7 @@
-"""The plain loop that the step benchmark measures against: MoCo v1 and v2 on a ResNet.
+"""MoCo v1 and v2 on a ResNet as a careful user writes them, for the step benchmark.
 
-As a careful user writes it for one process, with the framework's own layers and SGD, a copy of the
-queue for the loss, and the accuracy that the authors log; nothing of the engine.
+The loop is for one process. It uses OneFlow's layers and SGD, a copy of the queue for the loss, and
+the accuracy that the authors log. It uses nothing of the engine.
 """
 
 import oneflow as flow
@@ -29,14 +29,14 @@ class PlainLoop:
 
     def step(self, batch: Batch, hyper: Hyper) -> float:
         """One training step; returns the loss."""
-        one, two = (flow.from_numpy(view) for view in batch.views)
-        q = F.normalize(self.query(one), dim=1)
+        view1, view2 = (flow.from_numpy(view) for view in batch.views)
+        q = F.normalize(self.query(view1), dim=1)
         with flow.no_grad():
             for source, target in zip(self.query.parameters(), self.key.parameters(), strict=True):
                 target.mul_(hyper.ema).add_(source, alpha=1.0 - hyper.ema)
-            order = flow.randperm(len(two))
+            order = flow.randperm(len(view2))
             back = order.argsort().to(flow.int64)
-            k = F.normalize(self.key(two.index_select(0, order)), dim=1).index_select(0, back)
+            k = F.normalize(self.key(view2.index_select(0, order)), dim=1).index_select(0, back)
         positive = (q * k).sum(1, keepdim=True)
         logits = flow.cat([positive, flow.matmul(q, self.queue.clone())], dim=1) / self.temperature
         loss = F.cross_entropy(logits, flow.zeros(len(q), dtype=flow.int64))
@@ -50,12 +50,12 @@ class PlainLoop:
         return loss.item()
 
     def wait(self) -> None:
-        """OneFlow runs behind the host's back: waits for what is under way."""
+        """Waits for OneFlow's queue. For the CPU there is no public function."""
         flow._oneflow_internal.eager.Sync()
 
     @flow.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
-        """The queue's size is a multiple of the batch."""
+        """Overwrites the oldest keys. The queue's size is a multiple of the batch size."""
         self.queue[:, self.pointer : self.pointer + len(keys)] = keys.transpose(0, 1)
         self.pointer = (self.pointer + len(keys)) % self.queue.shape[1]
 
@@ -80,7 +80,7 @@ class _Block(nn.Module):
 
 
 def _encoder(spec: RunSpec) -> nn.Sequential:
-    """torchvision's network, and the head behind it."""
+    """torchvision's network with the head."""
     method, bottleneck = spec.method, spec.model.bottleneck
     layers = [_conv(3, 64, 7, 2), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
     before = 64

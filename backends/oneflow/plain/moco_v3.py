@@ -1,6 +1,6 @@
-"""The plain loop that the step benchmark measures against: MoCo v3 as a careful user writes it.
+"""MoCo v3 as a careful user writes it, for the step benchmark.
 
-It uses the framework's own layers and optimizer and nothing of the engine.
+The loop uses the framework's layers and optimizer, and nothing of the engine.
 """
 
 import itertools
@@ -34,12 +34,12 @@ class PlainLoop:
 
     def step(self, batch: Batch, hyper: Hyper) -> float:
         """One training step; returns the loss."""
-        one, two = (flow.from_numpy(view) for view in batch.views)
-        q1, q2 = self.predictor(self.query(one)), self.predictor(self.query(two))
+        view1, view2 = (flow.from_numpy(view) for view in batch.views)
+        q1, q2 = self.predictor(self.query(view1)), self.predictor(self.query(view2))
         with flow.no_grad():
             for source, target in zip(self.query.parameters(), self.key.parameters(), strict=True):
                 target.mul_(hyper.ema).add_(source, alpha=1.0 - hyper.ema)
-            k1, k2 = self.key(one), self.key(two)
+            k1, k2 = self.key(view1), self.key(view2)
         loss = self._loss(q1, k2) + self._loss(q2, k1)
         for group in self.optimizer.param_groups:
             group["lr"], group["weight_decay"] = hyper.lr, hyper.weight_decay
@@ -49,7 +49,7 @@ class PlainLoop:
         return loss.item()
 
     def wait(self) -> None:
-        """OneFlow runs behind the host's back: waits for what is under way."""
+        """Waits for OneFlow's queue. For the CPU there is no public function."""
         flow._oneflow_internal.eager.Sync()
 
     def _loss(self, q: Tensor, k: Tensor) -> Tensor:

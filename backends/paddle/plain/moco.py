@@ -1,7 +1,7 @@
-"""The plain loop that the step benchmark measures against: MoCo v1 and v2 on a ResNet.
+"""MoCo v1 and v2 on a ResNet as a careful user writes them, for the step benchmark.
 
-As a careful user writes it for one process, with Paddle's own network, layers and optimizer, a copy
-of the queue for the loss, and the accuracy that the authors log; nothing of the engine.
+The loop is for one process. It uses Paddle's network, layers and optimizer, a copy of the queue for
+the loss, and the accuracy that the authors log. It uses nothing of the engine.
 """
 
 import paddle
@@ -36,13 +36,13 @@ class PlainLoop:
 
     def step(self, batch: Batch, hyper: Hyper) -> float:
         """One training step; returns the loss."""
-        one, two = (paddle.to_tensor(view) for view in batch.views)
-        q = F.normalize(self.query(one))
+        view1, view2 = (paddle.to_tensor(view) for view in batch.views)
+        q = F.normalize(self.query(view1))
         with paddle.no_grad():
             for source, target in self.pairs:
                 target.scale_(hyper.ema).add_(source * (1.0 - hyper.ema))
-            order = paddle.randperm(len(two))
-            k = F.normalize(self.key(paddle.gather(two, order)))
+            order = paddle.randperm(len(view2))
+            k = F.normalize(self.key(paddle.gather(view2, order)))
             k = paddle.gather(k, paddle.argsort(order))
         positive = (q * k).sum(1, keepdim=True)
         logits = paddle.concat([positive, q @ self.queue.clone()], axis=1) / self.temperature
@@ -56,11 +56,11 @@ class PlainLoop:
         return float(loss)
 
     def wait(self) -> None:
-        """Nothing runs behind the host's back on the CPU."""
+        """Does nothing: on the CPU a step is complete when it returns."""
 
     @paddle.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
-        """The queue's size is a multiple of the batch."""
+        """Overwrites the oldest keys. The queue's size is a multiple of the batch size."""
         self.queue[:, self.pointer : self.pointer + len(keys)] = keys.T
         self.pointer = (self.pointer + len(keys)) % self.queue.shape[1]
 

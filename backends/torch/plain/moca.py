@@ -1,6 +1,6 @@
-"""The plain loop that MOCA's step is measured against: MOCA as a careful user writes it.
+"""MOCA as a careful user writes it, for the step benchmark.
 
-It uses timm's and the framework's own layers and optimizer and nothing of the engine.
+The loop uses the layers of timm and PyTorch and PyTorch's optimizer, and nothing of the engine.
 """
 
 import math
@@ -34,14 +34,14 @@ class PlainLoop:
         self.words = F.normalize(torch.randn(self.method.words, model.width).relu(), dim=1)
         self.pointer, self.distance, self.distance_used = 0, torch.tensor(0.5), torch.tensor(0.5)
         trunk = [*self.student.parameters(), *self.decoder.parameters()]
-        makers = [*self.image_weights.parameters(), *self.dense_weights.parameters()]
-        self.optimizer = _optimizer(trunk, makers, spec)
+        generators = [*self.image_weights.parameters(), *self.dense_weights.parameters()]
+        self.optimizer = _optimizer(trunk, generators, spec)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.clip_norm = spec.optim.clip_norm
         self.batch_size, self.grid = spec.train.batch_size, model.grid
 
     def draw(self) -> dict[str, Array]:
-        """Masks of both rounds and what enters the codebook, from the framework's own generator."""
+        """Masks of both rounds and the choice of new words, drawn by PyTorch's generator."""
         noise = torch.rand(2 * self.batch_size, math.prod(self.grid))
         order = noise.argsort(dim=1).numpy()
         picked = torch.randint(len(self.inner), (self.method.step_words,))
@@ -71,13 +71,20 @@ class PlainLoop:
         return loss.item()
 
     def wait(self) -> None:
-        """Nothing runs behind the host's back on the CPU."""
+        """Does nothing: on the CPU a step is complete when it returns."""
 
     @torch.no_grad()
     def _targets(
         self, images: Tensor, momentum: float, draws: Mapping[str, Array]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Codes (2N, L, K), bags of words of the other view (2N, K), new words, and differences."""
+        """The teacher's part of a step.
+
+        Returns:
+            (2N, L, K), codes.
+            (2N, K), bags of words of the other view.
+            (M, D), new words.
+            (2,), differences of both views.
+        """
         for source, target in zip(
             self.student.parameters(), self.teacher.parameters(), strict=True
         ):
@@ -89,9 +96,9 @@ class PlainLoop:
         bags = codes[:, self.inner].mean(1)
         half = len(images) // 2
         place = self.inner[torch.from_numpy(draws["codebook_token_pick"])]
-        chosen = torch.from_numpy(draws["codebook_image_perm"][: len(place)])
-        chosen = chosen + half * int(draws["codebook_coin"] >= 0.5)
-        words = F.normalize(tokens[chosen, place], dim=1, eps=1e-5)
+        image = torch.from_numpy(draws["codebook_image_perm"][: len(place)])
+        image = image + half * int(draws["codebook_coin"] >= 0.5)
+        words = F.normalize(tokens[image, place], dim=1, eps=1e-5)
         return codes, torch.cat([bags[half:], bags[:half]]), words, difference.view(2, half).mean(1)
 
     def _loss(
@@ -102,19 +109,19 @@ class PlainLoop:
             self.dense_weights(self.words),
         )
         loss: Tensor | float = 0.0
-        for name, one in zip(("mask_ids_round1", "mask_ids_round2"), self.rounds, strict=True):
+        for name, size in zip(("mask_ids_round1", "mask_ids_round2"), self.rounds, strict=True):
             order = torch.from_numpy(draws[name])
-            early, last = self._encode(images, order[:, : one.visible])
+            early, last = self._encode(images, order[:, : size.visible])
             pooled = last[:, 1:].mean(1)
-            seen = order[:, : one.decoded]
-            decoded = self.decoder(pooled, early, seen).flatten(0, 1)
-            wanted = codes.gather(1, seen[..., None].expand(-1, -1, codes.shape[-1])).flatten(0, 1)
+            ids = order[:, : size.decoded]
+            decoded = self.decoder(pooled, early, ids).flatten(0, 1)
+            targets = codes.gather(1, ids[..., None].expand(-1, -1, codes.shape[-1])).flatten(0, 1)
             loss = loss + self.method.image_weight * _divergence(bags, pooled @ image_weights.T)
-            loss = loss + self.method.dense_weight * _divergence(wanted, decoded @ dense_weights.T)
+            loss = loss + self.method.dense_weight * _divergence(targets, decoded @ dense_weights.T)
         return loss
 
     def _encode(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Output of the early block, and final tokens, both (2N, 1+T, D)."""
+        """The output of the early block and the final tokens, each (2N, 1+T, D)."""
         vit = self.student
         x = vit.patch_embed(images) + vit.pos_embed[:, 1:]
         x = x.gather(1, ids[..., None].expand(-1, -1, x.shape[-1]))
@@ -158,7 +165,7 @@ class _Decoder(nn.Module):
 
 
 class _Weights(nn.Module):
-    """Weights of a predictor, made from the words."""
+    """Makes a predictor's weights from the words."""
 
     def __init__(self, width: int, out: int, method: MocaSpec) -> None:
         super().__init__()
@@ -192,12 +199,12 @@ def _encoder(model: VitSpec) -> VisionTransformer:
 
 
 def _optimizer(
-    trunk: Sequence[nn.Parameter], makers: Sequence[nn.Parameter], spec: RunSpec
+    trunk: Sequence[nn.Parameter], generators: Sequence[nn.Parameter], spec: RunSpec
 ) -> torch.optim.Optimizer:
-    """AdamW: the rates of the trunk are set at each step, those of the weight makers stay."""
+    """AdamW. Each step sets the rates of the trunk. The weight generators' rates stay constant."""
     optim = spec.optim
     groups = []
-    for parameters, lr in ((trunk, optim.lr), (makers, optim.generator_lr)):
+    for parameters, lr in ((trunk, optim.lr), (generators, optim.generator_lr)):
         free = [p for p in parameters if p.requires_grad]
         for members, decay in (
             ([p for p in free if p.ndim > 1], optim.weight_decay),

@@ -1,7 +1,7 @@
-"""The plain loop that the step benchmark measures against: MoCo v1 and v2 on a ResNet.
+"""MoCo v1 and v2 on a ResNet as a careful user writes them, for the step benchmark.
 
-As a careful user writes it for one process, with torchvision's network, PyTorch's SGD, a copy of
-the queue for the loss, and the accuracy that the authors log; nothing of the engine.
+The loop is for one process. It uses torchvision's network, PyTorch's SGD, a copy of the queue for
+the loss, and the accuracy that the authors log. It uses nothing of the engine.
 """
 
 import torch
@@ -30,13 +30,13 @@ class PlainLoop:
 
     def step(self, batch: Batch, hyper: Hyper) -> float:
         """One training step; returns the loss."""
-        one, two = (torch.from_numpy(view) for view in batch.views)
-        q = F.normalize(self.query(one), dim=1)
+        view1, view2 = (torch.from_numpy(view) for view in batch.views)
+        q = F.normalize(self.query(view1), dim=1)
         with torch.no_grad():
             for source, target in zip(self.query.parameters(), self.key.parameters(), strict=True):
                 target.mul_(hyper.ema).add_(source, alpha=1.0 - hyper.ema)
-            order = torch.randperm(len(two))
-            k = F.normalize(self.key(two[order]), dim=1)[order.argsort()]
+            order = torch.randperm(len(view2))
+            k = F.normalize(self.key(view2[order]), dim=1)[order.argsort()]
         positive = (q * k).sum(1, keepdim=True)
         logits = torch.cat([positive, q @ self.queue.clone()], dim=1) / self.temperature
         loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64))
@@ -50,11 +50,11 @@ class PlainLoop:
         return loss.item()
 
     def wait(self) -> None:
-        """Nothing runs behind the host's back on the CPU."""
+        """Does nothing: on the CPU a step is complete when it returns."""
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
-        """The queue's size is a multiple of the batch."""
+        """Overwrites the oldest keys. The queue's size is a multiple of the batch size."""
         self.queue[:, self.pointer : self.pointer + len(keys)] = keys.T
         self.pointer = (self.pointer + len(keys)) % self.queue.shape[1]
 
