@@ -1,4 +1,4 @@
-"""The one place that maps a backend's name to its framework, which is imported on demand."""
+"""Finds and imports backends by name. A framework is imported only when its backend is loaded."""
 
 import importlib
 import importlib.util
@@ -13,12 +13,12 @@ BACKENDS = NAMES
 
 
 def installed() -> tuple[str, ...]:
-    """Backends whose framework can be found, without importing it."""
+    """The backends whose framework is installed. No framework is imported."""
     return tuple(name for name in BACKENDS if importlib.util.find_spec(name) is not None)
 
 
 def check(name: str) -> None:
-    """Raises UserError where a backend does not exist or its framework is not installed."""
+    """Raises UserError if a backend does not exist or its framework is not installed."""
     if name not in BACKENDS:
         raise UserError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
     if name not in installed():
@@ -29,14 +29,18 @@ def check(name: str) -> None:
 
 
 def load(name: str) -> ModuleType:
-    """The backend package, its framework imported.
+    """Imports a backend's package, and with it the framework.
 
     Returns:
-        A module with ``build(spec, state) -> Engine``, ``versions() -> dict`` and
-        ``cuda_devices() -> int``.
+        A module with these functions:
+            ``build(spec, state) -> Engine``: an engine that holds the state.
+            ``versions() -> dict[str, str]``: package -> version, and settings by name.
+            ``compute(spec) -> dict[str, str]``: device, libraries and settings of a run.
+            ``cuda_devices() -> int``: number of CUDA devices that the framework sees.
+            ``cuda_code() -> tuple[str, ...]``: GPU architectures of the framework's build.
 
     Raises:
-        UserError: no such backend, or its framework is missing or does not import.
+        UserError: the backend does not exist, or its framework is missing or does not import.
         KeyboardInterrupt: Ctrl-C during the import.
     """
     check(name)

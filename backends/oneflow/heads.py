@@ -1,4 +1,4 @@
-"""Projector and predictor, built from their plans in ``core.parameters``."""
+"""Builds projectors and predictors from their plans in ``core.parameters``."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from triptych.core.parameters import Head
 
 
 def head(plan: Head) -> nn.Sequential:
-    """(N, D of the first layer) -> (N, D of the last)."""
+    """Builds the layers of a plan. (N, width of the input) -> (N, width of the last layer)."""
     return nn.Sequential(*(_LAYERS[kind](fan_in, out) for kind, fan_in, out in plan.layers))
 
 

@@ -8,7 +8,7 @@ from triptych.core.methods import ring
 
 
 class Queue(ring.Queue, nn.Module):
-    """``core.contracts.Memory``."""
+    """Implements ``core.contracts.Memory``."""
 
     def __init__(self, spec: QueueSpec) -> None:
         super().__init__()
@@ -16,7 +16,7 @@ class Queue(ring.Queue, nn.Module):
 
 
 class Codebook(ring.Codebook, nn.Module):
-    """``core.contracts.Codebook``."""
+    """Implements ``core.contracts.Codebook``."""
 
     def __init__(self, model: VitSpec, method: MocaSpec) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The methods' modules: student, teacher and how one is moved towards the other."""
+"""The networks of each method: student, teacher, and the update of the teacher."""
 
 from collections.abc import Callable
 
@@ -19,11 +19,11 @@ from triptych.core.optim import groups
 
 
 class Branch(networks.Branch, nn.Module):
-    """A student or a teacher, see ``core.methods.networks.Branch``."""
+    """A student or a teacher (see ``core.methods.networks.Branch``)."""
 
 
 def _indices(ids: Array, like: Tensor) -> Tensor:
-    # A copy, since OneFlow reads it later than this returns.
+    # A copy, since OneFlow may read the array after this function has returned.
     return flow.from_numpy(np.array(ids, np.int64, order="C")).to(like.device)
 
 
@@ -33,10 +33,11 @@ KIT = networks.Kit(
 
 
 class Pair(networks.Branches, nn.Module):
-    """``core.contracts.Model``: a student and a teacher that follows it; paths are canonical names.
+    """A student and a teacher that follows it. The paths of all tensors are canonical names.
 
     Args:
-        student: has all that the teacher has, and may have more.
+        student: has all parameters of the teacher under the same names, and may have more.
+        teacher: gets no gradients.
     """
 
     kit = KIT
@@ -46,11 +47,11 @@ class Pair(networks.Branches, nn.Module):
         teacher.requires_grad_(False)
 
     def pack(self, spec: OptimSpec) -> tuple[Tensor, list[str]]:
-        """Moves student and teacher into one buffer each (see ``flat.pack``).
+        """Moves the parameters of student and teacher into one buffer each (see ``flat.pack``).
 
         Returns:
-            The part of the student's that is trained, and the names of what lies there: groups of
-            the optimizer lie together.
+            The trained part of the student's buffer, and the names of the parameters in it. The
+            parameters of one optimizer group are contiguous.
         """
         student = dict(self.student.named_parameters())
         teacher = dict(self.teacher.named_parameters())
@@ -60,8 +61,11 @@ class Pair(networks.Branches, nn.Module):
             group = groups.group(f"student.{name}", parameter.ndim, spec)
             return name not in teacher, parameter.requires_grad, group
 
-        # What both have comes first, in one order; of it what is frozen. What only the student has
-        # and is frozen stays where it is.
+        # The student's buffer holds, in this order:
+        #   1. frozen parameters that the teacher has too,
+        #   2. trained parameters that the teacher has too,
+        #   3. trained parameters of the student only.
+        # The teacher's buffer holds 1 and 2. Frozen parameters of the student only are not packed.
         free = [name for name, parameter in student.items() if parameter.requires_grad]
         order = sorted({**teacher, **dict.fromkeys(free)}, key=place)
         values = flat.pack(self.student, order)
@@ -74,22 +78,22 @@ class Pair(networks.Branches, nn.Module):
     @flow.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """See ``core.contracts.Model``."""
-        # As a difference: what is equal in both stays so to the last bit. In blocks: at once it
-        # would take two copies of the model, beside the activations of the student.
+        # The difference keeps values that are equal in both exactly equal. The blocks save memory:
+        # one update of all would take two copies of the model beside the student's activations.
         for target, source in self._blocks:
             target.add_(source - target, alpha=1.0 - momentum)
 
 
 class MoCo(networks.MoCo, Pair):
-    """``core.contracts.QueueModel`` of MoCo v1 and v2."""
+    """Implements ``core.contracts.QueueModel`` for MoCo v1 and v2."""
 
 
 class MoCoV3(networks.MoCoV3, Pair):
-    """``core.contracts.Model`` of MoCo v3."""
+    """Implements ``core.contracts.Model`` for MoCo v3."""
 
 
 class MOCA(networks.MOCA, Pair):
-    """``core.contracts.MocaModel``."""
+    """Implements ``core.contracts.MocaModel``."""
 
 
 METHODS: dict[str, Callable[[RunSpec], Pair]] = {

@@ -1,4 +1,4 @@
-"""Optimizers bound to named parameters; their state has canonical names."""
+"""Optimizers of named parameters. The tensors of their state have canonical names."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,18 +14,18 @@ from triptych.core.optim import groups
 
 
 class Optimizer(ABC):
-    """``core.contracts.Optimizer`` on packed tensors: what a rule does, it does to all at once.
+    """Implements ``core.contracts.Optimizer`` on packed tensors. Subclasses are the rules.
 
-    OneFlow's own optimizers round their rates to float32, as every attribute of its kernels;
-    operands of tensor operations are exact.
+    OneFlow's own optimizers round their rates to float32, like all attributes of its kernels.
+    Operands of tensor operations are not rounded.
 
     Args:
         named: canonical name -> trainable parameter.
-        values: the same parameters packed, in that order (``flat.pack``).
+        values: the buffer of the same parameters in the same order (see ``flat.pack``).
     """
 
     kinds: tuple[str, ...]
-    """Names of the moments."""
+    """The kinds of moments, e.g. "exp_avg"."""
 
     def __init__(self, named: Mapping[str, nn.Parameter], values: Tensor, spec: OptimSpec) -> None:
         self.named = dict(named)
@@ -42,12 +42,12 @@ class Optimizer(ABC):
         ]
         self.gradients = flat.split(self._gradients, self.named)
         for name, view in self.gradients.items():
-            # The backward pass adds to a gradient that is there, in place.
+            # The backward pass adds to an existing gradient in place: it stays in the buffer.
             self.named[name].grad = view
 
     @flow.no_grad()
     def step(self, hyper: Hyper) -> None:
-        """Clips where the spec says so, then one update."""
+        """Clips the gradients if the spec has ``clip_norm``, then does one update."""
         if self.clip_norm is not None:
             factor = (self.clip_norm / (self.gradient_norm() + 1e-6)).clamp(max=1.0)
             self._gradients.mul_(factor)
@@ -57,12 +57,12 @@ class Optimizer(ABC):
             self._update(*groups.rates(group, self.spec, hyper), *block)
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Clears the gradients."""
         self._gradients.zero_()
 
     def gradient_norm(self) -> Tensor:
-        """Global L2 norm of the gradients as they stand."""
-        # flow.linalg.norm loses 2 % of twenty million float32 values.
+        """The global L2 norm of the current gradients."""
+        # flow.linalg.norm is 2 % too small for twenty million float32 values.
         return flow.stack([(g * g).sum() for g in flat.blocks(self._gradients)]).sum().sqrt()
 
     def moments(self) -> dict[str, Tensor]:
@@ -73,18 +73,18 @@ class Optimizer(ABC):
             for name, view in flat.split(buffer, self.named).items()
         }
 
-    def _prepare(self, hyper: Hyper) -> None:  # noqa: B027 - most rules look at no whole tensor
-        """Changes the gradients of whole tensors before the update."""
+    def _prepare(self, hyper: Hyper) -> None:  # noqa: B027 - most rules need no whole tensors
+        """Changes the gradients before the update. Here, unlike in a block, tensors are whole."""
 
     @abstractmethod
     def _update(
         self, lr: float, decay: float, value: Tensor, gradient: Tensor, *moments: Tensor
     ) -> None:
-        """One update of a block of values with its group's rates, in place."""
+        """Updates a block of values in place with the rates of its group."""
 
 
 def _runs(named: Mapping[str, nn.Parameter], spec: OptimSpec) -> list[tuple[groups.Group, slice]]:
-    """Parts of the packed parameters that lie together and are of one group."""
+    """The contiguous parts of the packed parameters that belong to one group."""
     runs: list[tuple[groups.Group, slice]] = []
     start = 0
     for name, parameter in named.items():
@@ -98,7 +98,7 @@ def _runs(named: Mapping[str, nn.Parameter], spec: OptimSpec) -> list[tuple[grou
 
 
 class AdamW(Optimizer):
-    """AdamW, with the groups of ``core.optim.groups``."""
+    """AdamW with the parameter groups of ``core.optim.groups``."""
 
     kinds = ("exp_avg", "exp_avg_sq")
 
@@ -119,7 +119,7 @@ class AdamW(Optimizer):
 
 
 class Sgd(Optimizer):
-    """SGD with momentum: decay added to the gradient of every tensor."""
+    """SGD with momentum. Weight decay is added to the gradient of every tensor."""
 
     kinds = ("momentum_buffer",)
 
@@ -167,7 +167,7 @@ class Lars(Optimizer):
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:
-    """The L2 norm of each, side by side."""
+    """The L2 norms of the tensors. (number of tensors,)."""
     squares = [flow.matmul(t.reshape(1, -1), t.reshape(-1, 1)).reshape(1) for t in tensors]
     return flow.cat(squares).sqrt()
 

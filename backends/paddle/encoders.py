@@ -1,4 +1,4 @@
-"""The encoder that a spec names."""
+"""Builds encoders."""
 
 from triptych.backends.paddle.resnet import ResNet
 from triptych.backends.paddle.vit import VisionTransformer
@@ -6,5 +6,5 @@ from triptych.core.config.spec import ModelSpec, VitSpec
 
 
 def encoder(spec: ModelSpec) -> VisionTransformer | ResNet:
-    """Images (N, C, H, W) -> features (N, D); ``tokens`` gives all positions."""
+    """Builds the encoder of the section ``model``. It maps (N, C, H, W) to (N, D)."""
     return VisionTransformer(spec) if isinstance(spec, VitSpec) else ResNet(spec)

@@ -1,4 +1,4 @@
-"""``core.engine.Engine`` in Paddle."""
+"""Implements ``core.engine.Engine`` in Paddle."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from triptych.core.contracts import Array, Slot
 
 
 class Engine(core.Engine):
-    """One run. The state's tensors are float32, or float64 where that is the precision."""
+    """The engine of one run. Its tensors are float32, or float64 if that is the precision."""
 
     model: Pair
     optimizer: Optimizer
@@ -66,13 +66,13 @@ class Engine(core.Engine):
     def moment_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
         moments = self.optimizer.moments()
-        # Behind "optimizer.<kind>." stands the parameter's name.
+        # The name of a moment is "optimizer.<kind>.<name of the parameter>".
         return slots(moments, [n for n in moments if n.split(".", 2)[2] in self.transposed])
 
 
 @contextmanager
 def _new_layers_in(dtype: paddle.dtype) -> Iterator[None]:
-    """Layers made inside have this precision; what is set for the whole process comes back."""
+    """Layers made in the block have this precision. The process's default comes back after it."""
     former = paddle.get_default_dtype()
     paddle.set_default_dtype(dtype)
     try:

@@ -1,7 +1,7 @@
-"""Layers whose built-in form is slow or inexact on Paddle's CPU, written from its own operations.
+"""Replacements of layers that are slow or inexact on Paddle's CPU, made of Paddle's operations.
 
-Paddle works row-wise at full speed only where nothing is broadcast and nothing is summed over
-rows: a column vector is repeated first, sums over rows are matrix products with ones.
+Operations on rows are fast in Paddle unless they broadcast or sum over rows. Therefore vectors are
+expanded first, and a sum over rows is a matrix product with ones.
 
 Shape letters: N rows, D columns.
 """
@@ -15,12 +15,18 @@ from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn.initializer import Constant
 
 EPSILON = 2.0**-16
-"""What the kernels get for a norm's epsilon, see ``exact_epsilon``: a power of two between the
-least that older cuDNNs take, 1e-5, and the most that Paddle takes, 1e-3."""
+"""The epsilon that a norm's kernel gets (see ``exact_epsilon``).
+
+It is a power of two between 1e-5, the least that older versions of cuDNN accept, and 1e-3, the most
+that Paddle accepts.
+"""
 
 
 def plain_forms_serve(x: Tensor) -> bool:
-    """Whether Paddle's own forms are fast: on a GPU; in a graph to export they are also smaller."""
+    """Whether to use Paddle's own layers: on a GPU, and in a graph for export.
+
+    They are fast on a GPU. They make an exported graph smaller.
+    """
     return not paddle.in_dynamic_mode() or not x.place.is_cpu_place()
 
 
@@ -44,7 +50,7 @@ class LayerNorm(nn.Layer):
         if plain_forms_serve(x):
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, epsilon)
         # The backward pass of layer_norm takes 20 times as long as its forward pass. Batch norm
-        # with each row as a channel computes the same.
+        # with each row as a channel computes the same numbers.
         rows = x.reshape([1, -1, x.shape[-1]])
         mean, variance = (paddle.zeros([rows.shape[1]], statistics_dtype(x)) for _ in range(2))
         normal = F.batch_norm(
@@ -55,10 +61,11 @@ class LayerNorm(nn.Layer):
 
 
 class BatchNorm(nn.Layer):
-    """Batch norm with PyTorch's rules: unbiased running variance, statistics are no parameters.
+    """Batch norm with virtual ranks in training. The running variance is unbiased.
 
-    Each of ``virtual_ranks`` contiguous parts of a training batch is normalised by itself; the
-    running statistics are those of the first part, as a first rank would save them.
+    Each of ``virtual_ranks`` contiguous parts of a training batch is normalised separately. The
+    running statistics are those of the first part, which the first rank would save. Unlike in
+    Paddle's batch norm, they are buffers and no parameters.
 
     Args:
         momentum: weight of the new batch in the running statistics.
@@ -81,10 +88,10 @@ class BatchNorm(nn.Layer):
         self.register_buffer("num_batches_tracked", paddle.zeros([], "int64"))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, D) or (N, D, ...), normalised over all axes but the second.
+        """Normalises over all axes but the second. (N, D, ...) -> (N, D, ...).
 
         Raises:
-            ValueError: one value per channel in training, which Paddle would hand back unchanged.
+            ValueError: in training, a channel has one value only. Paddle would return it unchanged.
         """
         if not self.training:
             factor, epsilon = exact_epsilon(self.epsilon, x)
@@ -99,7 +106,7 @@ class BatchNorm(nn.Layer):
         return paddle.concat(parts)
 
     def _normalise(self, x: Tensor, *, track: bool) -> Tensor:
-        """With the statistics of ``x``, towards which the running ones move where asked."""
+        """Normalises by the statistics of ``x``. If ``track`` is set, updates the running ones."""
         count = math.prod(x.shape) // x.shape[1]
         if count == 1:
             raise ValueError(f"batch norm: more than one value per channel needed, got {x.shape}")
@@ -118,23 +125,23 @@ class BatchNorm(nn.Layer):
 
 
 def set_virtual_ranks(model: nn.Layer, count: int) -> None:
-    """Tells every batch norm inside how many parts a batch has."""
+    """Sets the number of virtual ranks of all batch norms in a module."""
     for layer in model.sublayers():
         if isinstance(layer, BatchNorm):
             layer.virtual_ranks = count
 
 
 def statistics_dtype(x: Tensor) -> paddle.dtype:
-    """In what the kernels keep the statistics of ``x``: float32 for half precision, too."""
+    """The type of the statistics of ``x`` in the kernels. It is float32 for half precision, too."""
     return paddle.float64 if x.dtype == paddle.float64 else paddle.float32
 
 
 def exact_epsilon(epsilon: float, x: Tensor) -> tuple[float, float]:
-    """By what to multiply ``x``, and the epsilon that then normalises it as ``epsilon`` would.
+    """A factor for ``x`` and the epsilon that normalises the product as ``epsilon`` does ``x``.
 
-    The kernels round epsilon to float32, an error of 1e-9 where the variance is smaller still, as
-    that of a class token at the start; and they take none above 1e-3. But norm(x, e) is
-    norm(c x, c^2 e), and c can be chosen so that c^2 e is a power of two.
+    The kernels round epsilon to float32. That is an error of 1e-9 if the variance is smaller than
+    epsilon, as it is for a class token at the start. The kernels also reject an epsilon above 1e-3.
+    Since norm(x, e) = norm(c x, c^2 e), a factor c can make c^2 e a power of two.
     """
     if x.dtype != paddle.float64 and epsilon <= 1e-3:
         return 1.0, epsilon
@@ -142,7 +149,7 @@ def exact_epsilon(epsilon: float, x: Tensor) -> tuple[float, float]:
 
 
 class Gelu(nn.Layer):
-    """x times the normal distribution function of x."""
+    """x Phi(x), with the exact normal distribution Phi."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
@@ -150,7 +157,7 @@ class Gelu(nn.Layer):
 
 
 class ReLU(nn.Layer):
-    """``relu_``: the layer before it loses its result, as with PyTorch's in-place module."""
+    """``relu_`` as a layer. It overwrites its input, as PyTorch's in-place module does."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
@@ -158,24 +165,24 @@ class ReLU(nn.Layer):
 
 
 def relu_(x: Tensor) -> Tensor:
-    """max(x, 0), and nan for nan, in place. Any shape.
+    """max(x, 0) in place. nan stays nan. Any shape.
 
-    ``F.relu`` makes 0 of nan: a network that has gone bad would train on at the chance level.
+    ``F.relu`` turns nan into 0: a network with nan would go on training at the chance level.
     """
     return _Relu.apply(x) if paddle.in_dynamic_mode() else F.leaky_relu(x, 0.0)
 
 
 def max_pool(x: Tensor) -> Tensor:
     """Maximum of each 3x3 square, stride 2, padding 1; a map of nan stays nan. (N, C, H, W)."""
-    # Asked for the places of the maxima as well, the backward pass takes a fifth of the time. Of a
-    # square of nan the place is -1, and its gradient is written to memory of somebody else.
+    # With the indices of the maxima (return_mask), the backward pass takes a fifth of the time. But
+    # the index of a square of nan is -1: its gradient would be written outside of the array.
     if plain_forms_serve(x) or not math.isfinite(float(x.detach().sum())):
         return F.max_pool2d(x, 3, 2, 1)
     return F.max_pool2d(x, 3, 2, 1, return_mask=True)[0]
 
 
 class Linear(nn.Linear):
-    """Paddle's linear layer, weight (in, out), without initial values of its own."""
+    """Paddle's linear layer with weight (in, out). Its initial values come with the state."""
 
     def __init__(self, fan_in: int, fan_out: int, *, bias: bool = True) -> None:
         zeros = ParamAttr(initializer=Constant(0.0))
@@ -187,7 +194,7 @@ class Linear(nn.Linear):
 
 
 class Conv2D(nn.Conv2D):
-    """Paddle's square convolution, without initial values of its own."""
+    """Paddle's square convolution. Its initial values come with the state."""
 
     def __init__(
         self,
@@ -213,13 +220,13 @@ class Conv2D(nn.Conv2D):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, H', W')."""
-        # Not super(): Paddle 2.6 does not find it when it makes a graph of this.
+        # Not super(): Paddle 2.6 cannot resolve it when it converts this method to a graph.
         if not self.pointwise or plain_forms_serve(x):
             return nn.Conv2D.forward(self, x)
         fan_out, fan_in = self.weight.shape[:2]
         positions = math.prod(-(-side // self.stride) for side in x.shape[2:])
-        # Paddle multiplies image by image, and adds up the gradient of the weight as often. Where
-        # that is much larger than the maps it is faster to bring all images together.
+        # Paddle multiplies image by image, and adds to the gradient of the weight each time. If the
+        # weight is much larger than the maps, one product for all images is faster.
         if fan_out * fan_in < 4 * positions * (fan_out + fan_in):
             return nn.Conv2D.forward(self, x)
         return mix_channels(x[:, :, :: self.stride, :: self.stride], self.weight)
@@ -234,14 +241,17 @@ def mix_channels(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear``, with a faster way to add the bias and to sum its gradient."""
+    """``F.linear`` with faster ways to add the bias and to sum its gradient."""
     if bias is None or plain_forms_serve(x):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias)
 
 
 def linear_weights(model: nn.Layer) -> frozenset[str]:
-    """Names of the weights that Paddle keeps as (in, out): told by layer, squares look alike."""
+    """Names of the weights that Paddle keeps as (in, out).
+
+    The class of the layer decides: the shape of a square weight says nothing.
+    """
     return frozenset(
         f"{path}.weight" for path, layer in model.named_sublayers() if isinstance(layer, nn.Linear)
     )
@@ -255,7 +265,7 @@ class PatchEmbed(nn.Layer):
         self.proj: nn.Layer = Conv2D(channels, width, patch_size, patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, patches, D), row by row."""
+        """Returns the patches in row-major order. (N, C, H, W) -> (N, L, D)."""
         return self.proj(images).flatten(2).transpose([0, 2, 1])
 
 
@@ -266,7 +276,7 @@ def unit_rows(x: Tensor, eps: float) -> Tensor:
 
 
 def pick_tokens(x: Tensor, ids: Tensor) -> Tensor:
-    """result[n, i] = x[n, ids[n, i]], and x[0, ids[n, i]] where x has one image only.
+    """result[n, i] = x[n, ids[n, i]]. If x has one image only, it is used for every n.
 
     Args:
         x: (N, L, D) or (1, L, D).
@@ -279,33 +289,37 @@ def pick_tokens(x: Tensor, ids: Tensor) -> Tensor:
 
 
 def sum_rows(x: Tensor) -> Tensor:
-    """(N, D) -> (D,)."""
+    """The sum over rows. (N, D) -> (D,)."""
     return paddle.matmul(paddle.ones([1, x.shape[0]], x.dtype), x)[0]
 
 
 def _batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalises with the statistics of ``x``, which come back as they were used.
+    """Normalises by the statistics of ``x`` and returns these.
 
-    The kernels' own running statistics take a float32 momentum, and the variance in them is the
-    biased one on the CPU and the unbiased one of cuDNN. What they keep for the backward pass is the
-    same everywhere.
+    The running statistics of the kernels cannot be used: their momentum is rounded to float32, and
+    their variance is biased on the CPU and unbiased on a GPU (cuDNN). The statistics that the
+    kernels keep for the backward pass are the same everywhere. No public function returns them.
 
     Returns:
-        The result; (C,) mean; (C,) 1 / sqrt(biased variance + epsilon).
+        The result, in the shape of ``x``.
+        (C,), mean.
+        (C,), 1 / sqrt(biased variance + epsilon).
     """
     zeros = [paddle.zeros([x.shape[1]], statistics_dtype(x)) for _ in range(2)]
-    # Test mode off, momentum 0, and statistics of the batch, not the given ones.
+    # Not in test mode, momentum 0, and with the statistics of the batch instead of the zeros.
     options = (False, 0.0, epsilon, "NCHW", False, False)
     y, _, _, mean, deviation, _ = paddle._C_ops.batch_norm(x, *zeros, weight, bias, *options)
     return y, mean, deviation
 
 
 class _Relu(PyLayer):
-    """``relu_``. It keeps the result, as the next layer does; leaky_relu keeps its input besides.
+    """``relu_`` with its gradient.
 
-    Batch norms, sums and linear layers, which stand before it, do not need their results.
+    It saves its result, as the next layer does. ``leaky_relu`` would save its input, too. It may
+    overwrite its input: the layers before it (batch norms, sums and linear layers) do not need
+    their results in the backward pass.
     """
 
     @staticmethod
@@ -317,7 +331,8 @@ class _Relu(PyLayer):
     @staticmethod
     def backward(ctx: PyLayerContext, grad: Tensor) -> Tensor:
         (y,) = ctx.saved_tensor()
-        # 1 above 0, and y itself at 0; a comparison and a cast take three times as long, where ten.
+        # heaviside(y, y) is 1 for y > 0 and 0 at 0. A comparison with a cast is 3 times slower,
+        # ``where`` 10 times.
         return paddle.heaviside(y, y).multiply_(grad)
 
 

@@ -1,4 +1,4 @@
-"""The methods' modules: student, teacher and how one is moved towards the other."""
+"""The networks of each method: student, teacher, and the update of the teacher."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from triptych.core.methods import networks
 
 
 class Branch(networks.Branch, nn.Layer):
-    """A student or a teacher, see ``core.methods.networks.Branch``."""
+    """A student or a teacher (see ``core.methods.networks.Branch``)."""
 
 
 def _indices(ids: Array, like: Tensor) -> Tensor:
@@ -30,17 +30,18 @@ KIT = networks.Kit(
 
 
 class Pair(networks.Branches, nn.Layer):
-    """``core.contracts.Model``: a student and a teacher that follows it; paths are canonical names.
+    """A student and a teacher that follows it. The paths of all tensors are canonical names.
 
     Args:
-        student: has all that the teacher has, and may have more.
+        student: has all parameters of the teacher under the same names, and may have more.
+        teacher: gets no gradients.
     """
 
     kit = KIT
 
     def __init__(self, student: nn.Layer, teacher: nn.Layer) -> None:
         super().__init__(student, teacher)
-        # Paired by name: the student may have the predictor besides.
+        # Paired by name, since the student may have a predictor, too.
         sources = dict(student.named_parameters())
         targets = dict(teacher.named_parameters())
         self._pairs = [(target, sources[name]) for name, target in targets.items()]
@@ -51,20 +52,20 @@ class Pair(networks.Branches, nn.Layer):
     def update_teacher(self, momentum: float) -> None:
         """See ``core.contracts.Model``."""
         for target, source in self._pairs:
-            # As a difference: what is equal in both stays so to the last bit.
+            # The difference keeps values that are equal in both exactly equal.
             target.add_((source - target).scale_(1.0 - momentum))
 
 
 class MoCo(networks.MoCo, Pair):
-    """``core.contracts.QueueModel`` of MoCo v1 and v2."""
+    """Implements ``core.contracts.QueueModel`` for MoCo v1 and v2."""
 
 
 class MoCoV3(networks.MoCoV3, Pair):
-    """``core.contracts.Model`` of MoCo v3."""
+    """Implements ``core.contracts.Model`` for MoCo v3."""
 
 
 class MOCA(networks.MOCA, Pair):
-    """``core.contracts.MocaModel``."""
+    """Implements ``core.contracts.MocaModel``."""
 
 
 METHODS: dict[str, Callable[[RunSpec], Pair]] = {

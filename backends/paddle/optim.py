@@ -1,7 +1,8 @@
-"""Optimizers bound to named parameters; their state has canonical names.
+"""Optimizers of named parameters. The tensors of their state have canonical names.
 
-Paddle's own keep momentum, decay and the powers of the betas as float32. Only operations in place
-leave a parameter where it is: ``p *= s`` makes a new one that nobody knows.
+Paddle's own optimizers keep momentum, decay and the powers of the betas in float32. Parameters
+must be changed by operations in place: ``p *= s`` would make a new tensor, and leave the parameter
+of the model unchanged.
 """
 
 import math
@@ -17,18 +18,21 @@ from triptych.core.contracts import Hyper
 from triptych.core.optim import groups
 
 EPSILON = 2.0**-27
-"""What is added in place of eps, a power of two: Paddle 2.6 rounds what it adds to float32."""
+"""The number that is added instead of eps.
+
+Paddle 2.6 rounds the number to float32, and a power of two stays exact.
+"""
 
 
 class Optimizer(ABC):
-    """``core.contracts.Optimizer``: what a rule does, it does to every tensor (but see ``AdamW``).
+    """Implements ``core.contracts.Optimizer``. Subclasses are the rules.
 
     Args:
         named: canonical name -> trainable parameter.
     """
 
     count: int
-    """Updates done so far, and during one that one too."""
+    """Number of updates done. During an update it counts that one, too."""
 
     def __init__(self, named: Mapping[str, Tensor], spec: OptimSpec) -> None:
         self.named = dict(named)
@@ -37,18 +41,18 @@ class Optimizer(ABC):
 
     @paddle.no_grad()
     def step(self, hyper: Hyper) -> None:
-        """Clips where the spec says so, then one update."""
+        """Clips the gradients if the spec has ``clip_norm``, then does one update."""
         self._clip()
         self.count += 1
         self._update(hyper)
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Clears the gradients."""
         for parameter in self.named.values():
             parameter.clear_gradient(False)
 
     def gradient_norm(self) -> Tensor:
-        """Global L2 norm of the gradients as they stand."""
+        """The global L2 norm of the current gradients."""
         return paddle.sqrt(sum(_squares(gradient) for _, _, gradient in self._trained()))
 
     @abstractmethod
@@ -57,13 +61,13 @@ class Optimizer(ABC):
 
     @abstractmethod
     def _update(self, hyper: Hyper) -> None:
-        """One update with this step's rates."""
+        """Does one update with the rates of this step."""
 
     def _zeros(self) -> dict[str, Tensor]:
         return {name: paddle.zeros_like(p) for name, p in self.named.items()}
 
     def _trained(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Name, parameter and gradient of what has one."""
+        """Name, parameter and gradient of each parameter that has a gradient."""
         for name, parameter in self.named.items():
             if parameter.grad is not None:
                 yield name, parameter, parameter.grad
@@ -78,7 +82,7 @@ class Optimizer(ABC):
 
 
 class AdamW(Optimizer):
-    """AdamW, with the groups of ``core.optim.groups``."""
+    """AdamW with the parameter groups of ``core.optim.groups``."""
 
     def __init__(self, named: Mapping[str, Tensor], spec: AdamWSpec) -> None:
         super().__init__(named, spec)
@@ -95,7 +99,7 @@ class AdamW(Optimizer):
 
     def _update(self, hyper: Hyper) -> None:
         beta1, beta2 = self.betas
-        # m / (sqrt(v) / c + eps), with numerator and denominator times EPSILON / eps.
+        # m / (sqrt(v) / c + eps), where numerator and denominator are multiplied by EPSILON / eps.
         factor = EPSILON / self.eps
         correction = factor / math.sqrt(1.0 - beta2**self.count)
         for name, parameter, gradient in self._trained():
@@ -109,7 +113,7 @@ class AdamW(Optimizer):
 
 
 class Sgd(Optimizer):
-    """SGD with momentum: decay added to the gradient of every tensor."""
+    """SGD with momentum. Weight decay is added to the gradient of every tensor."""
 
     def __init__(self, named: Mapping[str, Tensor], spec: SgdSpec) -> None:
         super().__init__(named, spec)
@@ -127,7 +131,7 @@ class Sgd(Optimizer):
 
 
 class Lars(Optimizer):
-    """LARS in MoCo v3's form (see ``core.reference.optim.lars``), which Paddle has not."""
+    """LARS in MoCo v3's form (see ``core.reference.optim.lars``). Paddle has no such LARS."""
 
     def __init__(self, named: Mapping[str, Tensor], spec: LarsSpec) -> None:
         super().__init__(named, spec)
@@ -147,7 +151,7 @@ class Lars(Optimizer):
             parameter.subtract_(buffer * hyper.lr)
 
     def _ratio(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        """By what a gradient is multiplied, as a scalar of the device: nothing waits for it."""
+        """The factor for a gradient: a scalar on the device, for which the host does not wait."""
         norm, decayed = (_exact(paddle.sqrt(_squares(x))) for x in (parameter, gradient))
         ratio = _number(self._trust) * norm / decayed
         usable = paddle.logical_and(norm != 0.0, decayed != 0.0)
@@ -155,15 +159,15 @@ class Lars(Optimizer):
 
 
 def _multiply_(x: Tensor, factor: Tensor) -> None:
-    """x * factor in place. On a GPU the host does not wait for the factor.
+    """Multiplies ``x`` by ``factor`` in place. On a GPU the host does not wait for the factor.
 
     Args:
-        factor: (), float64, rounded to the precision of ``x``.
+        factor: (), float64; it is rounded to the precision of ``x``.
     """
     if plain_forms_serve(x):
         x.multiply_(factor.astype(x.dtype))
     else:
-        # On the CPU the product with a tensor is broadcast, and takes 15 times as long.
+        # On the CPU a product with a tensor is broadcast and takes 15 times as long.
         x.scale_(float(factor))
 
 
@@ -172,12 +176,12 @@ def _exact(x: Tensor) -> Tensor:
 
 
 def _number(value: float) -> Tensor:
-    """A float64 scalar: beside a tensor Paddle 2.6 rounds a number to float32."""
+    """A float64 scalar as a tensor. Paddle 2.6 would round a Python number to float32."""
     return paddle.full([], value, paddle.float64)
 
 
 def _squares(x: Tensor) -> Tensor:
-    # paddle.linalg.norm and paddle.dot lose 1 % of a large float32 tensor.
+    # paddle.linalg.norm and paddle.dot are 1 % too small for a large float32 tensor.
     return paddle.square(x).sum()
 
 

@@ -1,4 +1,4 @@
-"""Native tensors <-> canonical arrays: weights of linear layers are (in, out) in Paddle."""
+"""Converts native tensors to canonical arrays and back. Paddle's linear weights are (in, out)."""
 
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -11,12 +11,17 @@ from triptych.core.contracts import Array, Slot
 
 
 def slots(named: Mapping[str, Tensor], transposed: Collection[str]) -> dict[str, Slot]:
-    """Of tensors by their canonical names. transposed: names of the weights of linear layers."""
+    """The slots of tensors, by canonical name.
+
+    Args:
+        named: canonical name -> tensor.
+        transposed: names of the weights of linear layers.
+    """
     return {name: tensor_slot(tensor, name in transposed) for name, tensor in named.items()}
 
 
 def tensor_slot(tensor: Tensor, transposed: bool) -> Slot:
-    """A tensor whose canonical array has its own shape, or that of its transpose."""
+    """The slot of a tensor. The canonical array has its shape, or the shape of its transpose."""
     shape = tuple(tensor.shape)
     return Slot(
         shape[::-1] if transposed else shape,
@@ -26,14 +31,14 @@ def tensor_slot(tensor: Tensor, transposed: bool) -> Slot:
 
 
 def to_array(tensor: Tensor, transposed: bool = False) -> Array:
-    """A copy, on the host."""
+    """A copy on the host."""
     array = tensor.detach().numpy()
     return np.array(array.T if transposed else array, order="C")
 
 
 @paddle.no_grad()
 def from_array(tensor: Tensor, transposed: bool, array: Array) -> None:
-    """Sets a live tensor in place, in its own precision."""
+    """Writes an array into a tensor in place, in the precision of the tensor."""
     tensor.set_value(np.array(array.T if transposed else array, NUMPY[tensor.dtype], order="C"))
 
 

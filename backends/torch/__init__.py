@@ -19,7 +19,7 @@ PRECISIONS = {
 
 
 def versions() -> dict[str, str]:
-    """Versions that can change a number."""
+    """The versions and settings that can change the numbers of a run, by name."""
     import timm
     import torchvision
 
@@ -31,54 +31,58 @@ def versions() -> dict[str, str]:
 
 
 def cuda_devices() -> int:
-    """CUDA devices the framework can use."""
+    """The number of CUDA devices that the framework sees."""
     return torch.cuda.device_count()
 
 
 def cuda_code() -> tuple[str, ...]:
-    """What the build was compiled for, see ``core.machine.cuda.runs_on``."""
+    """The GPU architectures of the framework's build (see ``core.machine.cuda.runs_on``)."""
     return tuple(torch.cuda.get_arch_list())
 
 
 def compute(spec: RunSpec) -> dict[str, str]:
-    """What a run computes on and how: what can change a number, besides ``versions``.
+    """The device, libraries and settings that can change a run's numbers, besides ``versions``.
 
     Raises:
-        UserError: as ``build``.
+        UserError: as in ``device_of``.
     """
     libraries = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     return compute_stamp(spec, device_of(spec), libraries, repeats=spec.deterministic)
 
 
 def device_of(spec: RunSpec) -> str:
-    """The device of a run; UserError where it or the precision is not to be had here."""
+    """The device of a run, "cpu" or "cuda:N".
+
+    Raises:
+        UserError: this machine or the backend lacks the device or the precision.
+    """
     device = pick_device(spec, "torch", cuda_devices(), cuda_code())
     check_precision(spec, "torch", device, PRECISIONS)
     return device
 
 
 def _choose_kernels(spec: RunSpec, device: str) -> None:
-    """Tells the framework which kernels may serve: their precision, and whether they repeat."""
+    """Sets the precision of the framework's kernels, and whether they must be deterministic."""
     torch.set_num_threads(cpu_threads(spec))
     torch.backends.cuda.matmul.allow_tf32 = spec.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = spec.precision == "tf32"
-    # Autotuning takes another kernel whenever another one was faster.
+    # Autotuning chooses the kernel that was the fastest in this process, not always the same one.
     torch.backends.cudnn.benchmark = not spec.deterministic
     torch.backends.cudnn.deterministic = spec.deterministic
-    # The backward pass of attention would add in another order each time. The CPU's kernels all
-    # repeat, and some of those that this takes there are slower.
+    # Otherwise the backward pass of attention adds in another order each time. All CPU kernels are
+    # deterministic, and there this switch would choose some slower ones.
     torch.use_deterministic_algorithms(spec.deterministic and device != "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
-    """An engine whose model holds ``state``; the optimizer is fresh.
+    """Builds an engine whose model holds a copy of ``state``. The optimizer is fresh.
 
     Args:
         state: every tensor of ``core.parameters.table(spec)``.
 
     Raises:
-        UserError: a device or precision that is not to be had here.
+        UserError: as in ``device_of``.
     """
     device = device_of(spec)
     _choose_kernels(spec, device)

@@ -1,4 +1,4 @@
-"""``core.engine.Engine`` in PyTorch."""
+"""Implements ``core.engine.Engine`` in PyTorch."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -15,7 +15,7 @@ from triptych.core.contracts import Array, Slot
 
 
 class Engine(core.Engine):
-    """One run. The state's tensors are float32, or float64 where that is the precision."""
+    """The engine of one run. Its tensors are float32, or float64 if that is the precision."""
 
     model: Pair
     optimizer: Optimizer

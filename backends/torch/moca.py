@@ -1,6 +1,6 @@
-"""What MOCA's student has behind its encoder: decoder and weight generators.
+"""The parts of MOCA's student after its encoder: decoder and weight generators.
 
-Shape letters: N images, L patches, T visible ones, M decoded ones, D width, K words.
+Shape letters: N images, T visible patches, M decoded patches, D width, K words.
 """
 
 import torch
@@ -14,7 +14,7 @@ from triptych.core.config.spec import MocaSpec, VitSpec
 
 
 class Decoder(nn.Module):
-    """A few blocks over an image's feature, its visible tokens and mask tokens."""
+    """Transformer blocks over an image's feature, its visible tokens and mask tokens."""
 
     def __init__(self, model: VitSpec, method: MocaSpec) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Decoder(nn.Module):
 
 
 class Generator(nn.Module):
-    """Makes the weights of a predictor from the words: (K, D) -> (K, out), rows of length scale."""
+    """Makes a predictor's weights from the words: rows of norm ``scale``. (K, D) -> (K, out)."""
 
     def __init__(self, model: VitSpec, method: MocaSpec, out: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Generator(nn.Module):
         self.skip = nn.Linear(width, out) if out != width else nn.Identity()
 
     def forward(self, words: Tensor) -> Tensor:
-        """The words are the batch that is normalised over."""
+        """The words are the batch of the batch norm."""
         x = F.normalize(words, dim=-1, eps=1e-5)
         x = self.skip(x) + self.last(F.relu(self.norm(self.hidden(x))))
         return self.scale * F.normalize(x, dim=-1, eps=1e-5)

@@ -1,4 +1,4 @@
-"""``core.contracts.Ops`` in PyTorch."""
+"""Implements ``core.contracts.Ops`` in PyTorch."""
 
 from collections.abc import Sequence
 
@@ -60,7 +60,7 @@ def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
     """See ``core.contracts.Ops``."""
     weights = torch.zeros(1, x.shape[1], dtype=x.dtype, device=x.device)
     weights[0, torch.from_numpy(index)] = 1.0 / len(index)
-    # A product with weights copies no tokens.
+    # Indexing would copy the tokens. A product with weights does not.
     return (weights @ x)[:, 0]
 
 

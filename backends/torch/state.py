@@ -1,4 +1,4 @@
-"""Native tensors <-> canonical arrays. Names, layouts and statistics are canonical already."""
+"""Converts native tensors to canonical arrays and back. Names and layouts are the same in both."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -11,17 +11,17 @@ from triptych.core.contracts import Array, Slot
 
 
 def slots(named: Mapping[str, Tensor]) -> dict[str, Slot]:
-    """Of tensors by their canonical names."""
+    """The slots of tensors, by canonical name."""
     return {name: tensor_slot(tensor) for name, tensor in named.items()}
 
 
 def tensor_slot(tensor: Tensor) -> Slot:
-    """A tensor whose canonical array has its own shape."""
+    """The slot of a tensor. The canonical array has the shape of the tensor."""
     return Slot(tuple(tensor.shape), partial(to_array, tensor), partial(from_array, tensor))
 
 
 def to_array(tensor: Tensor) -> Array:
-    """A copy, on the host; bfloat16, which NumPy lacks, as float32."""
+    """A copy on the host. NumPy lacks bfloat16: it becomes float32."""
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
@@ -30,5 +30,5 @@ def to_array(tensor: Tensor) -> Array:
 
 @torch.no_grad()
 def from_array(tensor: Tensor, array: Array) -> None:
-    """Sets a live tensor in place, in its own precision."""
+    """Writes an array into a tensor in place, in the precision of the tensor."""
     tensor.copy_(torch.from_numpy(np.ascontiguousarray(array)).reshape(tensor.shape))

@@ -1,7 +1,7 @@
-"""What mypy must know of OneFlow, whose wheel has no types; the rest is Any.
+"""Types of OneFlow for mypy, since OneFlow's wheel has none. A name that is missing here is Any.
 
-Without it a module class would inherit from Any, and a decorated function would be Any: neither
-could be held to ``core.contracts``.
+Without these types, module classes would inherit from Any, and decorated functions would be Any:
+mypy could check neither against ``core.contracts``.
 """
 
 from contextlib import ContextDecorator

@@ -1,1 +1,1 @@
-"""Plain, well-written loops of this framework that the benchmarks measure against."""
+"""Plain, well-written training loops in this framework, for comparison in the benchmarks."""

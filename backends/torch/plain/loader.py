@@ -1,6 +1,6 @@
-"""The loader that ``bench loader`` measures against: torchvision's transforms and a DataLoader.
+"""A loader as a careful user writes it, for comparison in ``bench loader``.
 
-It is written as a careful user writes it and uses nothing of ``core.data``.
+It uses torchvision's transforms and PyTorch's DataLoader, and nothing of ``core.data``.
 """
 
 import random
@@ -23,7 +23,7 @@ Transform = Callable[[Any], Any]
 def batches(run: spec.RunSpec, count: int) -> Generator[Any, None, None]:
     """``count`` batches of two views of the images below ``data.root``, in random order."""
     dataset = ImageFolder(run.data.root, TwoViews(run))
-    # One pass as long as the run: no pause between epochs.
+    # The sampler is as long as the run, so that there is no pause between epochs.
     sampler = RandomSampler(dataset, num_samples=count * run.train.batch_size)
     yield from DataLoader(
         dataset,
