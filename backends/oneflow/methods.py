@@ -96,12 +96,8 @@ class MOCA(networks.MOCA, Pair):
     """Implements ``core.contracts.MocaModel``."""
 
 
-METHODS: dict[str, Callable[[RunSpec], Pair]] = {
-    "moco_v1": MoCo,
-    "moco_v2": MoCo,
-    "moco_v3": MoCoV3,
-    "moca": MOCA,
-}
+Build = Callable[[RunSpec], Pair]
+METHODS: dict[str, Build] = {"moco_v1": MoCo, "moco_v2": MoCo, "moco_v3": MoCoV3, "moca": MOCA}
 
 _MOCO: type[QueueModel] = MoCo
 _MOCO_V3: type[Model] = MoCoV3
