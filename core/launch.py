@@ -37,15 +37,18 @@ def join() -> Ranks:
     """The processes that a launcher has started for this run. This version runs one.
 
     Raises:
-        UserError: there are several processes. All of them stop; only the first gives the reason.
+        UserError: there are several processes, or their number is none. All of them stop; only
+            the first gives the reason.
     """
     for world, rank in LAUNCHERS:
-        if os.environ.get(world, "") not in ("", "0", "1"):
-            reason = (
-                f"{world}={os.environ[world]}: this version runs one process; start it without "
-                "a launcher"
-            )
-            raise UserError(reason if os.environ.get(rank, "") in ("", "0") else "")
+        count, number = os.environ.get(world) or "1", os.environ.get(rank) or "0"
+        if not count.isdecimal():
+            raise UserError(f"{world}={count}: expected a number of processes; unset it")
+        if int(count) > 1:
+            # A rank that cannot be is no other process, which would give the reason.
+            other = number.isdecimal() and 0 < int(number) < int(count)
+            reason = f"{world}={count}: this version runs one process; start it without a launcher"
+            raise UserError("" if other else reason)
     return ALONE
 
 

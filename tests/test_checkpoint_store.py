@@ -1,11 +1,13 @@
 """Checkpoints: whole or not at all, verified, pruned, and never resumed under another spec."""
 
+import errno
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_files_writing import raising
 
 from triptych.core import checkpoint
 from triptych.core.config.spec import RunSpec
@@ -143,6 +145,18 @@ def test_a_damaged_one_does_not_count_as_kept(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/step-00000002/student.safetensors").unlink()
     save(tmp_path, 3, keep=2)
     assert 1 in steps(tmp_path), "the only other whole checkpoint was removed"
+
+
+def test_an_old_one_that_somebody_reads_is_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", raising(errno.ENOTEMPTY))  # as NFS does
+        save(tmp_path, 2, keep=1)
+    assert newest(tmp_path)[0] == tmp_path / "checkpoints/step-00000002"
+    save(tmp_path, 3, keep=1)
+    assert os.listdir(tmp_path / "checkpoints") == ["step-00000003"]
 
 
 def test_going_back_loses_no_later_checkpoint(tmp_path: Path) -> None:

@@ -125,6 +125,8 @@ def test_a_folder_that_does_not_tell_its_room_is_believed(
     monkeypatch.setattr(os, "posix_fallocate", raising(errno.EOPNOTSUPP))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=0, free=0))
     assert try_out(tmp_path) == []
+    monkeypatch.setattr(shutil, "disk_usage", raising(errno.ENOSYS))
+    assert try_out(tmp_path) == []
 
 
 def test_a_disk_without_room_is_refused_and_one_with_little_warned_of(

@@ -34,6 +34,24 @@ def test_several_processes_are_refused_and_the_first_says_why(monkeypatch, world
         assert str(caught.value).partition(";")[0] == told
 
 
+@pytest.mark.parametrize(
+    ("count", "number", "told"),
+    [
+        ("x", "1", "WORLD_SIZE=x: expected a number of processes"),
+        ("2", "x", "WORLD_SIZE=2: this version"),
+        ("2", "7", "WORLD_SIZE=2: this version"),
+        ("2", "00", "WORLD_SIZE=2: this version"),
+    ],
+)
+def test_a_process_that_no_launcher_has_started_says_why_it_stops(monkeypatch, count, number, told):
+    monkeypatch.setenv("WORLD_SIZE", "01")
+    assert launch.join() is ALONE
+    monkeypatch.setenv("WORLD_SIZE", count)
+    monkeypatch.setenv("RANK", number)
+    with pytest.raises(UserError, match=told):
+        launch.join()
+
+
 def test_one_process_is_together_with_itself():
     with launch.together(ALONE):
         pass

@@ -80,6 +80,15 @@ def test_a_card_without_code_that_is_asked_for_by_name_is_one_error(machine):
         devices.pick_device(spec("cuda"), "torch", 1, WHEEL)
 
 
+def test_an_error_names_the_variable_that_asks_for_the_device(machine, monkeypatch):
+    machine()
+    monkeypatch.setenv(devices.DEVICE_VARIABLE, "cuda:1")
+    with pytest.raises(UserError, match=r"^TRIPTYCH_DEVICE=cuda:1, but torch sees 0 CUDA"):
+        devices.pick_device(spec(), "torch", 0, WHEEL)
+    with pytest.raises(UserError, match=r"^device: 'cuda', but torch sees 0 CUDA"):
+        devices.pick_device(spec("cuda"), "torch", 0, WHEEL)
+
+
 def test_no_backend_walks_into_a_card_that_it_has_no_code_for(
     backend, backend_name, machine, monkeypatch, capsys
 ):

@@ -126,6 +126,17 @@ def test_demo_replaces_its_own_runs_only(tmp_path, monkeypatch):
     assert not earlier.exists() and other.exists()
 
 
+def test_demo_under_a_launcher_removes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run_dir = demo.OUTPUT / "torch"
+    run_dir.mkdir(parents=True)
+    (run_dir / "spec.yaml").touch()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["demo", "torch"]) == 2
+    assert capsys.readouterr().err.startswith("error: WORLD_SIZE=2: ")
+    assert (run_dir / "spec.yaml").exists()
+
+
 def test_demo_all_goes_through_every_short_recipe(monkeypatch):
     called = []
     monkeypatch.setattr(demo, "demonstrate", lambda *arguments: called.append(arguments))

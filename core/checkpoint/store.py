@@ -140,14 +140,15 @@ def _prune(folder: Path, keep: int, new: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    # Renamed first: a half-removed folder must not look like a damaged checkpoint.
-    shutil.rmtree(path.rename(aside_of(path)))
+    # Renamed first: a half-removed folder must not look like a damaged checkpoint. On NFS a folder
+    # stays while somebody reads a file in it. This stops no run: the next save removes it.
+    shutil.rmtree(path.rename(aside_of(path)), ignore_errors=True)
 
 
 def _clear(folder: Path) -> None:
     """Removes the leftovers of writers that died, and puts displaced checkpoints back."""
     for path in folder.glob(".step-*.tmp"):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob("step-*" + DISPLACED):
         place = path.with_name(path.name.removesuffix(DISPLACED))
         if place.exists():

@@ -4,6 +4,8 @@ import argparse
 import importlib
 from types import ModuleType
 
+from triptych.core.launch import join
+
 BENCHMARKS = {
     "step": "a training step beside a plain loop of the same computation",
     "loader": "two views of JPEG files beside torchvision's DataLoader",
@@ -19,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the comparison; raises the errors of the chosen benchmark."""
+    join()
     return int(_benchmark(arguments.benchmark).run(arguments))
 
 

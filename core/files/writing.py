@@ -106,7 +106,10 @@ def occupied(folder: Path, say: Say = print) -> Iterator[None]:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise UserError(f"{folder}: another process is training there") from error
+                raise UserError(
+                    f"{folder}: another process is training there; wait for its end or set "
+                    "--output to another folder"
+                ) from error
             if error.errno not in UNSUPPORTED:
                 raise UserError(
                     f"{path}: cannot lock: {error.strerror}; set --output to another disk"

@@ -81,17 +81,17 @@ def pick_device(spec: RunSpec, backend: str, cuda_devices: int, code: Collection
         UserError: the named device does not exist, or the framework has no code for it.
     """
     wanted = wanted_device(spec)
+    named = f"device: {wanted!r}" if spec.device != "auto" else f"{DEVICE_VARIABLE}={wanted}"
     if wanted == "cpu" or (wanted == "auto" and not cuda_devices):
         return "cpu"
     if wanted != "auto":
         number = int(wanted.partition(":")[2] or 0)
         if number >= cuda_devices:
             raise UserError(
-                f"device: {wanted!r}, but {backend} sees {cuda_devices} CUDA devices here; "
-                "use auto or cpu"
+                f"{named}, but {backend} sees {cuda_devices} CUDA devices here; use auto or cpu"
             )
         if problem := why_not(number, backend, code):
-            raise UserError(f"device: {wanted!r}, but {problem}; use device=cpu")
+            raise UserError(f"{named}, but {problem}; use device=cpu")
         return f"cuda:{number}"
     problems = [why_not(number, backend, code) for number in range(cuda_devices)]
     if "" in problems:
