@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from triptych.core.errors import NonFiniteError, UserError, printable
-from triptych.core.machine.interrupts import leave_at_once
+from triptych.core.machine.interrupts import leave_at_once, threads_without_signals
 
 COMMANDS = {
     "train": "train one spec on one backend",
@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         with leave_at_once():
+            with threads_without_signals():
+                importlib.import_module("numpy")  # it starts the threads of its OpenBLAS
             arguments = _parser(words).parse_args(words)
         return int(arguments.run(arguments) or 0)
 

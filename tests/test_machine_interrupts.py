@@ -40,6 +40,20 @@ def test_ctrl_c_during_the_import_of_a_framework_ends_a_run(backend_name, backen
     assert not (tmp_path / "run").exists()
 
 
+def test_a_signal_waits_while_a_module_seizes_the_handlers(tmp_path, monkeypatch):
+    lines = ("def seize(*_):", "    os._exit(255)", "signal.signal(2, seize)")
+    kill = "signal.pthread_kill(threading.main_thread().ident, 2)"
+    source = "\n".join(("import os, signal, threading", *lines, kill, "done = True\n"))
+    (tmp_path / "seizer.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(interrupts, "SEIZERS", ("seizer",))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with pytest.raises(KeyboardInterrupt), interrupts.interrupts_kept():
+        __import__("seizer")
+    assert sys.modules["seizer"].done
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -7,6 +7,7 @@ from triptych.core import cli
 from triptych.core.config import load, recipes
 from triptych.core.errors import UserError
 from triptych.core.machine import environment
+from triptych.core.machine.interrupts import leave_at_once
 from triptych.core.report.summary import render, summarize
 
 
@@ -32,9 +33,9 @@ def run(arguments: argparse.Namespace) -> None:
     if (arguments.subject is None) == (arguments.config is None):
         raise UserError(f"info: give env, or -c with a file or one of: {', '.join(recipes())}")
     if arguments.subject == "env":
-        report = environment.report(
-            (arguments.backend,) if arguments.backend else environment.NAMES
-        )
+        names = (arguments.backend,) if arguments.backend else environment.NAMES
+        with leave_at_once():
+            report = environment.report(names)
         text = environment.render(report)
     else:
         named = [f"backend={arguments.backend}"] if arguments.backend else []

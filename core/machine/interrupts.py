@@ -15,6 +15,11 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SEIZERS = ("oneflow._oneflow_internal",)
+"""Modules whose libraries install a handler of their own while they load.
+
+OneFlow's handler of SIGINT ends the process with status 255.
+"""
 
 
 @contextmanager
@@ -39,7 +44,7 @@ def interrupts_kept() -> Iterator[None]:
     """For imports: after a Ctrl-C inside, the block raises KeyboardInterrupt at its end.
 
     The import may replace the handlers of SIGINT and SIGTERM. They are put back whenever a module
-    is looked up, and after the import.
+    is looked up, and after the import. While a module in ``SEIZERS`` loads, the signals wait.
 
     Raises:
         KeyboardInterrupt: there was a Ctrl-C, and Python's own handler is in use.
@@ -60,6 +65,9 @@ def interrupts_kept() -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(keeper)
+        _install(during)
+        with suppress(KeyboardInterrupt):
+            keeper.release()
         _install(before)
         if interrupted:
             raise KeyboardInterrupt
@@ -70,11 +78,35 @@ class _Keeper:
 
     def __init__(self, handlers: Mapping[int, Any]) -> None:
         self._handlers = handlers
+        self._mask: set[Any] | None = None
+        """The signal mask from before the signals were held back."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         # Handlers can be installed only in the main thread, and a module may start threads.
         if threading.current_thread() is threading.main_thread():
             _install(self._handlers)
+            self.release()
+            if name in SEIZERS:
+                self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def release(self) -> None:
+        """Lets the signals through that were held back; the handlers must be installed."""
+        mask, self._mask = self._mask, None
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def threads_without_signals() -> Iterator[None]:
+    """Threads that are started inside never take SIGINT or SIGTERM.
+
+    So a signal waits whenever the main thread holds it back.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _handlers() -> dict[int, Any]:
