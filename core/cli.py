@@ -39,8 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         with leave_at_once():
-            with threads_without_signals():
-                importlib.import_module("numpy")  # it starts the threads of its OpenBLAS
             arguments = _parser(words).parse_args(words)
         return int(arguments.run(arguments) or 0)
 
@@ -136,6 +134,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         sub = subparsers.add_parser(name, help=text, description=text)
         if name == chosen:
+            with threads_without_signals():
+                importlib.import_module("numpy")  # it starts the threads of its OpenBLAS
             command = importlib.import_module(f"triptych.core.commands.{name}")
             command.add_arguments(sub)
             sub.set_defaults(run=command.run)
@@ -149,7 +149,11 @@ def say(text: str, *, errors: bool = False) -> None:
 
 def path(text: str) -> Path:
     """The type of arguments that are paths; expands ``~`` to the home folder."""
-    return Path(os.path.expanduser(text))
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        user = expanded.partition("/")[0]
+        raise argparse.ArgumentTypeError(f"{text}: no user {user[1:]} here; write ./{text}")
+    return Path(expanded)
 
 
 def add_spec_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +31,11 @@ def test_the_end_of_a_line_in_a_path_ends_no_error(capfd, tmp_path):
     assert cli.main(["info", "-c", path]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"error: {tmp_path}/two\\nlines.yaml: no such file")
+
+
+def test_the_home_of_nobody_is_no_folder_of_that_name(capsys, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cli.path("~/runs") == Path("/home/me/runs")
+    assert cli.main(["report", "~nobody-of-that-name/run"]) == 2
+    error = capsys.readouterr().err
+    assert "no user nobody-of-that-name here; write ./~nobody-of-that-name/run" in error
