@@ -175,14 +175,14 @@ def full_disk(*arguments):
     raise OSError(errno.ENOSPC, "No space left on device", "standard output")
 
 
-def lose(self, text):
+def lose(self, text, *, news):
     if "step 3/6" in text:
         self.lost = OSError(errno.ENOSPC, "No space left on device", "standard output")
 
 
 @pytest.mark.parametrize(
     ("place", "name", "value", "step"),
-    [(run, "_headline", full_disk, None), (Terminal, "line", lose, "step-00000004")],
+    [(run, "_headline", full_disk, None), (Terminal, "status", lose, "step-00000004")],
 )
 def test_a_standard_output_that_takes_no_more_ends_both(tmp_path, place, name, value, step):
     line = told(both(tmp_path, change=on(0, place, name, value)), 2)
