@@ -49,6 +49,7 @@ from triptych.core.config.model import VIT_PRESETS, EncoderSpec, ModelSpec, Resn
 from triptych.core.config.optim import AdamWSpec, AnyOptimSpec, LarsSpec, OptimSpec, SgdSpec
 
 __all__ = [
+    "DEVICES",
     "VIT_PRESETS",
     "AdamWSpec",
     "AnyOptimSpec",
@@ -86,6 +87,10 @@ __all__ = [
     "TrainSpec",
     "VitSpec",
 ]
+
+
+DEVICES = r"auto|cpu|cuda(:[0-9]+)?"
+"""Pattern of the names that a spec or an environment may give a device."""
 
 
 class BatchNormSpec(Section):
@@ -185,7 +190,7 @@ class RunSpec(Section):
     @field_validator("device")
     @classmethod
     def _device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", value):
+        if not re.fullmatch(DEVICES, value):
             raise ValueError("expected auto, cpu, cuda or cuda:N")
         return value
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from triptych.core.data.decode import Decoding
 from triptych.core.data.scan import order
-from triptych.core.data.source import UNLABELLED, Files, native_path
+from triptych.core.data.source import UNLABELLED, Files, local_name, native_path
 from triptych.core.errors import UserError, printable
 
 
@@ -68,18 +68,13 @@ def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
             reader = csv.reader(file, skipinitialspace=True)
             for cells in reader:
                 if any(cell.strip() for cell in cells):
-                    yield reader.line_num, [_local(cell) for cell in cells]
+                    yield reader.line_num, [local_name(cell) for cell in cells]
     except OSError as error:
         raise UserError(f"data.list: {printable(path)}: {error.strerror}") from error
     except csv.Error as error:
         raise UserError(
             f"data.list: {printable(path)}: not a CSV or UTF-8 text file ({error})"
         ) from error
-
-
-def _local(text: str) -> str:
-    """Converts text read as UTF-8 to the locale's form of a file name with the same bytes."""
-    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
 def _located(at: str, root: str, name: str, label: str) -> tuple[str, str]:

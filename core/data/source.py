@@ -16,6 +16,11 @@ from triptych.core.data.decode import Decoding, decode, to_mode
 UNLABELLED = -1
 
 
+def local_name(text: str) -> str:
+    """Converts text read as UTF-8 to the locale's form of a file name with the same bytes."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
 def native_path(text: str) -> str:
     """A spec's path in the form of this system. Expands ``~`` to the home folder.
 
@@ -25,7 +30,7 @@ def native_path(text: str) -> str:
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
-        return os.fsdecode(path.encode("utf-8", "surrogateescape"))
+        return local_name(path)
     return path
 
 

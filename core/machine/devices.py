@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Collection, Mapping
 
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import DEVICES, RunSpec
 from triptych.core.errors import UserError
 from triptych.core.machine import cuda
 
@@ -53,7 +53,7 @@ def wanted_device(spec: RunSpec, otherwise: str = "auto") -> str:
     if spec.device != "auto":
         return spec.device
     named = os.environ.get(DEVICE_VARIABLE) or otherwise
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", named):
+    if not re.fullmatch(DEVICES, named):
         raise UserError(f"{DEVICE_VARIABLE}={named}: expected auto, cpu, cuda or cuda:N")
     return named
 

@@ -1,13 +1,12 @@
 """Resources of the machine that a run uses: threads and memory."""
 
 import ctypes
-import os
 import platform
 from contextlib import suppress
 from pathlib import Path
 
 from triptych.core.config.spec import RunSpec
-from triptych.core.machine.environment import cores
+from triptych.core.machine.environment import cores, memory_bytes
 
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
@@ -47,7 +46,7 @@ def free_memory() -> int:
     On Linux the sources are MemAvailable and the control group's files (docs.kernel.org, proc.rst
     and cgroup-v2.rst). Elsewhere the answer is all physical memory.
     """
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits = [memory_bytes()]
     with suppress(OSError):
         limits.append(1024 * _fields(MEMINFO)["MemAvailable:"])
     with suppress(OSError, ValueError):  # the limit is the word "max" where there is none
