@@ -10,6 +10,7 @@ from support.golden_weights import GOLDEN
 from support.native import draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core.config.spec import RunSpec
+from triptych.core.optim import groups
 from triptych.core.parameters import table
 from triptych.core.reference import optim
 
@@ -104,7 +105,8 @@ def gaps_after(backend, options, steps, rule_options=None):
     gradients: dict[str, np.ndarray] = {}
     trainable = [param.name for param in table(spec) if param.trainable]
     changed = type(spec.optim).model_validate({**spec.optim.model_dump(), **(rule_options or {})})
-    rule = optim.Optimizer(changed, values, lambda: gradients, trainable)
+    members = groups.assign({name: values[name] for name in trainable}, spec)
+    rule = optim.Optimizer(changed, values, lambda: gradients, members)
     for step in range(steps):
         _, found = engine.trace_step(random_batch(spec, step), draws(spec, step), rates(step))
         gradients.update(found)
@@ -133,3 +135,16 @@ def test_fifty_steps_with_a_changing_rate(backend, options):
 )
 def test_the_comparison_sees_another_rule(backend, options, change):
     assert max(gaps_after(backend, OPTIONS[options], 5, change).values()) > 1e-8
+
+
+def mixed_group(name, ndim, spec):
+    """Groups that follow no rule: neighbours differ in scale and decay."""
+    return groups.Group(scale=(0.5, 1.0, 2.0)[len(name) % 3], decay=(None, 0.0, 0.02)[ndim % 3])
+
+
+@pytest.mark.parametrize("options", ["adamw", "sgd", "lars", "sgd clipped"])
+def test_every_rule_honours_groups(backend, options, monkeypatch):
+    monkeypatch.setattr(groups, "group", mixed_group)
+    gaps = gaps_after(backend, OPTIONS[options], 5)
+    worst = max(gaps, key=gaps.get)
+    assert gaps[worst] < 1e-11, (worst, gaps[worst])

@@ -117,14 +117,14 @@ def test_groups_are_those_of_the_reference():
     sizes = {}
     for param in parameters.table(spec):
         if param.trainable:
-            group = groups.group(param.name, len(param.shape), spec.optim)
+            group = groups.group(param.name, len(param.shape), spec)
             count, values = sizes.get(group, (0, 0))
             sizes[group] = count + 1, values + param.size
     assert sizes == {
-        groups.Group(own_rate=False, decayed=False): (120, 138_496),
-        groups.Group(own_rate=False, decayed=True): (60, 92_210_432),
-        groups.Group(own_rate=True, decayed=False): (7, 7_936),
-        groups.Group(own_rate=True, decayed=True): (5, 4_718_592),
+        groups.Group(decay=0.0): (120, 138_496),
+        groups.Group(): (60, 92_210_432),
+        groups.Group(constant=True, decay=0.0): (7, 7_936),
+        groups.Group(constant=True, decay=0.05): (5, 4_718_592),
     }
 
 
@@ -134,7 +134,7 @@ def test_groups_of_the_golden_case():
     found = {}
     for param in parameters.table(spec):
         if param.trainable:
-            group = groups.group(param.name, len(param.shape), spec.optim)
+            group = groups.group(param.name, len(param.shape), spec)
             found[official[param.name]] = groups.rates(group, spec.optim, Hyper(0, 2e-4, 0.05, 0.9))
     want = {
         name: (given["lr"], given["weight_decay"])
@@ -155,11 +155,11 @@ def test_rates_of_the_generators_follow_the_golden_table(version):
     assert not none.any()
     for i, step in enumerate(table["iter"]):
         step_hyper = plan.hyper(int(step))
-        got = groups.rates(groups.Group(True, True), spec.optim, step_hyper)
+        got = groups.rates(groups.Group(constant=True, decay=0.05), spec.optim, step_hyper)
         assert got == (np.broadcast_to(own["lr_wgen"], len(none))[i], own["wd_wgen"].flat[0])
-        got = groups.rates(groups.Group(False, True), spec.optim, step_hyper)
+        got = groups.rates(groups.Group(), spec.optim, step_hyper)
         assert got == pytest.approx((table["lr"][i], table["wd"][i]), rel=1e-12, abs=1e-18)
-        assert groups.rates(groups.Group(False, False), spec.optim, step_hyper)[1] == 0.0
+        assert groups.rates(groups.Group(decay=0.0), spec.optim, step_hyper)[1] == 0.0
 
 
 def test_initial_values():

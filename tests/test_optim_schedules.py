@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triptych.core import config
+from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError
 from triptych.core.optim import schedules
 from triptych.core.optim.plan import Plan
@@ -212,3 +213,115 @@ def test_multistep_falls_at_its_milestones():
 def test_scaled_lr():
     assert schedules.scaled_lr(1.5e-4, 4096, 256) == 1.5e-4 * 16
     assert schedules.scaled_lr(1e-3, 4096, None) == 1e-3
+
+
+EVAL = np.load(Path(__file__).parent / "golden" / "eval_schedules.npz")
+STEPS = {"schedule": "multistep", "milestones": (60, 80), "per": "epoch"}
+COSINE = {"schedule": "cosine", "per": "epoch"}
+DEIT = {
+    "schedule": "cosine",
+    "per": "epoch",
+    "end_lr": 1e-5,
+    "warmup_start_lr": 1e-6,
+    "warmup_shifts_cosine": False,
+    "lag_epochs": 1,
+}
+MM = {
+    "schedule": "cosine",
+    "lr": 5e-4,
+    "end_lr": 1e-5,
+    "warmup_epochs": 5,
+    "warmup_start_lr": 5e-7,
+    "warmup_reaches_peak": True,
+}
+"""Schedules of evaluation: keys of ``optim``, epochs, steps per epoch."""
+PROBES = {
+    "moca_finetune_readme": ({"lr": 4e-3, "end_lr": 1e-6, "warmup_epochs": 5}, 100, 1251),
+    "moca_finetune_no_warmup": ({"lr": 5e-4, "end_lr": 1e-5}, 20, 50),
+    "moco_v1v2_linear": ({"lr": 30.0, **STEPS}, 100, 5005),
+    "moco_v3_linear_vit": ({"lr": 12.0, **COSINE}, 90, 1252),
+    "moco_v3_linear_resnet50": ({"lr": 0.4, **COSINE}, 90, 1252),
+    "deit_finetune_150ep_b1024": ({"lr": 1e-3, "warmup_epochs": 5, **DEIT}, 150, 1251),
+    "deit_transfer_100ep_b1024": ({"lr": 6e-4, "warmup_epochs": 3, **DEIT}, 100, 48),
+    "mm_moco_v3_vit_base_finetune": (MM, 150, 2503),
+    "mm_moco_v3_vit_large_finetune": (MM, 100, 2503),
+    "mm_moco_v3_vit_base_linear": ({"lr": 12.0, **COSINE}, 90, 1252),
+    "mm_moco_v3_vit_small_linear": ({"lr": 12.0, **COSINE}, 90, 1252),
+    "mm_moco_v3_resnet50_linear": ({"lr": 0.4, **COSINE}, 90, 1252),
+    "mm_moco_v2_resnet50_linear": ({"lr": 30.0, **STEPS}, 100, 5005),
+}
+
+RECURSIVE = ("mm_moco_v3_vit_base_finetune", "mm_moco_v3_vit_large_finetune")
+
+
+def probe_plan(keys: dict[str, object], epochs: int, steps_per_epoch: int) -> Plan:
+    """The plan of a schedule of evaluation."""
+    base = config.load("moco_v3/digits").model_dump()
+    base["optim"] = {"name": "adamw", "scale_lr_by": None, **keys}
+    base["train"] = {"epochs": epochs, "batch_size": 64}
+    return Plan(RunSpec.model_validate(base), steps_per_epoch)
+
+
+def probe_gap(golden: str, **change: object) -> float:
+    """Largest difference from a golden learning rate, relative to the largest rate."""
+    keys, epochs, steps = PROBES[golden]
+    plan = probe_plan({**keys, **change}, epochs, steps)
+    if f"{golden}/iter" in EVAL:
+        at = EVAL[f"{golden}/iter"]
+    else:
+        # Within an epoch the rate stays: the last step of an epoch has that of the first.
+        at = EVAL[f"{golden}/epoch"] * steps + steps - 1
+    want = EVAL[f"{golden}/lr"]
+    own = np.array([plan.hyper(int(step)).lr for step in at])
+    return float(np.abs(own - want).max() / want.max())
+
+
+@pytest.mark.parametrize("golden", PROBES)
+def test_schedules_of_evaluation_are_the_published_ones(golden):
+    # mmpretrain computes each rate from the one before, so that its rounding adds up.
+    assert probe_gap(golden) <= (2e-12 if golden in RECURSIVE else 2e-15)
+
+
+@pytest.mark.parametrize(
+    ("golden", "change"),
+    [
+        ("deit_finetune_150ep_b1024", {"lag_epochs": 0}),
+        ("deit_finetune_150ep_b1024", {"warmup_shifts_cosine": True}),
+        ("deit_finetune_150ep_b1024", {"warmup_start_lr": 0.0}),
+        ("mm_moco_v3_vit_base_finetune", {"warmup_reaches_peak": False}),
+        ("mm_moco_v3_vit_base_finetune", {"warmup_start_lr": 0.0}),
+        ("moca_finetune_readme", {"end_lr": 0.0}),
+        ("moco_v3_linear_vit", {"per": "step"}),
+        ("moco_v1v2_linear", {"milestones": (60, 81)}),
+    ],
+)
+def test_the_comparison_sees_another_schedule_of_evaluation(golden, change):
+    assert probe_gap(golden, **change) > 1e-6
+
+
+def test_a_warm_up_of_one_step_that_reaches_its_peak_is_at_it():
+    reached = plan("optim.warmup_steps=1", "optim.warmup_reaches_peak=true")
+    assert reached.hyper(0).lr == reached.hyper(1).lr == 1e-3
+
+
+def test_a_warm_up_in_steps_starts_where_it_is_told_and_reaches_the_peak_at_its_last_step():
+    other = ("optim.warmup_reaches_peak=true", "optim.warmup_start_lr=1e-4")
+    for schedule in ("cosine", "constant"):
+        reached = plan(*other, f"optim.schedule={schedule}")
+        rates = [reached.hyper(step).lr for step in (0, 29, 30)]
+        assert rates == pytest.approx([1e-4, 1e-3, 1e-3], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["optim.lag_epochs=1"], "optim.lag_epochs: 1: only with per epoch, or 0"),
+        (
+            ["optim.schedule=constant", "optim.warmup_shifts_cosine=false"],
+            "optim.warmup_shifts_cosine: schedule constant has no cosine",
+        ),
+    ],
+)
+def test_keys_that_the_schedule_lacks_are_errors(change, message):
+    with pytest.raises(UserError, match=message):
+        plan(*change)

@@ -13,6 +13,7 @@ from triptych.backends.oneflow.state import NUMPY, slots, tensor_slot, to_array
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Slot
+from triptych.core.optim import groups
 
 
 class Engine(core.Engine):
@@ -28,11 +29,12 @@ class Engine(core.Engine):
         self.dtype = flow.float64 if spec.precision == "float64" else flow.float32
         model = METHODS[spec.method.name](spec).to(device).to(self.dtype)
         self.model = model.train()
-        values, packed = model.pack(spec.optim)
+        values, packed = model.pack(spec)
         self.load_model(state)
         named = dict(model.named_parameters())
         trainable = {name: named[name] for name in packed}
-        self.optimizer = OPTIMIZERS[spec.optim.name](trainable, values, spec.optim)
+        members = groups.assign(trainable, spec)
+        self.optimizer = OPTIMIZERS[spec.optim.name](trainable, values, spec.optim, members)
 
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""

@@ -12,7 +12,7 @@ from triptych.backends.oneflow.heads import head
 from triptych.backends.oneflow.layers import set_virtual_ranks
 from triptych.backends.oneflow.memory import Codebook, Queue
 from triptych.backends.oneflow.moca import Decoder, Generator
-from triptych.core.config.spec import OptimSpec, RunSpec
+from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, MocaModel, Model, QueueModel
 from triptych.core.methods import networks
 from triptych.core.optim import groups
@@ -46,7 +46,7 @@ class Pair(networks.Branches, nn.Module):
         super().__init__(student, teacher)
         teacher.requires_grad_(False)
 
-    def pack(self, spec: OptimSpec) -> tuple[Tensor, list[str]]:
+    def pack(self, spec: RunSpec) -> tuple[Tensor, list[str]]:
         """Moves the parameters of student and teacher into one buffer each (see ``flat.pack``).
 
         Returns:
@@ -56,10 +56,10 @@ class Pair(networks.Branches, nn.Module):
         student = dict(self.student.named_parameters())
         teacher = dict(self.teacher.named_parameters())
 
-        def place(name: str) -> tuple[bool, bool, groups.Group]:
+        def place(name: str) -> tuple[bool, bool, tuple[bool, bool, float, float]]:
             parameter = student[name]
             group = groups.group(f"student.{name}", parameter.ndim, spec)
-            return name not in teacher, parameter.requires_grad, group
+            return name not in teacher, parameter.requires_grad, group.order
 
         # The student's buffer holds, in this order:
         #   1. frozen parameters that the teacher has too,

@@ -22,12 +22,19 @@ class Optimizer(ABC):
     Args:
         named: canonical name -> trainable parameter.
         values: the buffer of the same parameters in the same order (see ``flat.pack``).
+        members: the group of each parameter (see ``core.optim.groups``).
     """
 
     kinds: tuple[str, ...]
     """The kinds of moments, e.g. "exp_avg"."""
 
-    def __init__(self, named: Mapping[str, nn.Parameter], values: Tensor, spec: OptimSpec) -> None:
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        values: Tensor,
+        spec: OptimSpec,
+        members: Mapping[str, groups.Group],
+    ) -> None:
         self.named = dict(named)
         self.spec, self.clip_norm = spec, spec.clip_norm
         self.count = 0
@@ -37,7 +44,7 @@ class Optimizer(ABC):
         buffers = (values, self._gradients, *self._moments)
         self._blocks = [
             (group, block)
-            for group, part in _runs(self.named, spec)
+            for group, part in _runs(self.named, members)
             for block in zip(*(flat.blocks(buffer[part]) for buffer in buffers), strict=True)
         ]
         self.gradients = flat.split(self._gradients, self.named)
@@ -83,12 +90,14 @@ class Optimizer(ABC):
         """Updates a block of values in place with the rates of its group."""
 
 
-def _runs(named: Mapping[str, nn.Parameter], spec: OptimSpec) -> list[tuple[groups.Group, slice]]:
+def _runs(
+    named: Mapping[str, nn.Parameter], members: Mapping[str, groups.Group]
+) -> list[tuple[groups.Group, slice]]:
     """The contiguous parts of the packed parameters that belong to one group."""
     runs: list[tuple[groups.Group, slice]] = []
     start = 0
     for name, parameter in named.items():
-        group, stop = groups.group(name, parameter.ndim, spec), start + parameter.numel()
+        group, stop = members[name], start + parameter.numel()
         if runs and runs[-1][0] == group:
             runs[-1] = group, slice(runs[-1][1].start, stop)
         else:
@@ -98,12 +107,18 @@ def _runs(named: Mapping[str, nn.Parameter], spec: OptimSpec) -> list[tuple[grou
 
 
 class AdamW(Optimizer):
-    """AdamW with the parameter groups of ``core.optim.groups``."""
+    """AdamW (see ``core.reference.optim.adamw``)."""
 
     kinds = ("exp_avg", "exp_avg_sq")
 
-    def __init__(self, named: Mapping[str, nn.Parameter], values: Tensor, spec: AdamWSpec) -> None:
-        super().__init__(named, values, spec)
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        values: Tensor,
+        spec: AdamWSpec,
+        members: Mapping[str, groups.Group],
+    ) -> None:
+        super().__init__(named, values, spec, members)
         self.betas, self.eps = spec.betas, spec.eps
 
     def _update(
@@ -123,8 +138,14 @@ class Sgd(Optimizer):
 
     kinds = ("momentum_buffer",)
 
-    def __init__(self, named: Mapping[str, nn.Parameter], values: Tensor, spec: SgdSpec) -> None:
-        super().__init__(named, values, spec)
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        values: Tensor,
+        spec: SgdSpec,
+        members: Mapping[str, groups.Group],
+    ) -> None:
+        super().__init__(named, values, spec, members)
         self._momentum = spec.momentum
 
     def _update(
@@ -140,22 +161,29 @@ class Lars(Optimizer):
 
     kinds = ("momentum_buffer",)
 
-    def __init__(self, named: Mapping[str, nn.Parameter], values: Tensor, spec: LarsSpec) -> None:
-        super().__init__(named, values, spec)
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        values: Tensor,
+        spec: LarsSpec,
+        members: Mapping[str, groups.Group],
+    ) -> None:
+        super().__init__(named, values, spec, members)
         self._momentum, self._trust = spec.momentum, spec.trust_coefficient
         scaled = [name for name, parameter in self.named.items() if parameter.ndim > 1]
         views = flat.split(values, self.named)
-        self._scaled = [(views[name], self.gradients[name]) for name in scaled]
+        self._scaled = [(members[name], views[name], self.gradients[name]) for name in scaled]
 
     def _prepare(self, hyper: Hyper) -> None:
         """Decays and scales the gradients of tensors of more than one dimension."""
-        for value, gradient in self._scaled:
-            gradient.add_(value, alpha=hyper.weight_decay)
-        norms = _norms([value for value, _ in self._scaled])
-        decayed = _norms([gradient for _, gradient in self._scaled])
+        for group, value, gradient in self._scaled:
+            _, decay = groups.rates(group, self.spec, hyper)
+            gradient.add_(value, alpha=decay)
+        norms = _norms([value for _, value, _ in self._scaled])
+        decayed = _norms([gradient for _, _, gradient in self._scaled])
         usable = (norms > 0) & (decayed > 0)
         ratios = flow.where(usable, self._trust * norms / decayed, flow.ones_like(norms))
-        for (_, gradient), ratio in zip(self._scaled, ratios.split(1), strict=True):
+        for (_, _, gradient), ratio in zip(self._scaled, ratios.split(1), strict=True):
             gradient.mul_(ratio)
 
     def _update(

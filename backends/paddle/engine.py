@@ -15,6 +15,7 @@ from triptych.backends.paddle.state import slots, tensor_slot, to_array
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Slot
+from triptych.core.optim import groups
 
 
 class Engine(core.Engine):
@@ -33,7 +34,8 @@ class Engine(core.Engine):
         self.transposed = linear_weights(self.model)
         self.load_model(state)
         trainable = {n: p for n, p in self.model.named_parameters() if not p.stop_gradient}
-        self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim)
+        members = groups.assign(trainable, spec)
+        self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim, members)
 
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""

@@ -29,14 +29,18 @@ class Optimizer(ABC):
 
     Args:
         named: canonical name -> trainable parameter.
+        members: the group of each parameter (see ``core.optim.groups``).
     """
 
     count: int
     """Number of updates done. During an update it counts that one, too."""
 
-    def __init__(self, named: Mapping[str, Tensor], spec: OptimSpec) -> None:
+    def __init__(
+        self, named: Mapping[str, Tensor], spec: OptimSpec, members: Mapping[str, groups.Group]
+    ) -> None:
         self.named = dict(named)
-        self.clip_norm = spec.clip_norm
+        self.spec, self.clip_norm = spec, spec.clip_norm
+        self.members = dict(members)
         self.count = 0
 
     @paddle.no_grad()
@@ -63,6 +67,10 @@ class Optimizer(ABC):
     def _update(self, hyper: Hyper) -> None:
         """Does one update with the rates of this step."""
 
+    def _rates(self, name: str, hyper: Hyper) -> tuple[float, float]:
+        """The (learning rate, weight decay) of a parameter at this step."""
+        return groups.rates(self.members[name], self.spec, hyper)
+
     def _zeros(self) -> dict[str, Tensor]:
         return {name: paddle.zeros_like(p) for name, p in self.named.items()}
 
@@ -82,12 +90,13 @@ class Optimizer(ABC):
 
 
 class AdamW(Optimizer):
-    """AdamW with the parameter groups of ``core.optim.groups``."""
+    """AdamW (see ``core.reference.optim.adamw``)."""
 
-    def __init__(self, named: Mapping[str, Tensor], spec: AdamWSpec) -> None:
-        super().__init__(named, spec)
-        self.betas, self.eps, self._spec = spec.betas, spec.eps, spec
-        self._groups = {n: groups.group(n, p.ndim, spec) for n, p in self.named.items()}
+    def __init__(
+        self, named: Mapping[str, Tensor], spec: AdamWSpec, members: Mapping[str, groups.Group]
+    ) -> None:
+        super().__init__(named, spec, members)
+        self.betas, self.eps = spec.betas, spec.eps
         self._exp_avg, self._exp_avg_sq = self._zeros(), self._zeros()
 
     def moments(self) -> dict[str, Tensor]:
@@ -107,7 +116,7 @@ class AdamW(Optimizer):
             mean.scale_(beta1).add_(gradient * (1.0 - beta1))
             square.scale_(beta2).add_(paddle.square(gradient).scale_(1.0 - beta2))
             size = paddle.sqrt(square).scale_(correction, EPSILON)
-            lr, decay = groups.rates(self._groups[name], self._spec, hyper)
+            lr, decay = self._rates(name, hyper)
             rate = factor * lr / (1.0 - beta1**self.count)
             parameter.scale_(1.0 - lr * decay).subtract_(mean * rate / size)
 
@@ -115,8 +124,10 @@ class AdamW(Optimizer):
 class Sgd(Optimizer):
     """SGD with momentum. Weight decay is added to the gradient of every tensor."""
 
-    def __init__(self, named: Mapping[str, Tensor], spec: SgdSpec) -> None:
-        super().__init__(named, spec)
+    def __init__(
+        self, named: Mapping[str, Tensor], spec: SgdSpec, members: Mapping[str, groups.Group]
+    ) -> None:
+        super().__init__(named, spec, members)
         self._momentum, self._buffers = spec.momentum, self._zeros()
 
     def moments(self) -> dict[str, Tensor]:
@@ -125,16 +136,19 @@ class Sgd(Optimizer):
 
     def _update(self, hyper: Hyper) -> None:
         for name, parameter, gradient in self._trained():
-            decayed = (parameter * hyper.weight_decay).add_(gradient)
+            lr, decay = self._rates(name, hyper)
+            decayed = (parameter * decay).add_(gradient)
             buffer = self._buffers[name].scale_(self._momentum).add_(decayed)
-            parameter.subtract_(buffer * hyper.lr)
+            parameter.subtract_(buffer * lr)
 
 
 class Lars(Optimizer):
     """LARS in MoCo v3's form (see ``core.reference.optim.lars``). Paddle has no such LARS."""
 
-    def __init__(self, named: Mapping[str, Tensor], spec: LarsSpec) -> None:
-        super().__init__(named, spec)
+    def __init__(
+        self, named: Mapping[str, Tensor], spec: LarsSpec, members: Mapping[str, groups.Group]
+    ) -> None:
+        super().__init__(named, spec, members)
         self._momentum, self._trust = spec.momentum, spec.trust_coefficient
         self._buffers = self._zeros()
 
@@ -144,11 +158,12 @@ class Lars(Optimizer):
 
     def _update(self, hyper: Hyper) -> None:
         for name, parameter, gradient in self._trained():
+            lr, decay = self._rates(name, hyper)
             if parameter.ndim > 1:
-                gradient = (parameter * hyper.weight_decay).add_(gradient)
+                gradient = (parameter * decay).add_(gradient)
                 _multiply_(gradient, self._ratio(parameter, gradient))
             buffer = self._buffers[name].scale_(self._momentum).add_(gradient)
-            parameter.subtract_(buffer * hyper.lr)
+            parameter.subtract_(buffer * lr)
 
     def _ratio(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         """The factor for a gradient: a scalar on the device, for which the host does not wait."""

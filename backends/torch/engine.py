@@ -12,6 +12,7 @@ from triptych.backends.torch.state import slots, tensor_slot, to_array
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Slot
+from triptych.core.optim import groups
 
 
 class Engine(core.Engine):
@@ -29,7 +30,8 @@ class Engine(core.Engine):
         self.model.mixed = spec.precision == "bfloat16"
         self.load_model(state)
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim)
+        members = groups.assign(trainable, spec)
+        self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim, members)
 
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""

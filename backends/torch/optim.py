@@ -16,14 +16,23 @@ class Optimizer(ABC):
 
     Args:
         named: canonical name -> trainable parameter.
+        members: the group of each parameter (see ``core.optim.groups``).
     """
 
     count: int
     """Number of updates done."""
 
-    def __init__(self, named: Mapping[str, nn.Parameter], spec: OptimSpec) -> None:
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        spec: OptimSpec,
+        members: Mapping[str, groups.Group],
+    ) -> None:
         self.named = dict(named)
-        self.clip_norm = spec.clip_norm
+        self.spec, self.clip_norm = spec, spec.clip_norm
+        self.groups: dict[groups.Group, list[str]] = {}
+        for name in self.named:
+            self.groups.setdefault(members[name], []).append(name)
 
     def step(self, hyper: Hyper) -> None:
         """Clips the gradients if the spec has ``clip_norm``, then does one update."""
@@ -48,19 +57,29 @@ class Optimizer(ABC):
     def _update(self, hyper: Hyper) -> None:
         """Does one update with the rates of this step."""
 
+    def _param_groups(self) -> list[dict[str, list[nn.Parameter]]]:
+        """The groups as PyTorch's optimizers take them."""
+        return [{"params": [self.named[name] for name in part]} for part in self.groups.values()]
+
+    def _set_rates(self, native: torch.optim.Optimizer, hyper: Hyper) -> None:
+        for group, options in zip(self.groups, native.param_groups, strict=True):
+            lr, decay = groups.rates(group, self.spec, hyper)
+            options.update(lr=lr, weight_decay=decay)
+
 
 class AdamW(Optimizer):
-    """PyTorch's fused AdamW with the parameter groups of ``core.optim.groups``."""
+    """PyTorch's fused AdamW."""
 
-    def __init__(self, named: Mapping[str, nn.Parameter], spec: AdamWSpec) -> None:
-        super().__init__(named, spec)
-        self._spec = spec
-        members: dict[groups.Group, list[nn.Parameter]] = {}
-        for name, parameter in named.items():
-            members.setdefault(groups.group(name, parameter.ndim, spec), []).append(parameter)
-        self._groups = list(members)
-        param_groups = [{"params": parameters} for parameters in members.values()]
-        self._adamw = torch.optim.AdamW(param_groups, betas=spec.betas, eps=spec.eps, fused=True)
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        spec: AdamWSpec,
+        members: Mapping[str, groups.Group],
+    ) -> None:
+        super().__init__(named, spec, members)
+        self._adamw = torch.optim.AdamW(
+            self._param_groups(), betas=spec.betas, eps=spec.eps, fused=True
+        )
         for parameter in named.values():
             # PyTorch would make the state at the first step. Here it is complete from the start.
             self._adamw.state[parameter] = {
@@ -89,19 +108,22 @@ class AdamW(Optimizer):
             state["step"].fill_(value)
 
     def _update(self, hyper: Hyper) -> None:
-        for group, options in zip(self._groups, self._adamw.param_groups, strict=True):
-            lr, decay = groups.rates(group, self._spec, hyper)
-            options.update(lr=lr, weight_decay=decay)
+        self._set_rates(self._adamw, hyper)
         self._adamw.step()
 
 
 class Sgd(Optimizer):
     """PyTorch's fused SGD with momentum. Weight decay is added to the gradient of every tensor."""
 
-    def __init__(self, named: Mapping[str, nn.Parameter], spec: SgdSpec) -> None:
-        super().__init__(named, spec)
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        spec: SgdSpec,
+        members: Mapping[str, groups.Group],
+    ) -> None:
+        super().__init__(named, spec, members)
         self.count = 0
-        self._sgd = torch.optim.SGD(named.values(), momentum=spec.momentum, fused=True)
+        self._sgd = torch.optim.SGD(self._param_groups(), momentum=spec.momentum, fused=True)
         for parameter in named.values():
             self._sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
@@ -113,8 +135,7 @@ class Sgd(Optimizer):
         }
 
     def _update(self, hyper: Hyper) -> None:
-        for group in self._sgd.param_groups:
-            group.update(lr=hyper.lr, weight_decay=hyper.weight_decay)
+        self._set_rates(self._sgd, hyper)
         self._sgd.step()
         self.count += 1
 
@@ -126,12 +147,20 @@ class Lars(Optimizer):
     use them, too: a loop over the tensors would start a kernel for each one.
     """
 
-    def __init__(self, named: Mapping[str, nn.Parameter], spec: LarsSpec) -> None:
-        super().__init__(named, spec)
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        spec: LarsSpec,
+        members: Mapping[str, groups.Group],
+    ) -> None:
+        super().__init__(named, spec, members)
         self.count = 0
         self._momentum, self._trust = spec.momentum, spec.trust_coefficient
         self._buffers = {name: torch.zeros_like(p) for name, p in self.named.items()}
-        self._scaled = [p for p in self.named.values() if p.ndim > 1]
+        self._scaled: dict[groups.Group, list[nn.Parameter]] = {}
+        for name, parameter in self.named.items():
+            if parameter.ndim > 1:
+                self._scaled.setdefault(members[name], []).append(parameter)
 
     def moments(self) -> dict[str, Tensor]:
         """See ``Optimizer``."""
@@ -139,18 +168,24 @@ class Lars(Optimizer):
 
     @torch.no_grad()
     def _update(self, hyper: Hyper) -> None:
-        self._decay_and_scale(hyper.weight_decay)
+        self._decay_and_scale(hyper)
         parameters, buffers = list(self.named.values()), list(self._buffers.values())
         torch._foreach_mul_(buffers, self._momentum)
         torch._foreach_add_(buffers, [p.grad for p in parameters])
-        torch._foreach_add_(parameters, buffers, alpha=-hyper.lr)
+        for group, names in self.groups.items():
+            lr, _ = groups.rates(group, self.spec, hyper)
+            values, steps = ([owner[n] for n in names] for owner in (self.named, self._buffers))
+            torch._foreach_add_(values, steps, alpha=-lr)
         self.count += 1
 
-    def _decay_and_scale(self, weight_decay: float) -> None:
+    def _decay_and_scale(self, hyper: Hyper) -> None:
         """Decays and scales the gradients of tensors of more than one dimension, in place."""
-        gradients = [p.grad for p in self._scaled]
-        torch._foreach_add_(gradients, self._scaled, alpha=weight_decay)
-        norms = torch.stack(torch._foreach_norm(self._scaled))
+        for group, values in self._scaled.items():
+            _, decay = groups.rates(group, self.spec, hyper)
+            torch._foreach_add_([p.grad for p in values], values, alpha=decay)
+        scaled = [parameter for values in self._scaled.values() for parameter in values]
+        gradients = [parameter.grad for parameter in scaled]
+        norms = torch.stack(torch._foreach_norm(scaled))
         decayed = torch.stack(torch._foreach_norm(gradients))
         ratios = torch.where((norms > 0) & (decayed > 0), self._trust * norms / decayed, 1.0)
         torch._foreach_mul_(gradients, ratios.unbind())

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from triptych.core.config.fields import (
+    Bool,
     Decay,
     Float,
+    Fraction,
     KeyedError,
     NonNegativeFloat,
     NonNegativeInt,
@@ -16,6 +18,7 @@ from triptych.core.config.fields import (
     PositiveInt,
     Section,
 )
+from triptych.core.config.model import EncoderSpec, VitSpec
 
 
 class OptimSpec(Section):
@@ -39,6 +42,15 @@ class OptimSpec(Section):
     """For multistep: factor on the learning rate at each milestone."""
     warmup_epochs: NonNegativeFloat | None = None
     warmup_steps: NonNegativeInt | None = None
+    warmup_start_lr: NonNegativeFloat = 0.0
+    """Learning rate at the start of the warm-up, from which it rises on a straight line. The
+    linear rule does not change it."""
+    warmup_reaches_peak: Bool = False
+    """true: the last step of the warm-up has the peak learning rate (mmpretrain). false: the step
+    after the warm-up is the first with it."""
+    warmup_shifts_cosine: Bool = True
+    """For cosine. true: the cosine begins at its peak when the warm-up ends. false: the cosine
+    begins with the run, and the warm-up hides its first part (timm, DeiT)."""
     end_lr: NonNegativeFloat = 0.0
     """For cosine: learning rate at the end."""
     lr_epochs_mul: Annotated[Float, Field(ge=1)] = 1.0
@@ -47,6 +59,9 @@ class OptimSpec(Section):
     train.steps is given."""
     per: Literal["step", "epoch"] = "step"
     """step: schedules advance at every step. epoch: once per epoch."""
+    lag_epochs: NonNegativeInt = 0
+    """For per epoch: number of epochs by which the learning rate comes late. DeiT's comes 1 late:
+    the first two epochs have the rate at the start of the warm-up."""
 
     def contradictions(self) -> Iterator[KeyedError]:
         """Reports a warm-up in two units, and keys that do not fit the schedule."""
@@ -62,6 +77,12 @@ class OptimSpec(Section):
             yield KeyedError("milestones", f"schedule {self.schedule} has none; use multistep")
         if self.schedule != "cosine" and self.lr_epochs_mul != 1.0:
             yield KeyedError("lr_epochs_mul", f"schedule {self.schedule} has none; use cosine")
+        if self.schedule != "cosine" and not self.warmup_shifts_cosine:
+            yield KeyedError(
+                "warmup_shifts_cosine", f"schedule {self.schedule} has no cosine; leave it at true"
+            )
+        if self.per != "epoch" and self.lag_epochs:
+            yield KeyedError("lag_epochs", f"{self.lag_epochs}: only with per epoch, or 0")
         if any(late <= early for early, late in itertools.pairwise(self.milestones)):
             yield KeyedError("milestones", "expected ascending numbers")
 
@@ -73,10 +94,15 @@ class AdamWSpec(OptimSpec):
     lr: PositiveFloat = 1.5e-4
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay of the tensors that decay_on selects."""
-    decay_on: Literal["all", "matrices"] = "all"
+    decay_on: Literal["all", "matrices", "weights"] = "all"
     """Tensors with weight decay. all: every tensor with a gradient, including biases and norms
     (MoCo v3). matrices: tensors of two or more dimensions that are no bias, including the class and
-    mask tokens (MOCA)."""
+    mask tokens (MOCA). weights: those without class token and position table (fine-tuning by timm,
+    DeiT, MOCA and mmpretrain)."""
+    layer_decay: Fraction = 1.0
+    """Factor on the learning rate from each layer of a ViT to the layer before (arXiv 2106.08254).
+    The classifier and the last norm have the full rate, the last block layer_decay times the full
+    rate, and class token, positions and patch embedding the smallest. 1: the same for all."""
     generator_lr: PositiveFloat | None = None
     """Constant learning rate of MOCA's weight generators, which compute the weights of the
     predictors. Their weight decay is constant, too. null: the schedules of the other tensors."""
@@ -119,3 +145,10 @@ def _adamw_by_default(section: Any) -> Any:
 AnyOptimSpec = Annotated[
     AdamWSpec | SgdSpec | LarsSpec, BeforeValidator(_adamw_by_default), Field(discriminator="name")
 ]
+
+
+def layer_decay_contradictions(optim: OptimSpec, model: EncoderSpec) -> Iterator[KeyedError]:
+    """Reports a layer decay for an encoder without layers to count."""
+    decay = optim.layer_decay if isinstance(optim, AdamWSpec) else 1.0
+    if decay != 1.0 and not isinstance(model, VitSpec):
+        yield KeyedError("optim.layer_decay", f"{decay:g}: only a ViT has it; set 1")

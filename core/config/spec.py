@@ -46,7 +46,14 @@ from triptych.core.config.method import (
 )
 from triptych.core.config.moca import moca_contradictions
 from triptych.core.config.model import VIT_PRESETS, EncoderSpec, ModelSpec, ResnetSpec, VitSpec
-from triptych.core.config.optim import AdamWSpec, AnyOptimSpec, LarsSpec, OptimSpec, SgdSpec
+from triptych.core.config.optim import (
+    AdamWSpec,
+    AnyOptimSpec,
+    LarsSpec,
+    OptimSpec,
+    SgdSpec,
+    layer_decay_contradictions,
+)
 
 __all__ = [
     "DEVICES",
@@ -218,6 +225,7 @@ class RunSpec(Section):
             yield KeyedError(
                 "optim.generator_lr", f"method {self.method.name} has no weight generators"
             )
+        yield from layer_decay_contradictions(self.optim, self.model)
         if self.evaluate.every and self.data.name == "image_list":
             yield KeyedError(
                 "evaluate.every", "a list has no held-out images for k-NN; set 0: never"

@@ -1,39 +1,80 @@
 """The parameter groups of an optimizer: each has its learning rate and weight decay."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from triptych.core.config.spec import AdamWSpec, OptimSpec
-from triptych.core.contracts import Hyper
+from triptych.core.config.spec import AdamWSpec, OptimSpec, RunSpec, VitSpec
+from triptych.core.contracts import Hyper, Tensor
 from triptych.core.parameters import GENERATORS
+
+ENCODER = "student.encoder."
+TOKENS = (f"{ENCODER}cls_token", f"{ENCODER}pos_embed")
 
 
 class Group(NamedTuple):
     """The properties of a parameter group.
 
     Attributes:
-        own_rate: whether the group has the constant learning rate of MOCA's weight generators.
-        decayed: whether the group has weight decay.
+        scale: factor on the scheduled learning rate.
+        constant: whether the group has the constant learning rate of MOCA's weight generators
+            instead.
+        decay: weight decay of the group; None: the scheduled weight decay.
     """
 
-    own_rate: bool
-    decayed: bool
+    scale: float = 1.0
+    constant: bool = False
+    decay: float | None = None
+
+    @property
+    def order(self) -> tuple[bool, bool, float, float]:
+        """A key by which groups can be sorted."""
+        return self.constant, self.decay != 0.0, self.scale, self.decay or 0.0
 
 
-def group(name: str, ndim: int, spec: OptimSpec) -> Group:
+def group(name: str, ndim: int, spec: RunSpec) -> Group:
     """The group of one tensor.
 
     Args:
         name: canonical name.
         ndim: number of dimensions of the tensor.
-        spec: section ``optim``.
+        spec: of the run.
     """
-    if not isinstance(spec, AdamWSpec):
-        return Group(own_rate=False, decayed=True)
+    optim = spec.optim
+    if not isinstance(optim, AdamWSpec):
+        return Group()
+    constant = optim.generator_lr is not None and name.startswith(GENERATORS)
+    decay = optim.weight_decay if constant else None
+    if not _decayed(name, ndim, optim):
+        decay = 0.0
+    return Group(layer_scale(name, spec), constant, decay)
+
+
+def assign(named: Mapping[str, Tensor], spec: RunSpec) -> dict[str, Group]:
+    """The groups of several tensors by canonical name. Each tensor has the attribute ``ndim``."""
+    return {name: group(name, tensor.ndim, spec) for name, tensor in named.items()}
+
+
+def layer_scale(name: str, spec: RunSpec) -> float:
+    """The factor of layer decay on the learning rate of a tensor (BEiT, arXiv 2106.08254).
+
+    Layer 0 holds class token, positions and patch embedding, layer i the block i - 1. All other
+    tensors are in the layer after the last block and have the factor 1.
+    """
+    decay = spec.optim.layer_decay if isinstance(spec.optim, AdamWSpec) else 1.0
+    if decay == 1.0 or not isinstance(spec.model, VitSpec):
+        return 1.0
+    last = spec.model.depth + 1
+    part, *path = name.removeprefix(ENCODER).split(".")
+    layers = {"cls_token": 0, "pos_embed": 0, "patch_embed": 0}
+    layer = int(path[0]) + 1 if part == "blocks" else layers.get(part, last)
+    return float(decay ** (last - layer))
+
+
+def _decayed(name: str, ndim: int, spec: AdamWSpec) -> bool:
+    """Whether ``decay_on`` selects a tensor."""
     matrix = ndim > 1 and not name.endswith(".bias")
-    return Group(
-        own_rate=spec.generator_lr is not None and name.startswith(GENERATORS),
-        decayed=matrix or spec.decay_on == "all",
-    )
+    rules = {"all": True, "matrices": matrix, "weights": matrix and name not in TOKENS}
+    return rules[spec.decay_on]
 
 
 def own_rates(spec: OptimSpec) -> tuple[float, float] | None:
@@ -48,6 +89,6 @@ def own_rates(spec: OptimSpec) -> tuple[float, float] | None:
 
 def rates(group: Group, spec: OptimSpec, hyper: Hyper) -> tuple[float, float]:
     """The (learning rate, weight decay) of a group at one step."""
-    constant = own_rates(spec) if group.own_rate else None
-    lr, decay = constant or (hyper.lr, hyper.weight_decay)
-    return lr, decay if group.decayed else 0.0
+    constant = own_rates(spec) if group.constant else None
+    lr = constant[0] if constant else hyper.lr * group.scale
+    return lr, hyper.weight_decay if group.decay is None else group.decay

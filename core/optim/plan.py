@@ -60,6 +60,14 @@ class Plan:
         return steps / self.steps_per_epoch if self.unit == "epochs" else float(steps)
 
     @property
+    def _top(self) -> float:
+        """Position in ``unit`` at which the warm-up reaches the peak learning rate."""
+        if not self.spec.optim.warmup_reaches_peak:
+            return self.warmup
+        steps = self.steps_per_epoch if self.spec.optim.per == "epoch" else 1
+        return self.warmup - (steps / self.steps_per_epoch if self.unit == "epochs" else steps)
+
+    @property
     def peak_lr(self) -> float:
         """Learning rate at the end of the warm-up."""
         optim = self.spec.optim
@@ -77,10 +85,7 @@ class Plan:
         """The scalars of ``step`` (from 0)."""
         optim, method = self.spec.optim, self.spec.method
         position = self.position(step)
-        coarse = position
-        if optim.per == "epoch":
-            epoch = step // self.steps_per_epoch
-            coarse = float(epoch if self.unit == "epochs" else epoch * self.steps_per_epoch)
+        coarse = self._coarse(step)
         weight_decay = optim.weight_decay
         if optim.weight_decay_end is not None:
             weight_decay = schedules.cosine(
@@ -89,7 +94,15 @@ class Plan:
         ema = method.momentum
         if method.momentum_schedule == "cosine":
             ema = schedules.ema_momentum(ema, self.total, position)
-        return Hyper(step=step, lr=self._lr(coarse), weight_decay=weight_decay, ema=ema)
+        lr = self._lr(self._coarse(step, optim.lag_epochs))
+        return Hyper(step=step, lr=lr, weight_decay=weight_decay, ema=ema)
+
+    def _coarse(self, step: int, lag: int = 0) -> float:
+        """Progress in ``unit`` at the schedules' last advance, ``lag`` whole epochs earlier."""
+        if self.spec.optim.per == "step":
+            return self.position(step)
+        epoch = max(step // self.steps_per_epoch - lag, 0)
+        return float(epoch if self.unit == "epochs" else epoch * self.steps_per_epoch)
 
     @property
     def _lr_total(self) -> float:
@@ -100,9 +113,18 @@ class Plan:
         optim, peak = self.spec.optim, self.peak_lr
         if optim.schedule == "cosine":
             total = self.total if optim.lr_epochs_mul == 1.0 else self._lr_total
-            return schedules.warmup_cosine(peak, optim.end_lr, self.warmup, total, position)
+            return schedules.warmup_cosine(
+                peak,
+                optim.end_lr,
+                self.warmup,
+                total,
+                position,
+                start=optim.warmup_start_lr,
+                top=self._top,
+                begin=None if optim.warmup_shifts_cosine else 0.0,
+            )
         if position < self.warmup:
-            return peak * position / self.warmup
+            return schedules.line(optim.warmup_start_lr, peak, self._top, position)
         if optim.schedule == "multistep":
             return schedules.multistep(peak, optim.milestones, optim.factor, position)
         return peak

@@ -12,21 +12,43 @@ def cosine(start: float, end: float, fraction: float) -> float:
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * fraction))
 
 
-def warmup_cosine(peak: float, end: float, warmup: float, total: float, position: float) -> float:
-    """Linear warm-up from 0, then a half-cosine to ``end`` (MoCo v3, appendix A).
+def line(start: float, end: float, length: float, position: float) -> float:
+    """A straight line from ``start`` (position 0) to ``end`` (position ``length``).
 
-    With a warm-up, the value at position 0 is exactly 0.
+    A line without length is at its end.
+    """
+    return start + (end - start) * position / length if length > 0 else end
+
+
+def warmup_cosine(
+    peak: float,
+    end: float,
+    warmup: float,
+    total: float,
+    position: float,
+    *,
+    start: float = 0.0,
+    top: float | None = None,
+    begin: float | None = None,
+) -> float:
+    """Linear warm-up from ``start``, then a half-cosine to ``end`` (MoCo v3, appendix A).
+
+    With a warm-up, the value at position 0 is exactly ``start``.
 
     Args:
-        peak: value at ``warmup``.
+        peak: highest value of warm-up and cosine.
         end: value at ``total``.
         warmup: length of the warm-up, in the unit of ``total``.
         total: length of the schedule.
         position: progress, 0 <= position <= total.
+        start: value at position 0.
+        top: position at which the warm-up reaches ``peak``; None: ``warmup``.
+        begin: position at which the cosine has its ``peak``; None: ``warmup``.
     """
     if position < warmup:
-        return peak * position / warmup
-    return cosine(peak, end, (position - warmup) / (total - warmup) if total > warmup else 1.0)
+        return line(start, peak, warmup if top is None else top, position)
+    begin = warmup if begin is None else begin
+    return cosine(peak, end, (position - begin) / (total - begin) if total > begin else 1.0)
 
 
 def multistep(peak: float, milestones: tuple[float, ...], factor: float, position: float) -> float:

@@ -10,6 +10,7 @@ from triptych.core import engine as core
 from triptych.core import parameters
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Batch, Context, Hyper, Outcome, Slot, State, Tensor
+from triptych.core.optim import groups
 from triptych.core.reference import ops
 from triptych.core.reference.model import METHODS, Pair
 from triptych.core.reference.optim import Optimizer
@@ -28,9 +29,8 @@ class Engine(core.Engine):
         self.model = METHODS[spec.method.name](spec, values)
         self.trainable = [p.name for p in table if p.trainable]
         self.grads: State = {}
-        self.optimizer = Optimizer(
-            spec.optim, self.model.values, lambda: self.grads, self.trainable
-        )
+        members = groups.assign({name: values[name] for name in self.trainable}, spec)
+        self.optimizer = Optimizer(spec.optim, self.model.values, lambda: self.grads, members)
 
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""

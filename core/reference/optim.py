@@ -1,12 +1,12 @@
 """The update rules in NumPy. Each updates one tensor in place."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from triptych.core.config.spec import AdamWSpec, AnyOptimSpec, SgdSpec
 from triptych.core.contracts import Array, Hyper, State
-from triptych.core.optim import groups
+from triptych.core.optim.groups import Group, rates
 
 
 def adamw(
@@ -101,7 +101,7 @@ class Optimizer:
         spec: section ``optim``.
         values: all tensors by name. The trainable ones change in place.
         gradients: returns the gradients of the step by name.
-        trainable: names of the trainable tensors.
+        members: the group of each trainable tensor.
     """
 
     def __init__(
@@ -109,15 +109,16 @@ class Optimizer:
         spec: AnyOptimSpec,
         values: Mapping[str, Array],
         gradients: Callable[[], State],
-        trainable: Sequence[str],
+        members: Mapping[str, Group],
     ) -> None:
         self.spec, self._values, self._gradients = spec, values, gradients
+        self._members = members
         self.count = 0
         kinds = ("exp_avg", "exp_avg_sq") if spec.name == "adamw" else ("momentum_buffer",)
         self.moments = {
             f"optimizer.{kind}.{name}": np.zeros_like(values[name])
             for kind in kinds
-            for name in trainable
+            for name in members
         }
 
     def step(self, hyper: Hyper) -> None:
@@ -131,7 +132,7 @@ class Optimizer:
 
     def _update(self, name: str, gradient: Array, hyper: Hyper) -> None:
         spec, value = self.spec, self._values[name]
-        lr, decay = groups.rates(groups.group(name, value.ndim, spec), spec, hyper)
+        lr, decay = rates(self._members[name], spec, hyper)
         if isinstance(spec, AdamWSpec):
             adamw(
                 value,

@@ -67,7 +67,8 @@ def schedule(spec: RunSpec, steps_per_epoch: int | None) -> list[dict[str, Any]]
     given in steps have no epoch. A spec that mixes epochs with steps then has no rows.
     """
     optim, by_epoch = spec.optim, spec.train.epochs is not None
-    needs_size = optim.warmup_steps if by_epoch else optim.warmup_epochs or optim.per == "epoch"
+    by_steps = optim.warmup_steps or (optim.warmup_reaches_peak and optim.per == "step")
+    needs_size = by_steps if by_epoch else optim.warmup_epochs or optim.per == "epoch"
     if steps_per_epoch is None and needs_size:
         return []
     # Of an unknown size, an epoch counts as one step: exact at the start of each epoch.
