@@ -39,7 +39,7 @@ def test_the_evaluation_line():
 
 UNKNOWN = (
     {"eval": "linear", "step": 6, "top1": 83.2, "labels": "all", "tokens": ["cls", "mean"]},
-    {"eval": "lowshot", "step": 6, "time": 1.0, "top1": 0.5, "grid": {"cost": [0.1, 1.0]}},
+    {"eval": "detection", "step": 6, "time": 1.0, "top1": 0.5, "grid": {"cost": [0.1, 1.0]}},
 )
 """Rows as another version may write them."""
 
@@ -56,9 +56,9 @@ def test_evaluations_that_are_not_known_survive_a_resume(tmp_path):
     assert [row["step"] for row in after if "eval" not in row] == [1, 3, 6, 9, 12]
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("lowshot/top1")] == [(6, 0.5)]
+    assert [(e.step, e.value) for e in events.Scalars("detection/top1")] == [(6, 0.5)]
     result = json.loads((tmp_path / "result.json").read_text())
-    assert [row["eval"] for row in result["evaluations"]][2:4] == ["linear", "lowshot"]
+    assert [row["eval"] for row in result["evaluations"]][2:4] == ["linear", "detection"]
 
 
 STRANGE = (

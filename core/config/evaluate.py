@@ -3,6 +3,7 @@
 from typing import Literal
 
 from triptych.core.config.fields import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from triptych.core.config.lowshot import LowshotSpec
 
 
 class EvaluateSpec(Section):
@@ -20,3 +21,4 @@ class EvaluateSpec(Section):
     per_class: tuple[PositiveInt, ...] = (10,)
     """Numbers of labelled images per class, one for each further evaluation. The first evaluation
     uses all labels. A number is skipped if no class has more images."""
+    lowshot: LowshotSpec = LowshotSpec()

@@ -3,16 +3,19 @@
 from triptych.core.data.decode import DamagedImage
 from triptych.core.data.levels import few_levels
 from triptych.core.data.open import Splits, open_evaluation, open_splits, open_train
-from triptych.core.data.pipeline import Pipeline, evaluation_batches
+from triptych.core.data.pipeline import Pipeline, evaluation_batches, indexed_batches
 from triptych.core.data.source import Source, split_digest
+from triptych.core.data.subset import Subset
 
 __all__ = [
     "DamagedImage",
     "Pipeline",
     "Source",
     "Splits",
+    "Subset",
     "evaluation_batches",
     "few_levels",
+    "indexed_batches",
     "open_evaluation",
     "open_splits",
     "open_train",

@@ -102,7 +102,7 @@ class Pipeline:
         self.close()
 
 
-def evaluation_batches(
+def indexed_batches(
     spec: RunSpec,
     source: Source,
     batch_size: int,
@@ -123,7 +123,7 @@ def evaluation_batches(
         Pairs of
 
         - images (n, C, H, W), normalised,
-        - labels (n,), -1 for no label.
+        - their positions in the source (n,).
 
         n is ``batch_size``, or smaller in the last batch and in batches with damaged files. No
         batch is empty.
@@ -141,17 +141,29 @@ def evaluation_batches(
         if warned is not None:
             warned.update(filled.warned)
         images = normalize(planes[: len(filled.index)], augment.mean, augment.std)
-        return images, np.array([source.label(int(index)) for index in filled.index], np.int64)
+        return images, filled.index
 
     job = Evaluation(spec, source, batch_size)
     count = 0
-    for images, labels in load(job, range(len(job)), spec.data.workers, spec.data.prefetch, finish):
-        count += len(labels)
+    for images, index in load(job, range(len(job)), spec.data.workers, spec.data.prefetch, finish):
+        count += len(index)
         # On an empty batch frameworks return NaN or even end the process.
-        if len(labels):
-            yield images, labels
+        if len(index):
+            yield images, index
     if lost and not count:
         raise UserError(
             f"evaluation: all {len(source)} images are damaged; the first is {printable(lost[0])}; "
             "repair or replace them"
         )
+
+
+def evaluation_batches(
+    spec: RunSpec,
+    source: Source,
+    batch_size: int,
+    skipped: list[str] | None = None,
+    warned: dict[str, str] | None = None,
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """``indexed_batches``, with labels (n,) in the place of positions; -1 stands for no label."""
+    for images, index in indexed_batches(spec, source, batch_size, skipped, warned):
+        yield images, np.array([source.label(int(each)) for each in index], np.int64)

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from triptych.core.evaluation import knn
+from triptych.core.config.evaluate import EvaluateSpec
+from triptych.core.evaluation import knn, lowshot
 from triptych.core.evaluation.row import Evaluation
-from triptych.core.evaluation.split import Split
-from triptych.core.evaluation.subject import Subject
+from triptych.core.evaluation.split import Halves
+from triptych.core.evaluation.subject import Choice, Subject
 
 
 @dataclass(frozen=True)
@@ -16,16 +17,30 @@ class FeatureProtocol:
     Attributes:
         summary: a few words for the command line's help.
         row: the model of its rows, which gives the terminal line and the headline metric.
-        rows: runs the evaluation; raises the errors of ``Split.features``.
+        rows: runs the evaluation; raises the errors of ``Halves.features``.
+        choice: the features that a spec chooses for the protocol.
     """
 
     summary: str
     row: type[Evaluation]
-    rows: Callable[[Split, Subject], Sequence[Evaluation]]
+    rows: Callable[[Halves, Subject], Sequence[Evaluation]]
+    choice: Callable[[EvaluateSpec], Choice]
+
+
+def _common(settings: EvaluateSpec) -> Choice:
+    return Choice(settings.branch, settings.tokens)
+
+
+def _lowshot(settings: EvaluateSpec) -> Choice:
+    own = settings.lowshot
+    return Choice(settings.branch, own.tokens or settings.tokens, own.final_norm, own.blocks)
 
 
 PROTOCOLS = {
-    "knn": FeatureProtocol("weighted nearest neighbours", knn.KnnRow, knn.rows),
+    "knn": FeatureProtocol("weighted nearest neighbours", knn.KnnRow, knn.rows, _common),
+    "lowshot": FeatureProtocol(
+        "logistic regression on few labelled images", lowshot.LowshotRow, lowshot.rows, _lowshot
+    ),
 }
 """Name -> protocol. A row has the name under "eval", and ``tools/eval.py`` takes it."""
 WHILE_TRAINING = "knn"

@@ -16,7 +16,7 @@ from pydantic import FiniteFloat, PositiveInt
 
 from triptych.core.contracts import Array
 from triptych.core.evaluation.row import Evaluation, Share
-from triptych.core.evaluation.split import Split
+from triptych.core.evaluation.split import Halves
 from triptych.core.evaluation.subject import Check, Subject, never
 from triptych.core.random import stream
 
@@ -94,11 +94,11 @@ class KnnRow(Evaluation):
         return f"{super().line()} ({', '.join(parts)})"
 
 
-def rows(split: Split, subject: Subject) -> list[KnnRow]:
+def rows(split: Halves, subject: Subject) -> list[KnnRow]:
     """One row with all labels, and one for each smaller count in ``evaluate.per_class``.
 
     Raises:
-        UserError, NonFiniteError: as in ``Split.features``.
+        UserError, NonFiniteError: as in ``Halves.features``.
     """
     settings = split.spec.evaluate
     features = split.features(subject)

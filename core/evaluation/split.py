@@ -1,13 +1,21 @@
 """The evaluation split of a spec and the features of its images, for every protocol."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array
-from triptych.core.data import Source, Splits, evaluation_batches, open_splits, split_digest
+from triptych.core.data import (
+    Source,
+    Splits,
+    Subset,
+    indexed_batches,
+    open_splits,
+    split_digest,
+)
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.evaluation.subject import Subject
 
@@ -25,6 +33,7 @@ class Labelled:
         skipped: names of the damaged files, which were left out.
         warned: file name -> text of an image library's warning about it.
         digest: hexadecimal digest of the N images and their labels.
+        index: (N,) int64, the positions of these images in their half of the split.
     """
 
     features: Array
@@ -32,6 +41,7 @@ class Labelled:
     skipped: Sequence[str]
     warned: Mapping[str, str]
     digest: str
+    index: Array
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,47 @@ class Features:
         return len({*self.bank.warned, *self.queries.warned})
 
 
+@dataclass(frozen=True)
+class Catalogue:
+    """The images of the bank, before any is read.
+
+    Attributes:
+        name: position of an image -> its name, which does not depend on the location of the data.
+        labels: (N,) int64, positions in ``classes``; -1 for no label.
+        classes: names of the labels.
+    """
+
+    name: Callable[[int], str]
+    labels: Array
+    classes: tuple[str, ...]
+
+
+class Halves(Protocol):
+    """The labelled bank and the labelled queries that a protocol evaluates."""
+
+    @property
+    def spec(self) -> RunSpec:
+        """Its section ``evaluate`` holds the settings of the protocols."""
+
+    def catalogue(self) -> Catalogue:
+        """The images of the bank.
+
+        Raises:
+            UserError: they have no labels.
+        """
+
+    def features(self, subject: Subject, labelled: Array | None = None) -> Features:
+        """Features and labels of both halves.
+
+        Args:
+            labelled: positions in the bank, of the images that are needed; None: all.
+
+        Raises:
+            UserError: a damaged file (see ``data.on_error``), no readable image, or a worker died.
+            NonFiniteError: the features are not finite.
+        """
+
+
 class Split:
     """The labelled bank and the labelled queries of a spec.
 
@@ -84,16 +135,19 @@ class Split:
         self._unreported: list[str] = []
         self._met: set[str] = set()
         self._warned: dict[str, str] = {}
-        self._digests: dict[tuple[bool, frozenset[str]], str] = {}
+        self._digests: dict[tuple[Source, frozenset[str]], str] = {}
 
-    def features(self, subject: Subject) -> Features:
-        """Features and labels of both halves.
+    def catalogue(self) -> Catalogue:
+        """See ``Halves``."""
+        if not self.bank.classes:
+            raise UserError(f"evaluate: data.name {self.spec.data.name}: the images have no labels")
+        labels = np.array([self.bank.label(i) for i in range(len(self.bank))], np.int64)
+        return Catalogue(self.bank.key, labels, self.bank.classes)
 
-        Raises:
-            UserError: a damaged file (see ``data.on_error``), no readable image, or a worker died.
-            NonFiniteError: the features are not finite.
-        """
-        return Features(self._labelled(subject, self.bank), self._labelled(subject, self.queries))
+    def features(self, subject: Subject, labelled: Array | None = None) -> Features:
+        """See ``Halves``."""
+        bank = self.bank if labelled is None else Subset(self.bank, labelled)
+        return Features(self._labelled(subject, bank), self._labelled(subject, self.queries))
 
     def damaged(self) -> list[str]:
         """Names of the files left out since the last call; no name is returned twice."""
@@ -107,22 +161,26 @@ class Split:
     def _labelled(self, subject: Subject, source: Source) -> Labelled:
         skipped: list[str] = []
         warned: dict[str, str] = {}
-        features, labels = [], []
-        for images, known in evaluation_batches(self.spec, source, BATCH, skipped, warned):
+        features, positions = [], []
+        for images, index in indexed_batches(self.spec, source, BATCH, skipped, warned):
             subject.check()
             features.append(subject.embed(images))
             if not np.isfinite(features[-1]).all():
                 raise NonFiniteError(f"evaluation after step {subject.step}: features not finite")
-            labels.append(known)
+            positions.append(index)
         self._unreported += [name for name in dict.fromkeys(skipped) if name not in self._met]
         self._met.update(skipped)
         self._warned |= warned
+        index = np.concatenate(positions)
+        labels = np.array([source.label(int(each)) for each in index], np.int64)
         digest = self._digest(source, frozenset(skipped))
-        return Labelled(np.concatenate(features), np.concatenate(labels), skipped, warned, digest)
+        if isinstance(source, Subset):
+            index = source.index[index]
+        return Labelled(np.concatenate(features), labels, skipped, warned, digest, index)
 
     def _digest(self, source: Source, skipped: frozenset[str]) -> str:
         """The digest, cached: a million images take seconds, and damaged files seldom change."""
-        key = source is self.bank, skipped
+        key = source, skipped
         if key not in self._digests:
             self._digests[key] = split_digest(source, skipped)
         return self._digests[key]

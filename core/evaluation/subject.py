@@ -3,8 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
+from triptych.core.config.spec import RunSpec, VitSpec
 from triptych.core.contracts import Array
 from triptych.core.engine import Engine
+from triptych.core.errors import UserError
 from triptych.core.evaluation.row import RAW_PIXELS
 
 Check = Callable[[], None]
@@ -12,6 +16,41 @@ Check = Callable[[], None]
 
 def never() -> None:
     """A check that never breaks an evaluation off."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The features of an encoder that a protocol evaluates.
+
+    Attributes:
+        branch: "student" or "teacher".
+        tokens: "cls" or "mean", as in ``core.engine.Engine.embed``.
+        final_norm: True: the output after the last norm. False: the raw output of the last blocks.
+        blocks: number of last blocks (in a ResNet: stages) to concatenate, the earliest first.
+            With ``final_norm`` it is 1.
+    """
+
+    branch: str
+    tokens: str
+    final_norm: bool = True
+    blocks: int = 1
+
+    def arrays(self, depth: int) -> tuple[str, ...]:
+        """The names in the result of ``Engine.embed`` to concatenate.
+
+        Args:
+            depth: number of the encoder's blocks or stages.
+
+        Raises:
+            UserError: the encoder has fewer blocks.
+        """
+        if self.blocks > depth:
+            raise UserError(
+                f"evaluate.lowshot.blocks: {self.blocks}: the encoder has only {depth}; lower it"
+            )
+        if self.final_norm:
+            return ("final",)
+        return tuple(f"layer{block}" for block in range(depth - self.blocks, depth))
 
 
 @dataclass(frozen=True)
@@ -24,6 +63,8 @@ class Subject:
         branch: "student", "teacher" or "none".
         tokens: which features of the encoder, or "raw pixels".
         check: called between batches; it raises an exception to break the evaluation off.
+        final_norm: as in ``Choice``.
+        blocks: as in ``Choice``.
     """
 
     embed: Callable[[Array], Array]
@@ -31,23 +72,45 @@ class Subject:
     branch: str
     tokens: str
     check: Check = never
+    final_norm: bool = True
+    blocks: int = 1
+
+
+def depth(spec: RunSpec) -> int:
+    """Number of an encoder's blocks; of a ResNet its stages."""
+    return spec.model.depth if isinstance(spec.model, VitSpec) else 4
 
 
 def encoder(
-    engine: Engine, step: int, *, branch: str, tokens: str, check: Check = never
+    engine: Engine,
+    step: int,
+    *,
+    branch: str,
+    tokens: str,
+    check: Check = never,
+    final_norm: bool = True,
+    blocks: int = 1,
 ) -> Subject:
-    """The final features of an engine's encoder.
+    """The features of an engine's encoder.
 
     Args:
         branch: as in ``core.engine.Engine.embed``.
         tokens: as in ``core.engine.Engine.embed``.
         check: as in ``Subject``.
+        final_norm: as in ``Choice``.
+        blocks: as in ``Choice``.
+
+    Raises:
+        UserError: the encoder has fewer blocks.
     """
+    names = Choice(branch, tokens, final_norm, blocks).arrays(depth(engine.spec))
+    layers = () if final_norm else tuple(int(name.removeprefix("layer")) for name in names)
 
     def embed(images: Array) -> Array:
-        return engine.embed(images, branch=branch, tokens=tokens)["final"]
+        outputs = engine.embed(images, branch=branch, layers=layers, tokens=tokens)
+        return outputs[names[0]] if len(names) == 1 else np.hstack([outputs[n] for n in names])
 
-    return Subject(embed, step, branch, tokens, check)
+    return Subject(embed, step, branch, tokens, check, final_norm, blocks)
 
 
 def raw_pixels() -> Subject:
