@@ -17,6 +17,7 @@ FREE_KEYS = (
     "augment.eval_resize",
     "backend",
     "checkpoint",
+    "data.class_names",
     "data.on_error",
     "data.prefetch",
     "data.workers",

@@ -13,20 +13,28 @@ from triptych.core.config.fields import (
     Str,
 )
 
+NEED_ROOT = ("image_folder", "cifar10", "idx")
+"""The names of sources that are read from ``data.root``."""
+
 
 class DataSpec(Section):
     """The source of the images."""
 
-    name: Literal["digits", "image_folder", "image_list", "cifar10"] = "digits"
+    name: Literal["digits", "image_folder", "image_list", "cifar10", "idx"] = "digits"
     """digits: the digits of scikit-learn, included in the program. image_folder: a folder of
     images, with or without one sub-folder per class. image_list: a CSV or text file with one path
-    (and label) per line. cifar10: the files of CIFAR-10, python or binary version."""
+    (and label) per line. cifar10: the files of CIFAR-10, python or binary version. idx: the four
+    files of MNIST, Fashion-MNIST or KMNIST, gzip or unpacked."""
     root: Str | None = None
     """Folder of the images. Paths in a list are relative to it."""
     list: Str | None = None
     """For image_list: the CSV or text file."""
     eval_root: Str | None = None
     """For image_folder: folder of the held-out images for k-NN. null: no evaluation."""
+    class_names: Str | None = None
+    """Names of the classes for reports and predictions: a text file with one name per line in the
+    order of the classes, or with lines `CLASS NAME` such as `n01440764 tench`; or fashion_mnist, a
+    table in the program. null: the data's own labels."""
     channels: Channels = 3
     """Number of channels that the model gets: 1 grey, 2 grey+alpha, 3 RGB, 4 RGBA."""
     bits: Literal["stated"] | SixteenBits = "stated"
@@ -50,7 +58,7 @@ class DataSpec(Section):
 
     def contradictions(self) -> Iterator[KeyedError]:
         """Reports a data set whose folder or file is missing from the spec."""
-        if self.name in ("image_folder", "cifar10") and self.root is None:
+        if self.name in NEED_ROOT and self.root is None:
             yield KeyedError(
                 "root", f"data.name {self.name} needs data.root, the folder of the data"
             )

@@ -2,6 +2,7 @@
 
 from triptych.core.data.decode import DamagedImage
 from triptych.core.data.levels import few_levels
+from triptych.core.data.names import class_names
 from triptych.core.data.open import Splits, open_evaluation, open_splits, open_train
 from triptych.core.data.pipeline import Pipeline, evaluation_batches, indexed_batches
 from triptych.core.data.source import Source, split_digest
@@ -13,6 +14,7 @@ __all__ = [
     "Source",
     "Splits",
     "Subset",
+    "class_names",
     "evaluation_batches",
     "few_levels",
     "indexed_batches",

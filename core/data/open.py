@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from triptych.core.config.spec import DataSpec, RunSpec
-from triptych.core.data import cifar, folders
+from triptych.core.data import cifar, folders, idx
 from triptych.core.data.decode import Decoding, decoding
 from triptych.core.data.digits import digits
 from triptych.core.data.lists import image_list
+from triptych.core.data.names import class_names
 from triptych.core.data.source import Files, Source
 from triptych.core.errors import UserError
 
@@ -43,6 +44,12 @@ def _cifar10(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
     return Splits(cifar.cifar10(root, how, train=True), test)
 
 
+def _idx(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
+    root = _required(data.root, "data.root")
+    train = idx.idx(root, how, train=True)
+    return Splits(train, idx.held_out(root, how, train) if held_out else None)
+
+
 def _image_folder(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
     train = folders.folder(_required(data.root, "data.root"), how)
     if not held_out or data.eval_root is None:
@@ -57,6 +64,7 @@ def _image_list(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
 SOURCES: dict[str, Opener] = {
     "cifar10": _cifar10,
     "digits": _digits,
+    "idx": _idx,
     "image_folder": _image_folder,
     "image_list": _image_list,
 }
@@ -69,7 +77,9 @@ def open_splits(spec: RunSpec, *, held_out: bool = True) -> Splits:
     Raises:
         UserError: the data are missing, empty or malformed, or the labels of the two do not fit.
     """
-    return SOURCES[spec.data.name](spec.data, decoding(spec.data), held_out)
+    splits = SOURCES[spec.data.name](spec.data, decoding(spec.data), held_out)
+    class_names(spec.data, splits.train.classes)  # a mistake in the names is told at the start
+    return splits
 
 
 def open_train(spec: RunSpec) -> Source:
