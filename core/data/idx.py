@@ -9,7 +9,7 @@ import math
 import os
 import struct
 import zlib
-from typing import IO
+from io import BufferedIOBase
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +102,7 @@ def _locate(folder: str, split: str, kind: str, dimensions: int) -> str:
     )
 
 
-def _values(file: IO[bytes], dimensions: int, limit: int) -> NDArray[np.uint8]:
+def _values(file: BufferedIOBase, dimensions: int, limit: int) -> NDArray[np.uint8]:
     """The array of an open file.
 
     Args:
