@@ -114,6 +114,10 @@ WRONG = [
     ("augment.mean=[0.1, 0.2]", "augment.mean: 2 values for 3 channels: give one, or one each"),
     ("augment.std=[]", "augment.std: 0 values for 3 channels"),
     (
+        "augment.view1=[{op: rand_augment, fill: [1, 2]}]",
+        "augment.view1.0.fill: 2 values for 3 channels: give one, or one each",
+    ),
+    (
         "optim.warmup_steps=4",
         "optim.warmup_steps: a warm-up of 4 steps is longer than the run of 3",
     ),

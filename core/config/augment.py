@@ -1,16 +1,20 @@
 """The ``augment`` section: the operations of each view."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from triptych.core.config.fields import (
+    Byte,
     Float,
     FractionInterval,
     Int,
+    KeyedError,
     NonNegativeFloat,
     NonNegativeInterval,
     PositiveFloat,
+    PositiveInt,
     PositiveInterval,
     Probability,
     Section,
@@ -86,6 +90,31 @@ class Solarize(AugmentOp):
     """Smallest value that is inverted."""
 
 
+class RandAugment(AugmentOp):
+    """RandAugment (arXiv 1909.13719): random ones of 15 operations, as in timm.
+
+    The defaults are timm's ``rand-m9-mstd0.5-inc1``, and mmpretrain's policy ``timm_increasing`` with
+    timm's pixels (mmpretrain moves pixels with OpenCV, and there always bicubic). In this policy
+    all effects grow with the magnitude.
+    """
+
+    op: Literal["rand_augment"]
+    operations: PositiveInt = 2
+    """Number of operations for each view, drawn with replacement."""
+    p: Probability = 0.5
+    """Probability that each of them is applied."""
+    magnitude: Annotated[Float, Field(ge=0, le=10)] = 9.0
+    """Mean strength of the operations."""
+    deviation: NonNegativeFloat = 0.5
+    """Standard deviation of the strength. It is cut to 0 ... 10."""
+    interpolation: Literal["bilinear", "bicubic", "random"] = "random"
+    """For rotations, shears and shifts. random: one of both for each operation."""
+    fill: Annotated[tuple[Byte, ...], Field(min_length=1)] = (124, 116, 104)
+    """Colour outside the image; one number holds for all channels."""
+    translate: Probability = 0.45
+    """Widest shift, as a fraction of the image size."""
+
+
 class HorizontalFlip(AugmentOp):
     """Mirrors the image left to right."""
 
@@ -99,6 +128,7 @@ Op = Annotated[
     | Grayscale
     | GaussianBlur
     | Solarize
+    | RandAugment
     | HorizontalFlip,
     Field(discriminator="op"),
 ]
@@ -115,3 +145,18 @@ class AugmentSpec(Section):
     eval_resize: PositiveFloat = 256 / 224
     """For evaluation, the shorter side is resized to this multiple of the image size. Then the
     centre is cropped."""
+
+
+def augment_contradictions(augment: AugmentSpec, channels: int) -> Iterator[KeyedError]:
+    """The contradictions between the views and the number of channels of the images."""
+    counts = {"mean": len(augment.mean), "std": len(augment.std)}
+    for view in ("view1", "view2"):
+        for number, op in enumerate(getattr(augment, view)):
+            if isinstance(op, RandAugment):
+                counts[f"{view}.{number}.fill"] = len(op.fill)
+    for name, count in counts.items():
+        if count not in (1, channels):
+            yield KeyedError(
+                f"augment.{name}",
+                f"{count} values for {channels} channels: give one, or one each",
+            )

@@ -24,6 +24,7 @@ Fraction = Annotated[Float, Field(gt=0, le=1)]
 Decay = Annotated[Float, Field(ge=0, lt=1)]
 """Decay of a running mean, which divides by 1 - decay."""
 
+Byte = Annotated[Int, Field(ge=0, le=255)]
 # Literal[1, 2, 3, 4] and Literal[1] would accept true and 1.0 as 1.
 Channels = Annotated[Int, Field(ge=1, le=4)]
 SixteenBits = Annotated[Int, Field(ge=8, le=16)]

@@ -19,9 +19,11 @@ from triptych.core.config.augment import (
     Grayscale,
     HorizontalFlip,
     Op,
+    RandAugment,
     RandomAffine,
     RandomResizedCrop,
     Solarize,
+    augment_contradictions,
 )
 from triptych.core.config.data import DataSpec
 from triptych.core.config.evaluate import EvaluateSpec
@@ -84,6 +86,7 @@ __all__ = [
     "OptimSpec",
     "ParallelSpec",
     "QueueSpec",
+    "RandAugment",
     "RandomAffine",
     "RandomResizedCrop",
     "ResnetSpec",
@@ -210,13 +213,7 @@ class RunSpec(Section):
                 f"data.channels is {self.data.channels}, model.channels {channels}: "
                 "they must be equal",
             )
-        for name in ("mean", "std"):
-            count = len(getattr(self.augment, name))
-            if count not in (1, channels):
-                yield KeyedError(
-                    f"augment.{name}",
-                    f"{count} values for {channels} channels: give one, or one each",
-                )
+        yield from augment_contradictions(self.augment, channels)
         yield from self._schedule_contradictions()
         yield from self._batch_contradictions()
         if isinstance(self.method, MocaSpec):

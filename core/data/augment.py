@@ -14,7 +14,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from triptych.core.config import spec
-from triptych.core.data import pixels
+from triptych.core.data import pixels, randaugment
 from triptych.core.data.pixels import Size
 
 Change = Callable[[Image.Image], Image.Image]
@@ -54,6 +54,9 @@ def draw(
         if isinstance(op, spec.RandomResizedCrop):
             changes.append(_crop(op, generator, here, size))
             here = size
+        elif isinstance(op, spec.RandAugment):
+            drawn = randaugment.draw(op, generator)
+            changes += [partial(randaugment.apply, draw=each, op=op) for each in drawn]
         elif generator.random() < op.p:
             changes += _DRAWS[type(op)](op, generator, here)
     return changes

@@ -148,7 +148,7 @@ def _band_by_band(
 # ----------------------------------------------------------------------------------------- colour
 
 
-def _leave_alpha(operation: Operation[P]) -> Operation[P]:
+def leave_alpha(operation: Operation[P]) -> Operation[P]:
     """Applies an operation to the colour bands and puts alpha back."""
 
     @wraps(operation)
@@ -162,13 +162,13 @@ def _leave_alpha(operation: Operation[P]) -> Operation[P]:
     return wrapped
 
 
-@_leave_alpha
+@leave_alpha
 def brightness(image: Image.Image, factor: float) -> Image.Image:
     """Blend with black: 0 is black, 1 the image."""
     return Image.blend(Image.new(image.mode, image.size), image, factor)
 
 
-@_leave_alpha
+@leave_alpha
 def contrast(image: Image.Image, factor: float) -> Image.Image:
     """Blend with the mean luminance, rounded: 0 is plain grey, 1 the image."""
     counts = np.array(image.convert("L").histogram())
@@ -177,7 +177,7 @@ def contrast(image: Image.Image, factor: float) -> Image.Image:
     return Image.blend(plain, image, factor)
 
 
-@_leave_alpha
+@leave_alpha
 def saturation(image: Image.Image, factor: float) -> Image.Image:
     """Blend with the luminance of each pixel: 0 is grey, 1 the image."""
     if image.mode == "L":
@@ -185,7 +185,7 @@ def saturation(image: Image.Image, factor: float) -> Image.Image:
     return Image.blend(image.convert("L").convert("RGB"), image, factor)
 
 
-@_leave_alpha
+@leave_alpha
 def hue(image: Image.Image, shift: float) -> Image.Image:
     """Turns the colour circle by ``shift`` turns, in steps of 1/255 that are cut towards zero."""
     if image.mode == "L":
@@ -194,7 +194,7 @@ def hue(image: Image.Image, shift: float) -> Image.Image:
     return ImageChops.add_modulo(image.convert("HSV"), turn).convert("RGB")
 
 
-@_leave_alpha
+@leave_alpha
 def grayscale(image: Image.Image) -> Image.Image:
     """The luminance (ITU-R 601) alone: mode L, or LA for an image with alpha.
 
@@ -204,7 +204,7 @@ def grayscale(image: Image.Image) -> Image.Image:
     return image.convert("L")
 
 
-@_leave_alpha
+@leave_alpha
 def gaussian_blur(image: Image.Image, radius: float) -> Image.Image:
     """Pillow's Gaussian blur (three box blurs) of standard deviation ``radius``, pixels."""
     blur = ImageFilter.GaussianBlur(radius)
@@ -212,7 +212,7 @@ def gaussian_blur(image: Image.Image, radius: float) -> Image.Image:
     return Image.merge(image.mode, [band.filter(blur) for band in image.split()])
 
 
-@_leave_alpha
+@leave_alpha
 def solarize(image: Image.Image, threshold: int) -> Image.Image:
     """Inverts the values that are not below ``threshold``."""
     table = [value if value < threshold else 255 - value for value in range(256)]
