@@ -93,9 +93,9 @@ class Solarize(AugmentOp):
 class RandAugment(AugmentOp):
     """RandAugment (arXiv 1909.13719): random ones of 15 operations, as in timm.
 
-    The defaults are timm's ``rand-m9-mstd0.5-inc1``, and mmpretrain's policy ``timm_increasing`` with
-    timm's pixels (mmpretrain moves pixels with OpenCV, and there always bicubic). In this policy
-    all effects grow with the magnitude.
+    The defaults are timm's ``rand-m9-mstd0.5-inc1``, where all effects grow with the magnitude.
+    mmpretrain's policy ``timm_increasing`` is the same with interpolation bicubic; the pixels are
+    timm's, while mmpretrain itself moves pixels with OpenCV.
     """
 
     op: Literal["rand_augment"]
