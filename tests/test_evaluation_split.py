@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from support.data_specs import bad_exif, make_spec, write_images
 
+from triptych.core.config.evaluate import EvaluateSpec
 from triptych.core.contracts import Array
 from triptych.core.data import split_digest
 from triptych.core.errors import NonFiniteError, UserError
@@ -20,7 +21,8 @@ def spec(tmp_path):
     for half in ("train", "val"):
         write_images(tmp_path / half, NAMES)
     roots = {"root": str(tmp_path / "train"), "eval_root": str(tmp_path / "val")}
-    return make_spec({"name": "image_folder", "on_error": "skip", **roots})
+    made = make_spec({"name": "image_folder", "on_error": "skip", **roots})
+    return made.model_copy(update={"evaluate": EvaluateSpec(k=4)})
 
 
 def test_both_halves_have_features_and_labels(spec):

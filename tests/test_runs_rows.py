@@ -91,11 +91,17 @@ def test_a_log_that_is_cut_at_a_damaged_line_is_told(tmp_path, capsys):
 
 
 def test_held_out_images_that_are_damaged_cost_no_trained_step(tmp_path, capsys):
-    images = tmp_path / "val" / "a" / "0.png", tmp_path / "val" / "a" / "1.png"
+    images = tmp_path / "val" / "a" / "0.png", tmp_path / "val" / "a" / "2.png"
     for half in ("train", "val"):
-        write_images(tmp_path / half, [f"a/{number}.png" for number in range(16)])
+        write_images(tmp_path / half, [f"{'ab'[number % 2]}/{number}.png" for number in range(16)])
     roots = [f"data.root={tmp_path / 'train'}", f"data.eval_root={tmp_path / 'val'}"]
-    keys = [*roots, "data.name=image_folder", "data.on_error=skip", "evaluate.every=6"]
+    keys = [
+        *roots,
+        "data.name=image_folder",
+        "data.on_error=skip",
+        "evaluate.every=6",
+        "evaluate.k=8",
+    ]
     for path in images:
         path.write_text("broken")
     folder = finished(tiny(*keys), tmp_path / "some")
@@ -107,7 +113,7 @@ def test_held_out_images_that_are_damaged_cost_no_trained_step(tmp_path, capsys)
         (6, 2),
         (12, 2),
     ]
-    for path in (tmp_path / "val" / "a").iterdir():
+    for path in (tmp_path / "val").glob("*/*.png"):
         path.write_text("broken")
     with pytest.raises(UserError, match=r"all 16 images are damaged"):
         run.train(tiny(*keys, "checkpoint.every=0"), "torch", tmp_path / "none")
@@ -120,7 +126,7 @@ def test_names_of_damaged_files_are_escaped(tmp_path, capfd):
         (tmp_path / half / "b" / f"{half}\x1b[2J.png").write_text("broken")
     roots = (f"data.root={tmp_path / 'train'}", f"data.eval_root={tmp_path / 'val'}")
     keys = ("data.name=image_folder", "data.channels=1", "data.on_error=skip", "evaluate.every=2")
-    steps = ("train.batch_size=9", "train.steps=2", "optim.warmup_steps=0")
+    steps = ("train.batch_size=9", "train.steps=2", "optim.warmup_steps=0", "evaluate.k=8")
     finished(tiny(*roots, *keys, *steps), tmp_path / "run")
     printed = capfd.readouterr().out
     for line in (

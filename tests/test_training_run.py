@@ -14,7 +14,7 @@ from triptych.core import reference
 from triptych.core.data.digits import digits
 from triptych.core.data.open import SOURCES, Splits
 from triptych.core.errors import DeviceError, UserError
-from triptych.core.evaluation import knn
+from triptych.core.evaluation import neighbours
 from triptych.core.files.writing import occupied
 from triptych.core.runs.log import read_rows
 from triptych.core.training import run, trainer
@@ -83,7 +83,7 @@ def test_a_signal_breaks_an_evaluation_off_which_is_then_repeated(tmp_path, monk
     calls = []
     owner, name = {
         "embed": (reference.Engine, "embed"),
-        "classify": (knn, "_nearest"),
+        "classify": (neighbours, "_largest"),
     }[place]
     honest = getattr(owner, name)
 

@@ -12,13 +12,13 @@ def test_files_with_warnings_are_named_once_and_counted(tmp_path, capfd, monkeyp
     install(monkeypatch)
     for number in range(5):
         for half in ("train", "val"):
-            bad_exif(tmp_path / half / "a" / f"{number}.jpg", number)
+            bad_exif(tmp_path / half / "ab"[number % 2] / f"{number}.jpg", number)
     data = f"data={{name: image_folder, root: {tmp_path / 'train'}, eval_root: {tmp_path / 'val'}}}"
-    channels = ("data.channels=1", "train.batch_size=4", "evaluate.every=6")
+    channels = ("data.channels=1", "train.batch_size=4", "evaluate.every=6", "evaluate.k=5")
     folder = finished(tiny(data, *channels), tmp_path / "run")
     said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert sorted(line.split(": ")[1] for line in said) == sorted(
-        str(tmp_path / half / "a" / f"{number}.jpg")
+        str(tmp_path / half / "ab"[number % 2] / f"{number}.jpg")
         for half in ("train", "val")
         for number in range(5)
     )

@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     spec = config.load(arguments.config, [*arguments.overrides, *_overrides(arguments)])
     protocol = PROTOCOLS[arguments.evaluation]
     split = Split(spec)
+    protocol.check(split)
     weights = formats.load_weights(arguments.weights, spec)
     step = int(weights.get("optimizer.step", 0))
     # With --json a program reads standard output, so messages go to standard error.
@@ -102,7 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([row.as_json() for row in rows], indent=1, allow_nan=False))
     else:
-        print("\n".join(row.line() for row in rows))
+        for row in rows:
+            print("\n  ".join([row.line(), *row.details()]))
     return 0
 
 

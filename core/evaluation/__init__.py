@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from triptych.core.config.evaluate import EvaluateSpec
 from triptych.core.evaluation import knn, lowshot
 from triptych.core.evaluation.row import Evaluation
-from triptych.core.evaluation.split import Halves
+from triptych.core.evaluation.split import Halves, require_classes
 from triptych.core.evaluation.subject import Choice, Subject
 
 
@@ -17,12 +17,14 @@ class FeatureProtocol:
     Attributes:
         summary: a few words for the command line's help.
         row: the model of its rows, which gives the terminal line and the headline metric.
-        rows: runs the evaluation; raises the errors of ``Halves.features``.
+        check: raises UserError, before any image is read, if the halves cannot be evaluated.
+        rows: runs the evaluation; raises the errors of ``Halves.features`` and of ``check``.
         choice: the features that a spec chooses for the protocol.
     """
 
     summary: str
     row: type[Evaluation]
+    check: Callable[[Halves], None]
     rows: Callable[[Halves, Subject], Sequence[Evaluation]]
     choice: Callable[[EvaluateSpec], Choice]
 
@@ -36,10 +38,18 @@ def _lowshot(settings: EvaluateSpec) -> Choice:
     return Choice(settings.branch, own.tokens or settings.tokens, own.final_norm, own.blocks)
 
 
+def _labelled(halves: Halves) -> None:
+    require_classes(halves, "low-shot")
+
+
 PROTOCOLS = {
-    "knn": FeatureProtocol("weighted nearest neighbours", knn.KnnRow, knn.rows, _common),
+    "knn": FeatureProtocol("weighted nearest neighbours", knn.KnnRow, knn.check, knn.rows, _common),
     "lowshot": FeatureProtocol(
-        "logistic regression on few labelled images", lowshot.LowshotRow, lowshot.rows, _lowshot
+        "logistic regression on few labelled images",
+        lowshot.LowshotRow,
+        _labelled,
+        lowshot.rows,
+        _lowshot,
     ),
 }
 """Name -> protocol. A row has the name under "eval", and ``tools/eval.py`` takes it."""

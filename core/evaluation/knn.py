@@ -1,33 +1,32 @@
 """Weighted k-nearest-neighbour classification of frozen features.
 
 Wu et al. 2018 (arXiv 1805.01978, section 3.4): each of the k nearest labelled images votes for its
-class with exp(cosine similarity / temperature). The votes are computed in float64 and in blocks:
-memory does not grow with the number of images, and the result does not depend on the block size.
+class with exp(cosine similarity / temperature). Several k and temperatures share one search.
 
 Shape letters:
     B: labelled images (the bank).
     Q: queries.
-    D: feature width.
+    C: classes.
     K: neighbours.
 """
 
-import numpy as np
-from pydantic import FiniteFloat, PositiveInt
+from dataclasses import asdict, dataclass
+from itertools import product
 
+import numpy as np
+from pydantic import Field, FiniteFloat, PositiveInt
+
+from triptych.core.config.evaluate import EvaluateSpec
 from triptych.core.contracts import Array
+from triptych.core.errors import UserError
+from triptych.core.evaluation.neighbours import QUERIES, neighbours
 from triptych.core.evaluation.row import Evaluation, Share
-from triptych.core.evaluation.split import Halves
-from triptych.core.evaluation.subject import Check, Subject, never
+from triptych.core.evaluation.split import Halves, Labelled, require_classes
+from triptych.core.evaluation.subject import Check, Subject
 from triptych.core.random import stream
 
-QUERIES, BANK = 256, 8192
-"""Rows and columns of one block of similarities, which takes 16 MiB."""
-DECIMALS = 12
-"""Decimal places that similarities are rounded to.
-
-The last bits of a product depend on the shape of the block. They must not decide between equally
-near neighbours.
-"""
+TOP = 5
+"""Classes among which the label has to be for ``top5``; k of them, if k is smaller."""
 
 
 class KnnRow(Evaluation):
@@ -38,8 +37,11 @@ class KnnRow(Evaluation):
         tokens: as in ``Subject``.
         labels: number of labelled images per class that vote, or "all".
         top1: share of the queries whose predicted class is their label, 0 to 1.
+        top5: share of the queries whose label is among the ``TOP`` first classes.
         k: number of neighbours that vote.
-        temperature: as in ``classify``.
+        temperature: as in ``votes``.
+        grid: k, temperature, top1 and top5 of each setting, where the spec names several. The row's
+            own are those of the first one.
         bank: number of labelled images.
         queries: number of classified images.
         split: digest of the evaluated images.
@@ -51,8 +53,10 @@ class KnnRow(Evaluation):
     tokens: str = ""
     labels: int | str
     top1: Share
+    top5: Share | None = None
     k: PositiveInt
     temperature: FiniteFloat
+    grid: list[dict[str, int | float]] = Field(default_factory=list)
     bank: int = 0
     queries: int = 0
     split: str = ""
@@ -93,15 +97,41 @@ class KnnRow(Evaluation):
             parts.append(f"damaged files left out: {self.skipped}")
         return f"{super().line()} ({', '.join(parts)})"
 
+    def details(self) -> list[str]:
+        """See ``Evaluation``."""
+        return [
+            f"k {setting['k']}, T {setting['temperature']:g}: top-1 {100 * setting['top1']:.2f} %, "
+            f"top-5 {100 * setting['top5']:.2f} %"
+            for setting in self.grid
+        ]
+
+
+def check(split: Halves) -> None:
+    """Raises UserError for the reasons of ``require_classes``, and for k beyond the bank."""
+    require_classes(split, "k-NN")
+    _check_bank(split, len(split.labels()[0]))
+
+
+def _check_bank(split: Halves, images: int) -> None:
+    k = max(split.spec.evaluate.every_k)
+    if k > images:
+        raise UserError(
+            f"evaluate.k: {k}: more than the {images} labelled images of the training split; "
+            "lower it"
+        )
+
 
 def rows(split: Halves, subject: Subject) -> list[KnnRow]:
     """One row with all labels, and one for each smaller count in ``evaluate.per_class``.
 
+    Where fewer images than k are labelled per class, all of them vote.
+
     Raises:
-        UserError, NonFiniteError: as in ``Halves.features``.
+        UserError, NonFiniteError: as in ``Halves.features`` and ``check``.
     """
     settings = split.spec.evaluate
     features = split.features(subject)
+    _check_bank(split, len(features.bank.labels))
     # A count that is not below the largest class would repeat the row with all labels.
     largest = np.bincount(features.bank.labels).max()
     results = []
@@ -110,25 +140,15 @@ def rows(split: Halves, subject: Subject) -> list[KnnRow]:
         if count:
             few = few_labels(labels, count)
             bank, labels = bank[few], labels[few]
-        k = min(settings.k, len(bank))
-        top1 = accuracy(
-            bank,
-            labels,
-            features.queries.features,
-            features.queries.labels,
-            k=k,
-            temperature=settings.temperature,
-            check=subject.check,
-        )
+        grid = _grid(settings, bank, labels, features.queries, subject.check)
         row = KnnRow(
             eval="knn",
             step=subject.step,
             branch=subject.branch,
             tokens=subject.tokens,
             labels=count or "all",
-            top1=top1,
-            k=k,
-            temperature=settings.temperature,
+            **asdict(grid[0]),
+            grid=[asdict(setting) for setting in grid] if len(grid) > 1 else [],
             bank=len(bank),
             queries=len(features.queries.labels),
             split=features.digest,
@@ -139,65 +159,71 @@ def rows(split: Halves, subject: Subject) -> list[KnnRow]:
     return results
 
 
+@dataclass(frozen=True)
+class _Setting:
+    k: int
+    temperature: float
+    top1: float
+    top5: float
+
+
+def _grid(
+    settings: EvaluateSpec, bank: Array, labels: Array, queries: Labelled, check: Check
+) -> list[_Setting]:
+    """The accuracy of each k with each temperature, by one search."""
+    every_k = dict.fromkeys(min(k, len(bank)) for k in settings.every_k)
+    similarity, index = neighbours(bank, queries.features, max(every_k), check)
+    classes = labels[index]
+    return [
+        _Setting(k, t, *accuracy(similarity[:, :k], classes[:, :k], queries.labels, t))
+        for k, t in product(every_k, settings.temperatures)
+    ]
+
+
 def accuracy(
-    bank: Array,
-    bank_labels: Array,
-    queries: Array,
-    query_labels: Array,
-    *,
-    k: int,
-    temperature: float,
-    check: Check = never,
-) -> float:
-    """Share of the queries whose predicted class is their label, 0 to 1.
+    similarity: Array, classes: Array, labels: Array, temperature: float
+) -> tuple[float, float]:
+    """Shares of the queries whose label is the first class, and is among the ``TOP`` first.
+
+    With k below ``TOP`` the label has to be among the k first, as in MOCA and DINO.
+    Among classes with equally many votes the lowest one comes first. Classes without a vote come
+    last, in their order.
 
     Args:
-        query_labels: (Q,) int64. The other arguments are those of ``classify``.
+        similarity: (Q, K), the nearest first.
+        classes: (Q, K) int64, of the neighbours.
+        labels: (Q,) int64, of the queries.
+        temperature: as in ``votes``.
     """
-    predicted = classify(bank, bank_labels, queries, k=k, temperature=temperature, check=check)
-    return float(np.mean(predicted == query_labels))
+    count = int(max(classes.max(), labels.max())) + 1
+    rank = np.empty(len(labels), np.int64)
+    for start in range(0, len(labels), QUERIES):
+        block = slice(start, start + QUERIES)
+        scores = votes(similarity[block], classes[block], temperature, count)
+        label = labels[block][:, None]
+        own = np.take_along_axis(scores, label, axis=1)
+        before = (scores > own) | ((scores == own) & (np.arange(count) < label))
+        rank[block] = before.sum(axis=1)
+    return float(np.mean(rank < 1)), float(np.mean(rank < min(TOP, classes.shape[1])))
 
 
-def classify(
-    bank: Array,
-    labels: Array,
-    queries: Array,
-    *,
-    k: int,
-    temperature: float,
-    check: Check = never,
-) -> Array:
-    """The class with the most votes, for each query.
-
-    Among equally near neighbours the first ones of the bank vote. Among classes with equally many
-    votes the lowest one wins.
+def votes(similarity: Array, classes: Array, temperature: float, count: int) -> Array:
+    """The votes for each class, relative to the vote of the nearest neighbour.
 
     Args:
-        bank: (B, D); the rows may have any length.
-        labels: (B,) int64, >= 0.
-        queries: (Q, D).
-        k: number of neighbours that vote, 1 to B.
+        similarity: (Q, K), the nearest first.
+        classes: (Q, K) int64, of the neighbours.
         temperature: dimensionless, > 0.
-        check: called before each block of queries, see ``Subject``.
+        count: C.
 
     Returns:
-        (Q,) int64.
-
-    Raises:
-        ValueError: k is not in 1 to B, or features are not finite.
+        (Q, C) float64.
     """
-    if not 1 <= k <= len(bank):
-        raise ValueError(f"k: expected 1 to {len(bank)} (the bank), got {k}")
-    predicted = np.empty(len(queries), np.int64)
-    for start in range(0, len(queries), QUERIES):
-        check()
-        similarity, index = _nearest(bank, _unit(queries[start : start + QUERIES]), k)
-        # Relative to the nearest: exp cannot overflow, and the order of the votes stays.
-        weights = np.exp((similarity - similarity[:, :1]) / temperature)
-        votes = np.zeros((len(weights), int(labels.max()) + 1))
-        np.add.at(votes, (np.arange(len(weights))[:, None], labels[index]), weights)
-        predicted[start : start + QUERIES] = votes.argmax(axis=1)
-    return predicted
+    # Relative to the nearest: exp cannot overflow, and the order of the votes stays.
+    weights = np.exp((similarity - similarity[:, :1]) / temperature)
+    place = np.arange(len(classes))[:, None] * count + classes
+    total = np.bincount(place.ravel(), weights.ravel(), len(classes) * count)
+    return total.reshape(len(classes), count)
 
 
 def few_labels(labels: Array, per_class: int) -> Array:
@@ -214,47 +240,3 @@ def few_labels(labels: Array, per_class: int) -> Array:
     order = stream(0, "few-labels", per_class).permutation(len(labels))
     picked = [order[labels[order] == label][:per_class] for label in np.unique(labels)]
     return np.sort(np.concatenate(picked))
-
-
-def _unit(rows: Array) -> Array:
-    rows = rows.astype(np.float64)
-    if not np.isfinite(rows).all():
-        raise ValueError("features are not finite")
-    unit: Array = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return unit
-
-
-def _nearest(bank: Array, queries: Array, k: int) -> tuple[Array, Array]:
-    """Similarities and bank indices of the k nearest neighbours, the nearest first.
-
-    Args:
-        queries: (Q, D), rows of unit length.
-
-    Returns:
-        Similarities (Q, K) float64 and indices (Q, K) int64.
-    """
-    best = np.empty((len(queries), 0))
-    index = np.empty((len(queries), 0), np.int64)
-    for start in range(0, len(bank), BANK):
-        block = _unit(bank[start : start + BANK])
-        similarity = np.hstack([best, np.round(queries @ block.T, DECIMALS)])
-        position = np.arange(start, start + len(block))
-        index = np.hstack([index, np.broadcast_to(position, (len(queries), len(block)))])
-        column = _largest(similarity, k)
-        best = np.take_along_axis(similarity, column, axis=1)
-        index = np.take_along_axis(index, column, axis=1)
-    return best, index
-
-
-def _largest(values: Array, k: int) -> Array:
-    """Columns of the k largest values in each row, descending; equal values from left to right."""
-    if values.shape[1] > k:
-        kth = -np.partition(-values, k - 1, axis=1)[:, k - 1 : k]
-        above, equal = values > kth, values == kth
-        room = k - above.sum(axis=1, keepdims=True)
-        largest = above | (equal & (np.cumsum(equal, axis=1) <= room))
-        columns = np.nonzero(largest)[1].reshape(len(values), k)
-    else:
-        columns = np.broadcast_to(np.arange(values.shape[1]), values.shape)
-    order = np.argsort(-np.take_along_axis(values, columns, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(columns, order, axis=1)

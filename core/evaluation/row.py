@@ -65,6 +65,10 @@ class Evaluation(BaseModel):
         score = "" if self.score is None else f" top-1 {100 * self.score:.2f} %"
         return f"step {self.step} {self.title}{score}"
 
+    def details(self) -> list[str]:
+        """Further results, one a line, that ``tools/eval.py`` prints below ``line``."""
+        return []
+
     def as_json(self) -> dict[str, Any]:
         """The row as the log stores it."""
         return self.model_dump()

@@ -16,7 +16,7 @@ from triptych.core.data import (
     open_splits,
     split_digest,
 )
-from triptych.core.errors import NonFiniteError, UserError
+from triptych.core.errors import NonFiniteError, UserError, printable
 from triptych.core.evaluation.subject import Subject
 
 BATCH = 256
@@ -101,6 +101,9 @@ class Halves(Protocol):
             UserError: they have no labels.
         """
 
+    def labels(self) -> tuple[Array, Array]:
+        """Labels of all images of the bank and of the queries, int64; -1 for no label."""
+
     def features(self, subject: Subject, labelled: Array | None = None) -> Features:
         """Features and labels of both halves.
 
@@ -141,13 +144,16 @@ class Split:
         """See ``Halves``."""
         if not self.bank.classes:
             raise UserError(f"evaluate: data.name {self.spec.data.name}: the images have no labels")
-        labels = np.array([self.bank.label(i) for i in range(len(self.bank))], np.int64)
-        return Catalogue(self.bank.key, labels, self.bank.classes)
+        return Catalogue(self.bank.key, _labels(self.bank), self.bank.classes)
 
     def features(self, subject: Subject, labelled: Array | None = None) -> Features:
         """See ``Halves``."""
         bank = self.bank if labelled is None else Subset(self.bank, labelled)
         return Features(self._labelled(subject, bank), self._labelled(subject, self.queries))
+
+    def labels(self) -> tuple[Array, Array]:
+        """See ``Halves``."""
+        return _labels(self.bank), _labels(self.queries)
 
     def damaged(self) -> list[str]:
         """Names of the files left out since the last call; no name is returned twice."""
@@ -184,3 +190,39 @@ class Split:
         if key not in self._digests:
             self._digests[key] = split_digest(source, skipped)
         return self._digests[key]
+
+
+def require_classes(halves: Halves, title: str) -> None:
+    """Checks the labels that a classification of the queries by the bank needs.
+
+    Args:
+        title: the protocol's name in messages.
+
+    Raises:
+        UserError: an image has no label, the bank has one class only, or a query has a class that
+            is not in the bank.
+    """
+    classes = halves.catalogue().classes
+    bank, queries = halves.labels()
+    for half, labels in (("training", bank), ("held-out", queries)):
+        if missing := int((labels < 0).sum()):
+            raise UserError(
+                f"evaluate: {title} needs labels, and {missing} of the {len(labels)} {half} images "
+                f"of data.name {halves.spec.data.name} have none"
+            )
+    if len(np.unique(bank)) == 1:
+        raise UserError(
+            f"evaluate: {title} needs two classes, and all {len(bank)} training images are of one: "
+            f"{printable(classes[bank[0]])}"
+        )
+    unknown = np.setdiff1d(queries, bank)
+    if len(unknown):
+        raise UserError(
+            f"evaluate: {title}: no training image has the class {printable(classes[unknown[0]])} "
+            "of held-out images"
+        )
+
+
+def _labels(source: Source) -> Array:
+    """(N,) int64, -1 for none."""
+    return np.array([source.label(index) for index in range(len(source))], np.int64)

@@ -77,7 +77,7 @@ def train(
             stamp = _stamp(spec, backend, module, split_digest(splits.train))
             pipeline = stack.enter_context(Pipeline(spec, splits.train))
             plan = Plan(spec, pipeline.steps_per_epoch)
-            split = Split(spec, splits) if spec.evaluate.every else None
+            split = _open_split(spec, splits)
             begin, state = find_start(spec, run_dir, resume, stamp, say)
             engine = open_engine(
                 spec, backend, state, whole=begin.path is not None, origin=str(begin.path)
@@ -111,6 +111,15 @@ def _open_data(spec: RunSpec, say: Say) -> Splits:
     for note in splits.notes():
         say(note)
     return splits
+
+
+def _open_split(spec: RunSpec, splits: Splits) -> Split | None:
+    """The split that the run evaluates, or None if it does not."""
+    if not spec.evaluate.every:
+        return None
+    split = Split(spec, splits)
+    PROTOCOLS[WHILE_TRAINING].check(split)
+    return split
 
 
 def _stamp(spec: RunSpec, backend: str, module: ModuleType, digest: str) -> dict[str, Any]:
