@@ -59,8 +59,8 @@ WRONG = [
     # A choice: its values are listed, and the nearest is named.
     (
         "data.name=digit",
-        "data.name: 'digit': expected one of digits, image_folder, image_list, cifar10, idx "
-        "(did you mean 'digits'?)",
+        "data.name: 'digit': expected one of digits, image_folder, image_list, cifar10, "
+        "cifar100, idx, stl10, flowers102, pets (did you mean 'digits'?)",
     ),
     ("backend=pytorch", "backend: 'pytorch': expected one of torch, oneflow, paddle or null (did"),
     (

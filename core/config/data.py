@@ -13,18 +13,29 @@ from triptych.core.config.fields import (
     Str,
 )
 
-NEED_ROOT = ("image_folder", "cifar10", "idx")
-"""The names of sources that are read from ``data.root``."""
+WITHOUT_ROOT = ("digits", "image_list")
+"""The names of sources that are not read from ``data.root``."""
 
 
 class DataSpec(Section):
     """The source of the images."""
 
-    name: Literal["digits", "image_folder", "image_list", "cifar10", "idx"] = "digits"
+    name: Literal[
+        "digits",
+        "image_folder",
+        "image_list",
+        "cifar10",
+        "cifar100",
+        "idx",
+        "stl10",
+        "flowers102",
+        "pets",
+    ] = "digits"
     """digits: the digits of scikit-learn, included in the program. image_folder: a folder of
     images, with or without one sub-folder per class. image_list: a CSV or text file with one path
-    (and label) per line. cifar10: the files of CIFAR-10, python or binary version. idx: the four
-    files of MNIST, Fashion-MNIST or KMNIST, gzip or unpacked."""
+    (and label) per line. The files as published of cifar10 and cifar100 (python or binary version),
+    idx (MNIST, Fashion-MNIST, KMNIST; gzip or unpacked), stl10 (binary version), flowers102 (Oxford
+    Flowers) and pets (Oxford-IIIT Pets)."""
     root: Str | None = None
     """Folder of the images. Paths in a list are relative to it."""
     list: Str | None = None
@@ -35,6 +46,10 @@ class DataSpec(Section):
     """Names of the classes for reports and predictions: a text file with one name per line in the
     order of the classes, or with lines `CLASS NAME` such as `n01440764 tench`; or fashion_mnist, a
     table in the program. null: the data's own labels."""
+    labels: Str | None = None
+    """For cifar100: fine, the 100 classes (also null), or coarse, the 20 groups."""
+    split: Literal["train", "unlabeled", "train+unlabeled"] = "train"
+    """For stl10: the images to train on. Evaluation uses train and test in any case."""
     channels: Channels = 3
     """Number of channels that the model gets: 1 grey, 2 grey+alpha, 3 RGB, 4 RGBA."""
     bits: Literal["stated"] | SixteenBits = "stated"
@@ -57,10 +72,18 @@ class DataSpec(Section):
     the file, and replaces it by the next sample in the order of the epoch."""
 
     def contradictions(self) -> Iterator[KeyedError]:
-        """Reports a data set whose folder or file is missing from the spec."""
-        if self.name in NEED_ROOT and self.root is None:
+        """Reports a missing folder or file, and keys of another kind of data."""
+        if self.name not in WITHOUT_ROOT and self.root is None:
             yield KeyedError(
                 "root", f"data.name {self.name} needs data.root, the folder of the data"
             )
         if self.name == "image_list" and self.list is None:
             yield KeyedError("list", "data.name image_list needs data.list, the CSV or text file")
+        if self.labels is not None and self.name != "cifar100":
+            yield KeyedError(
+                "labels", f"data.name {self.name} has no choice of labels; leave it out"
+            )
+        elif self.labels not in (None, "fine", "coarse"):
+            yield KeyedError("labels", "of cifar100: expected fine or coarse")
+        if self.split != "train" and self.name != "stl10":
+            yield KeyedError("split", f"only stl10 has such a part, not {self.name}; leave it out")

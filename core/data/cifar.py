@@ -1,19 +1,19 @@
-"""Reads CIFAR-10 from its unpacked files, of the python or the binary version.
-
-The files of the python version are pickles. The unpickler here knows only byte arrays, strings,
-numbers and containers, so that no file can run code.
-"""
+"""Reads CIFAR-10 and CIFAR-100 from their unpacked files, of the python or the binary version."""
 
 import os
 import pickle
-from typing import IO, Any
+from collections.abc import Callable
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.core.data.cifar_pickles import unpickled
 from triptych.core.data.decode import Decoding
 from triptych.core.data.source import Arrays, native_path
 from triptych.core.errors import UserError, printable
+
+T = TypeVar("T")
 
 CLASSES = (
     "airplane",
@@ -33,6 +33,57 @@ PIXELS = 3 * 32 * 32
 """Bytes of one image: the red plane, then green, then blue."""
 
 
+class Kind(NamedTuple):
+    """The files of one of the two data sets, and one kind of labels in them.
+
+    Attributes:
+        train: names of the training files; those of the binary version end in ".bin".
+        test: names of the held-out files.
+        folders: names of the folders that the two archives unpack to.
+        key: name of the labels in the python version.
+        column: place of the label among the ``columns`` bytes before the pixels (binary version).
+        classes: number of classes.
+    """
+
+    name: str
+    title: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    folders: tuple[str, str]
+    key: str
+    column: int
+    columns: int
+    classes: int
+
+
+TEN = Kind(
+    "cifar10",
+    "CIFAR-10",
+    TRAIN,
+    TEST,
+    ("cifar-10-batches-py", "cifar-10-batches-bin"),
+    "labels",
+    column=0,
+    columns=1,
+    classes=10,
+)
+HUNDRED = {
+    labels: Kind(
+        "cifar100",
+        "CIFAR-100",
+        ("train",),
+        ("test",),
+        ("cifar-100-python", "cifar-100-binary"),
+        f"{labels}_labels",
+        column=column,
+        columns=2,
+        classes=classes,
+    )
+    for labels, column, classes in (("coarse", 0, 20), ("fine", 1, 100))
+}
+"""``data.labels`` -> the files of CIFAR-100 with these labels."""
+
+
 def cifar10(root: str, how: Decoding, *, train: bool) -> Arrays:
     """50 000 training or 10 000 held-out images, 32 by 32.
 
@@ -42,52 +93,116 @@ def cifar10(root: str, how: Decoding, *, train: bool) -> Arrays:
     Raises:
         UserError: files are missing, malformed or no files of CIFAR-10.
     """
-    folder, suffix = _locate(native_path(root))
-    parts = [_read(os.path.join(folder, name + suffix)) for name in (TRAIN if train else TEST)]
+    folder, suffix = _locate(native_path(root), TEN)
+    return _images(folder, suffix, TEN, CLASSES, how, train=train)
+
+
+def cifar100(root: str, labels: str, how: Decoding, *, train: bool) -> Arrays:
+    """50 000 training or 10 000 held-out images, 32 by 32, of 100 classes in 20 groups.
+
+    Args:
+        root: the folder of the files, or its parent folder.
+        labels: "fine", the 100 classes, or "coarse", the 20 groups.
+
+    Raises:
+        UserError: files are missing, malformed or no files of CIFAR-100.
+    """
+    kind = HUNDRED[labels]
+    folder, suffix = _locate(native_path(root), kind)
+    path = os.path.join(folder, f"{labels}_label_names.txt" if suffix else "meta")
+    names = _parsed(path, kind, lambda file: _names(file, kind, binary=bool(suffix)))
+    return _images(folder, suffix, kind, names, how, train=train)
+
+
+def _images(
+    folder: str, suffix: str, kind: Kind, classes: tuple[str, ...], how: Decoding, *, train: bool
+) -> Arrays:
+    files = kind.train if train else kind.test
+    parts = [_read(os.path.join(folder, name + suffix), kind) for name in files]
     rows = np.concatenate([rows for rows, _ in parts])
     labels = np.concatenate([labels for _, labels in parts])
     pixels = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-    return Arrays("cifar10/train" if train else "cifar10/test", pixels, labels, CLASSES, how)
+    return Arrays(f"{kind.name}/{'train' if train else 'test'}", pixels, labels, classes, how)
 
 
-def _locate(root: str) -> tuple[str, str]:
+def _locate(root: str, kind: Kind) -> tuple[str, str]:
     """The folder that holds the files, and the ending of their names."""
-    for folder in (root, *(os.path.join(root, f"cifar-10-batches-{k}") for k in ("py", "bin"))):
+    first = kind.train[0]
+    for folder in (root, *(os.path.join(root, name) for name in kind.folders)):
         for suffix in ("", ".bin"):
-            if os.path.isfile(os.path.join(folder, TRAIN[0] + suffix)):
+            if os.path.isfile(os.path.join(folder, first + suffix)):
                 return folder, suffix
+    archives = [f"{kind.title.lower()}-{version}.tar.gz" for version in ("python", "binary")]
     raise UserError(
-        f"data.root: {printable(root)}: neither data_batch_1 nor data_batch_1.bin is here; unpack "
-        "cifar-10-python.tar.gz or cifar-10-binary.tar.gz into this folder"
+        f"data.root: {printable(root)}: neither {first} nor {first}.bin is here; unpack "
+        f"{' or '.join(archives)} into this folder"
     )
 
 
-def _read(path: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Rows (N, 3072) uint8 and labels (N,) of one file."""
-    try:
-        with open(path, "rb") as file:
-            rows, labels = _read_binary(file) if path.endswith(".bin") else _read_pickle(file)
-    except OSError as error:
-        raise UserError(f"data.root: {printable(path)}: {error.strerror}") from error
-    except _MALFORMED as error:
-        raise UserError(f"data.root: {printable(path)}: not a CIFAR-10 file ({error})") from error
-    if len(rows) == 0 or len(rows) != len(labels) or not 0 <= labels.min() <= labels.max() < 10:
+_Rows = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Rows (N, 3072) and labels (N,) of one file."""
+
+
+def _read(path: str, kind: Kind) -> _Rows:
+    read = _read_binary if path.endswith(".bin") else _read_pickle
+    rows, labels = _parsed(path, kind, lambda file: read(file, kind))
+    fit = len(rows) == len(labels) > 0 and 0 <= labels.min() <= labels.max() < kind.classes
+    if not fit:
         raise UserError(
-            f"data.root: {printable(path)}: not a CIFAR-10 file (its labels do not fit)"
+            f"data.root: {printable(path)}: not a {kind.title} file (its labels do not fit)"
         )
     return rows, labels
 
 
-def _read_binary(file: IO[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Each row is one byte of label and 3072 of pixels."""
+def _parsed(path: str, kind: Kind, parse: Callable[[IO[bytes]], T]) -> T:
+    """What ``parse`` makes of a file.
+
+    Raises:
+        UserError: the file cannot be read, or ``parse`` finds it malformed.
+    """
+    try:
+        with open(path, "rb") as file:
+            return parse(file)
+    except OSError as error:
+        raise UserError(f"data.root: {printable(path)}: {error.strerror}") from error
+    except _MALFORMED as error:
+        raise UserError(
+            f"data.root: {printable(path)}: not a {kind.title} file ({error})"
+        ) from error
+
+
+def _names(file: IO[bytes], kind: Kind, *, binary: bool) -> tuple[str, ...]:
+    """The names of the classes: one per line, or a list in a dictionary."""
+    if binary:
+        names = [line.strip() for line in file.read(10**6).decode().splitlines() if line.strip()]
+    else:
+        content = unpickled(file)
+        names = [name.decode() for name in content[f"{kind.key[:-1]}_names".encode()]]
+    if len(names) != kind.classes:
+        raise ValueError(f"{len(names)} names, expected {kind.classes}")
+    return tuple(names)
+
+
+def _read_binary(file: IO[bytes], kind: Kind) -> _Rows:
+    """Each row is one or two bytes of labels and 3072 of pixels."""
     data = np.frombuffer(file.read(), np.uint8)
-    if data.size % (1 + PIXELS):
-        raise ValueError(f"{data.size} bytes are not whole rows of {1 + PIXELS}")
-    rows = data.reshape(-1, 1 + PIXELS)
-    return rows[:, 1:], rows[:, 0].astype(np.int64)
+    size = kind.columns + PIXELS
+    if data.size % size:
+        raise ValueError(f"{data.size} bytes are not whole rows of {size}")
+    rows = data.reshape(-1, size)
+    return rows[:, kind.columns :], rows[:, kind.column].astype(np.int64)
 
 
-# ----------------------------------------------------------------------------- the python version
+def _read_pickle(file: IO[bytes], kind: Kind) -> _Rows:
+    """A dictionary with ``data`` (N, 3072) uint8 and a list of N labels."""
+    content = unpickled(file)
+    data, labels = content[b"data"], np.array(content[kind.key.encode()])
+    if not isinstance(data, np.ndarray) or data.shape[1:] != (PIXELS,):
+        raise ValueError(f"data: expected rows of {PIXELS} bytes")
+    if labels.dtype.kind != "i" or labels.ndim != 1:
+        raise ValueError("labels: expected a list of integers")
+    return data, labels.astype(np.int64)
+
 
 _MALFORMED = (
     AttributeError,
@@ -100,68 +215,4 @@ _MALFORMED = (
     ValueError,
     pickle.UnpicklingError,
 )
-
-
-def _read_pickle(file: IO[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """A dictionary with ``data`` (N, 3072) uint8 and ``labels``, a list of N numbers."""
-    content = _Unpickler(file, encoding="bytes").load()
-    if not isinstance(content, dict):
-        raise ValueError("no dictionary in it")
-    data, labels = content[b"data"], np.array(content[b"labels"])
-    if not isinstance(data, _Bytes) or data.rows.shape[1:] != (PIXELS,):
-        raise ValueError(f"data: expected rows of {PIXELS} bytes")
-    if labels.dtype.kind != "i" or labels.ndim != 1:
-        raise ValueError("labels: expected a list of integers")
-    return data.rows, labels.astype(np.int64)
-
-
-class _Bytes:
-    """Stands in for a NumPy array of bytes, the only kind of array in these files."""
-
-    rows: NDArray[np.uint8]
-
-    def __init__(self, *_: Any) -> None:
-        """Ignores the arguments, which are placeholders: ``__setstate__`` gets the content."""
-
-    def __setstate__(self, state: tuple[Any, tuple[int, ...], "_Dtype", bool, bytes]) -> None:
-        _, shape, dtype, by_columns, data = state
-        if not isinstance(dtype, _Dtype):
-            raise pickle.UnpicklingError("an array without a type is refused")
-        self.rows = np.frombuffer(data, np.uint8).reshape(shape, order="F" if by_columns else "C")
-
-
-class _Dtype:
-    """Stands in for ``numpy.dtype``; refuses all types but bytes."""
-
-    def __init__(self, code: Any, *_: Any) -> None:
-        if code not in (b"u1", "u1"):
-            raise pickle.UnpicklingError(f"an array of type {code!r} is refused")
-
-    def __setstate__(self, state: Any) -> None:
-        """Ignores byte order and field names, which bytes do not have."""
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r} is refused")
-    return text.encode("latin1")
-
-
-_KNOWN = {
-    ("numpy", "ndarray"): _Bytes,
-    ("numpy", "dtype"): _Dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _Bytes,
-    ("numpy._core.multiarray", "_reconstruct"): _Bytes,
-    ("_codecs", "encode"): _latin1,  # Python 3 writes bytes so in an old protocol
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds byte arrays and plain containers; any other name in the file is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Called for each name that the file imports."""
-        try:
-            return _KNOWN[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it wants to run {module}.{name}: refused") from None
+"""Exceptions of the parsers on malformed bytes."""

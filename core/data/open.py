@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from triptych.core.config.spec import DataSpec, RunSpec
-from triptych.core.data import cifar, folders, idx
+from triptych.core.data import cifar, folders, idx, pets
 from triptych.core.data.decode import Decoding, decoding
 from triptych.core.data.digits import digits
+from triptych.core.data.flowers import flowers102
 from triptych.core.data.lists import image_list
 from triptych.core.data.names import class_names
 from triptych.core.data.source import Files, Source
+from triptych.core.data.stl import Stl
 from triptych.core.errors import UserError
 
 
@@ -18,10 +20,17 @@ class Splits(NamedTuple):
 
     Attributes:
         held_out: None if the spec has no held-out images, or if they were not asked for.
+        labelled: the labelled images beside the held-out ones, if ``train`` has others.
     """
 
     train: Source
     held_out: Source | None
+    labelled: Source | None = None
+
+    @property
+    def bank(self) -> Source:
+        """The labelled images that an evaluation learns from."""
+        return self.train if self.labelled is None else self.labelled
 
     def notes(self) -> Iterator[str]:
         """Lines for the user about the files, e.g. about those that were passed over."""
@@ -44,6 +53,18 @@ def _cifar10(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
     return Splits(cifar.cifar10(root, how, train=True), test)
 
 
+def _cifar100(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
+    root, labels = _required(data.root, "data.root"), data.labels or "fine"
+    test = cifar.cifar100(root, labels, how, train=False) if held_out else None
+    return Splits(cifar.cifar100(root, labels, how, train=True), test)
+
+
+def _flowers102(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
+    root = _required(data.root, "data.root")
+    test = flowers102(root, how, train=False) if held_out else None
+    return Splits(flowers102(root, how, train=True), test)
+
+
 def _idx(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
     root = _required(data.root, "data.root")
     train = idx.idx(root, how, train=True)
@@ -61,12 +82,31 @@ def _image_list(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
     return Splits(image_list(_required(data.list, "data.list"), data.root, how), None)
 
 
+def _pets(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
+    root = _required(data.root, "data.root")
+    train = pets.pets(root, how, train=True)
+    return Splits(train, pets.held_out(root, how, train) if held_out else None)
+
+
+def _stl10(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
+    root = _required(data.root, "data.root")
+    train = Stl(root, data.split.split("+"), how)
+    if not held_out:
+        return Splits(train, None)
+    labelled = None if data.split == "train" else Stl(root, ["train"], how)
+    return Splits(train, Stl(root, ["test"], how), labelled)
+
+
 SOURCES: dict[str, Opener] = {
     "cifar10": _cifar10,
+    "cifar100": _cifar100,
     "digits": _digits,
+    "flowers102": _flowers102,
     "idx": _idx,
     "image_folder": _image_folder,
     "image_list": _image_list,
+    "pets": _pets,
+    "stl10": _stl10,
 }
 """``data.name`` -> function that opens the source."""
 
@@ -92,7 +132,7 @@ def open_train(spec: RunSpec) -> Source:
 
 
 def open_evaluation(spec: RunSpec) -> tuple[Source, Source] | None:
-    """A labelled bank (the training split) and labelled queries (the held-out split).
+    """A labelled bank and labelled queries (the held-out split).
 
     Returns:
         None if the spec names no held-out split. That is so for an image folder without
@@ -101,8 +141,8 @@ def open_evaluation(spec: RunSpec) -> tuple[Source, Source] | None:
     Raises:
         UserError: the data are missing, empty or malformed, or the labels of the two do not fit.
     """
-    train, held_out = open_splits(spec)
-    return None if held_out is None else (train, held_out)
+    splits = open_splits(spec)
+    return None if splits.held_out is None else (splits.bank, splits.held_out)
 
 
 def _required(value: str | None, key: str) -> str:

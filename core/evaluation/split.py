@@ -128,13 +128,13 @@ class Split:
 
     def __init__(self, spec: RunSpec, splits: Splits | None = None) -> None:
         self.spec = spec
-        train, held_out = splits or open_splits(spec)
-        if held_out is None:
+        splits = splits or open_splits(spec)
+        if splits.held_out is None:
             raise UserError(
                 f"evaluate: data.name {spec.data.name} has no labelled evaluation split as it is "
                 "given; set data.eval_root, or evaluate.every to 0"
             )
-        self.bank, self.queries = train, held_out
+        self.bank, self.queries = splits.bank, splits.held_out
         self._unreported: list[str] = []
         self._met: set[str] = set()
         self._warned: dict[str, str] = {}

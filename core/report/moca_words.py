@@ -122,8 +122,8 @@ def section(spec: RunSpec, run_dir: Path) -> list[Element]:
 def _images(spec: RunSpec) -> NDArray[np.float64]:
     """Normalised images (n, C, H, W); n is at most COUNT and at most the batch size."""
     here = spec.model_copy(update={"data": spec.data.model_copy(update={"workers": 0})})
-    train, held_out = open_splits(here)
-    source = train if held_out is None else held_out
+    splits = open_splits(here)
+    source = splits.train if splits.held_out is None else splits.held_out
     count = min(COUNT, len(source), spec.train.batch_size)
     (batch,) = islice(evaluation_batches(here, source, count), 1)
     return batch[0].astype(np.float64)
