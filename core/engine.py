@@ -15,8 +15,9 @@ Shape letters:
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import (
     Array,
     Batch,
+    Classifier,
     Context,
     Hyper,
     Method,
@@ -137,6 +139,28 @@ class Engine(ABC):
             features = {**outputs, **{name: pick(outputs[name]) for name, pick in picks.items()}}
         return {name: self.array(x) for name, x in features.items()}
 
+    def classify(self, images: Array, *, branch: str = "student") -> Array:
+        """The logits of every classifier, in evaluation mode and without gradient.
+
+        Args:
+            images: (N, C, H, W), normalised; or cached features (N, D), if the method trains on
+                such features.
+            branch: "student" or "teacher".
+
+        Returns:
+            (classifiers, N, classes) in the run's precision.
+
+        Raises:
+            ValueError: the method has no classifier.
+            DeviceError: see ``core.machine.failures``.
+        """
+        if not self.spec.method.labelled:
+            raise ValueError(f"method {self.spec.method.name} has no classifier")
+        model = cast(Classifier, self.model)
+        with self._device_failures(), self.ops.no_grad():
+            logits = model.classify(branch, self.tensor(images))
+        return np.stack([self.array(scores) for scores in logits])
+
     def require_projector(self) -> None:
         """Raises ValueError if the method has no projector."""
         if not parameters.parts(self.spec).projector.layers:
@@ -246,12 +270,19 @@ class Engine(ABC):
 
     def _differentiate(self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper) -> Outcome:
         with self._device_failures():
-            views = tuple(self.tensor(view) for view in batch.views)
+            prepared = self._prepared(batch, draws)
             outcome: Outcome = self.method.forward(
-                self.ops, self.model, views, draws, hyper, self.spec.method
+                self.ops, self.model, prepared, draws, hyper, self.spec.method
             )
             self.backward(outcome.loss)
         return outcome
+
+    def _prepared(self, batch: Batch, draws: Mapping[str, Array]) -> Batch:
+        """The batch with tensors, as ``Method.forward`` takes it."""
+        batch = self.method.prepare(batch, draws, self.spec.method)
+        views = tuple(self.tensor(view) for view in batch.views)
+        targets = None if batch.targets is None else self.tensor(batch.targets)
+        return replace(batch, views=views, targets=targets)
 
     def _record(self, outcome: Outcome) -> tuple[dict[str, Array], State]:
         """(metrics and features, gradients), by name."""
@@ -266,7 +297,7 @@ class Engine(ABC):
         with self._device_failures():
             self.optimizer.step(hyper)
             with self.ops.no_grad():
-                self.method.finish(self.model, outcome)
+                self.method.finish(self.model, outcome, hyper)
 
     def _device_failures(self) -> AbstractContextManager[None]:
         return device_failures(self.failures, self.spec, self.context.device)

@@ -14,7 +14,7 @@ from triptych.backends.torch.layers import set_virtual_ranks
 from triptych.backends.torch.memory import Codebook, Queue
 from triptych.backends.torch.moca import Decoder, Generator
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array, MocaModel, Model, QueueModel
+from triptych.core.contracts import Array, FinetuneModel, LinearModel, MocaModel, Model, QueueModel
 from triptych.core.methods import networks
 
 
@@ -22,12 +22,32 @@ class Branch(networks.Branch, nn.Module):
     """A student or a teacher (see ``core.methods.networks.Branch``)."""
 
 
-def _indices(ids: Array, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(ids)).to(like.device)
+def _freeze(module: nn.Module) -> None:
+    module.requires_grad_(False)
+
+
+def _tensor(array: Array, like: Tensor) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
+
+
+def _concat(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts, dim=1)
 
 
 KIT = networks.Kit(
-    Branch, encoder, head, set_virtual_ranks, Queue, Codebook, Decoder, Generator, _indices
+    branch=Branch,
+    encoder=encoder,
+    head=head,
+    set_virtual_ranks=set_virtual_ranks,
+    queue=Queue,
+    codebook=Codebook,
+    decoder=Decoder,
+    generator=Generator,
+    linear=nn.Linear,
+    freeze=_freeze,
+    tensor=_tensor,
+    concat=_concat,
 )
 
 
@@ -36,7 +56,7 @@ class Pair(networks.Branches, nn.Module):
 
     Args:
         student: has all parameters of the teacher under the same names, and may have more.
-        teacher: gets no gradients.
+        teacher: gets no gradients. None: there is no teacher.
     """
 
     kit = KIT
@@ -44,14 +64,14 @@ class Pair(networks.Branches, nn.Module):
     mixed = False
     """Whether the networks compute in bfloat16 where PyTorch's autocast considers that safe."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
         super().__init__(student, teacher)
-        teacher.requires_grad_(False)
         sources = dict(student.named_parameters())
-        self._targets: list[Tensor] = list(teacher.parameters())
-        self._sources: list[Tensor] = [sources[name] for name, _ in teacher.named_parameters()]
+        followed = {} if teacher is None else dict(teacher.requires_grad_(False).named_parameters())
+        self._targets: list[Tensor] = list(followed.values())
+        self._sources: list[Tensor] = [sources[name] for name in followed]
 
-    def compute(self, part: Callable[..., Any], *arguments: Tensor) -> Any:
+    def compute(self, part: Callable[..., Any], *arguments: Any) -> Any:
         """See ``core.methods.networks.Branches``."""
         if not self.mixed:
             return part(*arguments)
@@ -63,8 +83,9 @@ class Pair(networks.Branches, nn.Module):
 
     def update_teacher(self, momentum: float) -> None:
         """See ``core.contracts.Model``."""
-        update = get_ema_multi_avg_fn(momentum)
-        update(self._targets, self._sources, 0)
+        if self._targets:
+            update = get_ema_multi_avg_fn(momentum)
+            update(self._targets, self._sources, 0)
 
 
 class MoCo(networks.MoCo, Pair):
@@ -79,6 +100,14 @@ class MOCA(networks.MOCA, Pair):
     """Implements ``core.contracts.MocaModel``."""
 
 
+class Linear(networks.Linear, Pair):
+    """Implements ``core.contracts.LinearModel``."""
+
+
+class Finetune(networks.Finetune, Pair):
+    """Implements ``core.contracts.FinetuneModel``."""
+
+
 def _as_float32(output: Any) -> Any:
     """A tensor, or the tensors of a tuple or a dict, as float32."""
     if isinstance(output, dict):
@@ -89,8 +118,17 @@ def _as_float32(output: Any) -> Any:
 
 
 Build = Callable[[RunSpec], Pair]
-METHODS: dict[str, Build] = {"moco_v1": MoCo, "moco_v2": MoCo, "moco_v3": MoCoV3, "moca": MOCA}
+METHODS: dict[str, Build] = {
+    "moco_v1": MoCo,
+    "moco_v2": MoCo,
+    "moco_v3": MoCoV3,
+    "moca": MOCA,
+    "linear": Linear,
+    "finetune": Finetune,
+}
 
 _MOCO: type[QueueModel] = MoCo
 _MOCO_V3: type[Model] = MoCoV3
 _MOCA: type[MocaModel] = MOCA
+_LINEAR: type[LinearModel] = Linear
+_FINETUNE: type[FinetuneModel] = Finetune

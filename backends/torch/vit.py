@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from triptych.backends.torch.layers import BatchNorm
 from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
-from triptych.core.methods.networks import run
+from triptych.core.methods.networks import run, walk
 
 
 class VisionTransformer(TimmVisionTransformer):
     """timm's network without its classifier. Parameters have timm's names and shapes.
 
-    The position table is never trained. The patch projection is trained only if the spec says so.
+    Position table and patch projection are trained only if the spec says so.
     """
 
     def __init__(self, spec: VitSpec) -> None:
@@ -35,9 +35,11 @@ class VisionTransformer(TimmVisionTransformer):
             num_heads=spec.heads,
             mlp_ratio=spec.mlp_ratio,
             norm_layer=partial(nn.LayerNorm, eps=spec.layer_norm_eps),
+            global_pool="avg" if spec.fc_norm else "token",
+            fc_norm=spec.fc_norm,
             weight_init="skip",  # the initial values come with the state
         )
-        self.pos_embed.requires_grad_(False)
+        self.pos_embed.requires_grad_(not spec.freeze_positions)
         if spec.stem == "conv":
             self.patch_embed.proj = conv_stem(spec)
         else:
@@ -47,6 +49,16 @@ class VisionTransformer(TimmVisionTransformer):
         """See ``core.contracts.Encoder``."""
         x, outputs = run(self._embed(images), self.blocks, layers)
         return {"final": self.norm(x), **{f"layer{i}": y for i, y in outputs.items()}}
+
+    def pooled(
+        self, images: Tensor, pooling: str, scales: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> Tensor:
+        """See ``core.contracts.Encoder``."""
+        if pooling == "cls" and not scales:
+            return self(images)
+        x, _ = run(self._embed(images), walk(self.blocks, scales))
+        x = self.norm(x)
+        return self.fc_norm(x[:, 0] if pooling == "cls" else x[:, 1:].mean(1))
 
     def masked(self, images: Tensor, ids: Tensor, early: int) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.MaskedEncoder``."""

@@ -1,14 +1,16 @@
-"""The ``method`` section: the self-supervised method and its settings."""
+"""The ``method`` section: the self-supervised method, or the probe or fine-tuning of an encoder."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 from triptych.core.config.fields import (
     Bool,
+    Float,
     Int,
     KeyedError,
+    NonNegativeFloat,
     NonNegativeInt,
     OpenFraction,
     PositiveFloat,
@@ -18,7 +20,19 @@ from triptych.core.config.fields import (
 )
 
 
-class QueueSpec(Section):
+class AnyMethodSpec(Section):
+    """What all methods share.
+
+    Attributes:
+        views: number of augmented views of each image.
+        labelled: whether the method learns from labels.
+    """
+
+    views: ClassVar[int] = 2
+    labelled: ClassVar[bool] = False
+
+
+class QueueSpec(AnyMethodSpec):
     """The keys that MoCo v1 and v2 share. Their negatives come from a queue of earlier keys."""
 
     temperature: PositiveFloat
@@ -51,7 +65,7 @@ class MocoV2Spec(QueueSpec):
     """Width between the two layers; null: the width of the encoder's feature."""
 
 
-class MocoV3Spec(Section):
+class MocoV3Spec(AnyMethodSpec):
     """MoCo v3 (arXiv 2104.02057)."""
 
     name: Literal["moco_v3"]
@@ -97,7 +111,7 @@ def rounds(
     return round1, round2
 
 
-class MocaSpec(Section):
+class MocaSpec(AnyMethodSpec):
     """MOCA (arXiv 2307.09361). Where paper and released code differ, the code's defaults apply."""
 
     name: Literal["moca"]
@@ -183,4 +197,79 @@ class MocaSpec(Section):
         return self.words_from == "first_rank"
 
 
-MethodSpec = Annotated[MocoV1Spec | MocoV2Spec | MocoV3Spec | MocaSpec, Field(discriminator="name")]
+class SupervisedSpec(AnyMethodSpec):
+    """The keys that linear probe and fine-tuning share. Both learn a classifier from labels."""
+
+    views: ClassVar[int] = 1
+    labelled: ClassVar[bool] = True
+
+    classes: Annotated[Int, Field(ge=2, le=10**6)]
+    """Number of classes. The labels of the data are 0 to classes - 1."""
+    head_std: PositiveFloat = 0.01
+    """Standard deviation of the classifier's initial weights. Its biases start at 0."""
+
+    @property
+    def momentum_schedule(self) -> Literal["constant"]:
+        """The schedule of a moving average of the weights."""
+        return "constant"
+
+
+class Probe(NamedTuple):
+    """One classifier of a linear probe.
+
+    Attributes:
+        rate: learning rate relative to ``optim.lr``.
+        weight_decay: of this classifier; None: ``optim.weight_decay``.
+    """
+
+    rate: float
+    weight_decay: float | None
+
+
+class LinearSpec(SupervisedSpec):
+    """Linear probe: linear classifiers on the features of a frozen encoder."""
+
+    name: Literal["linear"]
+    pooling: Literal["cls", "mean", "both"] = "cls"
+    """The features of an image. cls: class token. mean: mean of the patch tokens. both: class
+    tokens, then the mean of the last block's patch tokens. All pass the last norm. A ResNet has
+    the mean over its feature map instead of a class token."""
+    blocks: PositiveInt = 1
+    """Number of last blocks whose class tokens are features, the oldest first."""
+    rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0,)
+    """Learning rate of each classifier, relative to optim.lr. Several classifiers are trained in
+    one pass over the data, each with its own optimizer state."""
+    weight_decays: tuple[NonNegativeFloat, ...] = ()
+    """Weight decays to combine with each rate; empty: optim.weight_decay."""
+    features: Literal["augmented", "cached"] = "augmented"
+    """augmented: features of newly augmented images at every step. cached: features computed once,
+    of images prepared as for evaluation."""
+
+    @property
+    def momentum(self) -> None:
+        """There is no teacher."""
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """The classifiers: for each rate one of each weight decay."""
+        decays = self.weight_decays or (None,)
+        return tuple(Probe(rate, decay) for rate in self.rates for decay in decays)
+
+
+class FinetuneSpec(SupervisedSpec):
+    """Fine-tuning: the encoder and a linear classifier are trained together."""
+
+    name: Literal["finetune"]
+    pooling: Literal["cls", "mean"] = "cls"
+    """The feature of an image. cls: class token. mean: mean of the patch tokens."""
+    drop_path: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    """Probability that a sample skips a residual branch of the last block (arXiv 1603.09382). It
+    rises linearly from 0 at the first block."""
+    momentum: Probability | None = None
+    """Momentum of the weights' moving average, which is the teacher; null: no average."""
+
+
+MethodSpec = Annotated[
+    MocoV1Spec | MocoV2Spec | MocoV3Spec | MocaSpec | LinearSpec | FinetuneSpec,
+    Field(discriminator="name"),
+]

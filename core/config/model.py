@@ -78,6 +78,11 @@ class VitSpec(EncoderSpec):
     freeze_patch_embed: Bool = True
     """Whether the random patch projection stays fixed (MoCo v3, section 4.1). A conv stem is always
     trained."""
+    freeze_positions: Bool = True
+    """Whether the position table stays fixed."""
+    fc_norm: Bool = False
+    """Whether the last norm comes after the mean over the patch tokens instead of before (name of
+    the norm: fc_norm). Only for fine-tuning with method.pooling mean."""
     layer_norm_eps: PositiveFloat = 1e-6
     init: Literal["moco_v3", "moca"] = "moco_v3"
     """Initial values. moco_v3: query, key and value are separate matrices, the class token is

@@ -38,13 +38,19 @@ from triptych.core.config.fields import (
     Str,
     Threads,
 )
+from triptych.core.config.init import InitSpec
 from triptych.core.config.method import (
+    AnyMethodSpec,
+    FinetuneSpec,
+    LinearSpec,
     MethodSpec,
     MocaSpec,
     MocoV1Spec,
     MocoV2Spec,
     MocoV3Spec,
+    Probe,
     QueueSpec,
+    SupervisedSpec,
 )
 from triptych.core.config.moca import moca_contradictions
 from triptych.core.config.model import VIT_PRESETS, EncoderSpec, ModelSpec, ResnetSpec, VitSpec
@@ -56,11 +62,13 @@ from triptych.core.config.optim import (
     SgdSpec,
     layer_decay_contradictions,
 )
+from triptych.core.config.supervised import supervised_contradictions
 
 __all__ = [
     "DEVICES",
     "VIT_PRESETS",
     "AdamWSpec",
+    "AnyMethodSpec",
     "AnyOptimSpec",
     "AugmentOp",
     "AugmentSpec",
@@ -70,11 +78,14 @@ __all__ = [
     "DataSpec",
     "EncoderSpec",
     "EvaluateSpec",
+    "FinetuneSpec",
     "GaussianBlur",
     "Grayscale",
     "HorizontalFlip",
+    "InitSpec",
     "KeyedError",
     "LarsSpec",
+    "LinearSpec",
     "LogSpec",
     "MethodSpec",
     "MocaSpec",
@@ -85,6 +96,7 @@ __all__ = [
     "Op",
     "OptimSpec",
     "ParallelSpec",
+    "Probe",
     "QueueSpec",
     "RandAugment",
     "RandomAffine",
@@ -94,6 +106,7 @@ __all__ = [
     "Section",
     "SgdSpec",
     "Solarize",
+    "SupervisedSpec",
     "TrainSpec",
     "VitSpec",
 ]
@@ -122,6 +135,9 @@ class TrainSpec(Section):
     """Global batch size: images per optimizer step over all ranks."""
     accumulate: One = 1
     """Number of micro-batches per step. This version supports 1."""
+    drop_last: Bool = True
+    """Whether the images left over at the end of an epoch are left out. false: they make a last,
+    smaller batch."""
     stop_at: PositiveInt | None = None
     """Step after which the run ends with a checkpoint. It changes no schedule."""
 
@@ -168,7 +184,7 @@ class ParallelSpec(Section):
 
 
 class RunSpec(Section):
-    """One pretraining run."""
+    """One run: pretraining, a linear probe or fine-tuning."""
 
     seed: Annotated[Int, Field(ge=0, lt=2**63)] = 0
     backend: Literal["torch", "oneflow", "paddle"] | None = None
@@ -188,6 +204,7 @@ class RunSpec(Section):
     data: DataSpec = DataSpec()
     augment: AugmentSpec = AugmentSpec()
     model: ModelSpec
+    init: InitSpec = InitSpec()
     batch_norm: BatchNormSpec = BatchNormSpec()
     method: MethodSpec
     optim: AnyOptimSpec = AdamWSpec()
@@ -216,6 +233,7 @@ class RunSpec(Section):
         yield from augment_contradictions(self.augment, channels)
         yield from self._schedule_contradictions()
         yield from self._batch_contradictions()
+        yield from supervised_contradictions(self.model, self.method)
         if isinstance(self.method, MocaSpec):
             yield from moca_contradictions(self.model, self.method, self.train.batch_size)
         elif isinstance(self.optim, AdamWSpec) and self.optim.generator_lr is not None:

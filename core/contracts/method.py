@@ -5,7 +5,7 @@ from typing import Protocol, TypeVar
 
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts.ops import Ops
-from triptych.core.contracts.step import Array, Hyper, Outcome, Tensor
+from triptych.core.contracts.step import Array, Batch, Hyper, Outcome
 
 ModelT = TypeVar("ModelT", contravariant=True)
 SectionT = TypeVar("SectionT", contravariant=True)
@@ -20,7 +20,7 @@ class Method(Protocol[ModelT, SectionT]):
     """
 
     FLAT: float
-    """Feature spread below which a loss at chance means a collapse."""
+    """Feature spread below which a loss at chance means a collapse; 0: there is no collapse."""
     REMEDY: str
     """Advice against a collapse, besides a lower learning rate."""
     CHANCE: str
@@ -52,21 +52,24 @@ class Method(Protocol[ModelT, SectionT]):
             ValueError: ``draws`` could never return these values.
         """
 
+    def prepare(self, batch: Batch, draws: Mapping[str, Array], spec: SectionT, /) -> Batch:
+        """The batch as the forward pass needs it. The work is done on the host, on arrays."""
+
     def forward(
         self,
         ops: Ops,
         model: ModelT,
-        views: tuple[Tensor, ...],
+        batch: Batch,
         draws: Mapping[str, Array],
         hyper: Hyper,
         spec: SectionT,
         /,
     ) -> Outcome:
-        """The forward pass of one step, with the teacher's update.
+        """The forward pass of one step. It updates a teacher that follows the student's past.
 
         Args:
-            views: two tensors (N, C, H, W).
+            batch: views and targets are tensors.
         """
 
-    def finish(self, model: ModelT, outcome: Outcome, /) -> None:
+    def finish(self, model: ModelT, outcome: Outcome, hyper: Hyper, /) -> None:
         """The work after the optimizer's update. The framework records no gradient here."""

@@ -28,6 +28,18 @@ class Encoder(Protocol):
             "layer<i>": (N, 1+L, D).
         """
 
+    def pooled(
+        self, images: Tensor, pooling: str, scales: Sequence[tuple[Tensor, Tensor]] = (), /
+    ) -> Tensor:
+        """The feature of each image. (N, C, H, W) -> (N, D).
+
+        Args:
+            images: (N, C, H, W).
+            pooling: "cls" or "mean" (of the patch tokens). A ResNet has the mean of its map.
+            scales: of each block of a ViT, the factors (N, 1, 1) of its two residual branches;
+                empty: all are 1.
+        """
+
 
 class MaskedEncoder(Encoder, Protocol):
     """An encoder that can omit patches: a ViT."""
@@ -191,6 +203,47 @@ class MocaModel(Networks, Protocol):
 
     def dense_weights(self, words: Tensor, /) -> Tensor:
         """The dense predictor's weights, likewise. (K, D) -> (K, decoder width)."""
+
+
+class Classifier(Networks, Protocol):
+    """The networks of linear probe and fine-tuning."""
+
+    def classify(self, branch: str, images: Tensor, /) -> list[Tensor]:
+        """The logits of each classifier, in evaluation mode.
+
+        Args:
+            branch: as in ``features``.
+            images: (N, C, H, W), or cached features (N, D).
+
+        Returns:
+            One tensor (N, classes) for each classifier.
+        """
+
+
+class LinearModel(Classifier, Protocol):
+    """A frozen encoder with linear classifiers. A native module of the backend."""
+
+    def frozen(self, images: Tensor, /) -> Tensor:
+        """The features that the classifiers get, in evaluation mode. (N, C, H, W) -> (N, D)."""
+
+    def logits(self, features: Tensor, /) -> list[Tensor]:
+        """The logits (N, classes) of each classifier. features: (N, D)."""
+
+
+class FinetuneModel(Classifier, Protocol):
+    """An encoder with a classifier, and their moving average if the spec has one."""
+
+    def predict(self, images: Tensor, keep: Array | None, /) -> tuple[Tensor, Tensor]:
+        """The feature (N, D) and the logits (N, classes) of images, in training mode.
+
+        Args:
+            images: (N, C, H, W).
+            keep: (2 * depth, N), float: factors of the residual branches, those of a block's
+                attention before those of its MLP; None: all are 1.
+        """
+
+    def update_teacher(self, momentum: float, /) -> None:
+        """As in ``Model``."""
 
 
 class Optimizer(Protocol):

@@ -19,15 +19,21 @@ State = dict[str, Array]
 
 @dataclass(frozen=True)
 class Batch:
-    """The images of one step.
+    """The images of one step. ``Method.forward`` gets views and targets as tensors.
 
     Attributes:
-        views: two arrays (N, C, H, W), float32, normalised.
+        views: arrays (N, C, H, W), float32, normalised: as many as the method has views. With
+            cached features there is one array (N, D) instead.
         index: (N,) int64, the position of each image in the data set.
+        labels: (N,) int64, the class of each image; None for a method without labels.
+        targets: (N, classes), the probabilities of the classes that the method is to predict; None
+            for a method without such targets.
     """
 
-    views: tuple[Array, ...]
+    views: tuple[Tensor, ...]
     index: Array
+    labels: Array | None = None
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)

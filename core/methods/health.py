@@ -62,7 +62,8 @@ def judge(
         spreads: feature spreads of the same steps.
         chance: loss of features that do not distinguish images; > 0.
         best: largest relative gain over chance since the start, averaged over WINDOW steps.
-        flat: spread below which features that do not beat chance have collapsed.
+        flat: spread below which features that do not beat chance have collapsed; 0: the features
+            cannot collapse.
 
     Returns:
         "collapsed": one of three conditions holds.
@@ -75,6 +76,8 @@ def judge(
     """
     gains = [1.0 - loss / chance for loss in losses]
     gain, spread = fmean(gains[-WINDOW:]), fmean(spreads[-WINDOW:])
+    if not flat:
+        return "learning" if gain >= GAIN else "at chance"
     whole = len(losses) >= WINDOW
     if whole and (spread < EQUAL_SPREAD or (spread < flat and gain < GAIN)):
         return "collapsed"
@@ -89,10 +92,8 @@ COLLAPSED = (
     "collapsed: the features no longer tell images apart. Resume from a checkpoint before this "
     "with a lower optim.lr or a longer warm-up; {remedy}"
 )
-STUCK = (
-    "still at chance: nothing is being learned yet. Look at optim.lr and its warm-up, at "
-    "method.temperature, and whether the two augmented views still share content"
-)
+STUCK = "still at chance: nothing is being learned yet. Look at optim.lr and its warm-up"
+STUCK_VIEWS = ", at method.temperature, and whether the two augmented views still share content"
 WORSE = (
     "the features get worse, whatever the loss says: {title} {now:.1f} % after {best:.1f} %. "
     "Lower optim.lr; {remedy}"
@@ -170,7 +171,9 @@ class Health:
         if self.state in self._advised or not (stuck or self.state == "collapsed"):
             return None
         self._advised.add(self.state)
-        return STUCK if stuck else COLLAPSED.format(remedy=self.remedy)
+        if stuck:
+            return STUCK + STUCK_VIEWS if self.flat else STUCK
+        return COLLAPSED.format(remedy=self.remedy)
 
     def evaluated(self, title: str, score: float) -> str | None:
         """A warning line, once per protocol, if the score is LOST or more below its best.

@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
-from triptych.core.contracts import Array, Hyper, MocaModel, Ops, Outcome, Tensor
+from triptych.core.contracts import Array, Batch, Hyper, MocaModel, Ops, Outcome, Tensor
 from triptych.core.methods import masking
 from triptych.core.methods.health import EQUAL_SPREAD
 from triptych.core.random import check_order, stream
@@ -100,10 +100,15 @@ def check_draws(spec: RunSpec, draws: Mapping[str, Array]) -> None:
         raise ValueError(f"codebook_coin: {draws['codebook_coin']}: expected 0 to 1")
 
 
+def prepare(batch: Batch, draws: Mapping[str, Array], spec: MocaSpec) -> Batch:
+    """The batch as it is."""
+    return batch
+
+
 def forward(
     ops: Ops,
     model: MocaModel,
-    views: tuple[Tensor, ...],
+    batch: Batch,
     draws: Mapping[str, Array],
     hyper: Hyper,
     spec: MocaSpec,
@@ -111,9 +116,9 @@ def forward(
     """Updates the teacher, computes its codes, then the student's two masking rounds and losses.
 
     Args:
-        views: two tensors (batch, C, H, W).
+        batch: two views (batch, C, H, W).
     """
-    images = ops.concat(views, axis=0)
+    images = ops.concat(batch.views, axis=0)
     orders = [draws["mask_ids_round1"], draws["mask_ids_round2"]]
     with ops.no_grad():
         # The teacher takes the student's weights from before this step's update.
@@ -186,7 +191,7 @@ def targets(
     return codes, crossed, kept
 
 
-def finish(model: MocaModel, outcome: Outcome) -> None:
+def finish(model: MocaModel, outcome: Outcome, hyper: Hyper) -> None:
     """Puts tokens of this step's teacher into the codebook.
 
     The backward pass is done by then, so the old words are no longer needed.

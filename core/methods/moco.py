@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 
 from triptych.core.config.spec import QueueSpec, RunSpec
-from triptych.core.contracts import Array, Hyper, Ops, Outcome, QueueModel, Tensor
+from triptych.core.contracts import Array, Batch, Hyper, Ops, Outcome, QueueModel, Tensor
 from triptych.core.methods.health import FLAT_SPREAD
 from triptych.core.methods.losses import queue_logits
 from triptych.core.random import check_order, stream
@@ -59,10 +59,15 @@ def check_draws(spec: RunSpec, draws: Mapping[str, Array]) -> None:
     check_order("shuffle_perm", draws["shuffle_perm"])
 
 
+def prepare(batch: Batch, draws: Mapping[str, Array], spec: QueueSpec) -> Batch:
+    """The batch as it is."""
+    return batch
+
+
 def forward(
     ops: Ops,
     model: QueueModel,
-    views: tuple[Tensor, ...],
+    batch: Batch,
     draws: Mapping[str, Array],
     hyper: Hyper,
     spec: QueueSpec,
@@ -70,16 +75,16 @@ def forward(
     """Computes queries, updates the teacher, then computes shuffled keys and the loss.
 
     Args:
-        views: two tensors (N, C, H, W), the first for queries and the second for keys.
+        batch: two views (N, C, H, W), the first for queries and the second for keys.
     """
-    query = model.query(views[0])
+    query = model.query(batch.views[0])
     with ops.no_grad():
         # The teacher takes the student's weights from before this step's update (section 3.2).
         model.update_teacher(hyper.ema)
         # The shuffle gives the batch norm of a key other images than that of its query
         # (section 3.3).
         order = draws["shuffle_perm"]
-        shuffled = ops.l2_normalize(model.key(ops.gather_rows(views[1], order)))
+        shuffled = ops.l2_normalize(model.key(ops.gather_rows(batch.views[1], order)))
         key = ops.gather_rows(shuffled, np.argsort(order))
     return outcome(ops, model, query, key, spec)
 
@@ -100,7 +105,7 @@ def outcome(ops: Ops, model: QueueModel, query: Tensor, key: Tensor, spec: Queue
     return Outcome(loss, {"acc1": top1, "acc5": top5}, {"q_raw": query, "key": key}, {"key": key})
 
 
-def finish(model: QueueModel, outcome: Outcome) -> None:
+def finish(model: QueueModel, outcome: Outcome, hyper: Hyper) -> None:
     """Puts the step's keys into the queue.
 
     The queue must not change earlier, since the backward pass reads the values that the forward

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from triptych.core.config.spec import MocoV3Spec, RunSpec
-from triptych.core.contracts import Array, Hyper, Model, Ops, Outcome, Tensor
+from triptych.core.contracts import Array, Batch, Hyper, Model, Ops, Outcome, Tensor
 from triptych.core.methods.health import FLAT_SPREAD
 from triptych.core.methods.losses import symmetric_info_nce
 
@@ -44,10 +44,15 @@ def check_draws(spec: RunSpec, draws: Mapping[str, Array]) -> None:
     """Nothing: there are no draws."""
 
 
+def prepare(batch: Batch, draws: Mapping[str, Array], spec: MocoV3Spec) -> Batch:
+    """The batch as it is."""
+    return batch
+
+
 def forward(
     ops: Ops,
     model: Model,
-    views: tuple[Tensor, ...],
+    batch: Batch,
     draws: Mapping[str, Array],
     hyper: Hyper,
     spec: MocoV3Spec,
@@ -55,14 +60,14 @@ def forward(
     """Computes queries of both views, updates the teacher, then computes keys and the loss.
 
     Args:
-        views: two tensors (N, C, H, W). Each passes the networks separately, so batch norm sees
+        batch: two views (N, C, H, W). Each passes the networks separately, so batch norm sees
             one view at a time, view 1 first.
     """
-    query1, query2 = model.query(views[0]), model.query(views[1])
+    query1, query2 = model.query(batch.views[0]), model.query(batch.views[1])
     with ops.no_grad():
         # The teacher takes the student's weights from before this step's update (section 3).
         model.update_teacher(hyper.ema)
-        key1, key2 = model.key(views[0]), model.key(views[1])
+        key1, key2 = model.key(batch.views[0]), model.key(batch.views[1])
     return outcome(ops, query1, query2, key1, key2, spec)
 
 
@@ -82,5 +87,5 @@ def outcome(
     return Outcome(loss, {"loss_q1k2": terms[0], "loss_q2k1": terms[1]}, features)
 
 
-def finish(model: Model, outcome: Outcome) -> None:
+def finish(model: Model, outcome: Outcome, hyper: Hyper) -> None:
     """Nothing: MoCo v3 has no memory to update."""

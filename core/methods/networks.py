@@ -9,7 +9,15 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 from triptych.core import parameters
-from triptych.core.config.spec import MocaSpec, ModelSpec, QueueSpec, RunSpec, VitSpec
+from triptych.core.config.spec import (
+    FinetuneSpec,
+    LinearSpec,
+    MocaSpec,
+    ModelSpec,
+    QueueSpec,
+    RunSpec,
+    VitSpec,
+)
 from triptych.core.contracts import Array, Codebook, Encoder, Memory, Slot, Tensor
 from triptych.core.parameters import Head
 
@@ -35,12 +43,40 @@ def run(
     return x, outputs
 
 
+def scaled_block(block: Any, scales: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+    """A transformer block whose residual branches have factors, as drop-path gives them.
+
+    Args:
+        block: with the modules ``norm1``, ``attn``, ``norm2`` and ``mlp``.
+        scales: (N, 1, 1) each, the factors of attention and MLP.
+        x: (N, T, D).
+    """
+    x = x + scales[0] * block.attn(block.norm1(x))
+    x = x + scales[1] * block.mlp(block.norm2(x))
+    return x
+
+
+def walk(
+    blocks: Iterable[Any], scales: Sequence[tuple[Tensor, Tensor]]
+) -> list[Callable[[Tensor], Tensor]]:
+    """The blocks as functions of the tokens, with the factors of their residual branches.
+
+    Args:
+        blocks: of a ViT, in order.
+        scales: factors of each block; empty: all are 1.
+    """
+    if not scales:
+        return list(blocks)
+    return [partial(scaled_block, *pair) for pair in zip(blocks, scales, strict=True)]
+
+
 class Branch:
     """A student or a teacher: a module that holds its parts under their canonical names."""
 
     encoder: Any
     projector: Any
     predictor: Any
+    classifier: Any
 
     def __init__(self, **parts: Any) -> None:
         super().__init__()  # of the framework's module class
@@ -51,6 +87,13 @@ class Branch:
         """The projection, or the prediction if there is a predictor. (N, C, H, W) -> (N, D)."""
         x = self.projector(self.encoder(images))
         return self.predictor(x) if hasattr(self, "predictor") else x
+
+    def classified(
+        self, images: Tensor, pooling: str, scales: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """The feature (N, D) and the logits (N, classes). Arguments as in ``Encoder.pooled``."""
+        feature = self.encoder.pooled(images, pooling, scales)
+        return feature, self.classifier(feature)
 
 
 class Kit(NamedTuple):
@@ -66,7 +109,11 @@ class Kit(NamedTuple):
         decoder: builds MOCA's decoder from the sections ``model`` and ``method``.
         generator: builds a weight generator of MOCA from the sections ``model`` and ``method`` and
             its output width.
-        indices: copies int64 indices of any shape to a tensor on the device of a given tensor.
+        linear: builds a linear layer with bias from its input and output width.
+        freeze: takes the gradients from all parameters of a module.
+        tensor: copies an array to a tensor on the device of a given tensor. Floating arrays take
+            the tensor's type.
+        concat: concatenates tensors (N, D) along their second axis.
     """
 
     branch: Callable[..., Any]
@@ -77,7 +124,10 @@ class Kit(NamedTuple):
     codebook: Callable[[VitSpec, MocaSpec], Codebook]
     decoder: Callable[[VitSpec, MocaSpec], Any]
     generator: Callable[[VitSpec, MocaSpec, int], Any]
-    indices: Callable[[Array, Tensor], Tensor]
+    linear: Callable[[int, int], Any]
+    freeze: Callable[[Any], None]
+    tensor: Callable[[Array, Tensor], Tensor]
+    concat: Callable[[list[Tensor]], Tensor]
 
 
 class Branches:
@@ -86,14 +136,14 @@ class Branches:
     Attributes:
         kit: parts of the framework. The backend's class provides them.
         student: ``Branch`` with an ``encoder``, which is a ``core.contracts.Encoder``.
-        teacher: likewise.
+        teacher: likewise; None: the method has no teacher.
     """
 
     kit: Kit
     student: Any
     teacher: Any
 
-    def __init__(self, student: Any, teacher: Any) -> None:
+    def __init__(self, student: Any, teacher: Any = None) -> None:
         super().__init__()  # of the framework's module class
         self.student, self.teacher = student, teacher
 
@@ -109,7 +159,7 @@ class Branches:
         cls.kit.set_virtual_ranks(branch, spec.batch_norm.virtual_ranks)
         return branch
 
-    def compute(self, part: Callable[..., Any], *arguments: Tensor) -> Any:
+    def compute(self, part: Callable[..., Any], *arguments: Any) -> Any:
         """The output of a part of the networks, computed in the precision of the run.
 
         A backend with mixed precision overrides this method. The rest of a step never uses mixed
@@ -182,12 +232,12 @@ class MOCA(Branches):
     def encode(self, images: Tensor, ids: Array) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.MocaModel``."""
         masked = partial(self.student.encoder.masked, early=self.early_layer)
-        early, last = self.compute(masked, images, self.kit.indices(ids, images))
+        early, last = self.compute(masked, images, self.kit.tensor(ids, images))
         return early, last
 
     def decode(self, image: Tensor, early: Tensor, ids: Array) -> Tensor:
         """See ``core.contracts.MocaModel``."""
-        return self.compute(self.student.decoder, image, early, self.kit.indices(ids, early))
+        return self.compute(self.student.decoder, image, early, self.kit.tensor(ids, early))
 
     def image_weights(self, words: Tensor) -> Tensor:
         """See ``core.contracts.MocaModel``."""
@@ -196,3 +246,86 @@ class MOCA(Branches):
     def dense_weights(self, words: Tensor) -> Tensor:
         """See ``core.contracts.MocaModel``."""
         return self.compute(self.student.dense_predictor, words)
+
+
+class Linear(Branches):
+    """``core.contracts.LinearModel``."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        method, kit = cast(LinearSpec, spec.method), self.kit
+        width, count = parameters.probe_width(spec), len(method.probes)
+        heads = [kit.linear(width, method.classes) for _ in range(count)]
+        numbered = {str(i): head for i, head in enumerate(heads)}
+        classifier = kit.branch(**numbered) if count > 1 else heads[0]
+        encoder = kit.encoder(spec.model)
+        kit.freeze(encoder)
+        super().__init__(kit.branch(encoder=encoder, classifier=classifier))
+        self.pooling, self.cached = method.pooling, method.features == "cached"
+        depth = spec.model.depth if isinstance(spec.model, VitSpec) else 1
+        self.layers = tuple(range(depth - method.blocks, depth - 1))
+        self.count = count
+
+    def frozen(self, images: Tensor) -> Tensor:
+        """See ``core.contracts.LinearModel``."""
+        self.student.eval()
+        return self.compute(self._features, images)
+
+    def _features(self, images: Tensor) -> Tensor:
+        encoder = self.student.encoder
+        if self.pooling == "cls" and not self.layers:
+            return encoder(images)
+        tokens = encoder.tokens(images, self.layers)
+        if self.pooling == "mean":
+            return tokens["final"][:, 1:].mean(1)
+        classes = [encoder.norm(tokens[f"layer{i}"])[:, 0] for i in self.layers]
+        classes.append(tokens["final"][:, 0])
+        if self.pooling == "both":
+            classes.append(tokens["final"][:, 1:].mean(1))
+        return self.kit.concat(classes)
+
+    def logits(self, features: Tensor) -> list[Tensor]:
+        """See ``core.contracts.LinearModel``."""
+        classifier = self.student.classifier
+        if self.count == 1:
+            return [classifier(features)]
+        return [getattr(classifier, str(i))(features) for i in range(self.count)]
+
+    def classify(self, branch: str, images: Tensor) -> list[Tensor]:
+        """See ``core.contracts.Classifier``."""
+        return self.logits(images if images.ndim == 2 else self.frozen(images))
+
+
+class Finetune(Branches):
+    """``core.contracts.FinetuneModel``."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        method = cast(FinetuneSpec, spec.method)
+        averaged = method.momentum is not None
+        super().__init__(self.whole(spec), self.whole(spec) if averaged else None)
+        self.pooling = method.pooling
+
+    @classmethod
+    def whole(cls, spec: RunSpec) -> Any:
+        """Builds an encoder with its classifier."""
+        classes = cast(FinetuneSpec, spec.method).classes
+        classifier = cls.kit.linear(spec.model.features, classes)
+        branch = cls.kit.branch(encoder=cls.kit.encoder(spec.model), classifier=classifier)
+        cls.kit.set_virtual_ranks(branch, spec.batch_norm.virtual_ranks)
+        return branch
+
+    def predict(self, images: Tensor, keep: Array | None) -> tuple[Tensor, Tensor]:
+        """See ``core.contracts.FinetuneModel``."""
+        scales: list[tuple[Tensor, Tensor]] = []
+        if keep is not None:
+            rows = [self.kit.tensor(row[:, None, None], images) for row in keep]
+            scales = list(zip(rows[::2], rows[1::2], strict=True))
+        feature, logits = self.compute(self.student.classified, images, self.pooling, scales)
+        return feature, logits
+
+    def classify(self, branch: str, images: Tensor) -> list[Tensor]:
+        """See ``core.contracts.Classifier``."""
+        module = getattr(self, branch)
+        module.eval()
+        _, logits = self.compute(module.classified, images, self.pooling)
+        module.train()
+        return [logits]

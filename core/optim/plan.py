@@ -91,7 +91,7 @@ class Plan:
             weight_decay = schedules.cosine(
                 weight_decay, optim.weight_decay_end, coarse / self.total
             )
-        ema = method.momentum
+        ema = method.momentum or 0.0  # no teacher, no average: 0
         if method.momentum_schedule == "cosine":
             ema = schedules.ema_momentum(ema, self.total, position)
         lr = self._lr(self._coarse(step, optim.lag_epochs))

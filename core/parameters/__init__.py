@@ -20,7 +20,7 @@ from triptych.core.parameters.heads import Head, head_flops, head_params
 from triptych.core.parameters.initial import initial_value, sincos_2d
 from triptych.core.parameters.moca import GENERATORS, decoder_spec, generator_widths
 from triptych.core.parameters.param import ConvNorm, Init, Param, prefixed
-from triptych.core.parameters.parts import Parts, parts
+from triptych.core.parameters.parts import Parts, parts, probe_width
 from triptych.core.parameters.resnet import ResidualBlock, blocks, resnet_params, stem
 from triptych.core.parameters.vit import conv_stem, vit_params
 
@@ -41,6 +41,7 @@ __all__ = [
     "initial_state",
     "initial_value",
     "parts",
+    "probe_width",
     "sincos_2d",
     "stem",
     "table",
@@ -56,12 +57,16 @@ def table(spec: RunSpec) -> list[Param]:
     """All tensors of student, teacher and memory, in this order; each group in forward order."""
     method = parts(spec)
     shared = prefixed("student.encoder.", encoder(spec.model))
+    if method.frozen:
+        shared = [replace(param, trainable=False) for param in shared]
     shared += prefixed("student.projector.", head_params(method.projector))
     predictor = prefixed("student.predictor.", head_params(method.predictor))
-    teacher = [
-        replace(p, name=p.name.replace("student.", "teacher.", 1), trainable=False) for p in shared
-    ]
     student = [*shared, *predictor, *prefixed("student.", method.student)]
+    followed = {"projector": shared, "everything": student, "nothing": []}[method.teacher]
+    teacher = [
+        replace(p, name=p.name.replace("student.", "teacher.", 1), trainable=False)
+        for p in followed
+    ]
     return [*student, *teacher, *prefixed("memory.", method.memory)]
 
 

@@ -21,7 +21,8 @@ GENERATORS = ("student.image_predictor.", "student.dense_predictor.")
 def decoder_spec(model: VitSpec, method: MocaSpec) -> VitSpec:
     """The spec of a ViT with the decoder's blocks and positions."""
     size = {"width": method.decoder_width, "depth": method.decoder_depth}
-    return model.model_copy(update={**size, "heads": method.decoder_heads})
+    fixed = {"freeze_positions": True}
+    return model.model_copy(update={**size, "heads": method.decoder_heads, **fixed})
 
 
 def generator_widths(model: VitSpec, method: MocaSpec, out: int) -> list[int]:

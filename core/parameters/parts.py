@@ -2,20 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 from triptych.core.config.spec import (
+    FinetuneSpec,
+    LinearSpec,
     MocaSpec,
     MocoV1Spec,
     MocoV2Spec,
     MocoV3Spec,
     QueueSpec,
     RunSpec,
+    SupervisedSpec,
     VitSpec,
 )
 from triptych.core.parameters.heads import Head, normed, plain
 from triptych.core.parameters.moca import codebook, moca_params
-from triptych.core.parameters.param import COUNT, Init, Param
+from triptych.core.parameters.param import COUNT, Init, Param, linear
 
 NO_HEAD = Head()
 
@@ -29,12 +32,17 @@ class Parts:
         predictor: head after the student's projector.
         student: tensors of further networks that only the student has, in forward order.
         memory: tensors without gradient that persist from step to step.
+        teacher: what the teacher has of the student: encoder and projector, everything, or nothing
+            (there is no teacher).
+        frozen: whether the encoder has no gradient.
     """
 
     projector: Head = NO_HEAD
     predictor: Head = NO_HEAD
     student: tuple[Param, ...] = ()
     memory: tuple[Param, ...] = ()
+    teacher: Literal["projector", "everything", "nothing"] = "projector"
+    frozen: bool = False
 
 
 def parts(spec: RunSpec) -> Parts:
@@ -71,6 +79,34 @@ def _moca(spec: RunSpec) -> Parts:
     return Parts(student=tuple(student), memory=tuple(memory))
 
 
+def probe_width(spec: RunSpec) -> int:
+    """Number of features of an image that the classifiers of a linear probe get."""
+    method = cast(LinearSpec, spec.method)
+    tokens = {"cls": method.blocks, "mean": 1, "both": method.blocks + 1}
+    return tokens[method.pooling] * spec.model.features
+
+
+def _linear(spec: RunSpec) -> Parts:
+    method, width = cast(LinearSpec, spec.method), probe_width(spec)
+    count = len(method.probes)
+    names = [f"classifier.{i}" for i in range(count)] if count > 1 else ["classifier"]
+    heads = [param for name in names for param in _classifier(name, width, method)]
+    return Parts(student=tuple(heads), teacher="nothing", frozen=True)
+
+
+def _finetune(spec: RunSpec) -> Parts:
+    method = cast(FinetuneSpec, spec.method)
+    head = _classifier("classifier", spec.model.features, method)
+    teacher: Literal["everything", "nothing"] = (
+        "nothing" if method.momentum is None else "everything"
+    )
+    return Parts(student=tuple(head), teacher=teacher)
+
+
+def _classifier(name: str, width: int, method: SupervisedSpec) -> list[Param]:
+    return linear(name, width, method.classes, Init("normal", method.head_std))
+
+
 def _queue(method: QueueSpec) -> tuple[Param, ...]:
     """The queue, (output_dim, queue_size) with a key in each column, and its pointer."""
     shape = (method.output_dim, method.queue_size)
@@ -85,4 +121,6 @@ PARTS: dict[str, Callable[[RunSpec], Parts]] = {
     "moco_v2": _moco_v2,
     "moco_v3": _moco_v3,
     "moca": _moca,
+    "linear": _linear,
+    "finetune": _finetune,
 }

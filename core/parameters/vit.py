@@ -24,14 +24,15 @@ def vit_params(spec: VitSpec) -> list[Param]:
         position_param(spec),
         *(_conv_stem_params(spec) if spec.stem == "conv" else _patch_params(spec)),
         *block_params(spec),
-        *norm("norm", spec.width),
+        *norm("fc_norm" if spec.fc_norm else "norm", spec.width),
     ]
 
 
 def position_param(spec: VitSpec) -> Param:
-    """The fixed position table of the class token and the patches."""
+    """The position table of the class token and the patches."""
     table = Init("sincos", grid=spec.grid, column_first=spec.init == "moca")
-    return Param("pos_embed", (1, 1 + math.prod(spec.grid), spec.width), table, trainable=False)
+    shape, free = (1, 1 + math.prod(spec.grid), spec.width), not spec.freeze_positions
+    return Param("pos_embed", shape, table, trainable=free)
 
 
 def block_params(spec: VitSpec) -> list[Param]:

@@ -69,13 +69,13 @@ class Engine(core.Engine):
 
     def _differentiate(self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper) -> Outcome:
         values = self.model.values
-        views = tuple(self.tensor(view) for view in batch.views)
+        prepared = self._prepared(batch, draws)
         outcomes: list[Outcome] = []
 
         def loss(trainable: dict[str, Tensor]) -> Tensor:
             values.update(trainable)
-            method = self.spec.method
-            outcomes.append(self.method.forward(self.ops, self.model, views, draws, hyper, method))
+            method, model = self.spec.method, self.model
+            outcomes.append(self.method.forward(self.ops, model, prepared, draws, hyper, method))
             return outcomes[-1].loss
 
         start = {name: values[name] for name in self.trainable}

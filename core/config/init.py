@@ -1,0 +1,21 @@
+"""The ``init`` section: pretrained weights to start from."""
+
+from typing import Literal
+
+from triptych.core.config.fields import Section, Str
+
+
+class InitSpec(Section):
+    """Where the encoder's first weights come from. All other tensors have their initial values."""
+
+    weights: Str | None = None
+    """A run or checkpoint folder, or an npz or safetensors file; null: initial values."""
+    branch: Literal["student", "teacher"] = "student"
+    """The encoder to take, if the file has two."""
+    allow_missing: tuple[Str, ...] = ()
+    """Tensors of the encoder that the file may lack, by canonical name without student.encoder. in
+    front. They keep their initial values. A name that ends in . stands for all that begin with
+    it."""
+    allow_unused: tuple[Str, ...] = ()
+    """Tensors that the file may have beyond the encoder, such as the classifier of an unknown
+    format, by their names in the file. A name that ends in . stands for all that begin with it."""

@@ -1,0 +1,117 @@
+"""Fine-tuning: encoder and classifier are trained together on labels.
+
+MOCA and MoCo v3 follow the recipes of MAE (arXiv 2111.06377, appendix A.1) and DeiT (arXiv
+2012.12877).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+
+from triptych.core.config.spec import FinetuneSpec, RunSpec, VitSpec
+from triptych.core.contracts import Array, Batch, FinetuneModel, Hyper, Ops, Outcome
+from triptych.core.methods.supervised import (
+    CHANCE,
+    FLAT,
+    REMEDY,
+    chance,
+    settled,
+    spread,
+    status,
+)
+from triptych.core.random import stream
+
+__all__ = [
+    "CHANCE",
+    "FLAT",
+    "REMEDY",
+    "chance",
+    "check_draws",
+    "draws",
+    "finish",
+    "forward",
+    "prepare",
+    "settled",
+    "spread",
+    "status",
+]
+
+
+def draws(spec: RunSpec, step: int) -> dict[str, Array]:
+    """The random numbers of drop-path.
+
+    Returns:
+        ``drop_path_keep``: (2 * (depth - 1), N) int64, 0 or 1: whether each sample keeps a residual
+            branch. Every block but the first has two rows, for its attention and then its MLP. The
+            array is absent without drop-path.
+    """
+    method = cast(FinetuneSpec, spec.method)
+    if not method.drop_path:
+        return {}
+    depth, count = cast(VitSpec, spec.model).depth, spec.train.batch_size
+    kept = np.repeat(1.0 - _drop_rates(method.drop_path, depth)[1:], 2)[:, None]
+    uniform = stream(spec.seed, "drop_path", step).random((len(kept), count))
+    return {"drop_path_keep": (uniform < kept).astype(np.int64)}
+
+
+def check_draws(spec: RunSpec, draws: Mapping[str, Array]) -> None:
+    """See ``core.contracts.Method``."""
+    keep = draws.get("drop_path_keep")
+    if keep is not None and not np.isin(keep, (0, 1)).all():
+        raise ValueError("drop_path_keep: expected 0 or 1")
+
+
+def prepare(batch: Batch, draws: Mapping[str, Array], spec: FinetuneSpec) -> Batch:
+    """Makes the probabilities to predict from the labels."""
+    labels, dtype = cast(Array, batch.labels), batch.views[0].dtype
+    return replace(batch, targets=np.eye(spec.classes, dtype=dtype)[labels])
+
+
+def forward(
+    ops: Ops,
+    model: FinetuneModel,
+    batch: Batch,
+    draws: Mapping[str, Array],
+    hyper: Hyper,
+    spec: FinetuneSpec,
+) -> Outcome:
+    """The cross-entropy between predicted and wanted probabilities of the classes.
+
+    Args:
+        batch: one view (N, C, H, W), and targets.
+    """
+    keep = draws.get("drop_path_keep")
+    scales = None if keep is None else branch_scales(keep, spec.drop_path)
+    feature, logits = model.predict(batch.views[0], scales)
+    loss = ops.kl_divergence(batch.targets, logits) + ops.entropy(batch.targets)
+    return Outcome(loss, features={"feature": feature, "logits": logits})
+
+
+def finish(model: FinetuneModel, outcome: Outcome, hyper: Hyper) -> None:
+    """Moves the average of the weights, if there is one, towards the new weights."""
+    model.update_teacher(hyper.ema)
+
+
+def branch_scales(keep: Array, drop_path: float) -> Array:
+    """The factors of all residual branches.
+
+    A kept branch is divided by the probability that it is kept (arXiv 1603.09382).
+
+    Args:
+        keep: ``drop_path_keep`` of ``draws``.
+        drop_path: drop rate of the last block.
+
+    Returns:
+        (2 * depth, N) float64.
+    """
+    rates = _drop_rates(drop_path, 1 + len(keep) // 2)
+    factors = np.ones((2 * len(rates), keep.shape[1]))
+    factors[2:] = keep / (1.0 - np.repeat(rates[1:], 2)[:, None])
+    return factors
+
+
+def _drop_rates(last: float, depth: int) -> Array:
+    """The drop rate of each block, (depth,)."""
+    return last * np.arange(depth) / max(depth - 1, 1)

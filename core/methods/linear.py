@@ -1,0 +1,86 @@
+"""Linear probe: linear classifiers on the features of a frozen encoder.
+
+MoCo v1 (arXiv 1911.05722, section 4.1), MoCo v3 (arXiv 2104.02057, section 5), and MOCA (arXiv
+2307.09361) with a grid of learning rates.
+"""
+
+from collections.abc import Mapping
+from functools import reduce
+from operator import add
+from typing import cast
+
+from triptych.core.config.spec import LinearSpec, RunSpec
+from triptych.core.contracts import Array, Batch, Hyper, LinearModel, Ops, Outcome
+from triptych.core.methods.supervised import (
+    CHANCE,
+    FLAT,
+    REMEDY,
+    chance,
+    settled,
+    spread,
+    status,
+)
+
+__all__ = [
+    "CHANCE",
+    "FLAT",
+    "REMEDY",
+    "chance",
+    "check_draws",
+    "draws",
+    "finish",
+    "forward",
+    "prepare",
+    "settled",
+    "spread",
+    "status",
+]
+
+
+def draws(spec: RunSpec, step: int) -> dict[str, Array]:
+    """Nothing: a probe needs random numbers for its augmented view only."""
+    return {}
+
+
+def check_draws(spec: RunSpec, draws: Mapping[str, Array]) -> None:
+    """Nothing: there are no draws."""
+
+
+def prepare(batch: Batch, draws: Mapping[str, Array], spec: LinearSpec) -> Batch:
+    """The batch as it is."""
+    return batch
+
+
+def forward(
+    ops: Ops,
+    model: LinearModel,
+    batch: Batch,
+    draws: Mapping[str, Array],
+    hyper: Hyper,
+    spec: LinearSpec,
+) -> Outcome:
+    """The sum of the classifiers' losses. No classifier's gradient depends on another.
+
+    The logged loss is the mean over the classifiers. Of several, each has its own "loss_<i>".
+
+    Args:
+        batch: one view, and labels. The view is (N, C, H, W), or cached features (N, D).
+    """
+    features = batch.views[0]
+    if spec.features == "augmented":
+        with ops.no_grad():
+            features = model.frozen(features)
+    labels = ops.labels(cast(Array, batch.labels), features)
+    logits = model.logits(features)
+    losses = [ops.cross_entropy(scores, labels) for scores in logits]
+    loss = reduce(add, losses)
+    metrics = {"loss": loss / len(losses)}
+    if len(losses) == 1:
+        metrics["acc1"], metrics["acc5"] = ops.accuracy(logits[0], labels, top=(1, 5))
+    else:
+        metrics.update({f"loss_{i}": value for i, value in enumerate(losses)})
+    return Outcome(loss, metrics, {"features": features})
+
+
+def finish(model: LinearModel, outcome: Outcome, hyper: Hyper) -> None:
+    """Nothing: a probe has no teacher and no memory."""
