@@ -29,6 +29,7 @@ from triptych.core.contracts import (
     Classifier,
     Context,
     Hyper,
+    LinearModel,
     Method,
     Networks,
     Ops,
@@ -160,6 +161,21 @@ class Engine(ABC):
         with self._device_failures(), self.ops.no_grad():
             logits = model.classify(branch, self.tensor(images))
         return np.stack([self.array(scores) for scores in logits])
+
+    def frozen_features(self, images: Array) -> Array:
+        """The features that the classifiers of a linear probe get.
+
+        Args:
+            images: (N, C, H, W), normalised.
+
+        Returns:
+            (N, D) in the run's precision.
+
+        Raises:
+            DeviceError: see ``core.machine.failures``.
+        """
+        with self._device_failures(), self.ops.no_grad():
+            return self.array(cast(LinearModel, self.model).frozen(self.tensor(images)))
 
     def require_projector(self) -> None:
         """Raises ValueError if the method has no projector."""

@@ -21,7 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         trace, "numpy", default="the spec's, else the first installed; numpy: float64 reference"
     )
     trace.add_argument("--weights", type=cli.path, metavar="PATH", help="default: the spec's seed")
-    trace.add_argument("--inputs", type=cli.path, metavar="NPZ", help="view1, view2, draws")
+    trace.add_argument(
+        "--inputs",
+        type=cli.path,
+        metavar="NPZ",
+        help="view1, view2, draws; of a supervised method: images, labels, draws",
+    )
     trace.add_argument("--hyper", type=cli.path, metavar="JSON", help="fixed lr, weight_decay, ema")
     trace.add_argument("--steps", type=int, default=3, metavar="N")
     trace.add_argument("--dtype", choices=("float64", "float32"), default="float64")

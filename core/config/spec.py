@@ -141,6 +141,10 @@ class TrainSpec(Section):
     stop_at: PositiveInt | None = None
     """Step after which the run ends with a checkpoint. It changes no schedule."""
 
+    def steps_per_epoch(self, images: int) -> int:
+        """Number of batches in one pass over ``images`` images."""
+        return images // self.batch_size if self.drop_last else -(-images // self.batch_size)
+
     def contradictions(self) -> Iterator[KeyedError]:
         """Reports no length, two lengths, and a batch that is too small for batch norm."""
         if self.epochs is None and self.steps is None:

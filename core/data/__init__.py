@@ -1,6 +1,7 @@
 """Data: sources of images, augmentation, and batches that are pure functions of the step."""
 
 from triptych.core.data.decode import DamagedImage
+from triptych.core.data.jobs import epoch_order
 from triptych.core.data.levels import few_levels
 from triptych.core.data.names import class_names
 from triptych.core.data.open import Splits, open_evaluation, open_splits, open_train
@@ -15,6 +16,7 @@ __all__ = [
     "Splits",
     "Subset",
     "class_names",
+    "epoch_order",
     "evaluation_batches",
     "few_levels",
     "indexed_batches",

@@ -52,7 +52,7 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """Two augmented views of each image, in a new order each epoch.
+    """Augmented views of each image, in a new order each epoch.
 
     The number of a batch is the optimizer step. Every batch is whole: the images left over at the
     end of an epoch are dropped.
@@ -68,8 +68,13 @@ class Training:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(2 views, N, C, H, W)."""
-        return 2, self.spec.train.batch_size, self.spec.data.channels, *self.spec.model.size
+        """(views, N, C, H, W)."""
+        return (
+            self.spec.method.views,
+            self.spec.train.batch_size,
+            self.spec.data.channels,
+            *self.spec.model.size,
+        )
 
     def fill(self, number: int, out: Planes) -> Filled:
         """See ``Job``.
@@ -80,7 +85,7 @@ class Training:
         """
         epoch, batch = divmod(number, self.steps_per_epoch)
         count = self.spec.train.batch_size
-        order = _order(self.spec.seed, epoch, len(self.source))
+        order = epoch_order(self.spec.seed, epoch, len(self.source))
         index, damaged = np.empty(count, np.int64), list[str]()
         warned: list[tuple[str, str]] = []
         for row in range(count):
@@ -93,9 +98,9 @@ class Training:
         return Filled(index, tuple(damaged), tuple(warned))
 
     def _write_views(self, image: Image.Image, epoch: int, index: int, out: Planes) -> None:
-        """Writes the two views into ``out``, (2, C, H, W)."""
+        """Writes the views into ``out``, (views, C, H, W)."""
         recipe, size = self.spec.augment, self.spec.model.size
-        for number, ops in enumerate((recipe.view1, recipe.view2)):
+        for number, ops in enumerate((recipe.view1, recipe.view2)[: len(out)]):
             generator = stream(self.spec.seed, "augment", epoch, index, number)
             pixels.write_planes(augment.view(image, ops, generator, size), out[number])
 
@@ -179,7 +184,7 @@ def _warnings(source: Source, index: int, image: Image.Image) -> list[tuple[str,
 
 
 @lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     """Indices of all images in the order of one epoch, (count,)."""
     return stream(seed, "order", epoch).permutation(count)
 

@@ -4,11 +4,12 @@ import time
 import weakref
 from collections.abc import Generator, Iterator
 from types import TracebackType
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import RunSpec, SupervisedSpec
 from triptych.core.contracts import Batch
 from triptych.core.data.jobs import Evaluation, Filled, Planes, Training
 from triptych.core.data.pixels import normalize
@@ -29,7 +30,9 @@ class Pipeline:
     """
 
     def __init__(self, spec: RunSpec, source: Source) -> None:
-        """Raises UserError if the source has fewer images than a batch."""
+        """Raises UserError if the source has fewer images than a batch, or lacks labels."""
+        if spec.method.labelled:
+            check_labels(spec, source)
         self._job = Training(spec, source)
         self.steps_per_epoch = self._job.steps_per_epoch
         if not self.steps_per_epoch:
@@ -78,12 +81,13 @@ class Pipeline:
             asked = time.perf_counter()
 
     def _finish(self, planes: Planes, filled: Filled) -> Batch:
-        augment = self._job.spec.augment
-        first, second = normalize(planes, augment.mean, augment.std)
+        spec, source = self._job.spec, self._job.source
+        views = normalize(planes, spec.augment.mean, spec.augment.std)
         self._skipped |= dict.fromkeys(filled.damaged)
         for name, text in filled.warned:
             self._warned.setdefault(name, text)
-        return Batch((first, second), filled.index)
+        labels = labels_of(source, filled.index) if spec.method.labelled else None
+        return Batch(tuple(views), filled.index, labels)
 
     def close(self) -> None:
         """Ends the worker processes and the iterators that are still in use."""
@@ -100,6 +104,31 @@ class Pipeline:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def labels_of(source: Source, index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The labels of images, -1 for no label. (N,) -> (N,)."""
+    return np.array([source.label(int(i)) for i in index], np.int64)
+
+
+def check_labels(spec: RunSpec, source: Source) -> None:
+    """Raises UserError unless each image has one of the classes of a labelled method's spec."""
+    method = cast(SupervisedSpec, spec.method)
+    labels = labels_of(source, np.arange(len(source)))
+    if not len(source.classes) or (labels < 0).any():
+        raise UserError(
+            f"method.name: {spec.method.name} learns from labels, and data.name {spec.data.name} as it "
+            "is given has images without a label; use class folders or a list with labels"
+        )
+    if len(source.classes) != method.classes:
+        raise UserError(
+            f"method.classes: {method.classes}, but the training images have "
+            f"{len(source.classes)} classes; set method.classes to {len(source.classes)}"
+        )
+    counts = np.bincount(labels, minlength=method.classes)
+    if not counts.all():
+        name = printable(source.classes[int(counts.argmin())])
+        raise UserError(f"data: class {name} has no training image; add some, or remove the class")
 
 
 def indexed_batches(
@@ -166,4 +195,4 @@ def evaluation_batches(
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """``indexed_batches``, with labels (n,) in the place of positions; -1 stands for no label."""
     for images, index in indexed_batches(spec, source, batch_size, skipped, warned):
-        yield images, np.array([source.label(int(each)) for each in index], np.int64)
+        yield images, labels_of(source, index)

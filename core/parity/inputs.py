@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from triptych.core import formats, methods
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import LinearSpec, RunSpec, SupervisedSpec
 from triptych.core.contracts import Array, Batch, State
 from triptych.core.errors import UserError
+from triptych.core.parameters import probe_width
 
 VIEWS = ("view1", "view2")
+"""Names of the images of a method with two views."""
+LABELLED = ("images", "labels")
+"""Names of the images and their labels, of a method that learns from labels."""
 KINDS = {"f": "real numbers", "i": "whole numbers"}
 """Text in messages for each kind of NumPy type. Unsigned integers count as "i"."""
 
@@ -21,8 +25,10 @@ def recorded(
 ) -> tuple[Iterator[Batch], Callable[[int], Mapping[str, Array]]]:
     """The batches of a trace, and a function that returns the draws of a step.
 
-    The file holds ``view1`` and ``view2``, each (steps, N, C, H, W). It may also hold all draws of
-    the method by name, each with the steps as first axis.
+    The file holds ``view1`` and ``view2``, each (steps, N, C, H, W). For a method that learns from
+    labels it holds ``images``, (steps, N, C, H, W) or cached features (steps, N, D), and
+    ``labels``, (steps, N). It may also hold all draws of the method by name, each with the steps as
+    first axis.
 
     Args:
         path: npz file.
@@ -35,15 +41,20 @@ def recorded(
     """
     arrays = formats.read_arrays(path)
     method = methods.METHODS[spec.method.name]
-    shape = (spec.train.batch_size, spec.model.channels, *spec.model.size)
-    examples = {name: np.empty(shape, np.float32) for name in VIEWS}
-    if arrays.keys() - VIEWS:
+    examples = _examples(spec)
+    names = tuple(examples)
+    if arrays.keys() - names:
         examples |= method.draws(spec, 0)
     _check_arrays(path, arrays, examples, steps)
     arrays = {name: _plain(array) for name, array in arrays.items()}
+    _check_classes(path, arrays, spec)
     index = np.arange(spec.train.batch_size, dtype=np.int64)
-    pairs = zip(*(arrays.pop(name) for name in VIEWS), strict=False)
-    batches = (Batch(pair, index) for pair in pairs)
+    labels = arrays.pop("labels", None)
+    views = zip(*(arrays.pop(name) for name in names if name != "labels"), strict=False)
+    batches = (
+        Batch(step_views, index, None if labels is None else labels[step])
+        for step, step_views in enumerate(views)
+    )
     if not arrays:
         return batches, partial(method.draws, spec)
 
@@ -56,6 +67,28 @@ def recorded(
         except ValueError as error:
             raise UserError(f"{path}: step {step}: {error}") from error
     return batches, draws
+
+
+def _examples(spec: RunSpec) -> State:
+    """Arrays of the names, shapes and types of one step's images and labels."""
+    count, method = spec.train.batch_size, spec.method
+    images = np.empty((count, spec.model.channels, *spec.model.size), np.float32)
+    if not method.labelled:
+        return dict.fromkeys(VIEWS, images)
+    if isinstance(method, LinearSpec) and method.features == "cached":
+        images = np.empty((count, probe_width(spec)), np.float32)
+    return dict(zip(LABELLED, (images, np.empty(count, np.int64)), strict=True))
+
+
+def _check_classes(path: Path, arrays: State, spec: RunSpec) -> None:
+    if not isinstance(spec.method, SupervisedSpec):
+        return
+    labels, classes = arrays["labels"], spec.method.classes
+    if not ((labels >= 0) & (labels < classes)).all():
+        raise UserError(
+            f"{path}: labels: {labels.min()} to {labels.max()}, expected 0 to {classes - 1} "
+            f"(method.classes {classes})"
+        )
 
 
 def _plain(array: Array) -> Array:

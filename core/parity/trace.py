@@ -49,7 +49,8 @@ def trace(
     scalars: dict[str, list[Array]] = {}
     for step, batch in zip(range(steps), batches, strict=False):
         if step == 0:
-            yield from _evaluation_features(engine, batch.views[0])
+            if batch.views[0].ndim == 4:  # not cached features
+                yield from _evaluation_features(engine, batch.views[0])
             yield from _labelled("state", engine.export_state(), 0)
         values, gradients = engine.trace_step(batch, draws(step), hyper(step))
         for name, value in values.items():

@@ -39,7 +39,7 @@ def summarize(spec: RunSpec, dataset_size: int | None = None) -> dict[str, Any]:
     batch = spec.train.batch_size
     if dataset_size is not None and dataset_size < batch:
         raise UserError(f"train.batch_size: {batch}: larger than the dataset of {dataset_size}")
-    steps_per_epoch = dataset_size // batch if dataset_size else None
+    steps_per_epoch = spec.train.steps_per_epoch(dataset_size) if dataset_size else None
     counts = parameter_counts(spec)
     return {
         "method": spec.method.name,
@@ -108,7 +108,7 @@ def render(summary: dict[str, Any]) -> str:
             *_table(summary["schedule"]),
             *_generators(summary["generators"]),
             "",
-            *(line for view in ("view1", "view2") for line in _view(spec, view)),
+            *(line for i in range(spec.method.views) for line in _view(spec, f"view{i + 1}")),
             "",
             "resolved spec",
             *(f"  {line}" for line in dump(spec).splitlines()),

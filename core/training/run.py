@@ -30,6 +30,7 @@ from triptych.core.launch import load, open_engine, quiet, together
 from triptych.core.machine.resources import cpu_threads
 from triptych.core.optim.plan import Plan
 from triptych.core.runs.log import Logs, NoLogs, read_rows
+from triptych.core.training import cached, frozen
 from triptych.core.training.resume import Start, find_start
 from triptych.core.training.terminal import Terminal
 from triptych.core.training.trainer import Trainer
@@ -85,23 +86,26 @@ def train(
             stack.enter_context(closing(engine))
         del state  # the engine has a copy; a large model must not be held twice
         _check_start(begin, ranks)
+        encoder_before = frozen.digest(engine)
         with together(ranks):
             logs = NoLogs() if not ranks.is_main else _enter(stack, engine, run_dir, begin, say)
             _announce(stamp, engine, plan, splits.train, run_dir, say)
+        feed = cached.CachedFeatures(engine, splits.train, say) if cached.wanted(spec) else pipeline
         terminal = Terminal(plan.last_step, begin.step, shown=ranks.is_main)
         stack.enter_context(closing(terminal))
         evaluate = partial(_evaluate, engine, split, terminal)
         trainer = Trainer(
-            *(spec, engine, pipeline, plan, run_dir, logs, terminal, evaluate, stamp),
+            *(spec, engine, feed, plan, run_dir, logs, terminal, evaluate, stamp),
             step=begin.step,
             saved=begin.path,
             seconds=begin.seconds,
             ranks=ranks,
         )
         signal = trainer.fit()
+        _check_frozen(engine, encoder_before)
         with together(ranks):
             if ranks.is_main and signal is None:
-                _write_result(run_dir, trainer)
+                _write_result(run_dir, trainer, encoder_before)
             say(_last_line(trainer, signal))
     return signal
 
@@ -142,6 +146,12 @@ def _check_start(begin: Start, ranks: Ranks) -> None:
                 f"--resume: process {ranks.rank} of {ranks.world} finds step {begin.step}, another "
                 f"one step {newest}; give a folder that all machines of the run share"
             )
+
+
+def _check_frozen(engine: Engine, before: str | None) -> None:
+    """Raises RuntimeError if training has changed a frozen encoder."""
+    if frozen.digest(engine) != before:
+        raise RuntimeError("the frozen encoder is not what it was at the start of this run")
 
 
 def _evaluate(
@@ -207,7 +217,7 @@ def _last_line(trainer: Trainer, signal: int | None) -> str:
     return f"{trainer.run_dir}: {done} after step {trainer.step} of {trainer.plan.total_steps}"
 
 
-def _write_result(run_dir: Path, trainer: Trainer) -> None:
+def _write_result(run_dir: Path, trainer: Trainer, frozen_encoder: str | None) -> None:
     rows = read_rows(run_dir / "metrics.jsonl")
     steps = [row for row in rows if "eval" not in row]
     spec, seconds = trainer.spec, trainer.meter.seconds
@@ -226,6 +236,8 @@ def _write_result(run_dir: Path, trainer: Trainer) -> None:
         "seconds": seconds,
         "images_per_second": trainer.step * spec.train.batch_size / seconds,
     }
+    if frozen_encoder:
+        result["frozen_encoder"] = frozen_encoder
     write_atomically(run_dir / "result.json", json.dumps(result, indent=1) + "\n")
 
 

@@ -1,0 +1,65 @@
+"""The batches of a linear probe on features that are computed once."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from triptych.core.config.spec import LinearSpec, RunSpec
+from triptych.core.contracts import Batch
+from triptych.core.data import Source, epoch_order, evaluation_batches
+from triptych.core.engine import Engine
+from triptych.core.errors import NonFiniteError
+
+BATCH = 256
+"""Number of images embedded at once."""
+
+
+def wanted(spec: RunSpec) -> bool:
+    """Whether the spec asks for features that are computed once."""
+    return isinstance(spec.method, LinearSpec) and spec.method.features == "cached"
+
+
+class CachedFeatures:
+    """Feeds the trainer with features in the order of ``core.data.Pipeline``.
+
+    Attributes:
+        waited: seconds spent waiting for batches: none.
+        skipped: names of the damaged files, which have no features.
+        warned: (file name, text) of the image libraries' warnings.
+    """
+
+    waited = 0.0
+
+    def __init__(self, engine: Engine, source: Source, say: Callable[[str], None]) -> None:
+        """Computes the features of all images.
+
+        Raises:
+            UserError: a file is damaged (see ``data.on_error``), or a worker died.
+            NonFiniteError: features are not finite.
+        """
+        self.spec = engine.spec
+        say(f"computing the features of {len(source)} images, once")
+        skipped: list[str] = []
+        warned: dict[str, str] = {}
+        features, labels = [], []
+        for images, known in evaluation_batches(self.spec, source, BATCH, skipped, warned):
+            features.append(engine.frozen_features(images))
+            labels.append(known)
+        self._features, self._labels = np.concatenate(features), np.concatenate(labels)
+        if not np.isfinite(self._features).all():
+            raise NonFiniteError("the features of the frozen encoder are not finite")
+        self.skipped: Sequence[str] = skipped
+        self.warned: Sequence[tuple[str, str]] = list(warned.items())
+        self._images = len(source)
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of the steps ``start`` ... ``stop - 1``, 0-based, over all epochs."""
+        train, count = self.spec.train, len(self._labels)
+        per_epoch = train.steps_per_epoch(self._images)
+        for step in range(start, stop):
+            epoch, batch = divmod(step, per_epoch)
+            first = batch * train.batch_size
+            positions = np.arange(first, min(first + train.batch_size, self._images))
+            # Damaged files have no features. In their place the epoch's order begins again.
+            rows = epoch_order(self.spec.seed, epoch, count)[positions % count]
+            yield Batch((self._features[rows],), rows, self._labels[rows])
