@@ -23,8 +23,8 @@ def package():
 def forward(engine, spec):
     """One forward pass; the loss has no backward pass yet."""
     batch = random_batch(spec)
-    views = tuple(engine.tensor(view) for view in batch.views)
-    return engine.method.forward(engine.ops, engine.model, views, draws(spec), hyper(), spec.method)
+    batch = replace(batch, views=tuple(engine.tensor(view) for view in batch.views))
+    return engine.method.forward(engine.ops, engine.model, batch, draws(spec), hyper(), spec.method)
 
 
 # ------------------------------------------------------------------------- a GPU that is not there

@@ -16,7 +16,7 @@ WRONG = {
     "finish": (
         "core/methods/moco.py",
         "Method[QueueModel, QueueSpec]",
-        "def finish(model: QueueModel, outcome: Outcome)",
+        "def finish(model: QueueModel, outcome: Outcome, hyper: Hyper)",
         "def finish(model: QueueModel)",
     ),
     "chance": (

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core import reference
+from triptych.core.contracts import Batch
 from triptych.core.methods import moco, ring
 from triptych.core.methods.losses import queue_logits
 
@@ -204,9 +205,8 @@ def test_keys_come_back_in_the_order_of_their_queries(engines):
     for engine in engines:
         model, images = Recording(engine), engine.tensor(np.eye(4))
         method = tiny_spec(case=CASE).method
-        outcome = moco.forward(
-            engine.ops, model, (images, images), {"shuffle_perm": order}, hyper(), method
-        )
+        batch = Batch((images, images), np.arange(4))
+        outcome = moco.forward(engine.ops, model, batch, {"shuffle_perm": order}, hyper(), method)
         np.testing.assert_array_equal(model.seen.argmax(1), order)
         np.testing.assert_array_equal(engine.array(outcome.features["key"]), np.eye(4))
         assert float(engine.array(outcome.metrics["acc1"])) == 0.0  # the queue has the keys as well

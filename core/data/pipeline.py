@@ -117,8 +117,8 @@ def check_labels(spec: RunSpec, source: Source) -> None:
     labels = labels_of(source, np.arange(len(source)))
     if not len(source.classes) or (labels < 0).any():
         raise UserError(
-            f"method.name: {spec.method.name} learns from labels, and data.name {spec.data.name} as it "
-            "is given has images without a label; use class folders or a list with labels"
+            f"method.name: {spec.method.name} learns from labels, and data.name {spec.data.name} "
+            "as it is given has images without a label; use class folders or a list with labels"
         )
     if len(source.classes) != method.classes:
         raise UserError(

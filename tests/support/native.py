@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import RunSpec, SupervisedSpec
 from triptych.core.contracts import Array, Batch, Hyper
 from triptych.core.methods import METHODS
 
@@ -121,8 +121,12 @@ def random_batch(spec: RunSpec, step: int = 0) -> Batch:
     """Normal images for a spec."""
     rng = np.random.default_rng([7, step])
     shape = (spec.train.batch_size, spec.model.channels, *spec.model.size)
-    views = tuple(rng.standard_normal(shape).astype(np.float32) for _ in range(2))
-    return Batch(views, np.arange(spec.train.batch_size, dtype=np.int64))
+    method = spec.method
+    views = tuple(rng.standard_normal(shape).astype(np.float32) for _ in range(method.views))
+    labels = None
+    if isinstance(method, SupervisedSpec):
+        labels = rng.integers(0, method.classes, spec.train.batch_size)
+    return Batch(views, np.arange(spec.train.batch_size, dtype=np.int64), labels)
 
 
 def draws(spec: RunSpec, step: int = 0) -> dict[str, Array]:
