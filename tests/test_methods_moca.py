@@ -1,5 +1,7 @@
 """MOCA: its masks, groups, words and order of one step, and what a spec may not ask of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import assert_close
@@ -275,23 +277,23 @@ def test_wrong_weights_are_noticed(backend, backend_name, change):
     assert disagreements(replay(backend_name, CASE, steps=1, change=change), CASE)
 
 
-def views_swapped(ops, model, views, draws, hyper, spec):
-    return FORWARD(ops, model, views[::-1], draws, hyper, spec)
+def views_swapped(ops, model, batch, draws, hyper, spec):
+    return FORWARD(ops, model, replace(batch, views=batch.views[::-1]), draws, hyper, spec)
 
 
-def other_coin(ops, model, views, draws, hyper, spec):
+def other_coin(ops, model, batch, draws, hyper, spec):
     coin = np.array(1.0 - draws["codebook_coin"])
-    return FORWARD(ops, model, views, {**draws, "codebook_coin": coin}, hyper, spec)
+    return FORWARD(ops, model, batch, {**draws, "codebook_coin": coin}, hyper, spec)
 
 
-def rounds_alike(ops, model, views, draws, hyper, spec):
+def rounds_alike(ops, model, batch, draws, hyper, spec):
     ids = {"mask_ids_round2": draws["mask_ids_round1"]}
-    return FORWARD(ops, model, views, {**draws, **ids}, hyper, spec)
+    return FORWARD(ops, model, batch, {**draws, **ids}, hyper, spec)
 
 
-def without_ema(ops, model, views, draws, hyper, spec):
+def without_ema(ops, model, batch, draws, hyper, spec):
     still = Hyper(hyper.step, hyper.lr, hyper.weight_decay, 1.0)
-    return FORWARD(ops, model, views, draws, still, spec)
+    return FORWARD(ops, model, batch, draws, still, spec)
 
 
 FORWARD = methods.moca.forward

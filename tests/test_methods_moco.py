@@ -77,9 +77,9 @@ def test_differentiating_alone_leaves_the_queue_as_it_was(engines):
     assert all(np.array_equal(before[n], after[n]) for n in before if n.startswith("memory."))
 
 
-def early(ops, model, views, draws, hyper, spec):
+def early(ops, model, batch, draws, hyper, spec):
     """The keys enter before the backward pass, and no copy of the queue was made."""
-    outcome = FORWARD(ops, model, views, draws, hyper, spec)
+    outcome = FORWARD(ops, model, batch, draws, hyper, spec)
     with ops.no_grad():
         model.memory.enqueue(outcome.features["key"])
     return outcome

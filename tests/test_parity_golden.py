@@ -5,6 +5,7 @@ replay goes through the official names and ``trace``.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,40 +108,40 @@ def test_wrong_weights_of_a_queue_method_are_noticed(backend, backend_name, chan
     assert disagreements(replay(backend_name, case, steps=1, change=change), case)
 
 
-def key_before_ema(ops, model, views, draws, hyper, spec):
+def key_before_ema(ops, model, batch, draws, hyper, spec):
     """The teacher moves too late: its keys are those of the step before."""
-    q1, q2 = model.query(views[0]), model.query(views[1])
+    q1, q2 = model.query(batch.views[0]), model.query(batch.views[1])
     with ops.no_grad():
-        k1, k2 = model.key(views[0]), model.key(views[1])
+        k1, k2 = model.key(batch.views[0]), model.key(batch.views[1])
         model.update_teacher(hyper.ema)
     return methods.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
 
 
-def detached_query(ops, model, views, draws, hyper, spec):
+def detached_query(ops, model, batch, draws, hyper, spec):
     """The second view's query passes no gradient."""
-    q1 = model.query(views[0])
+    q1 = model.query(batch.views[0])
     with ops.no_grad():
-        q2 = model.query(views[1])
+        q2 = model.query(batch.views[1])
         model.update_teacher(hyper.ema)
-        k1, k2 = model.key(views[0]), model.key(views[1])
+        k1, k2 = model.key(batch.views[0]), model.key(batch.views[1])
     return methods.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
 
 
-def views_joined(ops, model, views, draws, hyper, spec):
+def views_joined(ops, model, batch, draws, hyper, spec):
     """The student sees view 2 first: its running statistics move in another order."""
-    q2, q1 = model.query(views[1]), model.query(views[0])
+    q2, q1 = model.query(batch.views[1]), model.query(batch.views[0])
     with ops.no_grad():
         model.update_teacher(hyper.ema)
-        k1, k2 = model.key(views[0]), model.key(views[1])
+        k1, k2 = model.key(batch.views[0]), model.key(batch.views[1])
     return methods.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
 
 
-def keys_swapped(ops, model, views, draws, hyper, spec):
+def keys_swapped(ops, model, batch, draws, hyper, spec):
     """Each query meets the key of its own view."""
-    q1, q2 = model.query(views[0]), model.query(views[1])
+    q1, q2 = model.query(batch.views[0]), model.query(batch.views[1])
     with ops.no_grad():
         model.update_teacher(hyper.ema)
-        k2, k1 = model.key(views[0]), model.key(views[1])
+        k2, k1 = model.key(batch.views[0]), model.key(batch.views[1])
     return methods.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
 
 
@@ -154,12 +155,12 @@ def test_a_wrong_step_is_noticed(backend, backend_name, forward, monkeypatch):
 def moco_step(order_of_keys=np.argsort, late_ema=False):
     """MoCo's forward pass, with the keys put in the order ``order_of_keys(shuffle_perm)``."""
 
-    def forward(ops, model, views, draws, hyper, spec):
-        query, order = model.query(views[0]), draws["shuffle_perm"]
+    def forward(ops, model, batch, draws, hyper, spec):
+        query, order = model.query(batch.views[0]), draws["shuffle_perm"]
         with ops.no_grad():
             if not late_ema:
                 model.update_teacher(hyper.ema)
-            shuffled = ops.l2_normalize(model.key(ops.gather_rows(views[1], order)))
+            shuffled = ops.l2_normalize(model.key(ops.gather_rows(batch.views[1], order)))
             key = ops.gather_rows(shuffled, order_of_keys(order))
             if late_ema:
                 model.update_teacher(hyper.ema)
@@ -168,8 +169,8 @@ def moco_step(order_of_keys=np.argsort, late_ema=False):
     return forward
 
 
-def swapped_views(ops, model, views, draws, hyper, spec):
-    return moco_step()(ops, model, views[::-1], draws, hyper, spec)
+def swapped_views(ops, model, batch, draws, hyper, spec):
+    return moco_step()(ops, model, replace(batch, views=batch.views[::-1]), draws, hyper, spec)
 
 
 QUEUE_STEPS = {

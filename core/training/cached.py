@@ -4,19 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from triptych.core.config.spec import LinearSpec, RunSpec
+from triptych.core.config.spec import LinearSpec
 from triptych.core.contracts import Batch
-from triptych.core.data import Source, epoch_order, evaluation_batches
+from triptych.core.data import Pipeline, Source, epoch_order, evaluation_batches
 from triptych.core.engine import Engine
 from triptych.core.errors import NonFiniteError
 
 BATCH = 256
 """Number of images embedded at once."""
-
-
-def wanted(spec: RunSpec) -> bool:
-    """Whether the spec asks for features that are computed once."""
-    return isinstance(spec.method, LinearSpec) and spec.method.features == "cached"
 
 
 class CachedFeatures:
@@ -63,3 +58,17 @@ class CachedFeatures:
             # Damaged files have no features. In their place the epoch's order begins again.
             rows = epoch_order(self.spec.seed, epoch, count)[positions % count]
             yield Batch((self._features[rows],), rows, self._labels[rows])
+
+
+def feed(
+    engine: Engine, pipeline: Pipeline, source: Source, say: Callable[[str], None]
+) -> Pipeline | CachedFeatures:
+    """The batches of a run: of images, or of cached features if the spec asks for those.
+
+    Raises:
+        UserError, NonFiniteError: as in ``CachedFeatures``.
+    """
+    method = engine.spec.method
+    if isinstance(method, LinearSpec) and method.features == "cached":
+        return CachedFeatures(engine, source, say)
+    return pipeline

@@ -1,6 +1,8 @@
 """Proves that a linear probe left its encoder as it was."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from triptych.core.engine import Engine
 from triptych.core.parameters import parts
@@ -19,3 +21,16 @@ def digest(engine: Engine) -> str | None:
             total.update(name.encode())
             total.update(slot.read().tobytes())
     return total.hexdigest()
+
+
+@contextmanager
+def unchanged(engine: Engine) -> Iterator[str | None]:
+    """Gives the encoder's digest, and compares it with that at the end of the block.
+
+    Raises:
+        RuntimeError: the frozen encoder has changed.
+    """
+    before = digest(engine)
+    yield before
+    if digest(engine) != before:
+        raise RuntimeError("the frozen encoder is not what it was at the start of this run")

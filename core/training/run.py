@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from triptych.core import checkpoint
@@ -60,7 +59,7 @@ def train(
     Args:
         backend: as ``choose_backend`` gives it; replaces the spec's backend.
         resume: "auto", the path of a checkpoint or a run, or None for a fresh run.
-        ranks: the processes that train together. Only the main one writes files and lines.
+        ranks: the processes that train together; the main one writes files and lines.
 
     Returns:
         None after the last step, else the signal that ended the run. The state is saved.
@@ -73,24 +72,21 @@ def train(
     spec = spec.model_copy(update={"backend": backend})
     with ExitStack() as stack:
         with together(ranks):
-            module = load(spec, backend)
             splits = _open_data(spec, say)
-            stamp = _stamp(spec, backend, module, split_digest(splits.train))
+            stamp = _stamp(spec, backend, splits)
             pipeline = stack.enter_context(Pipeline(spec, splits.train))
             plan = Plan(spec, pipeline.steps_per_epoch)
             split = _open_split(spec, splits)
             begin, state = find_start(spec, run_dir, resume, stamp, say)
-            engine = open_engine(
-                spec, backend, state, whole=begin.path is not None, origin=str(begin.path)
-            )
+            origin, whole = str(begin.path), begin.path is not None
+            engine = open_engine(spec, backend, state, whole=whole, origin=origin)
             stack.enter_context(closing(engine))
-        del state  # the engine has a copy; a large model must not be held twice
+        del state  # the engine has a copy
         _check_start(begin, ranks)
-        encoder_before = frozen.digest(engine)
         with together(ranks):
             logs = NoLogs() if not ranks.is_main else _enter(stack, engine, run_dir, begin, say)
             _announce(stamp, engine, plan, splits.train, run_dir, say)
-        feed = cached.CachedFeatures(engine, splits.train, say) if cached.wanted(spec) else pipeline
+        feed = cached.feed(engine, pipeline, splits.train, say)
         terminal = Terminal(plan.last_step, begin.step, shown=ranks.is_main)
         stack.enter_context(closing(terminal))
         evaluate = partial(_evaluate, engine, split, terminal)
@@ -101,11 +97,11 @@ def train(
             seconds=begin.seconds,
             ranks=ranks,
         )
-        signal = trainer.fit()
-        _check_frozen(engine, encoder_before)
+        with frozen.unchanged(engine) as encoder_digest:
+            signal = trainer.fit()
         with together(ranks):
             if ranks.is_main and signal is None:
-                _write_result(run_dir, trainer, encoder_before)
+                _write_result(run_dir, trainer, encoder_digest)
             say(_last_line(trainer, signal))
     return signal
 
@@ -126,14 +122,15 @@ def _open_split(spec: RunSpec, splits: Splits) -> Split | None:
     return split
 
 
-def _stamp(spec: RunSpec, backend: str, module: ModuleType, digest: str) -> dict[str, Any]:
+def _stamp(spec: RunSpec, backend: str, splits: Splits) -> dict[str, Any]:
     """What may change numbers; checkpoints store it beside the state."""
+    module = load(spec, backend)
     return {
         "backend": backend,
         "versions": module.versions(),
         "compute": module.compute(spec),
         "threads": cpu_threads(spec),
-        "data": digest,
+        "data": split_digest(splits.train),
     }
 
 
@@ -146,12 +143,6 @@ def _check_start(begin: Start, ranks: Ranks) -> None:
                 f"--resume: process {ranks.rank} of {ranks.world} finds step {begin.step}, another "
                 f"one step {newest}; give a folder that all machines of the run share"
             )
-
-
-def _check_frozen(engine: Engine, before: str | None) -> None:
-    """Raises RuntimeError if training has changed a frozen encoder."""
-    if frozen.digest(engine) != before:
-        raise RuntimeError("the frozen encoder is not what it was at the start of this run")
 
 
 def _evaluate(
