@@ -88,6 +88,12 @@ def pick_tokens(x: Tensor, ids: Tensor) -> Tensor:
     return picked.reshape(*ids.shape, width)
 
 
+def like_tokens(scale: Tensor, x: Tensor) -> Tensor:
+    """Repeats a factor of each image for all its tokens. (N, 1, 1), (N, T, D) -> (N, T, D)."""
+    n, length, width = x.shape
+    return repeat(scale.reshape(n, 1), length * width).reshape(n, length, width)
+
+
 class _NormalizeRows(flow.autograd.Function):
     """weight * centred * inverse + bias.
 

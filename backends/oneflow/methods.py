@@ -6,14 +6,14 @@ import numpy as np
 import oneflow as flow
 from oneflow import Tensor, nn
 
-from triptych.backends.oneflow import flat
+from triptych.backends.oneflow import flat, layers
 from triptych.backends.oneflow.encoders import encoder
 from triptych.backends.oneflow.heads import head
-from triptych.backends.oneflow.layers import set_virtual_ranks
 from triptych.backends.oneflow.memory import Codebook, Queue
 from triptych.backends.oneflow.moca import Decoder, Generator
+from triptych.backends.oneflow.state import NUMPY
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array, MocaModel, Model, QueueModel
+from triptych.core.contracts import Array, FinetuneModel, LinearModel, MocaModel, Model, QueueModel
 from triptych.core.methods import networks
 from triptych.core.optim import groups
 
@@ -22,13 +22,33 @@ class Branch(networks.Branch, nn.Module):
     """A student or a teacher (see ``core.methods.networks.Branch``)."""
 
 
-def _indices(ids: Array, like: Tensor) -> Tensor:
+def _freeze(module: nn.Module) -> None:
+    module.requires_grad_(False)
+
+
+def _tensor(array: Array, like: Tensor) -> Tensor:
+    dtype = NUMPY[like.dtype] if np.issubdtype(array.dtype, np.floating) else array.dtype
     # A copy, since OneFlow may read the array after this function has returned.
-    return flow.from_numpy(np.array(ids, np.int64, order="C")).to(like.device)
+    return flow.from_numpy(np.array(array, dtype, order="C")).to(like.device)
+
+
+def _concat(parts: list[Tensor]) -> Tensor:
+    return flow.cat(parts, dim=1)
 
 
 KIT = networks.Kit(
-    Branch, encoder, head, set_virtual_ranks, Queue, Codebook, Decoder, Generator, _indices
+    branch=Branch,
+    encoder=encoder,
+    head=head,
+    set_virtual_ranks=layers.set_virtual_ranks,
+    queue=Queue,
+    codebook=Codebook,
+    decoder=Decoder,
+    generator=Generator,
+    linear=layers.Linear,
+    freeze=_freeze,
+    tensor=_tensor,
+    concat=_concat,
 )
 
 
@@ -37,14 +57,16 @@ class Pair(networks.Branches, nn.Module):
 
     Args:
         student: has all parameters of the teacher under the same names, and may have more.
-        teacher: gets no gradients.
+        teacher: gets no gradients. None: there is no teacher.
     """
 
     kit = KIT
 
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
         super().__init__(student, teacher)
-        teacher.requires_grad_(False)
+        if teacher is not None:
+            teacher.requires_grad_(False)
+        self._blocks: list[tuple[Tensor, Tensor]] = []
 
     def pack(self, spec: RunSpec) -> tuple[Tensor, list[str]]:
         """Moves the parameters of student and teacher into one buffer each (see ``flat.pack``).
@@ -54,7 +76,7 @@ class Pair(networks.Branches, nn.Module):
             parameters of one optimizer group are contiguous.
         """
         student = dict(self.student.named_parameters())
-        teacher = dict(self.teacher.named_parameters())
+        teacher = dict(self.teacher.named_parameters()) if self.teacher is not None else {}
 
         def place(name: str) -> tuple[bool, bool, tuple[bool, bool, float, float]]:
             parameter = student[name]
@@ -69,9 +91,10 @@ class Pair(networks.Branches, nn.Module):
         free = [name for name, parameter in student.items() if parameter.requires_grad]
         order = sorted({**teacher, **dict.fromkeys(free)}, key=place)
         values = flat.pack(self.student, order)
-        targets = flat.pack(self.teacher, [name for name in order if name in teacher])
-        sources = flat.blocks(values[: targets.numel()])
-        self._blocks = list(zip(flat.blocks(targets), sources, strict=True))
+        if self.teacher is not None:
+            targets = flat.pack(self.teacher, [name for name in order if name in teacher])
+            sources = flat.blocks(values[: targets.numel()])
+            self._blocks = list(zip(flat.blocks(targets), sources, strict=True))
         frozen = sum(student[name].numel() for name in order if name not in free)
         return values[frozen:], [f"student.{name}" for name in order if name in free]
 
@@ -96,9 +119,26 @@ class MOCA(networks.MOCA, Pair):
     """Implements ``core.contracts.MocaModel``."""
 
 
+class Linear(networks.Linear, Pair):
+    """Implements ``core.contracts.LinearModel``."""
+
+
+class Finetune(networks.Finetune, Pair):
+    """Implements ``core.contracts.FinetuneModel``."""
+
+
 Build = Callable[[RunSpec], Pair]
-METHODS: dict[str, Build] = {"moco_v1": MoCo, "moco_v2": MoCo, "moco_v3": MoCoV3, "moca": MOCA}
+METHODS: dict[str, Build] = {
+    "moco_v1": MoCo,
+    "moco_v2": MoCo,
+    "moco_v3": MoCoV3,
+    "moca": MOCA,
+    "linear": Linear,
+    "finetune": Finetune,
+}
 
 _MOCO: type[QueueModel] = MoCo
 _MOCO_V3: type[Model] = MoCoV3
 _MOCA: type[MocaModel] = MOCA
+_LINEAR: type[LinearModel] = Linear
+_FINETUNE: type[FinetuneModel] = Finetune

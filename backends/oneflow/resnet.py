@@ -59,6 +59,12 @@ class ResNet(nn.Module):
         maps = {"final": x, **{f"layer{i}": y for i, y in outputs.items()}}
         return {name: _with_mean(y) for name, y in maps.items()}
 
+    def pooled(
+        self, images: Tensor, pooling: str, scales: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> Tensor:
+        """See ``core.contracts.Encoder``."""
+        return self(images)
+
     def forward(self, images: Tensor) -> Tensor:
         """The mean of the last map over its positions. (N, C, H, W) -> (N, D)."""
         x = self._stem(images)

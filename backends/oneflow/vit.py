@@ -5,6 +5,7 @@ Shape letters: N images, L patches, T tokens, D width, H heads.
 
 from collections.abc import Sequence
 
+import numpy as np
 import oneflow as flow
 import oneflow.nn.functional as F
 from oneflow import Tensor, nn
@@ -16,11 +17,13 @@ from triptych.backends.oneflow.layers import (
     LayerNorm,
     Linear,
     PatchEmbed,
+    like_tokens,
     pick_tokens,
 )
+from triptych.backends.oneflow.ops import mean_tokens
 from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
-from triptych.core.methods.networks import run
+from triptych.core.methods.networks import run, walk
 
 
 class Attention(nn.Module):
@@ -71,7 +74,7 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """timm's network without its classifier. Parameters have timm's names and shapes.
 
-    The position table is never trained. The patch projection is trained only if the spec says so.
+    Position table and patch projection are trained only if the spec says so.
     """
 
     def __init__(self, spec: VitSpec) -> None:
@@ -81,8 +84,9 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(flow.zeros(1, 1, spec.width))
         self.pos_embed = nn.Parameter(flow.zeros(1, 1 + rows * columns, spec.width))
         self.blocks = nn.Sequential(*[Block(spec) for _ in range(spec.depth)])
-        self.norm = LayerNorm(spec.width, spec.layer_norm_eps)
-        self.pos_embed.requires_grad_(False)
+        norm, none = LayerNorm(spec.width, spec.layer_norm_eps), nn.Identity()
+        self.norm, self.fc_norm = (none, norm) if spec.fc_norm else (norm, none)
+        self.pos_embed.requires_grad_(not spec.freeze_positions)
         if spec.stem == "conv":
             self.patch_embed.proj = conv_stem(spec)
         else:
@@ -92,6 +96,20 @@ class VisionTransformer(nn.Module):
         """See ``core.contracts.Encoder``."""
         x, outputs = run(self._embed(images), self.blocks, layers)
         return {"final": self.norm(x), **{f"layer{i}": y for i, y in outputs.items()}}
+
+    def pooled(
+        self, images: Tensor, pooling: str, scales: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> Tensor:
+        """See ``core.contracts.Encoder``."""
+        if pooling == "cls" and not scales:
+            return self(images)
+        x = self._embed(images)
+        # Repeated first: a product that broadcasts is slow on the CPU.
+        whole = [(like_tokens(one, x), like_tokens(two, x)) for one, two in scales]
+        x, _ = run(x, walk(self.blocks, whole))
+        x = self.norm(x)
+        patches = np.arange(1, x.shape[1])
+        return self.fc_norm(x[:, 0] if pooling == "cls" else mean_tokens(x, patches))
 
     def masked(self, images: Tensor, ids: Tensor, early: int) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.MaskedEncoder``."""

@@ -288,6 +288,11 @@ def pick_tokens(x: Tensor, ids: Tensor) -> Tensor:
     return picked.reshape([*ids.shape, width])
 
 
+def like_tokens(scale: Tensor, x: Tensor) -> Tensor:
+    """Repeats a factor of each image for all its tokens. (N, 1, 1), (N, T, D) -> (N, T, D)."""
+    return scale.expand_as(x)
+
+
 def sum_rows(x: Tensor) -> Tensor:
     """The sum over rows. (N, D) -> (D,)."""
     return paddle.matmul(paddle.ones([1, x.shape[0]], x.dtype), x)[0]

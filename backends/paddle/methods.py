@@ -6,13 +6,13 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from triptych.backends.paddle import layers
 from triptych.backends.paddle.encoders import encoder
 from triptych.backends.paddle.heads import head
-from triptych.backends.paddle.layers import set_virtual_ranks
 from triptych.backends.paddle.memory import Codebook, Queue
 from triptych.backends.paddle.moca import Decoder, Generator
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array, MocaModel, Model, QueueModel
+from triptych.core.contracts import Array, FinetuneModel, LinearModel, MocaModel, Model, QueueModel
 from triptych.core.methods import networks
 
 
@@ -20,12 +20,33 @@ class Branch(networks.Branch, nn.Layer):
     """A student or a teacher (see ``core.methods.networks.Branch``)."""
 
 
-def _indices(ids: Array, like: Tensor) -> Tensor:
-    return paddle.to_tensor(np.ascontiguousarray(ids), place=like.place)
+def _freeze(module: nn.Layer) -> None:
+    for parameter in module.parameters():
+        parameter.stop_gradient = True
+
+
+def _tensor(array: Array, like: Tensor) -> Tensor:
+    dtype = like.dtype if np.issubdtype(array.dtype, np.floating) else None
+    return paddle.to_tensor(np.ascontiguousarray(array), dtype, place=like.place)
+
+
+def _concat(parts: list[Tensor]) -> Tensor:
+    return paddle.concat(parts, axis=1)
 
 
 KIT = networks.Kit(
-    Branch, encoder, head, set_virtual_ranks, Queue, Codebook, Decoder, Generator, _indices
+    branch=Branch,
+    encoder=encoder,
+    head=head,
+    set_virtual_ranks=layers.set_virtual_ranks,
+    queue=Queue,
+    codebook=Codebook,
+    decoder=Decoder,
+    generator=Generator,
+    linear=layers.Linear,
+    freeze=_freeze,
+    tensor=_tensor,
+    concat=_concat,
 )
 
 
@@ -34,16 +55,16 @@ class Pair(networks.Branches, nn.Layer):
 
     Args:
         student: has all parameters of the teacher under the same names, and may have more.
-        teacher: gets no gradients.
+        teacher: gets no gradients. None: there is no teacher.
     """
 
     kit = KIT
 
-    def __init__(self, student: nn.Layer, teacher: nn.Layer) -> None:
+    def __init__(self, student: nn.Layer, teacher: nn.Layer | None = None) -> None:
         super().__init__(student, teacher)
         # Paired by name, since the student may have a predictor, too.
         sources = dict(student.named_parameters())
-        targets = dict(teacher.named_parameters())
+        targets = {} if teacher is None else dict(teacher.named_parameters())
         self._pairs = [(target, sources[name]) for name, target in targets.items()]
         for target in targets.values():
             target.stop_gradient = True
@@ -68,9 +89,26 @@ class MOCA(networks.MOCA, Pair):
     """Implements ``core.contracts.MocaModel``."""
 
 
+class Linear(networks.Linear, Pair):
+    """Implements ``core.contracts.LinearModel``."""
+
+
+class Finetune(networks.Finetune, Pair):
+    """Implements ``core.contracts.FinetuneModel``."""
+
+
 Build = Callable[[RunSpec], Pair]
-METHODS: dict[str, Build] = {"moco_v1": MoCo, "moco_v2": MoCo, "moco_v3": MoCoV3, "moca": MOCA}
+METHODS: dict[str, Build] = {
+    "moco_v1": MoCo,
+    "moco_v2": MoCo,
+    "moco_v3": MoCoV3,
+    "moca": MOCA,
+    "linear": Linear,
+    "finetune": Finetune,
+}
 
 _MOCO: type[QueueModel] = MoCo
 _MOCO_V3: type[Model] = MoCoV3
 _MOCA: type[MocaModel] = MOCA
+_LINEAR: type[LinearModel] = Linear
+_FINETUNE: type[FinetuneModel] = Finetune

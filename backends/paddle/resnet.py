@@ -42,7 +42,7 @@ class ResNet(nn.Layer):
     def __init__(self, spec: ResnetSpec) -> None:
         super().__init__()
         self.conv1, self.bn1 = _conv_norm(parameters.stem(spec))
-        self.pooled = spec.stem == "imagenet"
+        self.large = spec.stem == "imagenet"
         blocks = list(parameters.blocks(spec))
         for i in range(len(spec.depths)):
             stage = [Block(block) for block in blocks if block.stage == i]
@@ -55,6 +55,12 @@ class ResNet(nn.Layer):
         maps = {"final": x, **{f"layer{i}": y for i, y in outputs.items()}}
         return {name: _with_mean(y) for name, y in maps.items()}
 
+    def pooled(
+        self, images: Tensor, pooling: str, scales: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> Tensor:
+        """See ``core.contracts.Encoder``."""
+        return self(images)
+
     def forward(self, images: Tensor) -> Tensor:
         """The mean of the last map over its positions. (N, C, H, W) -> (N, D)."""
         x = self._stem(images)
@@ -64,7 +70,7 @@ class ResNet(nn.Layer):
 
     def _stem(self, images: Tensor) -> Tensor:
         x = relu_(self.bn1(self.conv1(images)))
-        return max_pool(x) if self.pooled else x
+        return max_pool(x) if self.large else x
 
 
 def _conv_norm(layer: ConvNorm) -> tuple[Conv2D, BatchNorm]:

@@ -22,13 +22,15 @@ from triptych.backends.paddle.layers import (
     Linear,
     PatchEmbed,
     ReLU,
+    like_tokens,
     linear,
     pick_tokens,
     plain_forms_serve,
 )
+from triptych.backends.paddle.ops import mean_tokens
 from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
-from triptych.core.methods.networks import run
+from triptych.core.methods.networks import run, walk
 
 
 class Attention(nn.Layer):
@@ -79,7 +81,7 @@ class Block(nn.Layer):
 class VisionTransformer(nn.Layer):
     """timm's network without its classifier. Parameters have timm's names.
 
-    The position table is never trained. The patch projection is trained only if the spec says so.
+    Position table and patch projection are trained only if the spec says so.
     """
 
     def __init__(self, spec: VitSpec) -> None:
@@ -92,8 +94,9 @@ class VisionTransformer(nn.Layer):
         )
         self.patch_embed = PatchEmbed(spec.channels, spec.width, spec.patch_size)
         self.blocks = nn.LayerList([Block(spec) for _ in range(spec.depth)])
-        self.norm = LayerNorm(spec.width, spec.layer_norm_eps)
-        self.pos_embed.stop_gradient = True
+        norm, none = LayerNorm(spec.width, spec.layer_norm_eps), nn.Identity()
+        self.norm, self.fc_norm = (none, norm) if spec.fc_norm else (norm, none)
+        self.pos_embed.stop_gradient = spec.freeze_positions
         if spec.stem == "conv":
             self.patch_embed.proj = conv_stem(spec)
         else:
@@ -104,6 +107,20 @@ class VisionTransformer(nn.Layer):
         """See ``core.contracts.Encoder``."""
         x, outputs = run(self._embed(images), self.blocks, layers)
         return {"final": self.norm(x), **{f"layer{i}": y for i, y in outputs.items()}}
+
+    def pooled(
+        self, images: Tensor, pooling: str, scales: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> Tensor:
+        """See ``core.contracts.Encoder``."""
+        if pooling == "cls" and not scales:
+            return self(images)
+        x = self._embed(images)
+        # Repeated first: a product that broadcasts is slow on the CPU.
+        whole = [(like_tokens(one, x), like_tokens(two, x)) for one, two in scales]
+        x, _ = run(x, walk(self.blocks, whole))
+        x = self.norm(x)
+        patches = np.arange(1, x.shape[1])
+        return self.fc_norm(x[:, 0] if pooling == "cls" else mean_tokens(x, patches))
 
     def masked(self, images: Tensor, ids: Tensor, early: int) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.MaskedEncoder``."""

@@ -70,8 +70,8 @@ def forward(
     if spec.features == "augmented":
         with ops.no_grad():
             features = model.frozen(features)
-    labels = ops.labels(cast(Array, batch.labels), features)
     logits = model.logits(features)
+    labels = ops.labels(cast(Array, batch.labels), logits[0])
     losses = [ops.cross_entropy(scores, labels) for scores in logits]
     loss = reduce(add, losses)
     metrics = {"loss": loss / len(losses)}

@@ -7,7 +7,7 @@ Each returns tokens by name, all (N, 1+L, D):
 Shape letters: N images, C channels, L tokens, D width, H heads.
 """
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 
 import autograd.numpy as np
 
@@ -53,14 +53,20 @@ def attention(values: Values, name: str, x: Tensor, heads: int) -> Tensor:
     return linear(values, f"{name}.proj", mixed)
 
 
-def block(values: Values, name: str, x: Tensor, spec: VitSpec) -> Tensor:
-    """Pre-norm transformer block. (N, L, D) -> (N, L, D)."""
+def block(
+    values: Values, name: str, x: Tensor, spec: VitSpec, scales: Sequence[Tensor] = (1.0, 1.0)
+) -> Tensor:
+    """Pre-norm transformer block. (N, L, D) -> (N, L, D).
+
+    Args:
+        scales: factors (N, 1, 1) of the two residual branches, attention and MLP.
+    """
     eps = spec.layer_norm_eps
-    x = x + attention(
+    x = x + scales[0] * attention(
         values, f"{name}.attn", layer_norm(values, f"{name}.norm1", x, eps), spec.heads
     )
     hidden = gelu(linear(values, f"{name}.mlp.fc1", layer_norm(values, f"{name}.norm2", x, eps)))
-    return x + linear(values, f"{name}.mlp.fc2", hidden)
+    return x + scales[1] * linear(values, f"{name}.mlp.fc2", hidden)
 
 
 def patch_embed(values: Values, name: str, images: Tensor, spec: VitSpec) -> Tensor:
@@ -91,10 +97,15 @@ def vit(
     images: Tensor,
     spec: VitSpec,
     norms: Norms = EVALUATION,
+    scales: Sequence[Sequence[Tensor]] = (),
 ) -> dict[str, Tensor]:
     """A vision transformer.
 
-    The result also has "patch_embed", (N, L, D): the patch tokens before positions are added.
+    The result also has "patch_embed", (N, L, D): the patch tokens before positions are added. With
+    ``fc_norm`` the final tokens are those of the last block: ``pooled`` normalises their mean.
+
+    Args:
+        scales: of each block, as in ``block``; empty: all are 1.
     """
     if spec.stem == "conv":
         patches = conv_stem(values, name, images, spec, norms)
@@ -103,10 +114,31 @@ def vit(
     token = np.tile(values[f"{name}.cls_token"], (len(images), 1, 1))
     x = np.concatenate([token, patches], axis=1) + values[f"{name}.pos_embed"]
     tokens = {"patch_embed": patches}
-    for i in range(spec.depth):
-        x = block(values, f"{name}.blocks.{i}", x, spec)
+    for i, pair in enumerate(scales or [(1.0, 1.0)] * spec.depth):
+        x = block(values, f"{name}.blocks.{i}", x, spec, pair)
         tokens[f"layer{i}"] = x
-    return {**tokens, "final": layer_norm(values, f"{name}.norm", x, spec.layer_norm_eps)}
+    if not spec.fc_norm:
+        x = layer_norm(values, f"{name}.norm", x, spec.layer_norm_eps)
+    return {**tokens, "final": x}
+
+
+def pooled(
+    values: MutableMapping[str, Tensor],
+    name: str,
+    images: Tensor,
+    spec: ModelSpec,
+    pooling: str,
+    norms: Norms,
+    scales: Sequence[Sequence[Tensor]] = (),
+) -> Tensor:
+    """The feature of each image (see ``core.contracts.Encoder``). (N, C, H, W) -> (N, D)."""
+    if not isinstance(spec, VitSpec):
+        return resnet(values, name, images, spec, norms)["final"][:, 0]
+    tokens = vit(values, name, images, spec, norms, scales)["final"]
+    feature = tokens[:, 0] if pooling == "cls" else np.mean(tokens[:, 1:], axis=1)
+    if spec.fc_norm:
+        feature = layer_norm(values, f"{name}.fc_norm", feature, spec.layer_norm_eps)
+    return feature
 
 
 def masked_vit(

@@ -1,16 +1,26 @@
 """The networks of every method in NumPy: student, teacher and memory."""
 
 from collections.abc import Sequence
+from typing import cast
 
-import numpy as np
+import autograd.numpy as np
 from autograd.tracer import getval
 
 from triptych.core import parameters
-from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import MocaModel, Model, QueueModel, Slot, Tensor
+from triptych.core.config.spec import FinetuneSpec, LinearSpec, RunSpec, VitSpec
+from triptych.core.contracts import (
+    Array,
+    FinetuneModel,
+    LinearModel,
+    MocaModel,
+    Model,
+    QueueModel,
+    Slot,
+    Tensor,
+)
 from triptych.core.methods import ring
-from triptych.core.reference.encoders import encode
-from triptych.core.reference.layers import EVALUATION, Norms, head
+from triptych.core.reference.encoders import encode, pooled
+from triptych.core.reference.layers import EVALUATION, Norms, head, layer_norm, linear
 from triptych.core.reference.moca import Codebook, Moca
 
 
@@ -82,6 +92,57 @@ class MOCA(Moca, Pair):
         self.memory = Codebook(values)
 
 
+class Linear(Pair):
+    """``core.contracts.LinearModel``."""
+
+    def frozen(self, images: Tensor) -> Tensor:
+        """See ``core.contracts.LinearModel``."""
+        method, model, name = cast(LinearSpec, self.spec.method), self.spec.model, "student.encoder"
+        tokens = encode(self.values, name, images, model, EVALUATION)
+        features = []
+        if method.pooling != "mean" and isinstance(model, VitSpec):
+            for i in range(model.depth - method.blocks, model.depth - 1):
+                x, eps = tokens[f"layer{i}"], model.layer_norm_eps
+                features.append(layer_norm(self.values, f"{name}.norm", x, eps)[:, 0])
+        if method.pooling != "mean":
+            features.append(tokens["final"][:, 0])
+        if method.pooling != "cls":
+            features.append(np.mean(tokens["final"][:, 1:], axis=1))
+        return np.concatenate(features, axis=1)
+
+    def logits(self, features: Tensor) -> list[Tensor]:
+        """See ``core.contracts.LinearModel``."""
+        count, name = len(cast(LinearSpec, self.spec.method).probes), "student.classifier"
+        names = [name] if count == 1 else [f"{name}.{i}" for i in range(count)]
+        return [linear(self.values, each, features) for each in names]
+
+    def classify(self, branch: str, images: Tensor) -> list[Tensor]:
+        """See ``core.contracts.Classifier``."""
+        return self.logits(images if images.ndim == 2 else self.frozen(images))
+
+
+class Finetune(Pair):
+    """``core.contracts.FinetuneModel``."""
+
+    def predict(self, images: Tensor, keep: Array | None) -> tuple[Tensor, Tensor]:
+        """See ``core.contracts.FinetuneModel``."""
+        rows = [] if keep is None else [row[:, None, None] for row in keep]
+        scales = list(zip(rows[::2], rows[1::2], strict=True))
+        return self._classified("student", images, self._training, scales)
+
+    def classify(self, branch: str, images: Tensor) -> list[Tensor]:
+        """See ``core.contracts.Classifier``."""
+        return [self._classified(branch, images, EVALUATION, [])[1]]
+
+    def _classified(
+        self, branch: str, images: Tensor, norms: Norms, scales: Sequence[Sequence[Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        values, name = self.values, f"{branch}.encoder"
+        pooling = cast(FinetuneSpec, self.spec.method).pooling
+        feature = pooled(values, name, images, self.spec.model, pooling, norms, scales)
+        return feature, linear(values, f"{branch}.classifier", feature)
+
+
 class Queue:
     """Implements ``core.contracts.Memory`` with the tensors under ``memory.``."""
 
@@ -106,8 +167,17 @@ class Queue:
         self._values["memory.pointer"] = np.array(column)
 
 
-METHODS: dict[str, type[Pair]] = {"moco_v1": MoCo, "moco_v2": MoCo, "moco_v3": Pair, "moca": MOCA}
+METHODS: dict[str, type[Pair]] = {
+    "moco_v1": MoCo,
+    "moco_v2": MoCo,
+    "moco_v3": Pair,
+    "moca": MOCA,
+    "linear": Linear,
+    "finetune": Finetune,
+}
 
 _MOCO: type[QueueModel] = MoCo
 _MOCO_V3: type[Model] = Pair
 _MOCA: type[MocaModel] = MOCA
+_LINEAR: type[LinearModel] = Linear
+_FINETUNE: type[FinetuneModel] = Finetune
