@@ -185,3 +185,27 @@ def test_an_epoch_counts_its_last_smaller_batch_if_it_is_kept():
     train = digits(LINEAR).train
     assert train.steps_per_epoch(20) == 2
     assert train.model_copy(update={"drop_last": False}).steps_per_epoch(20) == 3
+
+
+def test_mixed_images_come_from_the_draws_of_the_step():
+    mixing = {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1}
+    spec = digits({**FINETUNE, "mixing": mixing, "drop_path": 0.1})
+    draws = METHODS["finetune"].draws(spec, 0)
+    assert draws.keys() == {"mix_partner", "mix_share", "mix_box", "drop_path_keep"}
+    images = np.random.default_rng(0).random((8, 1, 8, 8))
+    batch = Batch((images,), np.arange(8), np.arange(8))
+    prepared = finetune.prepare(batch, draws, spec.method)
+    assert not np.array_equal(prepared.views[0], images)
+    assert prepared.targets.sum(1) == pytest.approx(np.ones(8))
+    finetune.check_draws(spec, draws)
+    with pytest.raises(ValueError, match="mix_share"):
+        finetune.check_draws(spec, {**draws, "mix_share": draws["mix_share"] + 1.5})
+
+
+@pytest.mark.parametrize(
+    ("train", "key"),
+    [({"batch_size": 9}, "train.batch_size"), ({"drop_last": False}, "train.drop_last")],
+)
+def test_mixing_needs_whole_batches_of_pairs(train, key):
+    with pytest.raises(ValueError, match=key):
+        digits({**FINETUNE, "mixing": {"mixup": 0.8}}, train=train)

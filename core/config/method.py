@@ -18,6 +18,7 @@ from triptych.core.config.fields import (
     Probability,
     Section,
 )
+from triptych.core.config.mixing import MixSpec
 
 
 class AnyMethodSpec(Section):
@@ -265,6 +266,8 @@ class FinetuneSpec(SupervisedSpec):
     drop_path: Annotated[Float, Field(ge=0, lt=1)] = 0.0
     """Probability that a sample skips a residual branch of the last block (arXiv 1603.09382). It
     rises linearly from 0 at the first block."""
+    mixing: MixSpec = MixSpec()
+    """Mixed images (Mixup, CutMix) and smoothed targets."""
     momentum: Probability | None = None
     """Momentum of the weights' moving average, which is the teacher; null: no average."""
 

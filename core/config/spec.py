@@ -237,7 +237,10 @@ class RunSpec(Section):
         yield from augment_contradictions(self.augment, channels)
         yield from self._schedule_contradictions()
         yield from self._batch_contradictions()
-        yield from supervised_contradictions(self.model, self.method)
+        train = self.train
+        yield from supervised_contradictions(
+            self.model, self.method, train.batch_size, drop_last=train.drop_last
+        )
         if isinstance(self.method, MocaSpec):
             yield from moca_contradictions(self.model, self.method, self.train.batch_size)
         elif isinstance(self.optim, AdamWSpec) and self.optim.generator_lr is not None:

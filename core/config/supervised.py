@@ -4,18 +4,22 @@ from collections.abc import Iterator
 
 from triptych.core.config.fields import KeyedError
 from triptych.core.config.method import AnyMethodSpec, FinetuneSpec, LinearSpec
+from triptych.core.config.mixing import mixing_contradictions
 from triptych.core.config.model import ModelSpec, VitSpec
 
 
-def supervised_contradictions(model: ModelSpec, method: AnyMethodSpec) -> Iterator[KeyedError]:
-    """The contradictions between method and model, each at the key that should change."""
+def supervised_contradictions(
+    model: ModelSpec, method: AnyMethodSpec, batch_size: int, *, drop_last: bool
+) -> Iterator[KeyedError]:
+    """The contradictions between method, model and batch, each at the key that should change."""
     pools_mean = isinstance(method, FinetuneSpec) and method.pooling == "mean"
     if isinstance(model, VitSpec) and model.fc_norm and not pools_mean:
         yield KeyedError("model.fc_norm", "only for method finetune with method.pooling mean")
     if isinstance(method, LinearSpec):
         yield from _linear(model, method)
-    if isinstance(method, FinetuneSpec) and not isinstance(model, VitSpec) and method.drop_path:
-        yield KeyedError("method.drop_path", f"{model.name} has no drop-path; a ViT has")
+    if isinstance(method, FinetuneSpec):
+        yield from _finetune(model, method, drop_last=drop_last)
+        yield from mixing_contradictions(method.mixing, batch_size)
 
 
 def _linear(model: ModelSpec, method: LinearSpec) -> Iterator[KeyedError]:
@@ -27,3 +31,10 @@ def _linear(model: ModelSpec, method: LinearSpec) -> Iterator[KeyedError]:
         yield KeyedError("method.pooling", "both: a ResNet has no class token; use cls")
     if method.pooling == "mean" and method.blocks > 1:
         yield KeyedError("method.blocks", "pooling mean is of the last block; use cls or both")
+
+
+def _finetune(model: ModelSpec, method: FinetuneSpec, *, drop_last: bool) -> Iterator[KeyedError]:
+    if not isinstance(model, VitSpec) and method.drop_path:
+        yield KeyedError("method.drop_path", f"{model.name} has no drop-path; a ViT has")
+    if method.mixing.mixes and not drop_last:
+        yield KeyedError("train.drop_last", "method.mixing mixes whole batches: set it to true")

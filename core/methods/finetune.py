@@ -12,6 +12,7 @@ import numpy as np
 
 from triptych.core.config.spec import FinetuneSpec, RunSpec, VitSpec
 from triptych.core.contracts import Array, Batch, FinetuneModel, Hyper, Ops, Outcome
+from triptych.core.methods import mixing
 from triptych.core.methods.supervised import (
     CHANCE,
     FLAT,
@@ -40,20 +41,21 @@ __all__ = [
 
 
 def draws(spec: RunSpec, step: int) -> dict[str, Array]:
-    """The random numbers of drop-path.
+    """The random numbers of mixing (``core.methods.mixing.draws``) and drop-path.
 
     Returns:
         ``drop_path_keep``: (2 * (depth - 1), N) int64, 0 or 1: whether each sample keeps a residual
             branch. Every block but the first has two rows, for its attention and then its MLP. The
             array is absent without drop-path.
     """
-    method = cast(FinetuneSpec, spec.method)
+    method, count = cast(FinetuneSpec, spec.method), spec.train.batch_size
+    mixed = mixing.draws(method.mixing, spec.seed, step, count, spec.model.size)
     if not method.drop_path:
-        return {}
-    depth, count = cast(VitSpec, spec.model).depth, spec.train.batch_size
+        return mixed
+    depth = cast(VitSpec, spec.model).depth
     kept = np.repeat(1.0 - _drop_rates(method.drop_path, depth)[1:], 2)[:, None]
     uniform = stream(spec.seed, "drop_path", step).random((len(kept), count))
-    return {"drop_path_keep": (uniform < kept).astype(np.int64)}
+    return {**mixed, "drop_path_keep": (uniform < kept).astype(np.int64)}
 
 
 def check_draws(spec: RunSpec, draws: Mapping[str, Array]) -> None:
@@ -61,12 +63,19 @@ def check_draws(spec: RunSpec, draws: Mapping[str, Array]) -> None:
     keep = draws.get("drop_path_keep")
     if keep is not None and not np.isin(keep, (0, 1)).all():
         raise ValueError("drop_path_keep: expected 0 or 1")
+    mixing.check_draws(_mixing_draws(draws), spec.model.size)
 
 
 def prepare(batch: Batch, draws: Mapping[str, Array], spec: FinetuneSpec) -> Batch:
-    """Makes the probabilities to predict from the labels."""
-    labels, dtype = cast(Array, batch.labels), batch.views[0].dtype
-    return replace(batch, targets=np.eye(spec.classes, dtype=dtype)[labels])
+    """Mixes the images, and makes the probabilities to predict from the labels."""
+    images, targets = mixing.mix(
+        batch.views[0],
+        cast(Array, batch.labels),
+        _mixing_draws(draws),
+        spec.classes,
+        spec.mixing.smoothing,
+    )
+    return replace(batch, views=(images,), targets=targets)
 
 
 def forward(
@@ -112,6 +121,10 @@ def branch_scales(keep: Array, drop_path: float) -> Array:
     factors = np.ones((2 * len(rates), keep.shape[1]))
     factors[2:] = keep / (1.0 - np.repeat(rates[1:], 2)[:, None])
     return factors
+
+
+def _mixing_draws(draws: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: array for name, array in draws.items() if name.startswith("mix_")}
 
 
 def _drop_rates(last: float, depth: int) -> Array:
