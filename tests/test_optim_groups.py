@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from support.golden_weights import GOLDEN
 from support.native import tiny_spec
@@ -11,8 +12,9 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Hyper
 from triptych.core.errors import UserError
 from triptych.core.optim import groups
+from triptych.core.optim.plan import Plan
 
-TABLES = json.loads((GOLDEN / "finetune_groups.json").read_text())
+TABLES = json.loads((GOLDEN / "eval" / "finetune_groups.json").read_text())
 HYPER = Hyper(step=0, lr=0.004, weight_decay=0.05, ema=0.0)
 
 
@@ -94,3 +96,50 @@ def test_a_resnet_has_no_layer_decay():
     change = ["optim.name=adamw", "optim.layer_decay=0.65"]
     with pytest.raises(UserError, match=r"optim\.layer_decay: 0\.65: only a ViT has it"):
         config.load("moco_v3/digits_resnet", change)
+
+
+def sweep(optim: dict[str, object], **method: object) -> RunSpec:
+    """A linear probe of several rates."""
+    base = tiny_spec(case="moco_v3_vit").model_dump()
+    base["method"] = {"name": "linear", "classes": 3, **method}
+    return RunSpec.model_validate({**base, "optim": optim})
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_each_probe_has_its_rate_and_decay(name):
+    run = sweep(
+        {"name": name, "lr": 0.1, "weight_decay": 0.0}, rates=(1.0, 2.0), weight_decays=(0.0, 1e-4)
+    )
+    found = [
+        groups.rates(groups.group(f"student.classifier.{i}.{part}", ndim, run), run.optim, HYPER)
+        for i in range(4)
+        for part, ndim in (("weight", 2), ("bias", 1))
+    ]
+    want = [(0.004 * rate, decay) for rate in (1, 2) for decay in (0.0, 1e-4) for _ in range(2)]
+    assert found == want
+
+
+def test_a_single_probe_has_its_rate_and_the_scheduled_decay():
+    run = sweep({"name": "sgd"}, rates=(3.0,))
+    group = groups.group("student.classifier.weight", 2, run)
+    assert groups.rates(group, run.optim, HYPER) == (0.012, 0.05)
+
+
+def test_rates_of_mocas_grid_are_the_golden_ones():
+    rates = tuple(digit * 10.0**power for power in range(-4, 1) for digit in range(1, 10))
+    run = sweep(
+        {"name": "sgd", "lr": 1.0, "weight_decay": 0.0, "per": "epoch", "scale_lr_by": 256},
+        rates=rates,
+    )
+    train = {**run.train.model_dump(), "batch_size": 1024, "steps": None, "epochs": 100}
+    run = RunSpec.model_validate({**run.model_dump(), "train": train})
+    plan = Plan(run, 2)
+    with np.load(GOLDEN / "eval" / "eval_schedules.npz") as golden:
+        want = golden["moca_linear/lr"]
+    found = np.empty_like(want)
+    for epoch in range(len(want)):
+        for i in range(len(rates)):
+            group = groups.group(f"student.classifier.{i}.weight", 2, run)
+            found[epoch, i] = groups.rates(group, run.optim, plan.hyper(2 * epoch + 1))[0]
+    assert found.shape == (100, 45)
+    np.testing.assert_allclose(found, want, rtol=1e-12, atol=1e-14)

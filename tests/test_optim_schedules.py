@@ -215,7 +215,7 @@ def test_scaled_lr():
     assert schedules.scaled_lr(1e-3, 4096, None) == 1e-3
 
 
-EVAL = np.load(Path(__file__).parent / "golden" / "eval_schedules.npz")
+EVAL = np.load(Path(__file__).parent / "golden" / "eval" / "eval_schedules.npz")
 STEPS = {"schedule": "multistep", "milestones": (60, 80), "per": "epoch"}
 COSINE = {"schedule": "cosine", "per": "epoch"}
 DEIT = {

@@ -105,6 +105,18 @@ class Pair(networks.Branches, nn.Module):
         # one update of all would take two copies of the model beside the student's activations.
         for target, source in self._blocks:
             target.add_(source - target, alpha=1.0 - momentum)
+        if self.statistics != "own":
+            self._update_statistics(momentum)
+
+    def _update_statistics(self, momentum: float) -> None:
+        """Averages or copies the running statistics of the teacher's batch norms."""
+        followed = () if self.teacher is None else self.teacher.named_buffers()
+        sources = dict(self.student.named_buffers())
+        for name, target in followed:
+            if self.statistics == "copied":
+                target.copy_(sources[name])
+            elif target.is_floating_point():
+                target.add_(sources[name] - target, alpha=1.0 - momentum)
 
 
 class MoCo(networks.MoCo, Pair):

@@ -75,6 +75,18 @@ class Pair(networks.Branches, nn.Layer):
         for target, source in self._pairs:
             # The difference keeps values that are equal in both exactly equal.
             target.add_((source - target).scale_(1.0 - momentum))
+        if self.statistics != "own":
+            self._update_statistics(momentum)
+
+    def _update_statistics(self, momentum: float) -> None:
+        """Averages or copies the running statistics of the teacher's batch norms."""
+        followed = () if self.teacher is None else self.teacher.named_buffers()
+        sources = dict(self.student.named_buffers())
+        for name, target in followed:
+            if self.statistics == "copied":
+                paddle.assign(sources[name], target)
+            elif target.is_floating_point():
+                target.add_((sources[name] - target).scale_(1.0 - momentum))
 
 
 class MoCo(networks.MoCo, Pair):

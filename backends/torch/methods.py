@@ -86,6 +86,19 @@ class Pair(networks.Branches, nn.Module):
         if self._targets:
             update = get_ema_multi_avg_fn(momentum)
             update(self._targets, self._sources, 0)
+        if self.statistics != "own":
+            self._update_statistics(momentum)
+
+    @torch.no_grad()
+    def _update_statistics(self, momentum: float) -> None:
+        """Averages or copies the running statistics of the teacher's batch norms."""
+        followed = () if self.teacher is None else self.teacher.named_buffers()
+        sources = dict(self.student.named_buffers())
+        for name, target in followed:
+            if self.statistics == "copied":
+                target.copy_(sources[name])
+            elif target.is_floating_point():
+                target.lerp_(sources[name], 1.0 - momentum)
 
 
 class MoCo(networks.MoCo, Pair):

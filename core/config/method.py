@@ -270,6 +270,10 @@ class FinetuneSpec(SupervisedSpec):
     """Mixed images (Mixup, CutMix) and smoothed targets."""
     momentum: Probability | None = None
     """Momentum of the weights' moving average, which is the teacher; null: no average."""
+    ema_rule: Literal["timm", "mmengine"] = "timm"
+    """What the moving average does besides the weights. timm: it also averages the running
+    statistics of batch norm. mmengine: it copies these statistics, and its first update copies the
+    weights, too."""
 
 
 MethodSpec = Annotated[

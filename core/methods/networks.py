@@ -6,7 +6,7 @@ last. It adds the native code: the parts, and the update of the teacher.
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from triptych.core import parameters
 from triptych.core.config.spec import (
@@ -137,9 +137,13 @@ class Branches:
         kit: parts of the framework. The backend's class provides them.
         student: ``Branch`` with an ``encoder``, which is a ``core.contracts.Encoder``.
         teacher: likewise; None: the method has no teacher.
+        statistics: what the running statistics of the teacher's batch norms are. own: those of its
+            own batches. averaged: moving averages of the student's, like the weights. copied: the
+            student's.
     """
 
     kit: Kit
+    statistics: Literal["own", "averaged", "copied"] = "own"
     student: Any
     teacher: Any
 
@@ -302,6 +306,7 @@ class Finetune(Branches):
         method = cast(FinetuneSpec, spec.method)
         averaged = method.momentum is not None
         super().__init__(self.whole(spec), self.whole(spec) if averaged else None)
+        self.statistics = "averaged" if method.ema_rule == "timm" else "copied"
         self.pooling = method.pooling
 
     @classmethod

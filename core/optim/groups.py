@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from triptych.core.config.spec import AdamWSpec, OptimSpec, RunSpec, VitSpec
+from triptych.core.config.spec import AdamWSpec, LinearSpec, OptimSpec, Probe, RunSpec, VitSpec
 from triptych.core.contracts import Hyper, Tensor
 from triptych.core.parameters import GENERATORS
 
+CLASSIFIER = "student.classifier."
 ENCODER = "student.encoder."
 TOKENS = (f"{ENCODER}cls_token", f"{ENCODER}pos_embed")
 
@@ -39,14 +40,14 @@ def group(name: str, ndim: int, spec: RunSpec) -> Group:
         ndim: number of dimensions of the tensor.
         spec: of the run.
     """
-    optim = spec.optim
+    optim, probe = spec.optim, _probe(name, spec)
     if not isinstance(optim, AdamWSpec):
-        return Group()
+        return Group(probe.rate, decay=probe.weight_decay)
     constant = optim.generator_lr is not None and name.startswith(GENERATORS)
-    decay = optim.weight_decay if constant else None
+    decay = optim.weight_decay if constant else probe.weight_decay
     if not _decayed(name, ndim, optim):
         decay = 0.0
-    return Group(layer_scale(name, spec), constant, decay)
+    return Group(probe.rate * layer_scale(name, spec), constant, decay)
 
 
 def assign(named: Mapping[str, Tensor], spec: RunSpec) -> dict[str, Group]:
@@ -68,6 +69,15 @@ def layer_scale(name: str, spec: RunSpec) -> float:
     layers = {"cls_token": 0, "pos_embed": 0, "patch_embed": 0}
     layer = int(path[0]) + 1 if part == "blocks" else layers.get(part, last)
     return float(decay ** (last - layer))
+
+
+def _probe(name: str, spec: RunSpec) -> Probe:
+    """The probe that a tensor belongs to; a neutral one for other methods than the linear probe."""
+    if not isinstance(spec.method, LinearSpec):
+        return Probe(1.0, None)
+    probes = spec.method.probes
+    number = name.removeprefix(CLASSIFIER).partition(".")[0]
+    return probes[int(number)] if len(probes) > 1 else probes[0]
 
 
 def _decayed(name: str, ndim: int, spec: AdamWSpec) -> bool:

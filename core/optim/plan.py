@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import FinetuneSpec, RunSpec
 from triptych.core.contracts import Hyper
 from triptych.core.errors import UserError
 from triptych.core.optim import schedules
@@ -83,19 +83,26 @@ class Plan:
 
     def hyper(self, step: int) -> Hyper:
         """The scalars of ``step`` (from 0)."""
-        optim, method = self.spec.optim, self.spec.method
-        position = self.position(step)
+        optim = self.spec.optim
         coarse = self._coarse(step)
         weight_decay = optim.weight_decay
         if optim.weight_decay_end is not None:
             weight_decay = schedules.cosine(
                 weight_decay, optim.weight_decay_end, coarse / self.total
             )
-        ema = method.momentum or 0.0  # no teacher, no average: 0
-        if method.momentum_schedule == "cosine":
-            ema = schedules.ema_momentum(ema, self.total, position)
         lr = self._lr(self._coarse(step, optim.lag_epochs))
-        return Hyper(step=step, lr=lr, weight_decay=weight_decay, ema=ema)
+        return Hyper(step=step, lr=lr, weight_decay=weight_decay, ema=self._ema(step))
+
+    def _ema(self, step: int) -> float:
+        """The teacher's momentum; 0 without a teacher."""
+        method = self.spec.method
+        if method.momentum is None:
+            return 0.0
+        if isinstance(method, FinetuneSpec) and method.ema_rule == "mmengine" and step == 0:
+            return 0.0  # the first update copies
+        if method.momentum_schedule == "cosine":
+            return schedules.ema_momentum(method.momentum, self.total, self.position(step))
+        return method.momentum
 
     def _coarse(self, step: int, lag: int = 0) -> float:
         """Progress in ``unit`` at the schedules' last advance, ``lag`` whole epochs earlier."""

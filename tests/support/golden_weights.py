@@ -64,7 +64,8 @@ def _philox(key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
-def _normal(name: str, shape: tuple[int, ...]) -> Array:
+def normal(name: str, shape: tuple[int, ...]) -> Array:
+    """The standard normal values that the rules give a name."""
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     return _philox(key).standard_normal(shape)
 
@@ -74,7 +75,7 @@ def _rounded(array: Array) -> Array:
 
 
 def _matrix(name: str, shape: tuple[int, ...]) -> Array:
-    return _rounded(_normal(name, shape) / np.sqrt(int(np.prod(shape[1:]))))
+    return _rounded(normal(name, shape) / np.sqrt(int(np.prod(shape[1:]))))
 
 
 def _unit_columns(array: Array) -> Array:
@@ -88,16 +89,16 @@ def _unit_rows(array: Array) -> Array:
 RULES = {
     "matrix": lambda name, source, shape: _matrix(name, shape),
     "matrix+key": lambda name, source, shape: _rounded(
-        _matrix(source, shape) + 0.01 * _normal(name, shape)
+        _matrix(source, shape) + 0.01 * normal(name, shape)
     ),
-    "norm_weight:1+0.1z": lambda _, source, shape: _rounded(1 + 0.1 * _normal(source, shape)),
-    "bias:0.02z": lambda _, source, shape: _rounded(0.02 * _normal(source, shape)),
-    "token:0.02z": lambda _, source, shape: _rounded(0.02 * _normal(source, shape)),
+    "norm_weight:1+0.1z": lambda _, source, shape: _rounded(1 + 0.1 * normal(source, shape)),
+    "bias:0.02z": lambda _, source, shape: _rounded(0.02 * normal(source, shape)),
+    "token:0.02z": lambda _, source, shape: _rounded(0.02 * normal(source, shape)),
     "running_mean:0": lambda _, source, shape: np.zeros(shape),
     "running_var:1": lambda _, source, shape: np.ones(shape),
     "num_batches_tracked:0": lambda _, source, shape: np.zeros(shape),
-    "queue": lambda name, _, shape: _rounded(_unit_columns(_normal(name, shape))),
-    "codebook": lambda name, _, shape: _rounded(_unit_rows(np.maximum(_normal(name, shape), 0))),
+    "queue": lambda name, _, shape: _rounded(_unit_columns(normal(name, shape))),
+    "codebook": lambda name, _, shape: _rounded(_unit_rows(np.maximum(normal(name, shape), 0))),
     "dist_norm:0.5": lambda _, source, shape: np.full(shape, 0.5),
     "scale:kappa": lambda _, source, shape: np.full(shape, 3.0),
     "_embedding_ptr:0": lambda _, source, shape: np.zeros(shape),
