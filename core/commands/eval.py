@@ -1,4 +1,4 @@
-"""``eval``: evaluates the features that given weights compute."""
+"""``eval``: evaluates or writes the features that given weights compute."""
 
 import argparse
 import json
@@ -8,12 +8,25 @@ from functools import partial
 from typing import NamedTuple
 
 from triptych.core import cli, config, formats
-from triptych.core.data import few_levels
-from triptych.core.errors import printable
+from triptych.core.config.spec import RunSpec
+from triptych.core.contracts import State
+from triptych.core.data import Source, few_levels, open_splits
+from triptych.core.engine import PICK
+from triptych.core.errors import UserError, printable
 from triptych.core.evaluation import PROTOCOLS
+from triptych.core.evaluation.export import Exported, export, name_width
+from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Split
-from triptych.core.evaluation.subject import encoder
-from triptych.core.launch import choose_backend, join, open_engine
+from triptych.core.evaluation.stored import Stored
+from triptych.core.evaluation.subject import depth, encoder
+from triptych.core.files.features import FORMATS, Header, file_format, read_features, writing
+from triptych.core.launch import Say, choose_backend, join, open_engine
+from triptych.core.training.terminal import Terminal
+
+FEATURES = "features"
+"""Name of the evaluation that writes features."""
+SPLITS = {"train": (False,), "held_out": (True,), "both": (False, True)}
+"""Value of ``--split`` -> whether its images are held out."""
 
 
 class Option(NamedTuple):
@@ -45,28 +58,41 @@ OPTIONS = {
         "shots": Option("evaluate.lowshot.shots", "labelled images per class, e.g. 1,2,5,1%%"),
         "splits": Option("evaluate.lowshot.files", "files that name them", several=True),
     },
+    FEATURES: {"branch": BRANCH},
 }
-"""Protocol -> its options, by name."""
+"""Evaluation -> its options, by name."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One sub-command for each evaluation."""
     choices = parser.add_subparsers(dest="evaluation", required=True, metavar="EVALUATION")
-    for name, protocol in PROTOCOLS.items():
-        text = protocol.summary
-        _add_protocol(choices.add_parser(name, help=text, description=text), OPTIONS[name])
+    summaries = {name: protocol.summary for name, protocol in PROTOCOLS.items()}
+    for name, text in {**summaries, FEATURES: f"write features to {_suffixes()}"}.items():
+        sub = choices.add_parser(name, help=text, description=text)
+        _add_model(sub)
+        _add_options(sub, OPTIONS[name])
+        if name == FEATURES:
+            _add_export(sub)
+        else:
+            _add_files(sub)
 
 
-def _add_protocol(parser: argparse.ArgumentParser, options: dict[str, Option]) -> None:
-    cli.add_spec_arguments(parser)
+def _suffixes() -> str:
+    return ", ".join(suffix.removeprefix(".") for suffix in FORMATS)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    cli.add_spec_arguments(parser, required=False)
     cli.add_backend_argument(parser)
     parser.add_argument(
         "--weights",
-        required=True,
         type=cli.path,
         metavar="PATH",
         help="a run or checkpoint folder, or an npz or safetensors file of a known format",
     )
+
+
+def _add_options(parser: argparse.ArgumentParser, options: dict[str, Option]) -> None:
     for name, option in options.items():
         parser.add_argument(
             f"--{name}",
@@ -75,22 +101,74 @@ def _add_protocol(parser: argparse.ArgumentParser, options: dict[str, Option]) -
             metavar=None if option.choices else name.upper(),
             help=f"{option.help}; default: the spec's {option.key}",
         )
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    for name, text in (("bank", "labelled images"), ("queries", "images to classify")):
+        parser.add_argument(
+            f"--{name}",
+            type=cli.path,
+            metavar="FILE",
+            help=f"features of the {text}, in the place of -c and --weights; a file that holds "
+            "both splits may stand for both",
+        )
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=cli.path,
+        metavar="FILE",
+        help=f"file to write; its ending chooses the format: {_suffixes()}",
+    )
+    parser.add_argument(
+        "--tokens",
+        choices=PICK,
+        help="the feature of an image; default: the spec's evaluate.tokens",
+    )
+    parser.add_argument(
+        "--layers",
+        default="",
+        metavar="LIST",
+        help="blocks (in a ResNet: stages) whose raw output is written beside the final features, "
+        "from 0 on, e.g. 3,11",
+    )
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        default="train",
+        help="images: the labelled ones of training, the held-out ones, or both; default: train",
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Prints one line, or one JSON object, for each row of the evaluation."""
+    """Prints one line, or one JSON object, for each row of the evaluation; or writes features."""
     join()
-    spec = config.load(arguments.config, [*arguments.overrides, *_overrides(arguments)])
+    if arguments.evaluation == FEATURES:
+        return _export(arguments)
+    # With --json a program reads standard output, so messages go to standard error.
+    say = partial(cli.say, errors=arguments.json)
+    if arguments.bank or arguments.queries:
+        rows = _rows_of_files(arguments)
+    else:
+        rows = _rows_of_model(arguments, say)
+    if arguments.json:
+        print(json.dumps([row.as_json() for row in rows], indent=1, allow_nan=False))
+    else:
+        for row in rows:
+            print("\n  ".join([row.line(), *row.details()]))
+    return 0
+
+
+def _rows_of_model(arguments: argparse.Namespace, say: Say) -> Sequence[Evaluation]:
+    spec = _spec(arguments)
     protocol = PROTOCOLS[arguments.evaluation]
     split = Split(spec)
     protocol.check(split)
-    weights = formats.load_weights(arguments.weights, spec)
-    step = int(weights.get("optimizer.step", 0))
-    # With --json a program reads standard output, so messages go to standard error.
-    say = partial(cli.say, errors=arguments.json)
-    name = choose_backend(arguments.backend, spec, say)
-    engine = open_engine(spec, name, weights)
+    weights, step = _weights(arguments, spec)
+    engine = open_engine(spec, choose_backend(arguments.backend, spec, say), weights)
     subject = encoder(engine, step, **asdict(protocol.choice(spec.evaluate)))
     rows = protocol.rows(split, subject)
     engine.close()
@@ -100,12 +178,109 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"warning: {printable(name)}: {printable(text)}")
     if warning := few_levels(split.bank):
         say(f"warning: {warning}")
-    if arguments.json:
-        print(json.dumps([row.as_json() for row in rows], indent=1, allow_nan=False))
+    return rows
+
+
+def _rows_of_files(arguments: argparse.Namespace) -> Sequence[Evaluation]:
+    if arguments.weights or not (arguments.bank and arguments.queries):
+        raise UserError("--bank and --queries belong together, and take the place of --weights")
+    bank = read_features(arguments.bank)
+    overrides = [*arguments.overrides, *_overrides(arguments)]
+    if arguments.config:
+        spec = config.load(arguments.config, overrides)
     else:
-        for row in rows:
-            print("\n  ".join([row.line(), *row.details()]))
+        spec = config.loads(bank.about["spec"], str(arguments.bank), overrides)
+    same = arguments.bank == arguments.queries
+    stored = Stored(spec, bank, bank if same else read_features(arguments.queries))
+    protocol = PROTOCOLS[arguments.evaluation]
+    subject = stored.subject(protocol.choice(spec.evaluate))
+    protocol.check(stored)
+    return protocol.rows(stored, subject)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    file_format(arguments.output)
+    spec = _spec(arguments)
+    layers = _layers(arguments.layers, spec)
+    halves = _halves(spec, SPLITS[arguments.split])
+    weights, step = _weights(arguments, spec)
+    backend = choose_backend(arguments.backend, spec, cli.say)
+    engine = open_engine(spec, backend, weights)
+    branch, tokens = spec.evaluate.branch, arguments.tokens or spec.evaluate.tokens
+    about = {
+        "spec": config.dump(spec),
+        "weights": str(arguments.weights),
+        "step": step,
+        "backend": backend,
+        "branch": branch,
+        "tokens": tokens,
+        "depth": depth(spec),
+    }
+    sources = list(halves.values())
+    header = Header(sources[0].classes, about, name_width(sources))
+    terminal = Terminal(sum(map(len, sources)), title=FEATURES)
+    try:
+        with writing(arguments.output, header) as append:
+            done = export(
+                engine,
+                halves,
+                append,
+                branch=branch,
+                tokens=tokens,
+                layers=layers,
+                advance=terminal.advance,
+            )
+    finally:
+        terminal.close()
+        engine.close()
+    _report(arguments, done)
     return 0
+
+
+def _report(arguments: argparse.Namespace, done: Exported) -> None:
+    for name in done.skipped:
+        cli.say(f"damaged, left out: {printable(name)}")
+    for name, text in done.warned.items():
+        cli.say(f"warning: {printable(name)}: {printable(text)}")
+    shapes = ", ".join(f"{name} {shape}" for name, shape in done.shapes.items())
+    cli.say(f"{arguments.output}: {done.images} images, {shapes}")
+
+
+def _spec(arguments: argparse.Namespace) -> RunSpec:
+    """The spec of a model's evaluation, with the options as overrides."""
+    for flag, value in (("-c", arguments.config), ("--weights", arguments.weights)):
+        if not value:
+            raise UserError(f"eval {arguments.evaluation}: {flag} is missing")
+    overrides = [*arguments.overrides, *_overrides(arguments)]
+    if arguments.evaluation == FEATURES and arguments.tokens in TOKENS:
+        overrides.append(f"evaluate.tokens={arguments.tokens}")
+    return config.load(arguments.config, overrides)
+
+
+def _weights(arguments: argparse.Namespace, spec: RunSpec) -> tuple[State, int]:
+    """The weights, and the steps that trained them."""
+    weights = formats.load_weights(arguments.weights, spec)
+    return weights, int(weights.get("optimizer.step", 0))
+
+
+def _halves(spec: RunSpec, wanted: Sequence[bool]) -> dict[bool, Source]:
+    """Whether images are held out -> these images."""
+    splits = open_splits(spec)
+    if splits.held_out is None and True in wanted:
+        raise UserError(
+            f"--split: data.name {spec.data.name} has no held-out images as it is given; set "
+            "data.eval_root, or give --split train"
+        )
+    halves = {False: splits.bank, True: splits.held_out}
+    return {half: source for half, source in halves.items() if source and half in wanted}
+
+
+def _layers(text: str, spec: RunSpec) -> tuple[int, ...]:
+    numbers = [part.strip() for part in text.split(",") if part.strip()]
+    count = depth(spec)
+    if wrong := [n for n in numbers if not n.isdecimal() or int(n) >= count]:
+        raise UserError(f"--layers {text}: {wrong[0]}: expected numbers from 0 to {count - 1}")
+    return tuple(dict.fromkeys(map(int, numbers)))
 
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:

@@ -13,7 +13,7 @@ from triptych.core.config.document import Node, dotted, show
 from triptych.core.config.recipes import ALIASES, CONFIGS, find, recipes
 from triptych.core.config.spec import RunSpec
 
-__all__ = ["ALIASES", "CONFIGS", "changes", "dump", "find", "load", "recipes"]
+__all__ = ["ALIASES", "CONFIGS", "changes", "dump", "find", "load", "loads", "recipes"]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
@@ -33,6 +33,21 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
         UserError: one line for each mistake, with the file, line, key and allowed values.
     """
     root, problems = tree.read(find(path), overrides)
+    return validation.validate(root, problems)
+
+
+def loads(text: str, origin: str, overrides: Sequence[str] = ()) -> RunSpec:
+    """The spec of a text that ``dump`` wrote.
+
+    Args:
+        text: YAML without inheritance.
+        origin: the file that holds the text, for messages.
+        overrides: as in ``load``.
+
+    Raises:
+        UserError: as in ``load``.
+    """
+    root, problems = tree.read_text(text, origin, overrides)
     return validation.validate(root, problems)
 
 

@@ -50,6 +50,26 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Node, list[str]]:
     return root, reader.problems
 
 
+def read_text(text: str, origin: str, overrides: Sequence[str] = ()) -> tuple[Node, list[str]]:
+    """As ``read``, of a text that inherits nothing.
+
+    Args:
+        text: YAML.
+        origin: name of the text, for messages.
+        overrides: as in ``read``.
+
+    Raises:
+        UserError: the text is no YAML mapping.
+    """
+    reader = _Reader()
+    root = parse(text, origin, reader.problems)
+    if root is None or root.bad or not isinstance(root.content, dict):
+        raise UserError(f"{origin}: its spec is no YAML mapping")
+    for override in overrides:
+        root = reader.override(root, override)
+    return root, reader.problems
+
+
 class _Reader:
     def __init__(self) -> None:
         self.problems: list[str] = []

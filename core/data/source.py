@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from copy import copy
 from functools import lru_cache
 from typing import Protocol
@@ -76,12 +76,16 @@ def split_digest(source: Source, without: Collection[str] = ()) -> str:
 @lru_cache(maxsize=2)
 def _digest(source: Source, without: frozenset[str]) -> str:
     """The digest, cached: the training split is also the labelled half of every evaluation."""
+    kept = (i for i in range(len(source)) if not without or source.name(i) not in without)
+    return content_digest(source.classes, ((source.key(i), source.label(i)) for i in kept))
+
+
+def content_digest(classes: Sequence[str], images: Iterable[tuple[str, int]]) -> str:
+    """SHA-256 of (key, label) pairs, hexadecimal; see ``Source``."""
     # Names as the bytes of the file system, which are the same in every locale.
-    digest = hashlib.sha256(os.fsencode("\n".join(source.classes)))
-    for index in range(len(source)):
-        if without and source.name(index) in without:
-            continue
-        digest.update(os.fsencode(f"\0{source.key(index)}\0{source.label(index)}"))
+    digest = hashlib.sha256(os.fsencode("\n".join(classes)))
+    for key, label in images:
+        digest.update(os.fsencode(f"\0{key}\0{label}"))
     return digest.hexdigest()
 
 

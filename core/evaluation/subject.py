@@ -75,6 +75,11 @@ class Subject:
     final_norm: bool = True
     blocks: int = 1
 
+    @property
+    def choice(self) -> Choice:
+        """The features of an encoder that these are."""
+        return Choice(self.branch, self.tokens, self.final_norm, self.blocks)
+
 
 def depth(spec: RunSpec) -> int:
     """Number of an encoder's blocks; of a ResNet its stages."""

@@ -93,8 +93,12 @@ def read_file(path: Path) -> State:
     raise UserError(f"{path}: neither npz nor safetensors, but {content}")
 
 
-def read_npz(path: Path) -> State:
+def read_npz(path: Path, kinds: str = NUMBERS) -> State:
     """The arrays of a NumPy archive.
+
+    Args:
+        path: of the archive.
+        kinds: NumPy's kinds of types that it may hold; "U" stands for texts.
 
     Raises:
         UserError: names a member that holds anything but numbers, e.g. pickled objects.
@@ -106,15 +110,17 @@ def read_npz(path: Path) -> State:
             if name == member.filename or name in arrays:
                 what = "twice" if name in arrays else "which is no array (a PyTorch file?)"
                 raise UserError(f"{path}: not an npz file: it holds {member.filename!r}, {what}")
-            _check_member(path, archive, member)
+            _check_member(path, archive, member, kinds)
             with archive.open(member) as stream:
                 array = _npy.read_array(stream, allow_pickle=False)
             arrays[name] = array.astype(array.dtype.newbyteorder("="), copy=False)
     return arrays
 
 
-def _check_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Raises UserError unless a member holds numbers, as many as its size allows."""
+def _check_member(
+    path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, kinds: str
+) -> None:
+    """Raises UserError unless a member holds values of ``kinds``, as many as its size allows."""
     with archive.open(member) as stream:
         shape, dtype = _npy_header(stream)
         size = stream.tell() + math.prod(shape) * dtype.itemsize
@@ -122,7 +128,7 @@ def _check_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo)
         raise UserError(
             f"{path}: {member.filename!r} holds pickled Python objects, which are never loaded"
         )
-    if dtype.kind not in NUMBERS:
+    if dtype.kind not in kinds:
         raise UserError(f"{path}: {member.filename!r} holds {dtype}, expected numbers")
     if size != member.file_size or size > MAX_RATIO * (member.compress_size + 1):
         raise UserError(

@@ -22,20 +22,23 @@ class Terminal:
         total: last step of the run.
         step: step at which the run starts.
         shown: False in the processes beside the main one, which print nothing.
+        title: of the bar.
     """
 
     lost: OSError | None = None
     """The error of the first failed print, e.g. since the disk of the log is full, or None."""
 
-    def __init__(self, total: int, step: int = 0, *, shown: bool = True) -> None:
+    def __init__(
+        self, total: int, step: int = 0, *, shown: bool = True, title: str = "training"
+    ) -> None:
         self._shown = shown
         self._said = 0.0
         self._warned: set[str] = set()
         self._progress: Progress | None = None
         if shown and sys.stdout.isatty():
-            columns = (TextColumn("training"), BarColumn(None), MofNCompleteColumn())
+            columns = (TextColumn(title), BarColumn(None), MofNCompleteColumn())
             self._progress = Progress(*columns, TimeRemainingColumn(), console=Console())
-            self._task = self._progress.add_task("training", total=total, completed=step)
+            self._task = self._progress.add_task(title, total=total, completed=step)
             self._progress.start()
 
     def line(self, text: str) -> None:

@@ -1,0 +1,83 @@
+"""Features of images on their way into a file."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from triptych.core.contracts import Array
+from triptych.core.data import Source, indexed_batches
+from triptych.core.engine import Engine
+from triptych.core.errors import NonFiniteError, printable
+from triptych.core.evaluation.split import BATCH
+from triptych.core.files.features import Append
+
+
+@dataclass
+class Exported:
+    """What an export has met so far.
+
+    Attributes:
+        images: number of images written.
+        skipped: names of the damaged files, which were left out.
+        warned: file name -> text of an image library's warning about it.
+        shapes: name of an array -> shape of one image's features.
+    """
+
+    images: int = 0
+    skipped: list[str] = field(default_factory=list)
+    warned: dict[str, str] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def export(
+    engine: Engine,
+    halves: Mapping[bool, Source],
+    append: Append,
+    *,
+    branch: str,
+    tokens: str,
+    layers: Sequence[int],
+    advance: Callable[[int], None],
+) -> Exported:
+    """Writes the features of every image, batch by batch.
+
+    Args:
+        halves: whether they are held out -> the images.
+        append: takes the columns of ``core.files.features``.
+        branch: as in ``core.engine.Engine.embed``.
+        tokens: as in ``core.engine.Engine.embed``.
+        layers: as in ``core.engine.Engine.embed``.
+        advance: called with the number of images so far, damaged ones included.
+
+    Raises:
+        UserError: a damaged file (see ``data.on_error``), or the file cannot be written.
+        NonFiniteError: the features are not finite.
+    """
+    done = Exported()
+    for held_out, source in halves.items():
+        batches = indexed_batches(engine.spec, source, BATCH, done.skipped, done.warned)
+        for images, index in batches:
+            outputs = engine.embed(images, branch=branch, layers=layers, tokens=tokens)
+            for name, values in outputs.items():
+                if not np.isfinite(values).all():
+                    raise NonFiniteError(f"features: {name} is not finite; nothing is written")
+            append({**_columns(source, index, held_out), **outputs})
+            done.images += len(index)
+            done.shapes = {name: values.shape[1:] for name, values in outputs.items()}
+            advance(done.images + len(done.skipped))
+    return done
+
+
+def _columns(source: Source, index: Array, held_out: bool) -> dict[str, Array]:
+    positions = [int(position) for position in index]
+    return {
+        "name": np.array([printable(source.key(position)) for position in positions]),
+        "label": np.array([source.label(position) for position in positions], np.int64),
+        "held_out": np.full(len(positions), held_out),
+    }
+
+
+def name_width(sources: Sequence[Source]) -> int:
+    """Length of the longest name that ``export`` writes."""
+    return max(len(printable(s.key(i))) for s in sources for i in range(len(s)))

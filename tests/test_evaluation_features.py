@@ -1,0 +1,385 @@
+"""Feature files: what is written, read back, refused, and evaluated in the place of a model."""
+
+import importlib
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TOLERANCE, assert_close
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from support.data_specs import write_images
+from support.golden_replay import spec_file
+from support.golden_weights import GOLDEN, official_state
+
+from triptych.core import cli, config
+from triptych.core.api import get_model
+from triptych.core.errors import UserError
+from triptych.core.evaluation import shots
+from triptych.core.evaluation.split import Split
+from triptych.core.evaluation.subject import encoder
+from triptych.core.files import features as files
+from triptych.core.files import npz
+from triptych.core.files.features import Header, read_features, writing
+from triptych.core.formats import FORMATS
+from triptych.core.launch import open_engine
+from triptych.core.parameters import initial_state
+
+SUFFIXES = [
+    pytest.param(
+        suffix,
+        marks=pytest.mark.skipif(
+            bool(entry.library) and importlib.util.find_spec(entry.library) is None,
+            reason=f"{entry.library} is not installed",
+        ),
+    )
+    for suffix, entry in files.FORMATS.items()
+]
+HEADER = Header(("ant", "bee"), {"step": 3}, 4)
+
+
+def rows(start: int, stop: int) -> dict[str, np.ndarray]:
+    """Rows ``start`` … ``stop - 1`` of a table with features of three shapes and types."""
+    count = stop - start
+    numbers = np.arange(start, stop)
+    return {
+        "name": np.array([f"é/{number}" for number in numbers]),
+        "label": numbers % 3 - 1,
+        "held_out": numbers >= 5,
+        "final": np.repeat(numbers[:, None], 4, axis=1).astype(np.float32) / 3,
+        "layer1": np.arange(count * 6.0).reshape(count, 3, 2) + start,
+    }
+
+
+def test_the_encoder_gives_the_features_of_the_published_protocols(backend, backend_name) -> None:
+    """MOCA's k-NN and low-shot features, as the original program computed them."""
+    spec = config.load(spec_file("moca_vit_tiny"), ["precision=float64", "threads=2"])
+    state = FORMATS["moca"].to_canonical(official_state("moca_vit_tiny"), spec)
+    images = np.random.Generator(np.random.Philox(key=4100)).standard_normal((4, 3, 64, 64))
+    images = np.float32(images).astype(np.float64)
+    with np.load(GOLDEN / "eval" / "features.npz") as golden:
+        np.testing.assert_allclose(images.sum(), golden["image_sum"][0], rtol=1e-12)
+        engine = open_engine(spec, backend_name, state)
+        for name, tokens, final_norm, blocks in (
+            ("knn_avg", "mean", True, 1),
+            ("knn_cls", "cls", True, 1),
+            ("lowshot_with_norm_blocks1", "mean", True, 1),
+            ("lowshot_remove_norm_blocks1", "mean", False, 1),
+            ("lowshot_remove_norm_blocks3", "mean", False, 3),
+        ):
+            subject = encoder(
+                *(engine, 0), branch="teacher", tokens=tokens, final_norm=final_norm, blocks=blocks
+            )
+            assert_close(
+                subject.embed(images), golden[name], TOLERANCE["float64"]["features"], name
+            )
+        engine.close()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_written_in_parts_is_read_back_whole(suffix, tmp_path) -> None:
+    path = tmp_path / f"x{suffix}"
+    with writing(path, HEADER) as append:
+        for start, stop in ((0, 3), (3, 4), (4, 9)):
+            append(rows(start, stop))
+        assert not path.exists()
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    content = read_features(path)
+    assert (content.classes, content.about) == (HEADER.classes, HEADER.about)
+    expected = [rows(start, stop) for start, stop in ((0, 3), (3, 4), (4, 9))]
+    assert list(content.features) == ["final", "layer1"]
+    for name, column in content.columns.items():
+        whole = np.concatenate([part[name] for part in expected])
+        np.testing.assert_array_equal(column, whole, strict=name != "name")
+    assert content.half(held_out=True).columns["name"].tolist() == [f"é/{n}" for n in range(5, 9)]
+    assert content.half(held_out=False).half(held_out=True).columns["label"].size == 5
+
+
+def test_an_archive_opens_in_numpy_alone(tmp_path) -> None:
+    with writing(tmp_path / "x.npz", HEADER) as append:
+        append(rows(0, 9))
+    with np.load(tmp_path / "x.npz") as archive:
+        assert archive["name"][8] == "é/8" and archive["classes"].tolist() == ["ant", "bee"]
+        np.testing.assert_array_equal(archive["layer1"], rows(0, 9)["layer1"])
+        assert json.loads(str(archive["about"])) == {"step": 3}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_error_inside_leaves_the_earlier_file_and_nothing_else(suffix, tmp_path) -> None:
+    path = tmp_path / f"x{suffix}"
+    path.write_text("earlier")
+    with pytest.raises(ZeroDivisionError), writing(path, HEADER) as append:
+        append(rows(0, 3))
+        raise ZeroDivisionError
+    assert path.read_text() == "earlier"
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_is_one_clear_line(suffix, tmp_path) -> None:
+    """A process that may write 200 kB per file stands for the disk."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path; import numpy as np\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "from triptych.core.cli import exit_status\n"
+        "from triptych.core.files.features import Header, writing\n"
+        "def command():\n"
+        "    with writing(Path(sys.argv[1]), Header((), {})) as append:\n"
+        "        for _ in range(9):\n"
+        "            x = np.random.default_rng(0).standard_normal((100, 100))\n"
+        "            append({'label': np.zeros(100, np.int64), 'final': x})\n"
+        "sys.exit(exit_status(command))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / f"x{suffix}")], capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: {tmp_path}/x{suffix}: cannot write: "), done.stderr
+    assert done.stderr.count("\n") == 1 and "File too large" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def _without(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key != name}
+
+
+def test_files_that_hold_no_features_are_named(tmp_path) -> None:
+    good = {**rows(0, 9), "classes": np.array(["ant", "bee"]), "about": np.array("{}")}
+    path = tmp_path / "x.npz"
+    for content, said in (
+        (_without("about", good), "not a feature file .* or damaged: 'about'"),
+        (_without("name", good), "not a feature file: name: nothing"),
+        ({**good, "label": good["label"][:3]}, "not a feature file: name: <U3 .9,."),
+        ({**good, "label": good["label"] + 1}, "labels beyond its 2 classes"),
+        ({**good, "final": good["final"].astype(int)}, "not a feature file: final: int64"),
+        ({**good, "final": np.full((9, 2), np.nan)}, "no finite features"),
+    ):
+        np.savez(path, **content)
+        with pytest.raises(UserError, match=f"x.npz: .*{said}"):
+            read_features(path)
+    path.write_text("damaged")
+    with pytest.raises(UserError, match="damaged"):
+        read_features(path)
+    with pytest.raises(UserError, match="no such file"):
+        read_features(tmp_path / "y.npz")
+    with pytest.raises(UserError, match=r"ends in \.npz, \.parquet, \.h5; rename it"):
+        read_features(Path(__file__))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".h5"])
+def test_a_missing_library_says_how_to_install_it(suffix, tmp_path, monkeypatch) -> None:
+    entry = files.FORMATS[suffix]
+    monkeypatch.setitem(sys.modules, entry.library, None)
+    said = rf"{entry.library} is not installed; run: pip install 'triptych\[{entry.extra}\]'"
+    with pytest.raises(UserError, match=said):
+        files.file_format(tmp_path / f"x{suffix}")
+
+
+NAMES = [f"{kind}/{number}.png" for kind in ("ant", "bee", "cow") for number in range(6)]
+SMALL = (
+    *("data.workers=0", "data.name=image_folder", "data.on_error=skip"),
+    *("model.width=8", "model.depth=3", "model.heads=2", "method.hidden_dim=8"),
+    *("precision=float64", "evaluate.k=5", "evaluate.lowshot.shots=[2]", "evaluate.every=0"),
+)
+
+
+class Case:
+    """Images of three classes and random weights on one backend, evaluated by command."""
+
+    def __init__(self, folder: Path, backend_name: str, capsys: Any) -> None:
+        self.folder, self.backend, self.capsys = folder, backend_name, capsys
+        for half in ("train", "val"):
+            write_images(folder / half, NAMES)
+        roots = (f"data.root={folder}/train", f"data.eval_root={folder}/val")
+        self.overrides = [*SMALL, *roots]
+        spec = config.load("moco_v3/digits", self.overrides)
+        np.savez(folder / "w.npz", **initial_state(spec))
+        self.model = ["-c", "moco_v3/digits", "--weights", str(folder / "w.npz")]
+        self.model += ["--backend", backend_name, "-o", *self.overrides]
+
+    def run(self, *words: str, status: int = 0) -> str:
+        assert cli.main(["eval", *words]) == status, self.capsys.readouterr()
+        printed = self.capsys.readouterr()
+        return str(printed.err if status else printed.out)
+
+    def export(self, *extra: str, output: str = "x.npz") -> Path:
+        path = self.folder / output
+        self.run("features", "--output", str(path), *extra, *self.model)
+        return path
+
+
+@pytest.fixture
+def case(tmp_path, backend, backend_name, capsys) -> Case:
+    return Case(tmp_path, backend_name, capsys)
+
+
+def test_exported_features_are_those_of_the_encoder(case) -> None:
+    content = read_features(case.export("--layers", "0,2", "--tokens", "all", "--split", "both"))
+    assert content.columns["name"].tolist() == NAMES * 2
+    assert (
+        content.columns["label"].tolist()
+        == [0] * 6 + [1] * 6 + [2] * 6 + [0] * 6 + [1] * 6 + [2] * 6
+    )
+    assert content.columns["held_out"].tolist() == [False] * 18 + [True] * 18
+    assert content.classes == ("ant", "bee", "cow")
+    assert content.about["backend"] == case.backend and content.about["branch"] == "student"
+    encoder = get_model(
+        "moco_v3/digits", case.backend, case.folder / "w.npz", overrides=case.overrides
+    )
+    paths = [case.folder / "val" / name for name in NAMES]
+    expected = encoder.encode(paths, tokens="all")
+    np.testing.assert_allclose(content.features["final"][18:], expected, rtol=1e-10, atol=1e-12)
+    assert {n: x.shape for n, x in content.features.items()} == dict.fromkeys(
+        ("final", "layer0", "layer2"), (36, 17, 8)
+    )
+    # Only the last norm stands between the last block and the final features.
+    tokens = content.features["layer2"]
+    spread = np.sqrt(tokens.var(axis=-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(
+        (tokens - tokens.mean(axis=-1, keepdims=True)) / spread,
+        content.features["final"],
+        rtol=1e-6,
+        atol=1e-9,
+    )
+
+
+def test_files_give_the_rows_that_the_model_gives(case) -> None:
+    """Also with a damaged file on either side, and for raw outputs of the last two blocks."""
+    (case.folder / "train" / NAMES[2]).write_text("broken")
+    raw = ["evaluate.lowshot.final_norm=false", "evaluate.lowshot.blocks=2"]
+    case.overrides.append("evaluate.per_class=[2]")
+    case.model += ["evaluate.per_class=[2]", *raw]
+    both = case.export("--layers", "1,2", "--tokens", "mean", "--split", "both")
+    train, val = (
+        case.export("--layers", "1,2", "--tokens", "mean", "--split", split, output=f"{split}.npz")
+        for split in ("train", "held_out")
+    )
+    for name in ("knn", "lowshot"):
+        direct = json.loads(case.run(name, "--json", "--tokens", "mean", *case.model))
+        assert direct[0]["top1"] > 1 / 3
+        for bank, queries in ((both, both), (train, val)):
+            words = [name, "--json", "--bank", str(bank), "--queries", str(queries)]
+            stored = json.loads(case.run(*words))
+            # A file holds no trace of what it left out, and an unneeded damaged image is not met.
+            for row in (*direct, *stored):
+                row.pop("skipped", None)
+            if name == "knn":
+                assert stored == direct
+            else:
+                kept = ("top1", "each", "labelled", "lambda", "tokens", "blocks", "final_norm")
+                assert len(stored) == len(direct) == 1
+                assert stored[0].keys() == direct[0].keys() >= set(kept)
+
+
+def test_knn_of_files_equals_scikit_learn(case) -> None:
+    path = case.export("--split", "both")
+    (row, *_) = json.loads(case.run("knn", "--json", "--bank", str(path), "--queries", str(path)))
+    content = read_features(path)
+    bank, queries = (content.half(held_out=half).columns for half in (False, True))
+    other = KNeighborsClassifier(5, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+    other.fit(bank["final"], bank["label"])
+    assert row["top1"] == other.score(queries["final"], queries["label"])
+    assert (row["k"], row["bank"], row["queries"]) == (5, 18, 18)
+
+
+def test_lowshot_of_files_equals_scikit_learn(case) -> None:
+    """Its logistic regression is called by hand, by the published call but for its tolerance."""
+    path = case.export("--split", "both")
+    words = ["lowshot", "--json", "--bank", str(path), "--queries", str(path), "--shots", "2,4"]
+    found = json.loads(case.run(*words, "-o", "evaluate.lowshot.lambdas=[0.1,1.0]"))
+    assert [(row["shots"], row["lambda"]) for row in found] == [
+        *((2, 0.1), (2, 1.0), (4, 0.1), (4, 1.0))
+    ]
+    content = read_features(path)
+    bank, queries = (content.half(held_out=half).columns for half in (False, True))
+    spec = config.load("moco_v3/digits", case.overrides)
+    images = Split(spec).catalogue()
+    for row in found:
+        each = []
+        for seed in range(3):
+            index = shots.drawn(row["shots"], seed, images).index
+            train, test = (
+                (x - x.mean(axis=1, keepdims=True))
+                for x in (bank["final"][index], queries["final"])
+            )
+            train, test = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test))
+            solver = LogisticRegression(
+                C=1 / row["lambda"], fit_intercept=False, solver="lbfgs", tol=1e-9, max_iter=300
+            )
+            solver.fit(train, bank["label"][index])
+            each.append(solver.score(test, queries["label"]))
+        assert row["each"] == each
+        assert (row["top1"], row["std"]) == (np.mean(each), np.std(each))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["knn", "--bank", "x.npz"], "--bank and --queries belong together"),
+        (["knn", "--weights", "w.npz"], "eval knn: -c is missing"),
+        (["features", "--output", "y.npz", "-c", "moco_v3/digits"], "--weights is missing"),
+        (["features", "--output", "y.txt"], "y.txt: a feature file ends in .npz, .parquet, .h5"),
+        (["knn", "--bank", "x.npz", "--queries", "x.npz", "--tokens", "mean"], "holds tokens cls"),
+        (
+            ["knn", "--bank", "x.npz", "--queries", "x.npz", "--branch", "teacher"],
+            "holds branch student, but teacher is asked for; give --branch student",
+        ),
+        (
+            [
+                *("lowshot", "--bank", "x.npz", "--queries", "x.npz"),
+                *("--shots", "1", "-o", "evaluate.lowshot.final_norm=false"),
+            ],
+            "x.npz: holds no layer2; export it with --layers 2",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_are_one_clear_line(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    spec = config.load("moco_v3/digits", ["model.depth=3"])
+    about = {"spec": config.dump(spec), "weights": "w", "step": 0, "depth": 3}
+    about |= {"branch": "student", "tokens": "cls"}
+    with writing(Path("x.npz"), Header(("ant", "bee"), about, 4)) as append:
+        append({**rows(0, 4), "label": np.array([0, 1, 0, 1])})
+    assert cli.main(["eval", *words]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    assert said in errors
+
+
+def test_a_layer_or_a_split_that_is_not_there_is_named(case) -> None:
+    start = ["features", "--output", str(case.folder / "x.npz")]
+    errors = case.run(*start, "--layers", "3", *case.model, status=2)
+    assert "--layers 3: 3: expected numbers from 0 to 2" in errors
+    none = [*case.model, "data.eval_root=null"]
+    errors = case.run(*start, "--split", "both", *none, status=2)
+    assert "--split: data.name image_folder has no held-out images as it is given" in errors
+    assert not (case.folder / "x.npz").exists()
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path) -> None:
+    """An archive of 60 MB is written and copied in a few MB."""
+    import tracemalloc
+
+    batch = {"label": np.zeros(500, np.int64), "final": np.ones((500, 500))}
+    tracemalloc.start()
+    with npz_of(tmp_path / "x.npz") as append:
+        for _ in range(30):
+            append(batch)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "x.npz").stat().st_size > 30 * batch["final"].nbytes
+    assert peak < 5 * batch["final"].nbytes
+    with zipfile.ZipFile(tmp_path / "x.npz") as archive:
+        assert archive.testzip() is None
+
+
+def npz_of(path: Path) -> Any:
+    """A writer of an archive."""
+    assert files.file_format(path) is npz
+    return writing(path, Header((), {}))
