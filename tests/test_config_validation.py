@@ -245,7 +245,12 @@ def test_knn_needs_held_out_images():
     assert "evaluate.every: k-NN needs data.eval_root" in complaints(path, *folder)[0]
     assert config.load(path, [*folder, "data.eval_root=y"]).evaluate.every == 5
     images = ("evaluate.every=5", "data.name=image_list", "data.list=x")
-    assert "evaluate.every: a list has no held-out images" in complaints(path, *images)[0]
+    assert "evaluate.every: k-NN needs data.eval_list" in complaints(path, *images)[0]
+    assert config.load(path, [*images, "data.eval_list=y"]).evaluate.every == 5
+    assert (
+        "data.eval_list: only image_list has lists"
+        in complaints(path, *folder, "data.eval_root=y", "data.eval_list=z")[0]
+    )
 
 
 def test_a_wrong_name_does_not_blame_the_keys_that_it_implies():

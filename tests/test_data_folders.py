@@ -149,6 +149,18 @@ def test_training_classes_without_held_out_images_are_told(tmp_path):
     ]
 
 
+def test_class_folders_without_images_are_told(tmp_path):
+    write_images(tmp_path, ["cat/1.png", "dog/deep/2.png"])
+    for name in ("empty", "hollow/deep", "dog/empty", ".hidden", "lost+found"):
+        (tmp_path / name).mkdir(parents=True)
+    splits = open_splits(folder_spec(tmp_path))
+    assert splits.train.classes == ("cat", "dog")
+    assert list(splits.notes())[1:] == [
+        f"data.root: {tmp_path}: no images in 2 of the class folders, which are no classes: "
+        "'empty', 'hollow'"
+    ]
+
+
 # ------------------------------------------------------------------------------------------ names
 
 ODD = [

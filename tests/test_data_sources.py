@@ -11,7 +11,9 @@ from support.data_specs import complaint, folder_spec, keys, labels, make_spec, 
 
 from triptych.core.data import (
     open_evaluation,
+    open_splits,
     open_train,
+    require_labels,
     split_digest,
 )
 from triptych.core.data.cifar import CLASSES, TEST, TRAIN
@@ -143,6 +145,62 @@ def test_mistakes_in_a_list_are_named(photos, text, reason):
 def test_a_list_that_is_not_there(tmp_path):
     message = complaint({"name": "image_list", "list": str(tmp_path / "none.csv")})
     assert message == f"data.list: {tmp_path / 'none.csv'}: No such file or directory"
+
+
+def lists(folder: Path, train: str, held_out: str, **data: Any) -> dict[str, Any]:
+    """The data section of two lists."""
+    (folder / "train.csv").write_text(train)
+    (folder / "val.csv").write_text(held_out)
+    paths = {"list": str(folder / "train.csv"), "eval_list": str(folder / "val.csv")}
+    return {"name": "image_list", **paths, **data}
+
+
+def test_a_held_out_list_takes_the_classes_of_the_training_list(photos):
+    data = lists(photos, "a.png,cat\nsub/d.png,ant\nmy photo 1.png,bee\n", "a.png,cat\n")
+    bank, queries = open_evaluation(make_spec(data)) or pytest.fail("there is a held-out list")
+    assert labels(bank) == [2, 0, 1] and labels(queries) == [2]
+    assert queries.classes == bank.classes == ("ant", "bee", "cat")
+    assert list(open_splits(make_spec(data)).notes()) == [
+        f"data.eval_list: {photos / 'val.csv'}: no images of 2 of the 3 classes: 'ant', 'bee'"
+    ]
+    inside = lists(photos, "d.png,cat\n", "d.png,cat\n", root=str(photos / "sub"))
+    assert len(open_evaluation(make_spec(inside)) or ()) == 2
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "reason"),
+    [
+        (
+            "a.png,cat\n",
+            "a.png,dog\n",
+            "data.eval_list: {}/val.csv: class 'dog' is not among the 1 classes of the training "
+            "images ('cat')",
+        ),
+        ("a.png,cat\n", "b.png,cat\n", "data.eval_list: {}/val.csv:1: no such file"),
+        ("a.png\n", "a.png,cat\n", "class 'cat' is not among the 0 classes"),
+        (
+            "a.png,cat\nsub/d.png\n",
+            "a.png,cat\n",
+            "data.name: image_list: 1 of 2 images have no label (the first is {}/sub/d.png), and "
+            "an evaluation needs labels; give each line of the list a label",
+        ),
+        ("a.png\n", "sub/d.png\n", "1 of 1 images have no label (the first is {}/a.png)"),
+    ],
+)
+def test_lists_that_cannot_be_evaluated_are_named(photos, train, held_out, reason):
+    message = complaint(lists(photos, train, held_out), open_evaluation)
+    assert reason.format(photos) in message
+
+
+def test_labels_are_required_in_one_line(photos):
+    spec = folder_spec(photos)
+    with pytest.raises(UserError) as caught:
+        require_labels(spec.data, open_train(spec), "method linear")
+    assert str(caught.value) == (
+        f"data.name: image_folder: 4 of 4 images have no label (the first is {photos / 'a.png'}), "
+        "and method linear needs labels; sort the images into one folder per class"
+    )
+    require_labels(make_spec().data, open_train(make_spec()), "method linear")
 
 
 # ------------------------------------------------------------------------------------------- CIFAR

@@ -35,7 +35,7 @@ Only ``device`` and ``deterministic`` can change the numbers of a step. The chec
 effect as "compute", and a resume warns of a difference.
 """
 
-MOVABLE_KEYS = ("data.eval_root", "data.list", "data.root")
+MOVABLE_KEYS = ("data.eval_list", "data.eval_root", "data.list", "data.root")
 """Locations of the data. They may differ on resume, with a warning."""
 
 SHOWN, WIDTH = 8, 40

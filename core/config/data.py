@@ -40,6 +40,8 @@ class DataSpec(Section):
     """Folder of the images. Paths in a list are relative to it."""
     list: Str | None = None
     """For image_list: the CSV or text file."""
+    eval_list: Str | None = None
+    """For image_list: the CSV or text file of the held-out images. null: no evaluation."""
     eval_root: Str | None = None
     """For image_folder: folder of the held-out images for k-NN. null: no evaluation."""
     class_names: Str | None = None
@@ -79,6 +81,8 @@ class DataSpec(Section):
             )
         if self.name == "image_list" and self.list is None:
             yield KeyedError("list", "data.name image_list needs data.list, the CSV or text file")
+        if self.name != "image_list" and self.eval_list is not None:
+            yield KeyedError("eval_list", f"only image_list has lists, not {self.name}")
         if self.labels is not None and self.name != "cifar100":
             yield KeyedError(
                 "labels", f"data.name {self.name} has no choice of labels; leave it out"

@@ -248,9 +248,10 @@ class RunSpec(Section):
                 "optim.generator_lr", f"method {self.method.name} has no weight generators"
             )
         yield from layer_decay_contradictions(self.optim, self.model)
-        if self.evaluate.every and self.data.name == "image_list":
+        if self.evaluate.every and self.data.name == "image_list" and not self.data.eval_list:
             yield KeyedError(
-                "evaluate.every", "a list has no held-out images for k-NN; set 0: never"
+                "evaluate.every",
+                "k-NN needs data.eval_list, a list of held-out images; or set 0: never",
             )
         if self.evaluate.every and self.data.name == "image_folder" and not self.data.eval_root:
             yield KeyedError(

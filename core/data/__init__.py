@@ -1,5 +1,6 @@
 """Data: sources of images, augmentation, and batches that are pure functions of the step."""
 
+from triptych.core.data.classes import require_labels
 from triptych.core.data.decode import DamagedImage
 from triptych.core.data.jobs import epoch_order
 from triptych.core.data.levels import few_levels
@@ -23,5 +24,6 @@ __all__ = [
     "open_evaluation",
     "open_splits",
     "open_train",
+    "require_labels",
     "split_digest",
 ]

@@ -1,16 +1,13 @@
 """Image folders, with or without one sub-folder per class."""
 
 import os
-from collections.abc import Iterable
 from unicodedata import normalize
 
+from triptych.core.data.classes import absent, quoted
 from triptych.core.data.decode import Decoding
 from triptych.core.data.scan import order, scan
 from triptych.core.data.source import Files, native_path
 from triptych.core.errors import UserError, printable
-
-SHOWN = 3
-"""Most names in one message."""
 
 
 def folder(root: str, how: Decoding, key: str = "data.root") -> Files:
@@ -42,6 +39,12 @@ def folder(root: str, how: Decoding, key: str = "data.root") -> Files:
         return Files(root, names, how, notes=notes)
     tops = [name.split(os.sep, 1)[0] for name in names]
     classes = tuple(sorted(set(tops), key=order))
+    empty = sorted(scanned.tops - set(classes), key=order)
+    if empty:
+        notes.append(
+            f"{key}: {printable(root)}: no images in {len(empty)} of the class folders, which are "
+            f"no classes: {quoted(empty)}"
+        )
     numbers = {name: number for number, name in enumerate(classes)}
     return Files(root, names, how, [numbers[top] for top in tops], classes, notes)
 
@@ -58,16 +61,12 @@ def held_out(bank: Files, root: str, how: Decoding) -> Files:
     unknown = [name for name in queries.classes if name not in set(bank.classes)]
     if unknown:
         raise UserError(
-            f"data.eval_root: {printable(queries.root)}: class {_quoted(unknown)} is not among the "
-            f"{len(bank.classes)} class folders of data.root ({_quoted(bank.classes)})"
+            f"data.eval_root: {printable(queries.root)}: class {quoted(unknown)} is not among the "
+            f"{len(bank.classes)} class folders of data.root ({quoted(bank.classes)})"
             + _explained(unknown[0], bank)
         )
-    absent = [name for name in bank.classes if name not in set(queries.classes)]
-    notes = [
-        f"data.eval_root: {printable(queries.root)}: no images of {len(absent)} of the "
-        f"{len(bank.classes)} classes: {_quoted(absent)}"
-    ]
-    return queries.relabelled(bank.classes, notes if absent else [])
+    where = f"data.eval_root: {printable(queries.root)}"
+    return queries.relabelled(bank.classes, absent(bank, queries, where))
 
 
 def _check_classes(key: str, split: Files) -> None:
@@ -79,8 +78,8 @@ def _check_classes(key: str, split: Files) -> None:
         if len(split.classes) == 1 and len(inner) > 1 and all(n.count(os.sep) > 1 for n in names):
             only = printable(split.classes[0])
             raise UserError(
-                f"{key}: {root}: one class folder, {_quoted(split.classes)}, holds all others "
-                f"({_quoted(sorted(inner, key=order))}); to have those as classes, give "
+                f"{key}: {root}: one class folder, {quoted(split.classes)}, holds all others "
+                f"({quoted(sorted(inner, key=order))}); to have those as classes, give "
                 f"{key}: {os.path.join(root, only)}"
             )
         return
@@ -93,7 +92,7 @@ def _check_classes(key: str, split: Files) -> None:
         )
     lies, it = ("lies", "it") if len(stray) == 1 else ("lie", "them")
     raise UserError(
-        f"{key}: {root}: {_quoted(stray)} {lies} beside the class folders {_quoted(tops)}, so "
+        f"{key}: {root}: {quoted(stray)} {lies} beside the class folders {quoted(tops)}, so "
         f"there are no labels to evaluate with; move {it} into a class folder or away, or leave "
         "data.eval_root out"
     )
@@ -110,10 +109,3 @@ def _explained(name: str, bank: Files) -> str:
 def _looks(name: str) -> str:
     """A form of a name that is equal for names which look the same."""
     return normalize("NFKC", name).casefold()
-
-
-def _quoted(names: Iterable[str]) -> str:
-    """The first few names, and the number of further ones."""
-    listed = [f"'{printable(name)}'" for name in names]
-    more = len(listed) - SHOWN
-    return ", ".join(listed[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -4,13 +4,14 @@ import csv
 import os
 from collections.abc import Iterator
 
+from triptych.core.data.classes import matched
 from triptych.core.data.decode import Decoding
 from triptych.core.data.scan import order
 from triptych.core.data.source import UNLABELLED, Files, local_name, native_path
 from triptych.core.errors import UserError, printable
 
 
-def image_list(path: str, root: str | None, how: Decoding) -> Files:
+def image_list(path: str, root: str | None, how: Decoding, key: str = "data.list") -> Files:
     """The images of a list, in its order.
 
     - Encoding: UTF-8. Other bytes stand for themselves, as in names of files.
@@ -22,26 +23,37 @@ def image_list(path: str, root: str | None, how: Decoding) -> Files:
 
     Args:
         root: folder that paths are relative to; None: the folder of the list.
+        key: the spec's key that names the list, for messages.
 
     Raises:
         UserError: the list is missing or malformed, or a file in it is missing (names the line).
     """
     path = native_path(path)
     root = os.path.dirname(path) if root is None else native_path(root)
-    entries = [_located(at, root, name, label) for at, name, label in _entries(path)]
+    entries = [_located(at, root, name, label) for at, name, label in _entries(path, key)]
     if not entries:
-        raise UserError(f"data.list: {printable(path)}: no images in this list")
+        raise UserError(f"{key}: {printable(path)}: no images in this list")
     names, labels = zip(*entries, strict=True)
     classes = _classes(labels)
     numbers = {"": UNLABELLED, **{name: number for number, name in enumerate(classes)}}
     return Files(root, names, how, [numbers[label] for label in labels], classes)
 
 
-def _entries(path: str) -> Iterator[tuple[str, str, str]]:
+def held_out(bank: Files, path: str, root: str | None, how: Decoding) -> Files:
+    """The images of a held-out list with the classes of the training list ``bank``.
+
+    Raises:
+        UserError: as in ``image_list``, or a label is none of the training list's.
+    """
+    queries = image_list(path, root, how, "data.eval_list")
+    return matched(bank, queries, f"data.eval_list: {printable(native_path(path))}")
+
+
+def _entries(path: str, key: str) -> Iterator[tuple[str, str, str]]:
     """(place for messages, path, label) of each line; the label is "" if there is none."""
     header: list[str] | None = None
-    for line, cells in _rows(path):
-        at = f"data.list: {printable(path)}:{line}"
+    for line, cells in _rows(path, key):
+        at = f"{key}: {printable(path)}:{line}"
         if header is None:
             header = [cell.strip().lower() for cell in cells]
             if "path" in header:
@@ -58,7 +70,7 @@ def _entries(path: str) -> Iterator[tuple[str, str, str]]:
         yield at, row["path"], row.get("label", "").strip()
 
 
-def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: str, key: str) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of each line that is not blank."""
     try:
         with open(path, "rb") as binary:
@@ -70,10 +82,10 @@ def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
                 if any(cell.strip() for cell in cells):
                     yield reader.line_num, [local_name(cell) for cell in cells]
     except OSError as error:
-        raise UserError(f"data.list: {printable(path)}: {error.strerror}") from error
+        raise UserError(f"{key}: {printable(path)}: {error.strerror}") from error
     except csv.Error as error:
         raise UserError(
-            f"data.list: {printable(path)}: not a CSV or UTF-8 text file ({error})"
+            f"{key}: {printable(path)}: not a CSV or UTF-8 text file ({error})"
         ) from error
 
 

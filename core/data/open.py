@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from triptych.core.config.spec import DataSpec, RunSpec
-from triptych.core.data import cifar, folders, idx, pets
+from triptych.core.data import cifar, folders, idx, lists, pets
+from triptych.core.data.classes import require_labels
 from triptych.core.data.decode import Decoding, decoding
 from triptych.core.data.digits import digits
 from triptych.core.data.flowers import flowers102
-from triptych.core.data.lists import image_list
 from triptych.core.data.names import class_names
-from triptych.core.data.source import Files, Source
+from triptych.core.data.source import Labelled, Source
 from triptych.core.data.stl import Stl
 from triptych.core.errors import UserError
 
@@ -35,7 +35,7 @@ class Splits(NamedTuple):
     def notes(self) -> Iterator[str]:
         """Lines for the user about the files, e.g. about those that were passed over."""
         for split in self:
-            if isinstance(split, Files):
+            if isinstance(split, Labelled):
                 yield from split.notes
 
 
@@ -79,7 +79,10 @@ def _image_folder(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
 
 
 def _image_list(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
-    return Splits(image_list(_required(data.list, "data.list"), data.root, how), None)
+    train = lists.image_list(_required(data.list, "data.list"), data.root, how)
+    if not held_out or data.eval_list is None:
+        return Splits(train, None)
+    return Splits(train, lists.held_out(train, data.eval_list, data.root, how))
 
 
 def _pets(data: DataSpec, how: Decoding, held_out: bool) -> Splits:
@@ -118,6 +121,9 @@ def open_splits(spec: RunSpec, *, held_out: bool = True) -> Splits:
         UserError: the data are missing, empty or malformed, or the labels of the two do not fit.
     """
     splits = SOURCES[spec.data.name](spec.data, decoding(spec.data), held_out)
+    if splits.held_out is not None:
+        for split in (splits.bank, splits.held_out):
+            require_labels(spec.data, split, "an evaluation")
     class_names(spec.data, splits.train.classes)  # a mistake in the names is told at the start
     return splits
 
@@ -136,7 +142,7 @@ def open_evaluation(spec: RunSpec) -> tuple[Source, Source] | None:
 
     Returns:
         None if the spec names no held-out split. That is so for an image folder without
-        ``data.eval_root`` and for every image list.
+        ``data.eval_root`` and for a list without ``data.eval_list``.
 
     Raises:
         UserError: the data are missing, empty or malformed, or the labels of the two do not fit.

@@ -53,10 +53,12 @@ class Scan:
         names: paths of the images relative to the folder, in the order of ``order``.
         others: kind -> number of files and folders that were passed over. The kind is an ending,
             the name of a system's folder, or a description.
+        tops: names of the folders directly inside.
     """
 
     names: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
+    tops: set[str] = field(default_factory=set)
 
     def passed_over(self) -> str:
         """The counts in one line, e.g. "3 .txt, 1 .db"; empty if there are none."""
@@ -78,7 +80,7 @@ def scan(root: str) -> Scan:
     """
     result = Scan()
     unknown: list[str] = []
-    for path in _files(root, "", (), result.others):
+    for path in _files(root, "", (), result):
         (result.names if ending(path) in ENDINGS else unknown).append(path)
     result.names += _recognised(root, sorted(unknown, key=order), result.others)
     result.names.sort(key=order)
@@ -98,7 +100,7 @@ def order(name: str) -> str:
 
 
 def _files(
-    root: str, inside: str, above: tuple[tuple[int, int], ...], others: Counter[str]
+    root: str, inside: str, above: tuple[tuple[int, int], ...], result: Scan
 ) -> Iterator[str]:
     """Paths relative to ``root``, in no order. Counts hidden files and folders of systems.
 
@@ -113,15 +115,17 @@ def _files(
         for entry in entries:
             path = os.path.join(inside, entry.name)
             if entry.name.startswith("."):
-                others["hidden"] += 1
+                result.others["hidden"] += 1
             elif entry.name.lower() in SYSTEM_FOLDERS:
-                others[entry.name] += 1
+                result.others[entry.name] += 1
             elif entry.is_dir():
-                yield from _files(root, path, (*above, identity), others)
+                if not inside:
+                    result.tops.add(path)
+                yield from _files(root, path, (*above, identity), result)
             elif ending(path) in ENDINGS or entry.is_file():
                 yield path
             else:
-                others["not a file"] += 1  # reading a pipe might never end
+                result.others["not a file"] += 1  # reading a pipe might never end
 
 
 def _recognised(root: str, names: Iterable[str], others: Counter[str]) -> Iterator[str]:

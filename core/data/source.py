@@ -5,7 +5,7 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from copy import copy
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from PIL import Image
 from triptych.core.data.decode import Decoding, decode, to_mode
 
 UNLABELLED = -1
+L = TypeVar("L", bound="Labelled")
 
 
 def local_name(text: str) -> str:
@@ -134,7 +135,45 @@ class Arrays:
     key = name
 
 
-class Files:
+class Labelled:
+    """The labels of a source, and lines about it for the user.
+
+    Attributes:
+        classes: names of the labels; empty if there are none.
+        notes: lines about the files, printed at the start of a run.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int] | NDArray[np.int64] | None = None,
+        classes: tuple[str, ...] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Labels are positions in ``classes``; None: no image has a label."""
+        self.classes, self.notes = classes, notes
+        self._labels = None if labels is None else np.asarray(labels, np.int64)
+
+    def label(self, index: int) -> int:
+        """See ``Source``."""
+        return UNLABELLED if self._labels is None else int(self._labels[index])
+
+    def relabelled(self: L, classes: tuple[str, ...], notes: Sequence[str] = ()) -> L:
+        """The same images with labels in other ``classes``, which contain all of the present ones.
+
+        Args:
+            notes: lines to add.
+        """
+        places = {name: number for number, name in enumerate(classes)}
+        other = copy(self)
+        other.classes, other.notes = classes, [*self.notes, *notes]
+        if self._labels is not None:
+            # The last one serves images without a label, whose number is -1.
+            numbers = [*(places[name] for name in self.classes), UNLABELLED]
+            other._labels = np.array(numbers, np.int64)[self._labels]
+        return other
+
+
+class Files(Labelled):
     """One image per file, which is read when it is needed."""
 
     def __init__(
@@ -142,7 +181,7 @@ class Files:
         root: str,
         names: Sequence[str],
         how: Decoding,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int] | NDArray[np.int64] | None = None,
         classes: tuple[str, ...] = (),
         notes: Sequence[str] = (),
     ) -> None:
@@ -153,9 +192,9 @@ class Files:
             labels: positions in ``classes``.
             notes: lines about the files for the user, printed at the start of a run.
         """
-        self.root, self.classes, self.notes = root, classes, notes
-        self._names, self._how = _Names(names), how
-        self._labels = None if labels is None else np.array(labels, np.int64)
+        super().__init__(labels, classes, notes)
+        self.root = root
+        self._names, self._how = packed(names), how
 
     def __len__(self) -> int:
         """How many images."""
@@ -164,23 +203,6 @@ class Files:
     def image(self, index: int) -> Image.Image:
         """See ``Source``."""
         return decode(self.name(index), self._how)
-
-    def label(self, index: int) -> int:
-        """See ``Source``."""
-        return UNLABELLED if self._labels is None else int(self._labels[index])
-
-    def relabelled(self, classes: tuple[str, ...], notes: Sequence[str] = ()) -> "Files":
-        """The same files with labels in other ``classes``, which contain all of the present ones.
-
-        Args:
-            notes: lines to add.
-        """
-        numbers = [classes.index(name) for name in self.classes]
-        other = copy(self)
-        other.classes, other.notes = classes, [*self.notes, *notes]
-        if self._labels is not None:
-            other._labels = np.array(numbers, np.int64)[self._labels]
-        return other
 
     def name(self, index: int) -> str:
         """The path of the file."""
@@ -191,16 +213,35 @@ class Files:
         return self._names[index]
 
 
-class _Names:
-    """Strings in one buffer. A million paths as objects would cost each worker 100 MB."""
+class Names(Sequence[str]):
+    """Strings in one buffer. A million paths as objects would cost each worker 100 MB.
 
-    def __init__(self, names: Sequence[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self._ends = np.cumsum([0, *map(len, encoded)])
-        self._bytes = b"".join(encoded)
+    Attributes:
+        content: the bytes of all strings, one after the other.
+        ends: (N + 1,) int64, where each string ends, after a 0.
+    """
+
+    def __init__(self, content: bytes, ends: NDArray[np.int64]) -> None:
+        self.content, self.ends = content, ends
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self.ends) - 1
 
-    def __getitem__(self, index: int) -> str:
-        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]])
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return os.fsdecode(self.content[self.ends[index] : self.ends[index + 1]])
+
+
+def packed(names: Sequence[str]) -> Names:
+    """The names of files in one buffer."""
+    if isinstance(names, Names):
+        return names
+    encoded = [os.fsencode(name) for name in names]
+    return Names(b"".join(encoded), np.cumsum([0, *map(len, encoded)]))
