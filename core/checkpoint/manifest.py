@@ -14,7 +14,9 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError
 
 FREE_KEYS = (
+    "augment.eval_interpolation",
     "augment.eval_resize",
+    "augment.eval_rounding",
     "backend",
     "checkpoint",
     "data.class_names",

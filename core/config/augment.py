@@ -7,6 +7,7 @@ from pydantic import Field
 
 from triptych.core.config.fields import (
     Byte,
+    CountInterval,
     Float,
     FractionInterval,
     Int,
@@ -121,6 +122,32 @@ class HorizontalFlip(AugmentOp):
     op: Literal["horizontal_flip"]
 
 
+class RandomErase(AugmentOp):
+    """Random erasing (arXiv 1708.04896): boxes of the finished view get noise.
+
+    It is the last operation. The defaults are timm's; mmpretrain's differ in ``values`` and
+    ``fit``.
+    """
+
+    op: Literal["random_erase"]
+    p: Probability = 0.25
+    mode: Literal["pixel", "rand", "const"] = "pixel"
+    """What a box gets. pixel: each pixel a random colour of its own. rand: one random colour.
+    const: the mean of the data. Colours are drawn from a normal distribution."""
+    values: Literal["normalized", "pixels"] = "normalized"
+    """normalized: erases after the normalisation (timm). pixels: erases before it, with the mean
+    and deviation of the data, cut to whole values from 0 to 255 (mmpretrain)."""
+    area: FractionInterval = (0.02, 1 / 3)
+    """Area of all boxes together, as a fraction of the image."""
+    ratio: PositiveInterval = (0.3, 1 / 0.3)
+    """Height / width of a box."""
+    count: CountInterval = (1, 1)
+    """Smallest and largest number of boxes."""
+    fit: Literal["retry", "cut"] = "retry"
+    """For boxes larger than the image. retry: draws again, ten times in all (timm). cut: they are
+    cut to the image (mmpretrain)."""
+
+
 Op = Annotated[
     RandomResizedCrop
     | RandomAffine
@@ -129,6 +156,7 @@ Op = Annotated[
     | GaussianBlur
     | Solarize
     | RandAugment
+    | RandomErase
     | HorizontalFlip,
     Field(discriminator="op"),
 ]
@@ -142,9 +170,29 @@ class AugmentSpec(Section):
     mean: tuple[Float, ...] = (0.485, 0.456, 0.406)
     """Mean of each channel, for values from 0 to 1; one number holds for all channels."""
     std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
-    eval_resize: PositiveFloat = 256 / 224
+    repeats: PositiveInt = 1
+    """Number of copies of each image, with draws of their own, that follow each other in an epoch
+    (repeated augmentation, arXiv 1901.09335). The epoch keeps its length, so it has that many times
+    fewer images. DeiT: 3."""
+    eval_resize: PositiveFloat | None = 256 / 224
     """For evaluation, the shorter side is resized to this multiple of the image size. Then the
-    centre is cropped."""
+    centre is cropped. null: the centre is cropped without a resize, and a smaller image gets a
+    black border."""
+    eval_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Interpolation of this resize."""
+    eval_rounding: Literal["torchvision", "paddlefleetx"] = "torchvision"
+    """torchvision: the longer side is rounded down, and the place of the crop to the nearest even
+    pixel (so do timm and mmpretrain). paddlefleetx: the longer side is rounded
+    to the nearest pixel, and the place of the crop down."""
+
+    def contradictions(self) -> Iterator[KeyedError]:
+        """Reports an erasure that other operations would follow."""
+        for view, ops in (("view1", self.view1), ("view2", self.view2)):
+            for number, op in enumerate(ops[:-1]):
+                if isinstance(op, RandomErase):
+                    yield KeyedError(
+                        f"{view}.{number}.op", "random_erase acts on the finished view; put it last"
+                    )
 
 
 def augment_contradictions(augment: AugmentSpec, channels: int) -> Iterator[KeyedError]:

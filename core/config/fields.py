@@ -1,7 +1,7 @@
 """The building blocks of the spec's sections: bounded types, and checks between keys."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
@@ -32,7 +32,10 @@ SixteenBits = Annotated[Int, Field(ge=8, le=16)]
 One = Annotated[Int, Field(ge=1, le=1)]
 
 
-def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+Pair = TypeVar("Pair", tuple[float, float], tuple[int, int])
+
+
+def _ascending(pair: Pair) -> Pair:
     if pair[0] > pair[1]:
         raise ValueError("expected [low, high] with low <= high")
     return pair
@@ -42,6 +45,7 @@ PositiveInterval = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator
 NonNegativeInterval = Annotated[
     tuple[NonNegativeFloat, NonNegativeFloat], AfterValidator(_ascending)
 ]
+CountInterval = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_ascending)]
 FractionInterval = Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)]
 
 

@@ -54,6 +54,8 @@ def draw(
         if isinstance(op, spec.RandomResizedCrop):
             changes.append(_crop(op, generator, here, size))
             here = size
+        elif isinstance(op, spec.RandomErase):
+            continue  # ``erasing`` erases parts of the finished view
         elif isinstance(op, spec.RandAugment):
             drawn = randaugment.draw(op, generator)
             changes += [partial(randaugment.apply, draw=each, op=op) for each in drawn]
@@ -118,10 +120,11 @@ def fitted_box(
     proportion = generator.uniform(*ratio)
     largest = min(width / height / proportion, height / width * proportion)
     fraction = generator.uniform(min(scale[0], largest), min(scale[1], largest))
-    area = height * width * fraction
+    # PaddleFleetX multiplies roots. Another order may lose a pixel of a part that fits exactly.
+    root, stretch = math.sqrt(height * width * fraction), math.sqrt(proportion)
     # Rounding may make a part larger than the image.
-    w = min(max(1, math.floor(math.sqrt(area * proportion))), width)
-    h = min(max(1, math.floor(math.sqrt(area / proportion))), height)
+    w = min(max(1, math.floor(root * stretch)), width)
+    h = min(max(1, math.floor(root * (1 / stretch))), height)
     top = int(generator.integers(height - h, endpoint=True))
     left = int(generator.integers(width - w, endpoint=True))
     return top, left, h, w

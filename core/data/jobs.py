@@ -143,14 +143,13 @@ class Evaluation:
     def fill(self, number: int, out: Planes) -> Filled:
         """See ``Job``. Damaged images that may be skipped are left out, and later rows move up."""
         first = number * self.batch_size
-        size, factor = self.spec.model.size, self.spec.augment.eval_resize
         index, damaged = list[int](), list[str]()
         warned: list[tuple[str, str]] = []
         for candidate in range(first, min(first + self.batch_size, len(self.source))):
             try:
                 with memory_for(self.source, candidate):
                     image = self.source.image(candidate)
-                    view = pixels.center_cover(image, size, factor, "bilinear")
+                    view = self._view(image)
             except DamagedImage:
                 if self.spec.data.on_error == "stop":
                     raise
@@ -160,6 +159,14 @@ class Evaluation:
             warned += _warnings(self.source, candidate, image)
             index.append(candidate)
         return Filled(np.array(index, np.int64), tuple(damaged), tuple(warned))
+
+    def _view(self, image: Image.Image) -> Image.Image:
+        recipe, size = self.spec.augment, self.spec.model.size
+        if recipe.eval_resize is None:
+            return pixels.center_crop(image, size, recipe.eval_rounding)
+        return pixels.center_cover(
+            image, size, recipe.eval_resize, recipe.eval_interpolation, recipe.eval_rounding
+        )
 
 
 @contextmanager

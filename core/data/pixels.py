@@ -22,6 +22,7 @@ from triptych.core.data.resample import resized_part
 
 Size = tuple[int, int]
 Interpolation = Literal["bilinear", "bicubic"]
+Rounding = Literal["torchvision", "paddlefleetx"]
 P = ParamSpec("P")
 Operation = Callable[Concatenate[Image.Image, P], Image.Image]
 
@@ -38,7 +39,7 @@ def resize(image: Image.Image, size: Size, interpolation: Interpolation) -> Imag
     """The whole image at another size. Pillow's filter smooths an image that gets smaller."""
     height, width = size
     filter_ = _FILTERS[interpolation]
-    return _band_by_band(image, lambda band: band.resize((width, height), filter_))
+    return by_band(image, lambda band: band.resize((width, height), filter_))
 
 
 def crop_resize(
@@ -56,19 +57,29 @@ def crop_resize(
 
 
 def cover(
-    image: Image.Image, size: Size, factor: float, interpolation: Interpolation
+    image: Image.Image,
+    size: Size,
+    factor: float,
+    interpolation: Interpolation,
+    rounding: Rounding = "torchvision",
 ) -> Image.Image:
     """The image, resized with its proportions to just cover ``factor`` times ``size``."""
-    return resize(image, cover_size(image, size, factor), interpolation)
+    return resize(image, cover_size(image, size, factor, rounding), interpolation)
 
 
-def cover_size(image: Image.Image, size: Size, factor: float) -> Size:
+def cover_size(
+    image: Image.Image, size: Size, factor: float, rounding: Rounding = "torchvision"
+) -> Size:
     """Size of an image that covers ``factor`` times ``size``, never smaller than ``size``.
 
     For a square size the shorter side becomes ``factor`` times the side, rounded. The longer side
-    keeps the proportion, rounded down.
+    keeps the proportion. torchvision, timm and mmpretrain round it down, PaddleFleetX rounds it to
+    the nearest pixel.
     """
     height, width = (max(side, round(side * factor)) for side in size)
+    if rounding == "paddlefleetx":
+        scale = max(height / image.height, width / image.width)
+        return max(height, round(image.height * scale)), max(width, round(image.width * scale))
     if height * image.width >= width * image.height:
         width = max(width, int(height * image.width / image.height))
     else:
@@ -76,31 +87,43 @@ def cover_size(image: Image.Image, size: Size, factor: float) -> Size:
     return height, width
 
 
-def center_crop(image: Image.Image, size: Size) -> Image.Image:
-    """The middle of an image not smaller than ``size``; half a pixel is rounded to even."""
-    return crop(image, _middle((image.height, image.width), size))
+def center_crop(image: Image.Image, size: Size, rounding: Rounding = "torchvision") -> Image.Image:
+    """The middle of an image. A smaller image gets a border of zeros.
+
+    torchvision, timm and mmpretrain round half a pixel to even, PaddleFleetX rounds it down.
+    """
+    height, width = (max(pair) for pair in zip(size, (image.height, image.width), strict=True))
+    if (height, width) != (image.height, image.width):
+        left, top = (width - image.width) // 2, (height - image.height) // 2
+        image = crop(image, (-left, -top, width - left, height - top))
+    return crop(image, middle((height, width), size, rounding))
 
 
 def center_cover(
-    image: Image.Image, size: Size, factor: float, interpolation: Interpolation
+    image: Image.Image,
+    size: Size,
+    factor: float,
+    interpolation: Interpolation,
+    rounding: Rounding = "torchvision",
 ) -> Image.Image:
     """``center_crop`` of ``cover``, pixel for pixel, but with bounded memory.
 
     For an image of 1 by 60 000 pixels ``cover`` would be 60 000 times as large as its middle.
     """
-    whole = cover_size(image, size, factor)
-    if interpolation != "bilinear" or math.prod(whole) <= LONG * math.prod(size):
-        return center_crop(resize(image, whole, interpolation), size)
-    left, top, right, bottom = _middle(whole, size)
-    return _band_by_band(
-        image, lambda band: resized_part(band, whole, (top, left, bottom - top, right - left))
-    )
+    whole = cover_size(image, size, factor, rounding)
+    if math.prod(whole) <= LONG * math.prod(size):
+        return center_crop(resize(image, whole, interpolation), size, rounding)
+    left, top, right, bottom = middle(whole, size, rounding)
+    box = (top, left, bottom - top, right - left)
+    return by_band(image, lambda band: resized_part(band, whole, box, interpolation))
 
 
-def _middle(whole: Size, size: Size) -> tuple[int, int, int, int]:
+def middle(whole: Size, size: Size, rounding: Rounding) -> tuple[int, int, int, int]:
     """The middle of ``whole`` as left, top, right, bottom."""
     height, width = size
-    top, left = round((whole[0] - height) / 2), round((whole[1] - width) / 2)
+    rest = whole[0] - height, whole[1] - width
+    half = (lambda a: a // 2) if rounding == "paddlefleetx" else (lambda a: round(a / 2))
+    top, left = map(half, rest)
     return left, top, left + width, top + height
 
 
@@ -129,12 +152,10 @@ def affine(
     to_x, to_y = x + shift[0], y + shift[1]
     matrix = (a, b, x - a * to_x - b * to_y, d, e, y - d * to_x - e * to_y)
     kind, filter_ = Image.Transform.AFFINE, Image.Resampling.BILINEAR
-    return _band_by_band(image, lambda band: band.transform(image.size, kind, matrix, filter_))
+    return by_band(image, lambda band: band.transform(image.size, kind, matrix, filter_))
 
 
-def _band_by_band(
-    image: Image.Image, operation: Callable[[Image.Image], Image.Image]
-) -> Image.Image:
+def by_band(image: Image.Image, operation: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """Applies an operation that mixes neighbouring pixels to each band alone.
 
     On LA and RGBA Pillow would multiply the other bands by the last one before the operation, and

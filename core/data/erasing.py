@@ -1,0 +1,135 @@
+"""Random erasing (arXiv 1708.04896): boxes of a finished view get noise."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from triptych.core.config import spec
+from triptych.core.data.pixels import Size, normalize
+
+ATTEMPTS = 10
+"""Draws until a box fits, before the box is left out."""
+
+
+class Box(NamedTuple):
+    """A part of an image, pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def place(self) -> tuple[slice, slice, slice]:
+        """Its place in an image (C, H, W)."""
+        rows, columns = slice(self.top, self.top + self.height), self.left + self.width
+        return slice(None), rows, slice(self.left, columns)
+
+
+def normalized(
+    planes: NDArray[np.uint8],
+    augment: spec.AugmentSpec,
+    op: spec.RandomErase | None,
+    generators: Callable[[int], Generator],
+) -> NDArray[np.float32]:
+    """One view of each image: erased and normalised, in the order that ``op`` says.
+
+    Args:
+        planes: (N, C, H, W); erased in place where ``op`` erases before the normalisation.
+        op: of the view; None: nothing is erased.
+        generators: the random generator of an image, by its row.
+
+    Returns:
+        (N, C, H, W).
+    """
+    if op is None:
+        return normalize(planes, augment.mean, augment.std)
+    erased = [drawn(op, generators(row), planes.shape[1:]) for row in range(len(planes))]
+    if op.values == "pixels":
+        for image, boxes in zip(planes, erased, strict=True):
+            write_pixels(image, boxes, augment.mean, augment.std)
+        return normalize(planes, augment.mean, augment.std)
+    views = normalize(planes, augment.mean, augment.std)
+    for view, boxes in zip(views, erased, strict=True):
+        for box, noise in boxes:
+            view[box.place] = noise
+    return views
+
+
+def write_pixels(
+    image: NDArray[np.uint8],
+    boxes: Sequence[tuple[Box, NDArray[np.float32]]],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> None:
+    """Writes noise of the mean and deviation of the data into boxes of an image (C, H, W).
+
+    Args:
+        boxes: boxes and their noise N(0, 1), (C, h, w) or (C, 1, 1).
+        mean: one value, or one per channel, of values in 0..1.
+        std: one value, or one per channel.
+    """
+    means, stds = (np.array(value, np.float64).reshape(-1, 1, 1) * 255 for value in (mean, std))
+    for box, noise in boxes:
+        image[box.place] = np.clip(np.trunc(means + stds * noise), 0, 255)
+
+
+# ------------------------------------------------------------------------------------------- draws
+
+
+def drawn(
+    op: spec.RandomErase, generator: Generator, shape: tuple[int, ...]
+) -> list[tuple[Box, NDArray[np.float32]]]:
+    """The boxes of one view, and what they get.
+
+    Args:
+        shape: (C, H, W) of the view.
+
+    Returns:
+        Pairs of a box and noise N(0, 1) in it: (C, h, w), or (C, 1, 1) where it is uniform.
+    """
+    channels, *size = shape
+    pairs = []
+    for box in boxes(op, generator, (size[0], size[1])):
+        extent = (channels, box.height, box.width) if op.mode == "pixel" else (channels, 1, 1)
+        noise = np.zeros(extent, np.float32)
+        if op.mode != "const":
+            generator.standard_normal(dtype=np.float32, out=noise)
+        pairs.append((box, noise))
+    return pairs
+
+
+def boxes(op: spec.RandomErase, generator: Generator, size: Size) -> list[Box]:
+    """The boxes of one view; none with probability 1 - p, and fewer where they do not fit.
+
+    Args:
+        size: (height, width) of the view, pixels.
+    """
+    if generator.random() >= op.p:
+        return []
+    low, high = op.count
+    count = low if low == high else int(generator.integers(low, high, endpoint=True))
+    found = (_box(op, generator, size, count) for _ in range(count))
+    return [box for box in found if box is not None]
+
+
+def _box(op: spec.RandomErase, generator: Generator, size: Size, count: int) -> Box | None:
+    """One of ``count`` boxes that share the drawn area; None if it does not fit."""
+    height, width = size
+    logs = math.log(op.ratio[0]), math.log(op.ratio[1])
+    for _ in range(ATTEMPTS):
+        area = generator.uniform(*op.area) * height * width / count
+        ratio = math.exp(generator.uniform(*logs))
+        h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if op.fit == "cut":
+            h, w = min(h, height), min(w, width)
+        elif h >= height or w >= width:
+            continue
+        top = int(generator.integers(height - h, endpoint=True))
+        left = int(generator.integers(width - w, endpoint=True))
+        return Box(top, left, h, w)
+    return None
