@@ -114,6 +114,14 @@ WRONG = [
     ("augment.mean=[0.1, 0.2]", "augment.mean: 2 values for 3 channels: give one, or one each"),
     ("augment.std=[]", "augment.std: 0 values for 3 channels"),
     (
+        "augment.view1=[{op: random_erase}, {op: horizontal_flip}]",
+        "augment.view1.0.op: random_erase acts on the finished view; put it last",
+    ),
+    (
+        "augment.repeats=1000000",
+        "augment.repeats: 1000000 copies of an image are more than train.batch_size",
+    ),
+    (
         "augment.view1=[{op: rand_augment, fill: [1, 2]}]",
         "augment.view1.0.fill: 2 values for 3 channels: give one, or one each",
     ),

@@ -55,7 +55,9 @@ def finished(op: spec.RandomErase | None, count: int = 400, **keys) -> np.ndarra
     """Erased views of grey images, (count, 3, 24, 30)."""
     planes = np.full((count, 3, 24, 30), 124, np.uint8)
     data = spec.AugmentSpec(**keys)
-    return erasing.normalized(planes, data, op, lambda row: stream(1, "test/erase", row))
+    return erasing.normalized(
+        planes, data, (op,) if op else (), lambda row: stream(1, "test/erase", row)
+    )
 
 
 def test_each_pixel_gets_noise_of_its_own():

@@ -163,9 +163,10 @@ Op = Annotated[
 
 
 class AugmentSpec(Section):
-    """The two views of each image, and their normalisation."""
+    """The views of each image, and their normalisation."""
 
     view1: tuple[Op, ...] = ()
+    """The only view where the method learns from labels."""
     view2: tuple[Op, ...] = ()
     mean: tuple[Float, ...] = (0.485, 0.456, 0.406)
     """Mean of each channel, for values from 0 to 1; one number holds for all channels."""
@@ -195,8 +196,23 @@ class AugmentSpec(Section):
                     )
 
 
-def augment_contradictions(augment: AugmentSpec, channels: int) -> Iterator[KeyedError]:
-    """The contradictions between the views and the number of channels of the images."""
+def augment_contradictions(
+    augment: AugmentSpec, channels: int, views: int, batch_size: int
+) -> Iterator[KeyedError]:
+    """The contradictions between augmentation and the rest of the spec.
+
+    Args:
+        channels: of the images.
+        views: number of views that the method needs.
+        batch_size: images per step.
+    """
+    if views == 1 and augment.view2:
+        yield KeyedError("augment.view2", "the method has one view, augment.view1; remove view2")
+    if augment.repeats > batch_size:
+        yield KeyedError(
+            "augment.repeats",
+            f"{augment.repeats} copies of an image are more than train.batch_size {batch_size}",
+        )
     counts = {"mean": len(augment.mean), "std": len(augment.std)}
     for view in ("view1", "view2"):
         for number, op in enumerate(getattr(augment, view)):

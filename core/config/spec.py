@@ -236,7 +236,9 @@ class RunSpec(Section):
                 f"data.channels is {self.data.channels}, model.channels {channels}: "
                 "they must be equal",
             )
-        yield from augment_contradictions(self.augment, channels)
+        yield from augment_contradictions(
+            self.augment, channels, self.method.views, self.train.batch_size
+        )
         yield from self._schedule_contradictions()
         yield from self._batch_contradictions()
         train = self.train

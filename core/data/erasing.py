@@ -33,20 +33,21 @@ class Box(NamedTuple):
 def normalized(
     planes: NDArray[np.uint8],
     augment: spec.AugmentSpec,
-    op: spec.RandomErase | None,
+    ops: Sequence[spec.Op],
     generators: Callable[[int], Generator],
 ) -> NDArray[np.float32]:
-    """One view of each image: erased and normalised, in the order that ``op`` says.
+    """One view of each image, normalised, and erased if the recipe ends with an erasure.
 
     Args:
-        planes: (N, C, H, W); erased in place where ``op`` erases before the normalisation.
-        op: of the view; None: nothing is erased.
+        planes: (N, C, H, W); erased in place by an erasure before the normalisation.
+        ops: the recipe of the view.
         generators: the random generator of an image, by its row.
 
     Returns:
         (N, C, H, W).
     """
-    if op is None:
+    op = ops[-1] if ops else None
+    if not isinstance(op, spec.RandomErase):
         return normalize(planes, augment.mean, augment.std)
     erased = [drawn(op, generators(row), planes.shape[1:]) for row in range(len(planes))]
     if op.values == "pixels":

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol, TypeAlias
 
@@ -28,11 +28,15 @@ class Filled:
         index: (N,) int64, indices of the images in the source.
         damaged: names of files that could not be read, in the order in which they were met.
         warned: (file name, text) of each warning of a library.
+        epoch: of a training batch.
+        draws: (N,) int64, of a training batch: number of each image's random draws in its epoch.
     """
 
     index: NDArray[np.int64]
     damaged: tuple[str, ...] = ()
     warned: tuple[tuple[str, str], ...] = ()
+    epoch: int = 0
+    draws: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class Job(Protocol):
@@ -54,8 +58,8 @@ class Job(Protocol):
 class Training:
     """Augmented views of each image, in a new order each epoch.
 
-    The number of a batch is the optimizer step. Every batch is whole: the images left over at the
-    end of an epoch are dropped.
+    The number of a batch is the optimizer step. The images left over at the end of an epoch are
+    dropped, or make a smaller batch: see ``train.drop_last``.
     """
 
     spec: RunSpec
@@ -63,8 +67,8 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of whole batches in one epoch."""
-        return len(self.source) // self.spec.train.batch_size
+        """Number of batches in one epoch."""
+        return self.spec.train.steps_per_epoch(len(self.source))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -84,24 +88,25 @@ class Training:
         so it differs from its own regular occurrence, which may be in this batch.
         """
         epoch, batch = divmod(number, self.steps_per_epoch)
-        count = self.spec.train.batch_size
-        order = epoch_order(self.spec.seed, epoch, len(self.source))
-        index, damaged = np.empty(count, np.int64), list[str]()
-        warned: list[tuple[str, str]] = []
-        for row in range(count):
-            position = batch * count + row
+        repeats, first = self.spec.augment.repeats, batch * self.spec.train.batch_size
+        order = epoch_order(self.spec.seed, epoch, len(self.source), repeats)
+        positions = range(first, min(first + self.spec.train.batch_size, len(order)))
+        index, draws = np.empty((2, len(positions)), np.int64)
+        damaged, warned = list[str](), list[tuple[str, str]]()
+        for row, position in enumerate(positions):
             image, index[row], lost = self._readable(order, position)
+            draws[row] = order[position] * repeats + position % repeats
             damaged += lost
             warned += _warnings(self.source, int(index[row]), image)
             with memory_for(self.source, int(index[row])):
-                self._write_views(image, epoch, int(order[position]), out[:, row])
-        return Filled(index, tuple(damaged), tuple(warned))
+                self._write_views(image, epoch, int(draws[row]), out[:, row])
+        return Filled(index, tuple(damaged), tuple(warned), epoch, draws)
 
-    def _write_views(self, image: Image.Image, epoch: int, index: int, out: Planes) -> None:
-        """Writes the views into ``out``, (views, C, H, W)."""
+    def _write_views(self, image: Image.Image, epoch: int, draws: int, out: Planes) -> None:
+        """Writes the views into ``out``, (views, C, H, W); ``draws`` as in ``Filled``."""
         recipe, size = self.spec.augment, self.spec.model.size
         for number, ops in enumerate((recipe.view1, recipe.view2)[: len(out)]):
-            generator = stream(self.spec.seed, "augment", epoch, index, number)
+            generator = stream(self.spec.seed, "augment", epoch, draws, number)
             pixels.write_planes(augment.view(image, ops, generator, size), out[number])
 
     def _readable(
@@ -117,8 +122,9 @@ class Training:
                 if self.spec.data.on_error == "stop":
                     raise
                 damaged.append(self.source.name(index))
+        count = len(np.unique(order))
         raise UserError(
-            f"data: all {len(order)} images are damaged; the first is {printable(damaged[0])}; "
+            f"data: all {count} images are damaged; the first is {printable(damaged[0])}; "
             "repair or replace them"
         )
 
@@ -191,9 +197,14 @@ def _warnings(source: Source, index: int, image: Image.Image) -> list[tuple[str,
 
 
 @lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """Indices of all images in the order of one epoch, (count,)."""
-    return stream(seed, "order", epoch).permutation(count)
+def epoch_order(seed: int, epoch: int, count: int, repeats: int = 1) -> NDArray[np.int64]:
+    """Indices of the images in the order of one epoch, (count,).
+
+    Args:
+        repeats: number of times that each image comes, one after the other. Only the first images
+            of the order come then, so that the epoch keeps its length.
+    """
+    return stream(seed, "order", epoch).permutation(count).repeat(repeats)[:count]
 
 
 def _from(order: NDArray[np.int64], position: int) -> Iterator[int]:

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from triptych.core.config.spec import RunSpec, SupervisedSpec
 from triptych.core.contracts import Batch
+from triptych.core.data.erasing import normalized
 from triptych.core.data.jobs import Evaluation, Filled, Planes, Training
 from triptych.core.data.pixels import normalize
 from triptych.core.data.source import Source
 from triptych.core.data.workers import load
 from triptych.core.errors import UserError, printable
+from triptych.core.random import stream
 
 
 class Pipeline:
@@ -25,7 +27,7 @@ class Pipeline:
     number of workers changes only the time of loading.
 
     Attributes:
-        steps_per_epoch: whole batches per pass over the data; the images left over are dropped.
+        steps_per_epoch: batches per pass over the data.
         waited: seconds that consumers have waited for batches so far.
     """
 
@@ -82,12 +84,22 @@ class Pipeline:
 
     def _finish(self, planes: Planes, filled: Filled) -> Batch:
         spec, source = self._job.spec, self._job.source
-        views = normalize(planes, spec.augment.mean, spec.augment.std)
+        views = [self._view(number, planes[number], filled) for number in range(len(planes))]
         self._skipped |= dict.fromkeys(filled.damaged)
         for name, text in filled.warned:
             self._warned.setdefault(name, text)
         labels = labels_of(source, filled.index) if spec.method.labelled else None
         return Batch(tuple(views), filled.index, labels)
+
+    def _view(self, number: int, planes: Planes, filled: Filled) -> NDArray[np.float32]:
+        """One view of each image, erased where the spec says so, and normalised."""
+        spec = self._job.spec
+        ops = (spec.augment.view1, spec.augment.view2)[number]
+
+        def generator(row: int) -> np.random.Generator:
+            return stream(spec.seed, "erase", filled.epoch, int(filled.draws[row]), number)
+
+        return normalized(planes[: len(filled.index)], spec.augment, ops, generator)
 
     def close(self) -> None:
         """Ends the worker processes and the iterators that are still in use."""
@@ -140,7 +152,7 @@ def indexed_batches(
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """Every image of a source once, in order, prepared for evaluation.
 
-    Each image is resized (bilinear) to just cover ``augment.eval_resize`` times the model's image
+    Each image is resized to just cover ``augment.eval_resize`` times the model's image
     size, then cropped to its middle. At 1.0 nothing is cropped from an image of the model's
     proportions.
 
