@@ -24,7 +24,6 @@ from triptych.core.data.source import UNLABELLED
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError, printable
 from triptych.core.launch import choose_backend, open_engine, quiet
-from triptych.core.parameters import initial_state
 
 Images = Array | Sequence[Image.Image | str | Path]
 """What ``Encoder.encode`` takes."""
@@ -122,7 +121,7 @@ def get_model(
         UserError: there is no such recipe or backend, or the weights do not fit the model exactly.
     """
     spec = config.load(name, overrides)
-    state = formats.load_weights(Path(weights), spec) if weights else initial_state(spec)
+    state = formats.load_weights(Path(weights), spec) if weights else formats.initial_state(spec)
     backend = choose_backend(backend, spec, quiet)
     return Encoder(spec, open_engine(spec, backend, state))
 

@@ -237,7 +237,7 @@ def test_a_name_with_and_without_wrapper_is_not_merged(
 
 def test_nothing_loaded_is_an_error(tmp_path: Path, spec: RunSpec) -> None:
     np.savez(tmp_path / "none.npz")
-    known = "names of no known format (canonical, moco, moco_v3, moca)"
+    known = "names of no known format (canonical, moco, moco_v3, moca, plain)"
     check_refused(tmp_path / "none.npz", spec, f"holds nothing: {known}")
     np.savez(tmp_path / "other.npz", fc=np.zeros(1), conv=np.zeros(1))
     check_refused(tmp_path / "other.npz", spec, f"holds fc, conv: {known}")

@@ -19,3 +19,7 @@ class InitSpec(Section):
     allow_unused: tuple[Str, ...] = ()
     """Tensors that the file may have beyond the encoder, such as the classifier of an unknown
     format, by their names in the file. A name that ends in . stands for all that begin with it."""
+    positions: Literal["exact", "bicubic", "bicubic_antialias", "dino"] = "exact"
+    """A position table of another grid of patches. exact: an error. Else the table is resampled.
+    bicubic: as in MAE and MOCA. bicubic_antialias: as in timm. dino: as in DINO, whose sampling
+    step is not quite that of the grids."""

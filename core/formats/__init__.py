@@ -1,5 +1,6 @@
 """The conversion of foreign checkpoint names and layouts to canonical ones."""
 
 from triptych.core.formats.loading import FORMATS, load_weights, read_arrays
+from triptych.core.formats.pretrained import initial_state, load_encoder
 
-__all__ = ["FORMATS", "load_weights", "read_arrays"]
+__all__ = ["FORMATS", "initial_state", "load_encoder", "load_weights", "read_arrays"]

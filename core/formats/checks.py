@@ -1,12 +1,11 @@
 """Checks of the queue or codebook in a file: pointer, counts, unit vectors and temperature."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, State
-from triptych.core.parameters import Param, table
+from triptych.core.parameters import Param
 
 UNIT = 1e-2
 """Allowed error of a unit vector's length. The error of half precision is far smaller."""
@@ -14,16 +13,16 @@ DISTANCES = ("memory.distance", "memory.distance_used")
 """Names of the numbers that set the temperature of MOCA's codes."""
 
 
-def faults(state: State, spec: RunSpec) -> Iterator[str]:
+def faults(state: State, params: Sequence[Param]) -> Iterator[str]:
     """A line for each tensor under ``memory.`` with the right shape and impossible values.
 
     Args:
         state: tensors by canonical name. The caller reports missing and misshapen tensors.
-        spec: of the run.
+        params: of the model.
     """
     sizes = {"memory.queue": 1, "memory.words": 0}
     size = next((state[n].shape[axis] for n, axis in sizes.items() if _matrix(state, n)), None)
-    for param in table(spec):
+    for param in params:
         value = state.get(param.name)
         if value is None or value.shape != param.shape or not np.isfinite(value).all():
             continue

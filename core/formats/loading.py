@@ -4,7 +4,7 @@ A format is a module with the functions of ``Format``. It derives its table of n
 of parameters, and inverts it for the other direction, so both directions always agree.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,11 +16,18 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
 from triptych.core.files.arrays import read_file
-from triptych.core.formats import checks, moca, moco, moco_v3
-from triptych.core.parameters import table
+from triptych.core.formats import checks, moca, moco, moco_v3, plain
+from triptych.core.formats.encoders import Encoders
+from triptych.core.parameters import Param, table
 
 BRANCHES = ("student.", "teacher.", "memory.", "optimizer.")
 """Prefixes of canonical names."""
+
+OWN = "canonical"
+"""Name of our own format."""
+
+DETECTOR = ("fpn", "rpn", "roi_head", "bbox_head", "mask_head", "proposal_generator")
+"""Parts of the names of a detector's tensors."""
 
 OPTIONAL = "optimizer."
 """Prefix of the optimizer's state, which a file may lack. Only the backend knows its entries."""
@@ -30,7 +37,13 @@ SHOWN = 8
 
 
 class Format(Protocol):
-    """The names and layouts of foreign files."""
+    """The names and layouts of foreign files.
+
+    Attributes:
+        ENCODERS: where such a file holds its encoders.
+    """
+
+    ENCODERS: Encoders
 
     def matches(self, names: Collection[str], /) -> bool:
         """Whether a file with these names has this format."""
@@ -42,7 +55,7 @@ class Format(Protocol):
         """The state with the format's names and layouts."""
 
 
-FORMATS: dict[str, Format] = {"moco": moco, "moco_v3": moco_v3, "moca": moca}
+FORMATS: dict[str, Format] = {"moco": moco, "moco_v3": moco_v3, "moca": moca, "plain": plain}
 
 
 def load_weights(path: Path, spec: RunSpec) -> State:
@@ -61,9 +74,9 @@ def load_weights(path: Path, spec: RunSpec) -> State:
         UserError: the file is unreadable or has another architecture; or a tensor is missing,
             superfluous, misshapen or not finite. There is one line for each such tensor.
     """
-    manifest, arrays = _read(path)
+    manifest, arrays = read_weights(path)
     state = to_canonical(arrays, spec, path)
-    problems = mismatches(state, spec)
+    problems = mismatches(state, table(spec))
     if problems:
         other = manifest and other_architecture(manifest, spec)
         if other:
@@ -80,7 +93,7 @@ def read_arrays(path: Path) -> State:
     Raises:
         UserError: the path is none of these, is damaged, or holds other data than numbers.
     """
-    return _read(path)[1]
+    return read_weights(path)[1]
 
 
 def to_canonical(arrays: State, spec: RunSpec, path: Path) -> State:
@@ -94,23 +107,37 @@ def to_canonical(arrays: State, spec: RunSpec, path: Path) -> State:
     Raises:
         UserError: the format is unknown, or belongs to another method.
     """
-    if any(name.startswith(BRANCHES) for name in arrays):
+    name = format_of(arrays, path)
+    if name == OWN:
         return arrays
-    for foreign in FORMATS.values():
-        if foreign.matches(arrays):
-            try:
-                return foreign.to_canonical(arrays, spec)
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from error
-    first_names = ", ".join(list(arrays)[:3]) or "nothing"
+    try:
+        return FORMATS[name].to_canonical(arrays, spec)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def format_of(names: Collection[str], path: Path) -> str:
+    """The format of a file with these names: ``OWN``, or a key of ``FORMATS``.
+
+    Raises:
+        UserError: the format is unknown.
+    """
+    if any(name.startswith(BRANCHES) for name in names):
+        return OWN
+    for name, foreign in FORMATS.items():
+        if foreign.matches(names):
+            return name
+    if detector := next((n for n in names if any(part in n for part in DETECTOR)), None):
+        raise UserError(f"{path}: holds a detector ({detector}), not an encoder or classifier")
+    first_names = ", ".join(list(names)[:3]) or "nothing"
     raise UserError(
-        f"{path}: holds {first_names}: names of no known format (canonical, {', '.join(FORMATS)})"
+        f"{path}: holds {first_names}: names of no known format ({OWN}, {', '.join(FORMATS)})"
     )
 
 
-def mismatches(state: State, spec: RunSpec) -> list[str]:
-    """The problems that make a state unusable for the model of ``spec``, one line per tensor."""
-    params = {param.name: param for param in table(spec)}
+def mismatches(state: State, table: Sequence[Param]) -> list[str]:
+    """The problems that make a state unusable for these parameters, one line per tensor."""
+    params = {param.name: param for param in table}
     common = [name for name in params if name in state]
     return [
         *_capped("missing", [f"{n} {params[n].shape}" for n in params if n not in state]),
@@ -138,7 +165,7 @@ def mismatches(state: State, spec: RunSpec) -> list[str]:
                 if state[n].dtype.kind != "f" and params[n].init.kind != "count"
             ],
         ),
-        *_capped("unusable", list(checks.faults(state, spec))),
+        *_capped("unusable", list(checks.faults(state, table))),
         *_capped("not finite:", [n for n, a in state.items() if not np.isfinite(a).all()]),
     ]
 
@@ -149,7 +176,12 @@ def _capped(kind: str, problems: list[str]) -> list[str]:
     return [*lines, f"{kind}: {more} more"] if more else lines
 
 
-def _read(path: Path) -> tuple[Manifest | None, State]:
+def read_weights(path: Path) -> tuple[Manifest | None, State]:
+    """The arrays of a path as in ``read_arrays``, and the manifest if there is one.
+
+    Raises:
+        UserError: as in ``read_arrays``.
+    """
     if not path.is_dir():
         return None, read_file(path)
     if (path / MANIFEST).exists():

@@ -12,6 +12,7 @@ import numpy as np
 from triptych.core.config.spec import MocaSpec, RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
+from triptych.core.formats.encoders import Encoders
 from triptych.core.formats.wrapper import WRAPPER, unwrapped
 from triptych.core.parameters import table
 
@@ -45,6 +46,14 @@ PREDICTOR = {
 """Maps canonical to official names of the layers inside a predictor."""
 for _ours, _theirs in (("image_predictor", "encoder_pred"), ("dense_predictor", "decoder_pred")):
     PREFIXES.update({f"student.{_ours}.{k}": f"{_theirs}.{v}" for k, v in PREDICTOR.items()})
+ENCODERS = Encoders(
+    {branch: PREFIXES[f"{branch}.encoder."] for branch in ("student", "teacher")},
+    heads=("head.",),
+    others=(
+        *("encoder_pred.", "decoder_pred.", "bow_extractor."),
+        *(official for ours, official in PREFIXES.items() if ours.startswith("student.decoder.")),
+    ),
+)
 
 
 def matches(names: Collection[str]) -> bool:

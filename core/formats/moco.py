@@ -12,12 +12,18 @@ import numpy as np
 from triptych.core.config.spec import MocoV1Spec, QueueSpec, RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
+from triptych.core.formats.encoders import Encoders
 from triptych.core.formats.wrapper import WRAPPER, unwrapped
 from triptych.core.parameters import table
 
 BRANCHES = {"student": "encoder_q", "teacher": "encoder_k"}
 """Maps canonical to official prefixes."""
 MEMORY = {"memory.queue": "queue", "memory.pointer": "queue_ptr"}
+ENCODERS = Encoders(
+    {branch: f"{official}." for branch, official in BRANCHES.items()},
+    heads=("fc.",),
+    others=tuple(MEMORY.values()),
+)
 
 
 def matches(names: Collection[str]) -> bool:

@@ -10,11 +10,17 @@ from collections.abc import Collection
 from triptych.core.config.spec import MocoV3Spec, RunSpec, VitSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
+from triptych.core.formats.encoders import Encoders
 from triptych.core.formats.wrapper import WRAPPER, unwrapped
 from triptych.core.parameters import table
 
 BRANCHES = {"student": "base_encoder", "teacher": "momentum_encoder"}
 """Maps canonical to official prefixes."""
+ENCODERS = Encoders(
+    {branch: f"{official}." for branch, official in BRANCHES.items()},
+    heads=("head.", "fc."),
+    others=("predictor.",),
+)
 
 
 def matches(names: Collection[str]) -> bool:

@@ -79,8 +79,8 @@ def _labelled(kind: str, arrays: Mapping[str, Array], step: int) -> Record:
 
 
 def starting_state(spec: RunSpec, weights: Path | None) -> State:
-    """The state of a weights file in any known format, or the spec's initial state."""
-    return formats.load_weights(weights, spec) if weights else parameters.initial_state(spec)
+    """The state of a weights file in any known format, or the spec's first state."""
+    return formats.load_weights(weights, spec) if weights else formats.initial_state(spec)
 
 
 def fixed_hyper(path: Path) -> Callable[[int], Hyper]:

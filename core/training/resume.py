@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych.core import checkpoint
+from triptych.core import checkpoint, formats
 from triptych.core.checkpoint import Manifest
 from triptych.core.checkpoint.retrieval import FOLDER, listed, step_of
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
-from triptych.core.parameters import initial_state
 
 Say = Callable[[str], None]
 
@@ -55,11 +54,11 @@ def find_start(
                 f"{run_dir}: holds a run, saved up to {saved[0].name}; go on with --resume auto, "
                 "or give another --output"
             )
-        return Start(), initial_state(spec)
+        return Start(), formats.initial_state(spec, say)
     path = checkpoint.resolve(resume, run_dir, say)
     if path is None:
         say(f"--resume auto: nothing saved in {run_dir}, starting from the beginning")
-        return Start(), initial_state(spec)
+        return Start(), formats.initial_state(spec, say)
     before = path.resolve().parent.parent
     elsewhere = before != run_dir.resolve()
     if saved and resume != "auto" and (elsewhere or step_of(saved[0]) > step_of(path)):

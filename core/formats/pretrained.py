@@ -1,0 +1,251 @@
+"""Takes the encoder out of a file of pretrained weights."""
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from triptych.core import parameters
+from triptych.core.checkpoint.manifest import Manifest, differences
+from triptych.core.config.spec import InitSpec, RunSpec, VitSpec
+from triptych.core.contracts import State
+from triptych.core.data.source import native_path
+from triptych.core.errors import UserError
+from triptych.core.formats import plain
+from triptych.core.formats.architecture import difference
+from triptych.core.formats.encoders import CANONICAL, Encoders, named
+from triptych.core.formats.loading import FORMATS, OWN, SHOWN, format_of, mismatches, read_weights
+from triptych.core.formats.positions import Grid, resample, square_grid
+from triptych.core.formats.wrapper import unwrapped
+from triptych.core.parameters import encoder
+from triptych.core.parameters.param import prefixed
+
+STUDENT, TEACHER = (CANONICAL.branches[branch] for branch in ("student", "teacher"))
+TABLE = "pos_embed"
+CLASSIFIERS = ("head.weight", "fc.weight")
+"""Names of a classifier's weights in a file of a single network."""
+FREE = (
+    *("model.name", "model.image_size", "model.init", "model.zero_init_residual"),
+    *("model.freeze_patch_embed", "model.freeze_positions", "model.fc_norm"),
+)
+"""Keys of the model in which two runs may differ and still share an encoder."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """An encoder from a file.
+
+    Attributes:
+        tensors: by canonical name with ``student.encoder.`` in front.
+        source: format and branch in the file.
+        fresh: canonical names of the encoder's tensors that the file lacks.
+        grid: (rows, columns) of the file's position table if it was resampled, else None.
+    """
+
+    tensors: State
+    source: str
+    fresh: tuple[str, ...]
+    grid: Grid | None
+
+    def line(self, path: Path, state: State) -> str:
+        """One line that says what came from the file and what has its initial values.
+
+        Args:
+            path: of the file.
+            state: the whole state.
+        """
+        parts = dict.fromkeys(".".join(name.split(".")[:2]) for name in state)
+        kept = [*self.fresh, *(part for part in parts if not part.endswith(".encoder"))]
+        more = [f"and {len(kept) - SHOWN} more"] if len(kept) > SHOWN else []
+        text = f"init: {path} ({self.source}): {len(self.tensors)} tensors of the encoder"
+        if self.grid:
+            text += f", positions resampled from {_times(self.grid)}"
+        return f"{text}; initial values: {', '.join([*kept[:SHOWN], *more]) or 'none'}"
+
+
+def initial_state(spec: RunSpec, say: Say | None = None) -> State:
+    """The first state of a run: initial values, and the encoder of ``spec.init.weights``.
+
+    A teacher begins with the same encoder.
+
+    Args:
+        spec: of the run.
+        say: called with one line if weights were loaded.
+
+    Raises:
+        UserError: as in ``load_encoder``.
+    """
+    state = parameters.initial_state(spec)
+    if spec.init.weights is None:
+        return state
+    path = Path(native_path(spec.init.weights))
+    pretrained = read_encoder(path, spec, spec.init)
+    for name, array in pretrained.tensors.items():
+        state[name] = array
+        twin = name.replace(STUDENT, TEACHER, 1)
+        if twin in state:
+            state[twin] = array.copy()
+    if say:
+        say(pretrained.line(path, state))
+    return state
+
+
+def load_encoder(path: Path, spec: RunSpec, init: InitSpec) -> State:
+    """The encoder of a file, for the model of ``spec``, with the dtypes of the file.
+
+    Args:
+        path: a checkpoint or run folder, or an npz or safetensors file, of any known format.
+        spec: of the run. Its method may be another one than that of the file.
+        init: which encoder to take, and what may be missing or unused. Its ``weights`` is ignored.
+
+    Returns:
+        The tensors ``student.encoder.*`` in the order of ``core.parameters.table(spec)``, without
+        those that may be missing and are.
+
+    Raises:
+        UserError: the file is unreadable, holds no encoder, or one of another architecture or kind;
+            or a tensor is missing, superfluous, misshapen or not finite. There is one line for each
+            such tensor.
+    """
+    return read_encoder(path, spec, init).tensors
+
+
+def read_encoder(path: Path, spec: RunSpec, init: InitSpec) -> Pretrained:
+    """As ``load_encoder``, with what a message says about the encoder."""
+    manifest, arrays = read_weights(path)
+    known = format_of(arrays, path)
+    try:
+        return _pretrained(known, manifest, arrays, spec, init)
+    except UserError as error:
+        lines = str(error).splitlines()
+        raise UserError("\n".join(f"{path}: {line}" for line in lines)) from error
+
+
+def _pretrained(
+    known: str, manifest: Manifest | None, arrays: State, spec: RunSpec, init: InitSpec
+) -> Pretrained:
+    arrays = arrays if known == OWN else unwrapped(arrays)
+    encoders = CANONICAL if known == OWN else FORMATS[known].ENCODERS
+    branch, found = _encoder(arrays, encoders, init.branch)
+    prefix = encoders.branches[branch]
+    params = encoder(spec.model)
+    shapes = {param.name: param.shape for param in params}
+    unused = _unused(arrays, encoders, prefix, shapes.keys(), _allowed(prefix, spec, init))
+    _check_kind(unused, encoders)
+    if other := difference(shapes, {n: a.shape for n, a in found.items()}):
+        raise UserError(f"weights of another architecture: {other}")
+    if manifest:
+        _check_model(manifest, spec)
+    grid = _resampled_grid(found, manifest, spec, init)
+    if grid and init.positions != "exact" and isinstance(spec.model, VitSpec):
+        found[TABLE] = resample(found[TABLE], grid, spec.model.grid, init.positions)
+    missing = [param for param in params if param.name not in found]
+    fresh = [p.name for p in missing if named(p.name, _may_lack(spec, init))]
+    wanted = prefixed(STUDENT, [param for param in params if param.name not in fresh])
+    state = {STUDENT + name: found[name] for name in shapes if name in found}
+    if problems := mismatches({**state, **unused}, wanted):
+        raise UserError("\n".join(problems))
+    return Pretrained(state, f"{known}, {branch}", tuple(STUDENT + n for n in fresh), grid)
+
+
+def _encoder(arrays: State, encoders: Encoders, wanted: str) -> tuple[str, State]:
+    """The branch to take, and its tensors by canonical name without a prefix."""
+    found: dict[str, State] = {}
+    for branch, prefix in encoders.branches.items():
+        rests = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+        tensors = {n: a for n, a in rests.items() if not named(n, encoders.heads)}
+        if tensors:
+            found[branch] = tensors
+    if not found:
+        prefixes = " or ".join(encoders.branches.values())
+        raise UserError(f"holds no encoder: no tensor of one under {prefixes}")
+    branch = wanted if wanted in found else next(iter(found))
+    return branch, found[branch]
+
+
+def _unused(
+    arrays: State,
+    encoders: Encoders,
+    prefix: str,
+    used: Collection[str],
+    allowed: Collection[str],
+) -> State:
+    """The arrays that are neither used nor known to be beside the encoder, under their names."""
+    others = [p for p in encoders.branches.values() if p != prefix]
+    beside = [*others, *encoders.others, *(prefix + head for head in encoders.heads), *allowed]
+    used = {prefix + name for name in used}
+    return {n: a for n, a in arrays.items() if n not in used and not named(n, beside)}
+
+
+def _allowed(prefix: str, spec: RunSpec, init: InitSpec) -> list[str]:
+    """Patterns of what a file may have in vain: a norm that the model replaces by its own."""
+    return [*init.allow_unused, *([f"{prefix}norm."] if _fresh_norm(spec) else [])]
+
+
+def _may_lack(spec: RunSpec, init: InitSpec) -> list[str]:
+    return [*init.allow_missing, *(["fc_norm."] if _fresh_norm(spec) else [])]
+
+
+def _fresh_norm(spec: RunSpec) -> bool:
+    return isinstance(spec.model, VitSpec) and spec.model.fc_norm
+
+
+def _check_kind(unused: State, encoders: Encoders) -> None:
+    """Refuses a classifier that was trained with labels, unless the spec allows it."""
+    if encoders is not plain.ENCODERS:
+        return
+    for name in CLASSIFIERS:
+        if name in unused and unused[name].ndim == 2:
+            raise UserError(
+                f"a classifier of {len(unused[name])} classes ({name}), not a pretrained encoder; "
+                f"to take its encoder, set init.allow_unused to [{name.split('.')[0]}.]"
+            )
+
+
+def _check_model(manifest: Manifest, spec: RunSpec) -> None:
+    """Refuses an encoder of equal shapes that computes something else, as with other heads."""
+    changes = {
+        key: change
+        for key, change in differences(manifest, spec).items()
+        if key.startswith("model.") and key not in FREE
+    }
+    if changes:
+        listed = ", ".join(f"{key} {change}" for key, change in changes.items())
+        raise UserError(f"weights of another architecture: {listed}")
+
+
+def _resampled_grid(
+    found: State, manifest: Manifest | None, spec: RunSpec, init: InitSpec
+) -> Grid | None:
+    """The grid of the file's position table, if the model has another one.
+
+    Raises:
+        UserError: the spec wants the same grid, or the file does not show its grid.
+    """
+    table, model = found.get(TABLE), spec.model
+    if table is None or not isinstance(model, VitSpec) or table.ndim != 3:
+        return None
+    stored = RunSpec.model_validate(manifest.spec).model if manifest else None
+    grid = stored.grid if isinstance(stored, VitSpec) else None
+    if grid is None:
+        same = table.shape[1] == 1 + math.prod(model.grid)
+        grid = model.grid if same else square_grid(table)
+    if grid == model.grid:
+        return None
+    if grid is None:
+        raise UserError(
+            f"{TABLE}: {table.shape[1]} positions are those of no square grid and a class token; "
+            f"the model's grid is {_times(model.grid)}"
+        )
+    if init.positions == "exact":
+        raise UserError(
+            f"{TABLE}: a grid of {_times(grid)} patches, the model's is {_times(model.grid)}; "
+            "set init.positions to bicubic, bicubic_antialias or dino to resample it"
+        )
+    return grid
+
+
+def _times(grid: Grid) -> str:
+    return f"{grid[0]}x{grid[1]}"
