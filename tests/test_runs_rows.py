@@ -31,14 +31,14 @@ def test_the_evaluation_line():
     )
     damaged = row.model_copy(update={"skipped": 2})
     assert damaged.line().endswith("360 queries, damaged files left out: 2)")
-    assert evaluation({"eval": "linear", "step": 5, "top1": 0.5}).line() == (
-        "step 5 linear top-1 50.00 %"
+    assert evaluation({"eval": "captions", "step": 5, "top1": 0.5}).line() == (
+        "step 5 captions top-1 50.00 %"
     )
     assert evaluation({"eval": "export", "step": 5}).line() == "step 5 export"
 
 
 UNKNOWN = (
-    {"eval": "linear", "step": 6, "top1": 83.2, "labels": "all", "tokens": ["cls", "mean"]},
+    {"eval": "captions", "step": 6, "top1": 83.2, "labels": "all", "tokens": ["cls", "mean"]},
     {"eval": "detection", "step": 6, "time": 1.0, "top1": 0.5, "grid": {"cost": [0.1, 1.0]}},
 )
 """Rows as another version may write them."""
@@ -58,12 +58,12 @@ def test_evaluations_that_are_not_known_survive_a_resume(tmp_path):
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("detection/top1")] == [(6, 0.5)]
     result = json.loads((tmp_path / "result.json").read_text())
-    assert [row["eval"] for row in result["evaluations"]][2:4] == ["linear", "detection"]
+    assert [row["eval"] for row in result["evaluations"]][2:4] == ["captions", "detection"]
 
 
 STRANGE = (
-    {"eval": "linear"},
-    {"eval": ["linear"], "step": 6},
+    {"eval": "captions"},
+    {"eval": ["captions"], "step": 6},
     {"eval": None, "step": 6.5},
     {"note": "the room was warm"},
 )

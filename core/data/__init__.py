@@ -6,7 +6,12 @@ from triptych.core.data.jobs import epoch_order
 from triptych.core.data.levels import few_levels
 from triptych.core.data.names import class_names
 from triptych.core.data.open import Splits, open_evaluation, open_splits, open_train
-from triptych.core.data.pipeline import Pipeline, evaluation_batches, indexed_batches
+from triptych.core.data.pipeline import (
+    Pipeline,
+    evaluation_batches,
+    indexed_batches,
+    labels_of,
+)
 from triptych.core.data.source import Source, split_digest
 from triptych.core.data.subset import Subset
 
@@ -21,6 +26,7 @@ __all__ = [
     "evaluation_batches",
     "few_levels",
     "indexed_batches",
+    "labels_of",
     "open_evaluation",
     "open_splits",
     "open_train",

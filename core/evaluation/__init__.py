@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from triptych.core.config.evaluate import EvaluateSpec
-from triptych.core.evaluation import knn, lowshot
+from triptych.core.evaluation import classifier, knn, lowshot
 from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Halves, require_classes
 from triptych.core.evaluation.subject import Choice, Subject
@@ -53,5 +53,10 @@ PROTOCOLS = {
     ),
 }
 """Name -> protocol. A row has the name under "eval", and ``tools/eval.py`` takes it."""
+ROWS: dict[str, type[Evaluation]] = {
+    **{name: protocol.row for name, protocol in PROTOCOLS.items()},
+    **dict.fromkeys(classifier.TITLES, classifier.ClassifierRow),
+}
+"""Value under "eval" -> model of such a row."""
 WHILE_TRAINING = "knn"
 """Name of the protocol that a run evaluates with every ``evaluate.every`` steps."""

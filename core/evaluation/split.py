@@ -1,7 +1,7 @@
 """The evaluation split of a spec and the features of its images, for every protocol."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from triptych.core.data import (
     Splits,
     Subset,
     indexed_batches,
+    labels_of,
     open_splits,
     split_digest,
 )
@@ -116,6 +117,21 @@ class Halves(Protocol):
         """
 
 
+@dataclass
+class Met:
+    """What was met on reading one half of a split.
+
+    Attributes:
+        skipped: names of the damaged files, which were left out.
+        warned: file name -> text of an image library's warning about it.
+        digest: as in ``Labelled``.
+    """
+
+    skipped: list[str] = field(default_factory=list)
+    warned: dict[str, str] = field(default_factory=dict)
+    digest: str = ""
+
+
 class Split:
     """The labelled bank and the labelled queries of a spec.
 
@@ -164,25 +180,37 @@ class Split:
         """(file name, warning) pairs so far, one for each file."""
         return list(self._warned.items())
 
+    def batches(self, source: Source, met: Met) -> Iterator[tuple[Array, Array]]:
+        """The images (n, C, H, W) of one half in order, and their positions in it (n,).
+
+        Args:
+            source: ``bank``, a part of it, or ``queries``.
+            met: is complete after the last batch.
+
+        Raises:
+            UserError: as in ``features``.
+        """
+        yield from indexed_batches(self.spec, source, BATCH, met.skipped, met.warned)
+        self._unreported += [name for name in dict.fromkeys(met.skipped) if name not in self._met]
+        self._met.update(met.skipped)
+        self._warned |= met.warned
+        met.digest = self._digest(source, frozenset(met.skipped))
+
     def _labelled(self, subject: Subject, source: Source) -> Labelled:
-        skipped: list[str] = []
-        warned: dict[str, str] = {}
+        met = Met()
         features, positions = [], []
-        for images, index in indexed_batches(self.spec, source, BATCH, skipped, warned):
+        for images, index in self.batches(source, met):
             subject.check()
             features.append(subject.embed(images))
             if not np.isfinite(features[-1]).all():
                 raise NonFiniteError(f"evaluation after step {subject.step}: features not finite")
             positions.append(index)
-        self._unreported += [name for name in dict.fromkeys(skipped) if name not in self._met]
-        self._met.update(skipped)
-        self._warned |= warned
         index = np.concatenate(positions)
-        labels = np.array([source.label(int(each)) for each in index], np.int64)
-        digest = self._digest(source, frozenset(skipped))
+        labels = labels_of(source, index)
         if isinstance(source, Subset):
             index = source.index[index]
-        return Labelled(np.concatenate(features), labels, skipped, warned, digest, index)
+        rows = np.concatenate(features)
+        return Labelled(rows, labels, met.skipped, met.warned, met.digest, index)
 
     def _digest(self, source: Source, skipped: frozenset[str]) -> str:
         """The digest, cached: a million images take seconds, and damaged files seldom change."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, ValidationError
 
-from triptych.core.evaluation import PROTOCOLS
+from triptych.core.evaluation import ROWS
 from triptych.core.evaluation.row import Evaluation, Share
 
 Row = dict[str, Any]
@@ -54,8 +54,7 @@ class Result(Record):
 def evaluation_model(row: Mapping[str, Any]) -> type[Evaluation]:
     """The model of an evaluation row: its protocol's, or ``Evaluation`` if that is unknown."""
     name = row.get("eval")
-    known = isinstance(name, str) and name in PROTOCOLS
-    return PROTOCOLS[str(name)].row if known else Evaluation
+    return ROWS.get(name, Evaluation) if isinstance(name, str) else Evaluation
 
 
 def is_known(row: Mapping[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from triptych.core.contracts import ALONE, Ranks
 from triptych.core.data import Pipeline, Source, Splits, few_levels, open_splits, split_digest
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError, printable
-from triptych.core.evaluation import PROTOCOLS, WHILE_TRAINING
+from triptych.core.evaluation import PROTOCOLS, WHILE_TRAINING, classifier
 from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.subject import Check, encoder
@@ -118,7 +118,8 @@ def _open_split(spec: RunSpec, splits: Splits) -> Split | None:
     if not spec.evaluate.every:
         return None
     split = Split(spec, splits)
-    PROTOCOLS[WHILE_TRAINING].check(split)
+    check = classifier.check if spec.method.labelled else PROTOCOLS[WHILE_TRAINING].check
+    check(split)
     return split
 
 
@@ -150,14 +151,21 @@ def _evaluate(
 ) -> Sequence[Evaluation]:
     if split is None:
         return []
-    settings = split.spec.evaluate
-    subject = encoder(engine, step, branch=settings.branch, tokens=settings.tokens, check=check)
-    rows = PROTOCOLS[WHILE_TRAINING].rows(split, subject)
+    rows = _rows(engine, split, step, check)
     for name in split.damaged():
         terminal.line(f"damaged, left out of the evaluation: {printable(name)}")
     for name, text in split.warnings():
         terminal.warning(name, text)
     return rows
+
+
+def _rows(engine: Engine, split: Split, step: int, check: Check) -> Sequence[Evaluation]:
+    """The evaluation of the classifier, if the method has one, else of the features."""
+    if engine.spec.method.labelled:
+        return classifier.rows(split, engine, step, check)
+    settings = split.spec.evaluate
+    subject = encoder(engine, step, branch=settings.branch, tokens=settings.tokens, check=check)
+    return PROTOCOLS[WHILE_TRAINING].rows(split, subject)
 
 
 def _try_out(spec: RunSpec, engine: Engine, run_dir: Path, say: Say) -> None:
