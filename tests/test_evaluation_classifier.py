@@ -1,6 +1,7 @@
 """Top-1, top-5 and loss of classifiers, against the original programs and by hand."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -90,11 +91,11 @@ def test_validation_and_best_head_are_those_of_moca(run):
         np.testing.assert_allclose(means, wanted[:, 2], rtol=1e-12)
         np.testing.assert_allclose(100 * found.top1, wanted[:, 0], rtol=1e-6)
         np.testing.assert_allclose(100 * found.top5, wanted[:, 1], rtol=1e-6)
-        top1 = 100 * found.top1[found.best]
-        if top1 > highest:  # across epochs the first one wins
-            highest, rate = top1, settings["base_lr"][found.best]
-        assert highest == pytest.approx(best[epoch]["best_acc"], rel=1e-6)
-        assert rate == best[epoch]["best_lr"]
+        # The original's accuracies of equal heads may differ in the last bits.
+        head = replace(found, top1=wanted[:, 0]).best
+        if wanted[head, 0] > highest:  # across epochs the first one wins
+            highest, rate = wanted[head, 0], settings["base_lr"][head]
+        assert (highest, rate) == (best[epoch]["best_acc"], best[epoch]["best_lr"])
     assert epoch == 2
 
 
