@@ -1,19 +1,20 @@
-"""``eval``: evaluates or writes the features that given weights compute."""
+"""``eval``: evaluates given weights: their features, or a classifier; or writes features."""
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import NamedTuple
 
 from triptych.core import cli, config, formats
+from triptych.core.commands import train
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import State
 from triptych.core.data import Source, few_levels, open_splits
-from triptych.core.engine import PICK
+from triptych.core.engine import PICK, Engine
 from triptych.core.errors import UserError, printable
-from triptych.core.evaluation import PROTOCOLS
+from triptych.core.evaluation import PROTOCOLS, classifier
 from triptych.core.evaluation.export import Exported, export, name_width
 from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Split
@@ -27,6 +28,10 @@ FEATURES = "features"
 """Name of the evaluation that writes features."""
 SPLITS = {"train": (False,), "held_out": (True,), "both": (False, True)}
 """Value of ``--split`` -> whether its images are held out."""
+
+
+AT_THE_END = 10**9
+"""Steps between the evaluations of a run that has one at its end only."""
 
 
 class Option(NamedTuple):
@@ -75,6 +80,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             _add_export(sub)
         else:
             _add_files(sub)
+    for name, title in classifier.TITLES.items():
+        text = f"{title}: train a recipe on the weights, or score a trained classifier"
+        _add_classifier(choices.add_parser(name, help=text, description=text))
+
+
+def _add_classifier(parser: argparse.ArgumentParser) -> None:
+    train.add_arguments(parser)
+    _add_weights(parser, required=True)
+    text = "train nothing; evaluate the classifier of --weights on the held-out images"
+    parser.add_argument("--eval-only", action="store_true", help=text)
+    parser.add_argument("--json", action="store_true", help="with --eval-only: print rows as JSON")
 
 
 def _suffixes() -> str:
@@ -84,8 +100,13 @@ def _suffixes() -> str:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     cli.add_spec_arguments(parser, required=False)
     cli.add_backend_argument(parser)
+    _add_weights(parser, required=False)
+
+
+def _add_weights(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument(
         "--weights",
+        required=required,
         type=cli.path,
         metavar="PATH",
         help="a run or checkpoint folder, or an npz or safetensors file of a known format",
@@ -148,9 +169,12 @@ def run(arguments: argparse.Namespace) -> int:
     join()
     if arguments.evaluation == FEATURES:
         return _export(arguments)
+    supervised = arguments.evaluation in classifier.TITLES
+    if supervised and not arguments.eval_only:
+        return _train(arguments)
     # With --json a program reads standard output, so messages go to standard error.
     say = partial(cli.say, errors=arguments.json)
-    if arguments.bank or arguments.queries:
+    if not supervised and (arguments.bank or arguments.queries):
         rows = _rows_of_files(arguments)
     else:
         rows = _rows_of_model(arguments, say)
@@ -164,13 +188,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _rows_of_model(arguments: argparse.Namespace, say: Say) -> Sequence[Evaluation]:
     spec = _spec(arguments)
-    protocol = PROTOCOLS[arguments.evaluation]
     split = Split(spec)
-    protocol.check(split)
+    evaluate = _evaluation(arguments, split)
     weights, step = _weights(arguments, spec)
     engine = open_engine(spec, choose_backend(arguments.backend, spec, say), weights)
-    subject = encoder(engine, step, **asdict(protocol.choice(spec.evaluate)))
-    rows = protocol.rows(split, subject)
+    rows = evaluate(engine, step)
     engine.close()
     for name in split.damaged():
         say(f"damaged, left out of the evaluation: {printable(name)}")
@@ -179,6 +201,51 @@ def _rows_of_model(arguments: argparse.Namespace, say: Say) -> Sequence[Evaluati
     if warning := few_levels(split.bank):
         say(f"warning: {warning}")
     return rows
+
+
+def _evaluation(
+    arguments: argparse.Namespace, split: Split
+) -> Callable[[Engine, int], Sequence[Evaluation]]:
+    """The evaluation that the command names: (engine, steps that trained it) -> rows.
+
+    Raises:
+        UserError: the split cannot be evaluated so, or the recipe is one of another method.
+    """
+    if arguments.evaluation in classifier.TITLES:
+        _check_recipe(arguments, split.spec)
+        classifier.check(split)
+        return partial(classifier.rows, split)
+    protocol = PROTOCOLS[arguments.evaluation]
+    protocol.check(split)
+
+    def rows(engine: Engine, step: int) -> Sequence[Evaluation]:
+        subject = encoder(engine, step, **asdict(protocol.choice(split.spec.evaluate)))
+        return protocol.rows(split, subject)
+
+    return rows
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    """Trains the recipe on the weights as the command ``train`` does, and evaluates the end."""
+    if arguments.json:
+        raise UserError("--json: the rows of a training are in its log; give --eval-only, or none")
+    arguments.overrides.append(f"init.weights={json.dumps(str(arguments.weights))}")
+    spec = config.load(arguments.config, arguments.overrides)
+    _check_recipe(arguments, spec)
+    if not spec.evaluate.every:
+        arguments.overrides.append(f"evaluate.every={AT_THE_END}")
+    return train.run(arguments)
+
+
+def _check_recipe(arguments: argparse.Namespace, spec: RunSpec) -> None:
+    name = arguments.evaluation
+    if spec.method.name != name:
+        raise UserError(
+            f"{arguments.config}: method.name: {spec.method.name}; eval {name} needs a recipe with "
+            f"method {name}"
+        )
+    if arguments.eval_only and (arguments.output or arguments.resume):
+        raise UserError("--eval-only trains nothing; leave out --output and --resume")
 
 
 def _rows_of_files(arguments: argparse.Namespace) -> Sequence[Evaluation]:
@@ -286,7 +353,7 @@ def _layers(text: str, spec: RunSpec) -> tuple[int, ...]:
 def _overrides(arguments: argparse.Namespace) -> list[str]:
     """The options as overrides of the spec."""
     given = []
-    for name, option in OPTIONS[arguments.evaluation].items():
+    for name, option in OPTIONS.get(arguments.evaluation, {}).items():
         if value := getattr(arguments, name):
             listed = name == "shots" or option.several
             given.append(f"{option.key}={_list(value) if listed else value}")
