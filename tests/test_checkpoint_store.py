@@ -234,6 +234,7 @@ def test_a_run_is_not_begun_anew_because_all_is_damaged(tmp_path: Path) -> None:
         {"checkpoint__every": 5},
         {"evaluate__every": 7},
         {"train__stop_at": 9},
+        {"augment__eval_resize": None, "augment__eval_interpolation": "bicubic"},
     ],
 )
 def test_what_changes_no_number_may_change(tmp_path: Path, changes: dict[str, object]) -> None:
@@ -262,6 +263,22 @@ def test_what_changes_the_run_is_an_error(
     with pytest.raises(UserError, match=message) as caught:
         checkpoint.check_spec(manifest, make_spec(**changes))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("features", "free"), [("augmented", True), ("cached", False)])
+def test_a_probe_of_cached_features_learns_from_evaluation_pictures(
+    tmp_path: Path, features: str, free: bool
+) -> None:
+    probe = {"name": "linear", "classes": 10, "features": features}
+    spec = make_spec(method=probe, optim={"name": "sgd"})
+    extra = {"backend": "none", "versions": {"framework": "1.0"}}
+    manifest, _ = checkpoint.read(checkpoint.write(tmp_path, 1, make_state(1), spec, extra, keep=3))
+    other = make_spec(method=probe, optim={"name": "sgd"}, augment__eval_resize=1.0)
+    if free:
+        assert checkpoint.check_spec(manifest, other) == []
+        return
+    with pytest.raises(UserError, match=r"augment.eval_resize 1\.14.* -> 1\.0"):
+        checkpoint.check_spec(manifest, other)
 
 
 def test_every_differing_key_is_listed_until_there_are_too_many(tmp_path: Path) -> None:

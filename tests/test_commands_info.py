@@ -222,6 +222,14 @@ def test_the_resolved_spec_is_printed_and_loads(info, tmp_path):
     assert config.load(tmp_path / "spec.yaml") == again
 
 
+def test_options_of_operations_are_listed(info):
+    views = "augment.view1=[{op: rand_augment}, {op: random_erase, count: [1, 3]}]"
+    _, out, _ = info("-c", "moco_v3/vit_small", "-o", views)
+    assert "  p 0.5   rand_augment  operations 2, magnitude 9.0, deviation 0.5" in out
+    assert "fill 124 116 104, translate 0.45" in out
+    assert "count 1 to 3, fit retry" in out
+
+
 def test_the_summary_is_plain_data():
     found = summarize(config.load("moco_v3/vit_large"), 10_000)
     assert json.loads(json.dumps(found)) == found

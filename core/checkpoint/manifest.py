@@ -10,13 +10,10 @@ import PIL
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from triptych.core import __version__
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import LinearSpec, RunSpec
 from triptych.core.errors import UserError
 
 FREE_KEYS = (
-    "augment.eval_interpolation",
-    "augment.eval_resize",
-    "augment.eval_rounding",
     "backend",
     "checkpoint",
     "data.class_names",
@@ -36,6 +33,10 @@ FREE_KEYS = (
 Only ``device`` and ``deterministic`` can change the numbers of a step. The checkpoint records their
 effect as "compute", and a resume warns of a difference.
 """
+
+PICTURE_KEYS = ("augment.eval_interpolation", "augment.eval_resize", "augment.eval_rounding")
+"""Keys of the pictures for evaluation. They may differ on resume, unless a probe learns from such
+pictures (``method.features: cached``)."""
 
 MOVABLE_KEYS = ("data.eval_list", "data.eval_root", "data.list", "data.root")
 """Locations of the data. They may differ on resume, with a warning."""
@@ -150,10 +151,11 @@ def check_spec(manifest: Manifest, spec: RunSpec) -> list[str]:
     Raises:
         UserError: keys differ that change the run; one line names all of them, old -> new.
     """
+    method = spec.method
+    cached = isinstance(method, LinearSpec) and method.features == "cached"
+    free = FREE_KEYS if cached else (*FREE_KEYS, *PICTURE_KEYS)
     changes = {
-        key: change
-        for key, change in differences(manifest, spec).items()
-        if not _within(key, FREE_KEYS)
+        key: change for key, change in differences(manifest, spec).items() if not _within(key, free)
     }
     moved = {key: changes.pop(key) for key in MOVABLE_KEYS if key in changes}
     if changes:

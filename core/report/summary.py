@@ -179,13 +179,15 @@ def _view(spec: RunSpec, name: str) -> list[str]:
 
 def _operation(op: AugmentOp) -> str:
     options = op.model_dump(exclude={"op", "p"}).items()
-    listed = ", ".join(
-        f"{key} {' to '.join(f'{v:.4g}' for v in value)}"
-        if isinstance(value, tuple)
-        else f"{key} {value}"
-        for key, value in options
-    )
+    listed = ", ".join(f"{key} {_option(key, value)}" for key, value in options)
     return f"  p {op.p:<5g} {op.op}  {listed}".rstrip()
+
+
+def _option(key: str, value: Any) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    joint = " " if key == "fill" else " to "
+    return joint.join(f"{number:.4g}" for number in value)
 
 
 def _millions(count: int) -> str:
