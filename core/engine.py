@@ -16,7 +16,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any, cast
 
 import numpy as np
@@ -42,6 +43,7 @@ from triptych.core.contracts import (
 from triptych.core.errors import NonFiniteError
 from triptych.core.machine.failures import device_failures
 from triptych.core.methods import METHODS
+from triptych.core.methods.health import feature_std
 
 PICK: dict[str, Callable[[Tensor], Tensor]] = {
     "cls": lambda x: x[:, 0],
@@ -74,8 +76,12 @@ class Engine(ABC):
         """A copy of a tensor as an array; waits for the device."""
 
     @abstractmethod
+    def clear_gradients(self) -> None:
+        """Sets the gradients of all trainable parameters to 0."""
+
+    @abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Writes the gradients of ``loss`` into the trainable parameters over the former ones."""
+        """Adds the gradients of ``loss`` to those of the trainable parameters."""
 
     @abstractmethod
     def gradients(self) -> Iterable[tuple[str, Callable[[], Array]]]:
@@ -285,20 +291,59 @@ class Engine(ABC):
             slot.write(state[name])
 
     def _differentiate(self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper) -> Outcome:
+        """The loss and the gradients of a step, computed in ``train.accumulate`` parts."""
         with self._device_failures():
-            prepared = self._prepared(batch, draws)
-            outcome: Outcome = self.method.forward(
-                self.ops, self.model, prepared, draws, hyper, self.spec.method
-            )
-            self.backward(outcome.loss)
-        return outcome
+            parts = self._parts(self.method.prepare(batch, draws, self.spec.method))
+            self.clear_gradients()
+            if len(parts) == 1:
+                return self._differentiate_part(self._tensors(parts[0]), draws, hyper)
+            outcomes = []
+            for part in parts:
+                share = self.tensor(np.array(len(part.index) / len(batch.index)))
+                part = self._tensors(part)
+                outcomes.append(self._differentiate_part(part, draws, hyper, share))
+            return self._joined(outcomes)
 
-    def _prepared(self, batch: Batch, draws: Mapping[str, Array]) -> Batch:
-        """The batch with tensors, as ``Method.forward`` takes it."""
-        batch = self.method.prepare(batch, draws, self.spec.method)
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """The micro-batches of a batch, in order."""
+        size = -(-len(batch.index) // self.spec.train.accumulate)
+        return [batch.part(slice(i, i + size)) for i in range(0, len(batch.index), size)]
+
+    def _tensors(self, batch: Batch) -> Batch:
+        """The batch as ``Method.forward`` takes it."""
         views = tuple(self.tensor(view) for view in batch.views)
         targets = None if batch.targets is None else self.tensor(batch.targets)
         return replace(batch, views=views, targets=targets)
+
+    def _differentiate_part(
+        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper, share: Tensor | None = None
+    ) -> Outcome:
+        """Adds the gradients of one micro-batch.
+
+        Args:
+            batch: with tensors.
+            share: scalar factor of the loss and the metrics, the part's share of the images; None:
+                the part is the whole batch.
+        """
+        outcome: Outcome = self.method.forward(
+            self.ops, self.model, batch, draws, hyper, self.spec.method
+        )
+        if share is not None:
+            outcome.loss = outcome.loss * share
+            outcome.metrics = {name: value * share for name, value in outcome.metrics.items()}
+        self.backward(outcome.loss)
+        return outcome
+
+    def _joined(self, outcomes: Sequence[Outcome]) -> Outcome:
+        """The outcome of the whole batch from those of its parts."""
+        with self.ops.no_grad():
+            first = outcomes[0]
+            metrics = {n: reduce(add, (o.metrics[n] for o in outcomes)) for n in first.metrics}
+            features = {
+                name: self.ops.concat([o.features[name] for o in outcomes], axis=0)
+                for name in first.features
+            }
+            return Outcome(reduce(add, (o.loss for o in outcomes)), metrics, features)
 
     def _record(self, outcome: Outcome) -> tuple[dict[str, Array], State]:
         """(metrics and features, gradients), by name."""
@@ -329,19 +374,6 @@ class Engine(ABC):
 
         tensor = first_non_finite(candidates())
         return f"step {hyper.step + 1}: the loss is not finite; first bad tensor: {tensor}"
-
-
-def feature_std(features: Array) -> float:
-    """Spread of features on the unit sphere: 1 if they fill it, 0 if all rows are equal.
-
-    It is the root mean square over dimensions of the standard deviation over rows, times sqrt(D).
-
-    Args:
-        features: (N, D), not yet normalised.
-    """
-    rows = features.astype(np.float64)
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return float(np.sqrt(rows.var(axis=0).sum()))
 
 
 def first_non_finite(tensors: Iterable[tuple[str, Array]]) -> str:

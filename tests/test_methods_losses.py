@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from triptych.core.engine import feature_std
+from triptych.core.methods.health import feature_std
 from triptych.core.methods.losses import info_nce, symmetric_info_nce
 from triptych.core.reference import ops
 

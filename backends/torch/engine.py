@@ -42,9 +42,12 @@ class Engine(core.Engine):
         """See ``core.engine.Engine``."""
         return to_array(tensor)
 
-    def backward(self, loss: Tensor) -> None:
+    def clear_gradients(self) -> None:
         """See ``core.engine.Engine``."""
         self.optimizer.zero_grad()
+
+    def backward(self, loss: Tensor) -> None:
+        """See ``core.engine.Engine``."""
         loss.backward()
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:

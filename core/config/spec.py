@@ -135,8 +135,9 @@ class TrainSpec(Section):
     """Length of the run in steps. Give exactly one of epochs and steps."""
     batch_size: PositiveInt = 256
     """Global batch size: images per optimizer step over all ranks."""
-    accumulate: One = 1
-    """Number of micro-batches per step. This version supports 1."""
+    accumulate: PositiveInt = 1
+    """Number of micro-batches whose gradients a step adds up. They need less memory and change no
+    number. This version accumulates for linear probes and fine-tuning."""
     drop_last: Bool = True
     """Whether the images left over at the end of an epoch are left out. false: they make a last,
     smaller batch."""
@@ -279,7 +280,28 @@ class RunSpec(Section):
                     f"{last:g} is not before the end of the run of {length} {unit}",
                 )
 
+    def _accumulation_contradictions(self) -> Iterator[KeyedError]:
+        count, batch = self.train.accumulate, self.train.batch_size
+        if count > 1 and not self.method.labelled:
+            yield KeyedError("train.accumulate", f"{count}: method {self.method.name} needs 1")
+        elif batch % count:
+            yield KeyedError(
+                "train.accumulate", f"train.batch_size {batch} is not divisible by {count}"
+            )
+        elif count > 1 and isinstance(self.method, FinetuneSpec) and self._batch_norm:
+            yield KeyedError(
+                "train.accumulate",
+                f"{count}: the batch norms of {self.model.name} need the whole batch at once; "
+                "set it to 1",
+            )
+
+    @property
+    def _batch_norm(self) -> bool:
+        """Whether the encoder has batch norms."""
+        return isinstance(self.model, ResnetSpec) or self.model.stem == "conv"
+
     def _batch_contradictions(self) -> Iterator[KeyedError]:
+        yield from self._accumulation_contradictions()
         batch, ranks = self.train.batch_size, self.batch_norm.virtual_ranks
         if ranks > 1 and isinstance(self.method, MocaSpec):
             yield KeyedError(

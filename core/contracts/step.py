@@ -28,12 +28,20 @@ class Batch:
         labels: (N,) int64, the class of each image; None for a method without labels.
         targets: (N, classes), the probabilities of the classes that the method is to predict; None
             for a method without such targets.
+        rows: which rows of the step's batch these are, if they are a micro-batch.
     """
 
     views: tuple[Tensor, ...]
     index: Array
     labels: Array | None = None
     targets: Tensor | None = None
+    rows: slice = slice(None)
+
+    def part(self, rows: slice) -> "Batch":
+        """The micro-batch of these rows."""
+        labels, targets = (None if x is None else x[rows] for x in (self.labels, self.targets))
+        views = tuple(view[rows] for view in self.views)
+        return Batch(views, self.index[rows], labels, targets, rows)
 
 
 @dataclass(frozen=True)

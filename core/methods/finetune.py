@@ -93,7 +93,8 @@ def forward(
     """
     keep = draws.get("drop_path_keep")
     if keep is not None:
-        keep = keep[:, : len(batch.index)]  # the last batch of an epoch may be smaller
+        # The last batch of an epoch may be smaller than its draws.
+        keep = keep[:, batch.rows][:, : len(batch.index)]
     scales = None if keep is None else branch_scales(keep, spec.drop_path)
     feature, logits = model.predict(batch.views[0], scales)
     loss = ops.kl_divergence(batch.targets, logits) + ops.entropy(batch.targets)

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from triptych.core.contracts import Batch
+from triptych.core.contracts import Array, Batch
 
 State = Literal["at chance", "learning", "collapsed"]
 STATES: tuple[State, ...] = get_args(State)
@@ -29,7 +29,7 @@ LEARNED = 0.05
 
 Below it, the run only starts slowly."""
 FLAT_SPREAD = 0.1
-"""Feature spread (``core.engine.feature_std``) below which the features are nearly parallel.
+"""Feature spread (``feature_std``) below which the features are nearly parallel.
 
 With a batch norm as last layer (MoCo v3), the spread stays near 1 even in a collapse. There only
 the loss shows the collapse."""
@@ -107,6 +107,19 @@ def alike(batch: Batch) -> bool:
     to another degree.
     """
     return any(all(np.array_equal(image, view[0]) for image in view[1:]) for view in batch.views)
+
+
+def feature_std(features: Array) -> float:
+    """Spread of features on the unit sphere: 1 if they fill it, 0 if all rows are equal.
+
+    It is the root mean square over dimensions of the standard deviation over rows, times sqrt(D).
+
+    Args:
+        features: (N, D), not yet normalised.
+    """
+    rows = features.astype(np.float64)
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return float(np.sqrt(rows.var(axis=0).sum()))
 
 
 @dataclass

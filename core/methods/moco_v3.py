@@ -21,7 +21,7 @@ def chance(spec: RunSpec) -> float:
 
 
 def spread(values: Mapping[str, float]) -> float:
-    """The spread of the features (``core.engine.feature_std``)."""
+    """The spread of the features (``core.methods.health.feature_std``)."""
     return values["feature_std"]
 
 

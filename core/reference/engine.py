@@ -40,8 +40,12 @@ class Engine(core.Engine):
         """See ``core.engine.Engine``."""
         return np.array(getval(tensor))
 
+    def clear_gradients(self) -> None:
+        """See ``core.engine.Engine``."""
+        self.grads = {}
+
     def backward(self, loss: Tensor) -> None:
-        """Nothing: ``_differentiate`` computes the gradients with the forward pass."""
+        """Nothing: ``_differentiate_part`` computes the gradients with the forward pass."""
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""
@@ -67,20 +71,22 @@ class Engine(core.Engine):
             lambda a: values.__setitem__(name, self.tensor(a)),
         )
 
-    def _differentiate(self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper) -> Outcome:
+    def _differentiate_part(
+        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper, share: Tensor | None = None
+    ) -> Outcome:
         values = self.model.values
-        prepared = self._prepared(batch, draws)
         outcomes: list[Outcome] = []
+        part = super()._differentiate_part
 
         def loss(trainable: dict[str, Tensor]) -> Tensor:
             values.update(trainable)
-            method, model = self.spec.method, self.model
-            outcomes.append(self.method.forward(self.ops, model, prepared, draws, hyper, method))
+            outcomes.append(part(batch, draws, hyper, share))
             return outcomes[-1].loss
 
         start = {name: values[name] for name in self.trainable}
-        _, self.grads = value_and_grad(loss)(start)
+        _, grads = value_and_grad(loss)(start)
         values.update(start)
+        self.grads = {name: grads[name] + self.grads.get(name, 0.0) for name in grads}
         outcome = outcomes[-1]
         return Outcome(
             getval(outcome.loss),
