@@ -134,9 +134,9 @@ def test_drop_path_draws_name_each_branch_and_scale_what_is_kept():
         finetune.check_draws(spec, {"drop_path_keep": keep * 2})
 
 
-def test_targets_are_one_hot_in_the_type_of_the_images():
+def test_targets_are_one_hot_in_float64_so_that_their_rows_sum_to_1():
     spec = digits(FINETUNE)
-    batch = Batch((np.zeros((2, 1, 8, 8), np.float64),), np.arange(2), np.array([3, 0]))
+    batch = Batch((np.zeros((2, 1, 8, 8), np.float32),), np.arange(2), np.array([3, 0]))
     targets = finetune.prepare(batch, {}, spec.method).targets
     assert targets.dtype == np.float64
     assert targets.argmax(1).tolist() == [3, 0]

@@ -157,15 +157,14 @@ def mix(
         smoothing: s of the smoothed targets.
 
     Returns:
-        images (N, C, H, W) and targets (N, K), both in the type of ``images``. Each row of targets
-        sums to 1.
+        images (N, C, H, W) in their type, and targets (N, K) float64. Each row of targets sums to 1.
     """
     targets = one_hot(labels, classes, smoothing)
     if not draws:
-        return images, targets.astype(images.dtype)
+        return images, targets
     partner, share = draws["mix_partner"], draws["mix_share"][:, None]
     targets = targets * share + targets[partner] * (1.0 - share)
-    return mixed(images, draws), targets.astype(images.dtype)
+    return mixed(images, draws), targets
 
 
 def one_hot(labels: Ints, classes: int, smoothing: float) -> Floats:
