@@ -68,7 +68,10 @@ WRONG = [
         "precision=half",
         "precision: 'half': expected one of float32, float64, tf32, bfloat16, float16",
     ),
-    ("method.name=dino", "method.name: 'dino': expected one of moca, moco_v1, moco_v2, moco_v3"),
+    (
+        "method.name=dino",
+        "method.name: 'dino': expected one of finetune, linear, moca, moco_v1, moco_v2, moco_v3",
+    ),
     ("model.name=resnet5", "model.name: 'resnet5': expected one of resnet101, resnet152, resnet18"),
     ("model.name=[a]", "model.name: ['a']: expected one of resnet101"),
     # An unknown key, with the nearest one, or the one of this name in another section.
