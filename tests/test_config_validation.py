@@ -70,7 +70,7 @@ WRONG = [
     ),
     (
         "method.name=dino",
-        "method.name: 'dino': expected one of finetune, linear, moca, moco_v1, moco_v2, moco_v3",
+        "method.name: 'dino': expected one of finetune, linear, moca, moco_v1",
     ),
     ("model.name=resnet5", "model.name: 'resnet5': expected one of resnet101, resnet152, resnet18"),
     ("model.name=[a]", "model.name: ['a']: expected one of resnet101"),
@@ -199,7 +199,11 @@ def test_a_wrong_override_has_its_line(override, message):
         ),
         (("  steps: 3", "  steps: three"), 8, "train.steps: 'three': expected an integer > 0"),
         (("method: {name: moco_v3}\n", ""), 1, "method: missing: expected a mapping"),
-        (("{name: moco_v3}", "{}"), 6, "method.name: missing: expected one of moca, moco_v1"),
+        (
+            ("{name: moco_v3}", "{}"),
+            6,
+            "method.name: missing: expected one of finetune, linear, moca, moco_v1",
+        ),
         (("{name: moco_v3}", "{name: moco_v3, name: b}"), 6, "method.name: duplicate key, first"),
         (("  steps: 3", "  3: steps\n  steps: 3"), 8, "train: a key is not text"),
         (("  steps: 3", "  ? [a]\n  : 3\n  steps: 3"), 8, "train: a key is not text"),

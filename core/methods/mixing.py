@@ -157,7 +157,7 @@ def mix(
         smoothing: s of the smoothed targets.
 
     Returns:
-        images (N, C, H, W) in their type, and targets (N, K) float64. Each row of targets sums to 1.
+        images (N, C, H, W) in their type, and targets (N, K) float64, whose rows sum to 1.
     """
     targets = one_hot(labels, classes, smoothing)
     if not draws:
