@@ -1,40 +1,96 @@
-"""Encoders for use from Python: a recipe's name in, features out.
+"""Encoders for use from Python: a recipe's name in, features or classes out.
 
 from triptych.core import get_model, list_models
 model = get_model("moco_v3/digits", backend="torch", weights="runs/demo/torch")
 features = model.encode(images)
+classes = get_model("moco_v3/digits_linear", weights="runs/probe").predict(images)
 """
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
 from triptych.core import config, formats
-from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array
-from triptych.core.data import evaluation_batches
+from triptych.core.config.spec import RunSpec, SupervisedSpec
+from triptych.core.contracts import Array, State
+from triptych.core.data import evaluation_batches, open_splits
 from triptych.core.data.decode import MODES, Decoding, decode, decoding, to_mode
+from triptych.core.data.names import class_names
 from triptych.core.data.source import UNLABELLED
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError, printable
-from triptych.core.launch import choose_backend, open_engine, quiet
+from triptych.core.evaluation.subject import depth
+from triptych.core.launch import choose_backend, open_encoder, open_engine, quiet
 
 Images = Array | Sequence[Image.Image | str | Path]
 """What ``Encoder.encode`` takes."""
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """An encoder on a backend, and the recipe that says how its images are prepared."""
+class Prediction:
+    """The classes that a classifier finds most likely for one image, the most likely first.
 
-    spec: RunSpec
-    engine: Engine
+    Attributes:
+        labels: positions of the classes in the list of all classes.
+        scores: probabilities, 0 to 1.
+        names: names of the classes.
+    """
+
+    labels: tuple[int, ...]
+    scores: tuple[float, ...]
+    names: tuple[str, ...]
+
+
+class Encoder:
+    """An encoder on a backend, and the recipe that says how its images are prepared.
+
+    An encoder of a self-supervised method is built alone, without teacher, heads and optimizer. The
+    other branch is loaded when it is first asked for. Probed and fine-tuned encoders come with
+    their classifier.
+
+    Attributes:
+        spec: of the recipe.
+        backend: its name.
+    """
+
+    def __init__(self, spec: RunSpec, backend: str, weights: Path | None = None) -> None:
+        """Loads the student.
+
+        Args:
+            weights: as in ``get_model``.
+
+        Raises:
+            UserError: as in ``get_model``.
+        """
+        self.spec, self.backend = spec, backend
+        self._weights = weights
+        self._engines: dict[str, Engine] = {}
+        self._open("student")
+
+    def _open(self, branch: str) -> tuple[Engine, str]:
+        """The engine that holds a branch, and the name of the branch in that engine."""
+        whole = self.spec.method.labelled
+        key = "" if whole else branch
+        if key not in self._engines:
+            state = self._state()
+            self._engines[key] = (
+                open_engine(self.spec, self.backend, state)
+                if whole
+                else open_encoder(self.spec, self.backend, state, branch)
+            )
+        return self._engines[key], branch if whole else "student"
+
+    def _state(self) -> State:
+        if self._weights is None:
+            return formats.initial_state(self.spec)
+        return formats.load_weights(self._weights, self.spec)
 
     def encode(
         self, images: Images, *, branch: str = "student", tokens: str = "cls", batch_size: int = 64
@@ -58,18 +114,118 @@ class Encoder:
             Features in the run's precision, in the order of the images.
 
         Raises:
-            UserError: there are no images, their shape does not fit, or a file is damaged.
+            UserError: there are no images, their shape does not fit, a file is damaged, or the
+                method has no such branch.
         """
+        return self.encode_layers(images, (), branch=branch, tokens=tokens, batch_size=batch_size)[
+            "final"
+        ]
+
+    def encode_layers(
+        self,
+        images: Images,
+        layers: Sequence[int],
+        *,
+        branch: str = "student",
+        tokens: str = "cls",
+        batch_size: int = 64,
+    ) -> dict[str, Array]:
+        """As ``encode``, with the raw outputs of blocks.
+
+        Args:
+            layers: 0-based indices of blocks (in a ResNet: stages).
+
+        Returns:
+            "final", and "layer<i>" for each i in ``layers``; each as in ``encode``.
+
+        Raises:
+            UserError: as in ``encode``, or the encoder has no such layer.
+        """
+        count = depth(self.spec)
+        if wrong := [layer for layer in layers if not 0 <= layer < count]:
+            raise UserError(f"encode: layer {wrong[0]}: the encoder has layers 0 to {count - 1}")
+        engine, held = self._open(branch)
+        parts = [
+            engine.embed(batch, branch=held, layers=layers, tokens=tokens)
+            for batch in self._batches(images, batch_size)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def predict(
+        self,
+        images: Images,
+        *,
+        top: int = 5,
+        branch: str = "student",
+        head: int | None = None,
+        batch_size: int = 64,
+    ) -> list[Prediction]:
+        """The most likely classes of images, by the classifier of a probe or a fine-tuned encoder.
+
+        Args:
+            images: as in ``encode``.
+            top: number of classes for each image; all classes, if there are fewer.
+            branch: "student", or "teacher" for the mean of a fine-tuning's weights.
+            head: which classifier, if a probe has trained several; None: there is only one.
+            batch_size: as in ``encode``.
+
+        Raises:
+            UserError: as in ``encode``, or the recipe trains no such classifier.
+        """
+        probabilities = self._probabilities(images, branch, head, batch_size)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+        return [
+            Prediction(
+                tuple(labels.tolist()),
+                tuple(scores[labels].tolist()),
+                tuple(self.classes[label] for label in labels),
+            )
+            for labels, scores in zip(order, probabilities, strict=True)
+        ]
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes of a classifier; their numbers, if the data are not here."""
+        method = cast(SupervisedSpec, self.spec.method)
+        numbers = tuple(map(str, range(method.classes)))
+        try:
+            labels = open_splits(self.spec, held_out=False).train.classes
+            names = class_names(self.spec.data, labels or numbers)
+        except UserError:
+            return numbers
+        return names if len(names) == len(numbers) else numbers
+
+    def _probabilities(
+        self, images: Images, branch: str, head: int | None, batch_size: int
+    ) -> Array:
+        """(N, classes) float64."""
+        if not self.spec.method.labelled:
+            raise UserError(
+                f"predict: method {self.spec.method.name} trains no classifier; give a recipe with "
+                "method linear or finetune and its weights"
+            )
+        engine, held = self._open(branch)
+        if branch == "teacher" and not any(n.startswith("teacher.") for n in engine.model_slots()):
+            raise UserError("predict: branch teacher: the recipe has no mean of weights")
+        parts = [engine.classify(b, branch=held) for b in self._batches(images, batch_size)]
+        logits = np.concatenate(parts, axis=1).astype(np.float64)
+        if head is None and len(logits) == 1:
+            head = 0
+        if head is None or not 0 <= head < len(logits):
+            raise UserError(
+                f"predict: head {head}: the recipe has {len(logits)} classifiers; give one of 0 to "
+                f"{len(logits) - 1}"
+            )
+        scores = np.exp(logits[head] - logits[head].max(axis=1, keepdims=True))
+        probabilities: Array = scores / scores.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def _batches(self, images: Images, batch_size: int) -> list[Array]:
         if not len(images):
             raise UserError("encode: no images")
         if isinstance(images, np.ndarray) and images.dtype.kind == "f":
-            batches = self._ready(images, batch_size)
-        else:
-            batches = self._prepared(images, batch_size)
-        parts = [
-            self.engine.embed(batch, branch=branch, tokens=tokens)["final"] for batch in batches
-        ]
-        return np.concatenate(parts)
+            return self._ready(images, batch_size)
+        return self._prepared(images, batch_size)
 
     def _ready(self, images: Array, batch_size: int) -> list[Array]:
         wanted = (self.spec.model.channels, *self.spec.model.size)
@@ -121,15 +277,13 @@ def get_model(
         UserError: there is no such recipe or backend, or the weights do not fit the model exactly.
     """
     spec = config.load(name, overrides)
-    state = formats.load_weights(Path(weights), spec) if weights else formats.initial_state(spec)
-    backend = choose_backend(backend, spec, quiet)
-    return Encoder(spec, open_engine(spec, backend, state))
+    return Encoder(spec, choose_backend(backend, spec, quiet), Path(weights) if weights else None)
 
 
 def inference_model(
     model: str | Path | Encoder, image: Image.Image | Array | str | Path, **options: Any
-) -> dict[str, Array]:
-    """The features of one image. A pretrained encoder has no classes to predict.
+) -> dict[str, Any]:
+    """The class of one image, or its features if the recipe trains no classifier.
 
     Args:
         model: an encoder, or a name as for ``get_model``.
@@ -137,14 +291,24 @@ def inference_model(
         options: further arguments of ``get_model``.
 
     Returns:
-        "features": (D,).
+        "pred_label": position of the most likely class in the list of all classes.
+        "pred_score": its probability, 0 to 1.
+        "pred_class": its name.
+        Without a classifier instead "features": (D,).
 
     Raises:
         UserError: as in ``get_model`` and ``Encoder.encode``.
     """
     encoder = model if isinstance(model, Encoder) else get_model(model, **options)
     images = image[None] if isinstance(image, np.ndarray) else [image]
-    return {"features": encoder.encode(images)[0]}
+    if not encoder.spec.method.labelled:
+        return {"features": encoder.encode(images)[0]}
+    (found,) = encoder.predict(images, top=1)
+    return {
+        "pred_label": found.labels[0],
+        "pred_score": found.scores[0],
+        "pred_class": found.names[0],
+    }
 
 
 class _Images:

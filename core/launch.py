@@ -5,15 +5,16 @@ A command calls ``join``, ``choose_backend`` and ``open_engine`` in this order.
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from triptych import backends
-from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import ALONE, Ranks, State
+from triptych.core.config.spec import LinearSpec, RunSpec
+from triptych.core.contracts import ALONE, Array, Ranks, State
 from triptych.core.engine import Engine
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.machine.devices import prepare_libraries
@@ -162,3 +163,36 @@ def open_engine(
             lines = str(error).splitlines()
             raise UserError("\n".join(f"{origin}: {line}" for line in lines)) from error
     return engine
+
+
+def open_encoder(
+    spec: RunSpec, name: str, state: Mapping[str, Array], branch: str, *, origin: str = "state"
+) -> Engine:
+    """An engine that holds one encoder alone, as its student: no teacher, heads or memory.
+
+    It is a linear probe, whose encoder has no gradient and no optimizer. The classifier, which
+    nothing uses, has two rows of zeros.
+
+    Args:
+        name: a backend's name, or ``REFERENCE``.
+        state: canonical tensors, with those of the encoder.
+        branch: "student" or "teacher".
+        origin: the file or folder of the state, for messages.
+
+    Raises:
+        UserError: the method has no such branch; or as in ``open_engine``.
+    """
+    ours, theirs = "student.encoder.", f"{branch}.encoder."
+    if not any(param.name.startswith(theirs) for param in table(spec)):
+        raise UserError(
+            f"evaluate.branch: {branch}: method {spec.method.name} has none as the spec sets it"
+        )
+    alone = spec.model_copy(update={"method": LinearSpec(name="linear", classes=2)})
+    chosen: State = {}
+    for param in table(alone):
+        source = param.name.replace(ours, theirs, 1)
+        if not param.name.startswith(ours):
+            chosen[param.name] = np.zeros(param.shape, np.float32)
+        elif source in state:
+            chosen[param.name] = state[source]
+    return open_engine(alone, name, chosen, origin=origin)

@@ -1,5 +1,6 @@
 """The Python interface: names, weights, and images in every form a user has them."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ from triptych.core import checkpoint, config
 from triptych.core.api import Encoder
 from triptych.core.config import ALIASES
 from triptych.core.data import evaluation_batches, open_train
+from triptych.core.data.names import TABLES
 from triptych.core.errors import UserError
+from triptych.core.launch import open_encoder, open_engine
 from triptych.core.parameters import initial_state
 
 SMALL = (
@@ -90,7 +93,8 @@ def test_images_in_any_form_have_the_same_features(encoder: Encoder, tmp_path: P
     for path, picture in zip(paths, pictures, strict=True):
         picture.save(path)
     ((batch, _),) = evaluation_batches(encoder.spec, _First(5), 5)
-    expected = encoder.engine.embed(batch)["final"]
+    engine = open_engine(encoder.spec, encoder.backend, initial_state(encoder.spec))
+    expected = engine.embed(batch)["final"]
     assert expected.shape == (5, 8) and expected.dtype == np.float64
     assert np.ptp(expected, axis=0).max() > 0
     colour = np.repeat(pixels[..., None], 3, axis=3)
@@ -143,6 +147,127 @@ def test_branch_and_tokens_are_those_asked_for(backend, backend_name: str, tmp_p
     np.testing.assert_allclose(everything[:, 0], student, rtol=1e-10)
     mean = model.encode(pixels, tokens="mean")
     np.testing.assert_allclose(everything[:, 1:].mean(1), mean, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("recipe", ["moco_v3/digits", "moco_v2/digits", "moca/digits"])
+def test_an_encoder_alone_is_that_of_the_whole_run(backend, backend_name, recipe) -> None:
+    """To the last bit, and beside it there is the unused classifier only."""
+    spec = config.load(recipe, ["threads=1"])
+    state = initial_state(spec)
+    rng = np.random.default_rng(0)
+    for name, array in state.items():
+        if name.startswith("teacher.encoder.") and not name.endswith("running_var"):
+            state[name] = array + 0.1 * rng.standard_normal(array.shape).astype(array.dtype)
+    images = rng.standard_normal((3, 1, *spec.model.size)).astype(np.float32)
+    whole = open_engine(spec, backend_name, state)
+    options = {"layers": (0, 1), "tokens": "all"}
+    outputs = []
+    for branch in ("student", "teacher"):
+        alone = open_encoder(spec, backend_name, state, branch)
+        kept = {name.split(".")[1] for name in alone.model_slots()}
+        assert kept == {"encoder", "classifier"}
+        assert not [name for name in alone.slots() if name.startswith(("teacher.", "memory."))]
+        moments = sum(slot.read().size for slot in alone.moment_slots().values())
+        assert moments <= 2 * (2 * spec.model.features + 2)
+        expected = whole.embed(images, branch=branch, **options)
+        outputs.append(alone.embed(images, **options))
+        for name, array in expected.items():
+            np.testing.assert_array_equal(outputs[-1][name], array, strict=True)
+        alone.close()
+    assert all((outputs[0][name] != outputs[1][name]).any() for name in outputs[0])
+    whole.close()
+
+
+def test_a_branch_that_is_not_there_is_named(backend, backend_name, tmp_path) -> None:
+    spec = config.load(classifier_file(tmp_path, name="linear"))
+    with pytest.raises(UserError, match=r"evaluate\.branch: teacher: method linear has none"):
+        open_encoder(spec, backend_name, initial_state(spec), "teacher")
+
+
+def test_layers_are_encoded_beside_the_final_features(encoder: Encoder) -> None:
+    pixels = digits(3)
+    outputs = encoder.encode_layers(pixels, (0,), tokens="all", batch_size=2)
+    assert {name: x.shape for name, x in outputs.items()} == {
+        "final": (3, 17, 8),
+        "layer0": (3, 17, 8),
+    }
+    final = encoder.encode(pixels, tokens="all", batch_size=2)
+    np.testing.assert_array_equal(outputs["final"], final)
+    assert np.abs(outputs["layer0"] - final).max() > 0.01
+    with pytest.raises(UserError, match="encode: layer 1: the encoder has layers 0 to 0"):
+        encoder.encode_layers(pixels, (0, 1))
+
+
+def classifier_file(folder: Path, **method: object) -> Path:
+    """A spec of a supervised method on a small ViT and the digits."""
+    spec = config.load("moco_v3/digits", SMALL).model_dump(mode="json")
+    spec["method"] = {"classes": 10, **method}
+    del spec["augment"]["view2"]
+    path = folder / "classifier.yaml"
+    path.write_text(json.dumps(spec))
+    return path
+
+
+def test_a_classifier_predicts_classes_by_name(backend, backend_name, tmp_path) -> None:
+    path = classifier_file(tmp_path, name="finetune", momentum=0.99, pooling="cls")
+    state = initial_state(config.load(path))
+    rng = np.random.default_rng(3)
+    for branch in ("student", "teacher"):
+        weight = state[f"{branch}.classifier.weight"]
+        state[f"{branch}.classifier.weight"] = rng.standard_normal(weight.shape)
+    np.savez(tmp_path / "w.npz", **state)
+    model = core.get_model(path, backend_name, tmp_path / "w.npz")
+    pixels = digits(6)
+    for branch in ("student", "teacher"):
+        weight, bias = (state[f"{branch}.classifier.{kind}"] for kind in ("weight", "bias"))
+        logits = model.encode(pixels, branch=branch) @ weight.T + bias
+        scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        predictions = model.predict(pixels, top=3, branch=branch, batch_size=4)
+        for found, expected in zip(predictions, scores, strict=True):
+            best = np.argsort(-expected)[:3]
+            assert found.labels == tuple(best)
+            np.testing.assert_allclose(found.scores, expected[best], rtol=1e-9)
+            assert found.names == tuple(str(label) for label in best)
+    one = core.inference_model(model, pixels[2])
+    (first,) = model.predict(pixels[2:3], top=20)
+    assert len(first.labels) == 10 and sum(first.scores) == pytest.approx(1)
+    assert (one["pred_label"], one["pred_score"], one["pred_class"]) == (
+        *(first.labels[0], first.scores[0]),
+        first.names[0],
+    )
+
+
+def test_names_of_classes_are_those_of_the_data_or_numbers(tmp_path) -> None:
+    path = classifier_file(tmp_path, name="linear")
+    fashion = [*SMALL, "data.class_names=fashion_mnist"]
+    absent = [*SMALL, "data.name=cifar10", f"data.root={tmp_path}", "model.channels=3"]
+    absent += ["data.channels=3"]
+    for overrides, names in (
+        (SMALL, tuple("0123456789")),
+        (fashion, TABLES["fashion_mnist"]),
+        (absent, tuple("0123456789")),
+    ):
+        kept = [change for change in overrides if "method." not in change]
+        assert core.get_model(path, "numpy", overrides=kept).classes == names
+
+
+def test_one_of_several_classifiers_is_named_by_its_place(backend, backend_name, tmp_path) -> None:
+    path = classifier_file(tmp_path, name="linear", rates=[0.1, 1.0])
+    model = core.get_model(path, backend_name)
+    pixels = digits(2)
+    two = [model.predict(pixels, head=head) for head in (0, 1)]
+    assert two[0] != two[1]
+    for head in (None, 2):
+        said = f"predict: head {head}: the recipe has 2 classifiers; give one of 0 to 1"
+        with pytest.raises(UserError, match=said):
+            model.predict(pixels, head=head)
+    with pytest.raises(UserError, match="branch teacher: the recipe has no mean of weights"):
+        model.predict(pixels, head=0, branch="teacher")
+
+
+def test_a_pretraining_recipe_predicts_nothing(encoder: Encoder) -> None:
+    with pytest.raises(UserError, match="predict: method moco_v3 trains no classifier"):
+        encoder.predict(digits(1))
 
 
 def test_weights_of_a_run_are_loaded(backend, backend_name: str, tmp_path: Path) -> None:

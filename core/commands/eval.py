@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import NamedTuple
 
@@ -19,17 +18,15 @@ from triptych.core.evaluation.export import Exported, export, name_width
 from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.stored import Stored
-from triptych.core.evaluation.subject import depth, encoder
+from triptych.core.evaluation.subject import alone, depth
 from triptych.core.files.features import FORMATS, Header, file_format, read_features, writing
-from triptych.core.launch import Say, choose_backend, join, open_engine
+from triptych.core.launch import Say, choose_backend, join, open_encoder, open_engine
 from triptych.core.training.terminal import Terminal
 
 FEATURES = "features"
 """Name of the evaluation that writes features."""
 SPLITS = {"train": (False,), "held_out": (True,), "both": (False, True)}
 """Value of ``--split`` -> whether its images are held out."""
-
-
 AT_THE_END = 10**9
 """Steps between the evaluations of a run that has one at its end only."""
 
@@ -189,9 +186,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _rows_of_model(arguments: argparse.Namespace, say: Say) -> Sequence[Evaluation]:
     spec = _spec(arguments)
     split = Split(spec)
-    evaluate = _evaluation(arguments, split)
+    branch, evaluate = _evaluation(arguments, split)
     weights, step = _weights(arguments, spec)
-    engine = open_engine(spec, choose_backend(arguments.backend, spec, say), weights)
+    name = choose_backend(arguments.backend, spec, say)
+    if branch is None:
+        engine = open_engine(spec, name, weights)
+    else:
+        engine = open_encoder(spec, name, weights, branch)
+    del weights  # the engine has a copy of what it needs
     rows = evaluate(engine, step)
     engine.close()
     for name in split.damaged():
@@ -205,8 +207,12 @@ def _rows_of_model(arguments: argparse.Namespace, say: Say) -> Sequence[Evaluati
 
 def _evaluation(
     arguments: argparse.Namespace, split: Split
-) -> Callable[[Engine, int], Sequence[Evaluation]]:
-    """The evaluation that the command names: (engine, steps that trained it) -> rows.
+) -> tuple[str | None, Callable[[Engine, int], Sequence[Evaluation]]]:
+    """The evaluation that the command names.
+
+    Returns:
+        The branch whose encoder alone is evaluated, or None for the whole model; and a function:
+        (engine, steps that trained it) -> rows.
 
     Raises:
         UserError: the split cannot be evaluated so, or the recipe is one of another method.
@@ -214,15 +220,15 @@ def _evaluation(
     if arguments.evaluation in classifier.TITLES:
         _check_recipe(arguments, split.spec)
         classifier.check(split)
-        return partial(classifier.rows, split)
+        return None, partial(classifier.rows, split)
     protocol = PROTOCOLS[arguments.evaluation]
     protocol.check(split)
+    choice = protocol.choice(split.spec.evaluate)
 
     def rows(engine: Engine, step: int) -> Sequence[Evaluation]:
-        subject = encoder(engine, step, **asdict(protocol.choice(split.spec.evaluate)))
-        return protocol.rows(split, subject)
+        return protocol.rows(split, alone(engine, step, choice))
 
-    return rows
+    return choice.branch, rows
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -272,8 +278,9 @@ def _export(arguments: argparse.Namespace) -> int:
     halves = _halves(spec, SPLITS[arguments.split])
     weights, step = _weights(arguments, spec)
     backend = choose_backend(arguments.backend, spec, cli.say)
-    engine = open_engine(spec, backend, weights)
     branch, tokens = spec.evaluate.branch, arguments.tokens or spec.evaluate.tokens
+    engine = open_encoder(spec, backend, weights, branch)
+    del weights  # the engine has a copy of what it needs
     about = {
         "spec": config.dump(spec),
         "weights": str(arguments.weights),
@@ -292,7 +299,6 @@ def _export(arguments: argparse.Namespace) -> int:
                 engine,
                 halves,
                 append,
-                branch=branch,
                 tokens=tokens,
                 layers=layers,
                 advance=terminal.advance,

@@ -35,7 +35,6 @@ def export(
     halves: Mapping[bool, Source],
     append: Append,
     *,
-    branch: str,
     tokens: str,
     layers: Sequence[int],
     advance: Callable[[int], None],
@@ -43,9 +42,9 @@ def export(
     """Writes the features of every image, batch by batch.
 
     Args:
+        engine: of ``core.launch.open_encoder``.
         halves: whether they are held out -> the images.
         append: takes the columns of ``core.files.features``.
-        branch: as in ``core.engine.Engine.embed``.
         tokens: as in ``core.engine.Engine.embed``.
         layers: as in ``core.engine.Engine.embed``.
         advance: called with the number of images so far, damaged ones included.
@@ -58,7 +57,7 @@ def export(
     for held_out, source in halves.items():
         batches = indexed_batches(engine.spec, source, BATCH, done.skipped, done.warned)
         for images, index in batches:
-            outputs = engine.embed(images, branch=branch, layers=layers, tokens=tokens)
+            outputs = engine.embed(images, layers=layers, tokens=tokens)
             for name, values in outputs.items():
                 if not np.isfinite(values).all():
                     raise NonFiniteError(f"features: {name} is not finite; nothing is written")

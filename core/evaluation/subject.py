@@ -1,7 +1,7 @@
 """The features that a protocol evaluates, and where they come from."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -116,6 +116,19 @@ def encoder(
         return outputs[names[0]] if len(names) == 1 else np.hstack([outputs[n] for n in names])
 
     return Subject(embed, step, branch, tokens, check, final_norm, blocks)
+
+
+def alone(engine: Engine, step: int, choice: Choice) -> Subject:
+    """The features of an engine that holds the encoder of ``choice.branch`` alone.
+
+    Args:
+        engine: of ``core.launch.open_encoder``.
+
+    Raises:
+        UserError: as in ``encoder``.
+    """
+    held = replace(choice, branch="student")
+    return replace(encoder(engine, step, **asdict(held)), branch=choice.branch)
 
 
 def raw_pixels() -> Subject:
