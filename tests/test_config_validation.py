@@ -9,7 +9,7 @@ from support.spec_files import SMALL, complaints, write
 
 from triptych.core import config
 from triptych.core.config import schema as schemas
-from triptych.core.config.spec import MocaSpec
+from triptych.core.config.spec import FinetuneSpec, MocaSpec
 from triptych.core.errors import UserError
 
 
@@ -292,6 +292,8 @@ FLOATS = [
 
 OF_LARS = {"optim.momentum", "optim.trust_coefficient"}
 OF_MOCA = {f"method.{name}" for name in MocaSpec.model_fields} - {"method.momentum"}
+OF_FINETUNING = {f"method.{name}" for name in FinetuneSpec.model_fields} - {"method.momentum"}
+FINETUNING = SMALL.replace("{name: moco_v3}", "{name: finetune, classes: 10}")
 
 
 @pytest.mark.parametrize("key", FLOATS)
@@ -300,7 +302,8 @@ def test_no_number_may_be_nan_infinite_or_negative(key, value):
     # LARS has every number that SGD has, and one more.
     other = "optim: {name: lars}\n" if key in OF_LARS else ""
     other += "_base_: moca/digits\n" if key in OF_MOCA else ""
-    path = write("a.yaml", other if key in OF_MOCA else SMALL + other)
+    small = FINETUNING if key in OF_FINETUNING else SMALL
+    path = write("a.yaml", other if key in OF_MOCA else small + other)
     (line,) = complaints(path, f"{key}={value}")
     assert line.startswith(f"-o {key}={value}: {key}: {value}: expected a ")
 
