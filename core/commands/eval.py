@@ -49,11 +49,14 @@ class Option(NamedTuple):
 
 BRANCH = Option("evaluate.branch", "whose encoder", ("student", "teacher"))
 TOKENS = ("cls", "mean")
+COMMON = {
+    "branch": BRANCH,
+    "tokens": Option("evaluate.tokens", "the feature of an image", TOKENS),
+}
 OPTIONS = {
-    "knn": {
-        "branch": BRANCH,
-        "tokens": Option("evaluate.tokens", "the feature of an image", TOKENS),
-    },
+    "knn": COMMON,
+    "probe": COMMON,
+    "rank": COMMON,
     "lowshot": {
         "branch": BRANCH,
         "tokens": Option("evaluate.lowshot.tokens", "the feature of an image", TOKENS),

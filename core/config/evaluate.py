@@ -4,13 +4,40 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from triptych.core.config.fields import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from triptych.core.config.fields import Bool, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from triptych.core.config.lowshot import LowshotSpec
 
 
-class EvaluateSpec(Section):
-    """k-NN classification on frozen features during training."""
+class ProbeSpec(Section):
+    """Linear probe on features that are computed once (evaluation "probe")."""
 
+    penalty: PositiveFloat = 1e-4
+    """The classifier W minimises mean CE + penalty/2 |W|^2. Its intercepts cost nothing."""
+    iterations: PositiveInt = 200
+    """Most iterations of L-BFGS. The result says how many there were."""
+    standardize: Bool = True
+    """Whether each dimension is scaled to mean 0 and variance 1 over the labelled images."""
+
+
+class RankSpec(Section):
+    """Effective rank of the features (evaluation "rank")."""
+
+    images: PositiveInt = 25600
+    """Most training images whose features RankMe (arXiv 2210.02885) takes. They are drawn."""
+    view_images: NonNegativeInt = 256
+    """Number of training images of which LiDAR (arXiv 2312.04000) takes views. 0: no LiDAR."""
+    views: Annotated[PositiveInt, Field(ge=2)] = 4
+    """Augmented views of each of these images: augment.view1 and augment.view2 in turn."""
+
+
+class EvaluateSpec(Section):
+    """Evaluation of frozen features during training."""
+
+    protocols: Annotated[tuple[Literal["knn", "probe", "rank"], ...], Field(min_length=1)] = (
+        "knn",
+    )
+    """What is evaluated, on one computation of the features. knn: nearest neighbours. probe: a
+    linear probe. rank: the effective rank of the features."""
     every: NonNegativeInt = 0
     """Steps between evaluations. The end of the run has one, too. 0: no evaluation."""
     k: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = 20
@@ -24,6 +51,8 @@ class EvaluateSpec(Section):
     per_class: tuple[PositiveInt, ...] = (10,)
     """Numbers of labelled images per class, one for each further evaluation. The first evaluation
     uses all labels. A number is skipped if no class has more images."""
+    probe: ProbeSpec = ProbeSpec()
+    rank: RankSpec = RankSpec()
     lowshot: LowshotSpec = LowshotSpec()
 
     @property

@@ -8,6 +8,7 @@ from triptych.core.data.names import class_names
 from triptych.core.data.open import Splits, open_evaluation, open_splits, open_train
 from triptych.core.data.pipeline import (
     Pipeline,
+    augmented_views,
     evaluation_batches,
     indexed_batches,
     labels_of,
@@ -21,6 +22,7 @@ __all__ = [
     "Source",
     "Splits",
     "Subset",
+    "augmented_views",
     "class_names",
     "epoch_order",
     "evaluation_batches",

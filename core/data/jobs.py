@@ -175,6 +175,46 @@ class Evaluation:
         )
 
 
+@dataclass(frozen=True)
+class Views:
+    """Augmented views of some images; each batch is one image.
+
+    Attributes:
+        index: (N,) int64, positions in the source.
+        views: number of views; the recipes ``augment.view1`` and ``augment.view2`` take turns.
+        name: of the random stream that draws the views.
+    """
+
+    spec: RunSpec
+    source: Source
+    index: NDArray[np.int64]
+    views: int
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(views, C, H, W)."""
+        return self.views, self.spec.data.channels, *self.spec.model.size
+
+    def fill(self, number: int, out: Planes) -> Filled:
+        """See ``Job``. The batch of a damaged image that may be skipped has no index."""
+        index, recipe = int(self.index[number]), self.spec.augment
+        try:
+            with memory_for(self.source, index):
+                image = self.source.image(index)
+                for view in range(self.views):
+                    generator = stream(self.spec.seed, self.name, index, view)
+                    ops = (recipe.view1, recipe.view2)[view % 2]
+                    pixels.write_planes(
+                        augment.view(image, ops, generator, self.spec.model.size), out[view]
+                    )
+        except DamagedImage:
+            if self.spec.data.on_error == "stop":
+                raise
+            return Filled(np.empty(0, np.int64), (self.source.name(index),))
+        return Filled(self.index[number : number + 1])
+
+
 @contextmanager
 def memory_for(source: Source, index: int) -> Iterator[None]:
     """Names the image in the error if memory runs out inside.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from triptych.core.config.spec import RunSpec, SupervisedSpec
 from triptych.core.contracts import Batch
 from triptych.core.data.erasing import normalized
-from triptych.core.data.jobs import Evaluation, Filled, Planes, Training
+from triptych.core.data.jobs import Evaluation, Filled, Planes, Training, Views
 from triptych.core.data.pixels import normalize
 from triptych.core.data.source import Source
 from triptych.core.data.workers import load
@@ -196,6 +196,33 @@ def indexed_batches(
             f"evaluation: all {len(source)} images are damaged; the first is {printable(lost[0])}; "
             "repair or replace them"
         )
+
+
+def augmented_views(
+    spec: RunSpec, source: Source, index: NDArray[np.int64], views: int, name: str
+) -> Iterator[NDArray[np.float32]]:
+    """Augmented views of some images, one image at a time. Damaged images may be left out.
+
+    Args:
+        index: (N,) positions in the source.
+        views: as in ``Views``.
+        name: as in ``Views``.
+
+    Yields:
+        (views, C, H, W), normalised.
+
+    Raises:
+        UserError: a file is damaged (see ``data.on_error``), or a worker died.
+    """
+    augment = spec.augment
+
+    def finish(planes: Planes, filled: Filled) -> NDArray[np.float32] | None:
+        return normalize(planes, augment.mean, augment.std) if len(filled.index) else None
+
+    job = Views(spec, source, index, views, name)
+    for images in load(job, range(len(index)), spec.data.workers, spec.data.prefetch, finish):
+        if images is not None:
+            yield images
 
 
 def evaluation_batches(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from triptych.core.config.evaluate import EvaluateSpec
-from triptych.core.evaluation import classifier, knn, lowshot
+from triptych.core.evaluation import classifier, knn, lowshot, probe, rank
 from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Halves, require_classes
 from triptych.core.evaluation.subject import Choice, Subject
@@ -20,6 +20,7 @@ class FeatureProtocol:
         check: raises UserError, before any image is read, if the halves cannot be evaluated.
         rows: runs the evaluation; raises the errors of ``Halves.features`` and of ``check``.
         choice: the features that a spec chooses for the protocol.
+        pixels: whether reports compare the features with raw pixels.
     """
 
     summary: str
@@ -27,6 +28,7 @@ class FeatureProtocol:
     check: Callable[[Halves], None]
     rows: Callable[[Halves, Subject], Sequence[Evaluation]]
     choice: Callable[[EvaluateSpec], Choice]
+    pixels: bool = True
 
 
 def _common(settings: EvaluateSpec) -> Choice:
@@ -44,6 +46,21 @@ def _labelled(halves: Halves) -> None:
 
 PROTOCOLS = {
     "knn": FeatureProtocol("weighted nearest neighbours", knn.KnnRow, knn.check, knn.rows, _common),
+    "probe": FeatureProtocol(
+        "a quick linear probe on features that are computed once",
+        probe.ProbeRow,
+        probe.check,
+        probe.rows,
+        _common,
+    ),
+    "rank": FeatureProtocol(
+        "effective rank of the features: RankMe and LiDAR",
+        rank.RankRow,
+        rank.check,
+        rank.rows,
+        _common,
+        pixels=False,
+    ),
     "lowshot": FeatureProtocol(
         "logistic regression on few labelled images",
         lowshot.LowshotRow,
@@ -58,5 +75,3 @@ ROWS: dict[str, type[Evaluation]] = {
     **dict.fromkeys(classifier.TITLES, classifier.ClassifierRow),
 }
 """Value under "eval" -> model of such a row."""
-WHILE_TRAINING = "knn"
-"""Name of the protocol that a run evaluates with every ``evaluate.every`` steps."""

@@ -200,11 +200,22 @@ def accuracy(
     for start in range(0, len(labels), QUERIES):
         block = slice(start, start + QUERIES)
         scores = votes(similarity[block], classes[block], temperature, count)
-        label = labels[block][:, None]
-        own = np.take_along_axis(scores, label, axis=1)
-        before = (scores > own) | ((scores == own) & (np.arange(count) < label))
-        rank[block] = before.sum(axis=1)
+        rank[block] = ranks(scores, labels[block])
     return float(np.mean(rank < 1)), float(np.mean(rank < min(TOP, classes.shape[1])))
+
+
+def ranks(scores: Array, labels: Array) -> Array:
+    """Number of classes that come before each label, (Q,) int64; of equal scores the lower ones.
+
+    Args:
+        scores: (Q, C).
+        labels: (Q,) int64, 0 to C - 1.
+    """
+    label = labels[:, None]
+    own = np.take_along_axis(scores, label, axis=1)
+    before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < label))
+    count: Array = before.sum(axis=1)
+    return count
 
 
 def votes(similarity: Array, classes: Array, temperature: float, count: int) -> Array:

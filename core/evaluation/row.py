@@ -49,6 +49,26 @@ class Evaluation(BaseModel):
         return float(top1) if isinstance(top1, int | float) and 0 <= top1 <= 1 else None
 
     @property
+    def measured(self) -> float | None:
+        """The number that charts and tables show, in the unit ``sign``: the score in percent."""
+        return None if self.score is None else 100 * self.score
+
+    @property
+    def metric(self) -> str:
+        """Name of ``measured`` beside the axis of a chart."""
+        return "top-1"
+
+    @property
+    def sign(self) -> str:
+        """Unit of ``measured``; empty for a plain number."""
+        return "%"
+
+    @property
+    def measured_on(self) -> str:
+        """What ``metric`` is measured on, for captions."""
+        return "held-out images"
+
+    @property
     def tag(self) -> str:
         """Prefix of the row's numbers in TensorBoard, e.g. "knn/10"."""
         return self.eval

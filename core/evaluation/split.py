@@ -1,6 +1,7 @@
 """The evaluation split of a spec and the features of its images, for every protocol."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -151,6 +152,7 @@ class Split:
                 "given; set data.eval_root, or evaluate.every to 0"
             )
         self.bank, self.queries = splits.bank, splits.held_out
+        self._shared: dict[Subject, Features] | None = None
         self._unreported: list[str] = []
         self._met: set[str] = set()
         self._warned: dict[str, str] = {}
@@ -162,8 +164,24 @@ class Split:
             raise UserError(f"evaluate: data.name {self.spec.data.name}: the images have no labels")
         return Catalogue(self.bank.key, _labels(self.bank), self.bank.classes)
 
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Inside, the features of all images are computed once for each subject."""
+        self._shared = {}
+        try:
+            yield
+        finally:
+            self._shared = None
+
     def features(self, subject: Subject, labelled: Array | None = None) -> Features:
         """See ``Halves``."""
+        if self._shared is None or labelled is not None:
+            return self._features(subject, labelled)
+        if subject not in self._shared:
+            self._shared[subject] = self._features(subject, None)
+        return self._shared[subject]
+
+    def _features(self, subject: Subject, labelled: Array | None) -> Features:
         bank = self.bank if labelled is None else Subset(self.bank, labelled)
         return Features(self._labelled(subject, bank), self._labelled(subject, self.queries))
 
@@ -253,4 +271,4 @@ def require_classes(halves: Halves, title: str) -> None:
 
 def _labels(source: Source) -> Array:
     """(N,) int64, -1 for none."""
-    return np.array([source.label(index) for index in range(len(source))], np.int64)
+    return labels_of(source, np.arange(len(source)))

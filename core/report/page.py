@@ -169,32 +169,40 @@ def _difference_chart(records: Sequence[RunRecord], names: Sequence[str]) -> Cha
 
 
 def _evaluation_charts(records: Sequence[RunRecord], names: Sequence[str]) -> list[Chart]:
-    """One chart for each protocol that gives a score."""
-    rows = [row for record in records for row in record.evaluations if row.score is not None]
-    titles = dict.fromkeys(row.title for row in rows)
-    return [_evaluation_chart(title, records, names) for title in titles]
+    """One chart for each protocol that measures a number."""
+    rows = [row for record in records for row in record.evaluations if row.measured is not None]
+    first = {row.title: row for row in reversed(rows)}
+    return [
+        _evaluation_chart(first[title], records, names)
+        for title in dict.fromkeys(row.title for row in rows)
+    ]
 
 
-def _evaluation_chart(title: str, records: Sequence[RunRecord], names: Sequence[str]) -> Chart:
+def _evaluation_chart(
+    kind: Evaluation, records: Sequence[RunRecord], names: Sequence[str]
+) -> Chart:
+    """The curves of all rows of the protocol that ``kind`` is a row of."""
     series, levels = [], {}
     for colour, (name, record) in enumerate(zip(names, records, strict=True)):
-        for variant, rows in _variants(record.evaluations, title):
+        for variant, rows in _variants(record.evaluations, kind.title):
             points = sorted(
-                (row.step, 100 * row.score)
+                (row.step, row.measured)
                 for row in rows
-                if row.score is not None and row.features != RAW_PIXELS
+                if row.measured is not None and row.features != RAW_PIXELS
             )
             dashed = not rows[0].main
             series.append(Series(_listed(name, variant), points, colour, dashed, marked=True))
             for row in rows:
-                if row.score is not None and row.features == RAW_PIXELS:
-                    levels[f"{_listed(RAW_PIXELS, variant)}: {100 * row.score:.1f}"] = (
-                        100 * row.score
-                    )
-    summary = "; ".join(f"{s.name}: {s.points[-1][1]:.1f} %" for s in series if s.points)
+                if row.measured is not None and row.features == RAW_PIXELS:
+                    levels[f"{_listed(RAW_PIXELS, variant)}: {row.measured:.1f}"] = row.measured
+    summary = "; ".join(
+        f"{s.name}: {s.points[-1][1]:.1f} {kind.sign}".rstrip() for s in series if s.points
+    )
     drawn = [Level(name, value) for name, value in levels.items()]
-    heading = f"{title} accuracy (step 0: random initial weights)"
-    return Chart(heading, summary, series, "step", "top-1, %", levels=drawn)
+    what = f"{kind.title} accuracy" if kind.score is not None else kind.title
+    heading = f"{what} (step 0: random initial weights)"
+    axis = _listed(kind.metric, kind.sign)
+    return Chart(heading, summary, series, "step", axis, levels=drawn)
 
 
 def _listed(*words: str) -> str:

@@ -59,15 +59,23 @@ def difference(run: RunRecord, reference: RunRecord) -> float | None:
 
 def headings(rows: Sequence[Row]) -> list[str]:
     """Column titles for ``cells``."""
-    return [*HEADINGS, *(f"{title} % {features}" for title, features in _columns(rows)), "images/s"]
+    kinds = _kinds(rows)
+    columns = [
+        " ".join(filter(None, (title, kinds[title].sign, features)))
+        for title, features in _columns(rows)
+    ]
+    return [*HEADINGS, *columns, "images/s"]
 
 
 def caption(rows: Sequence[Row]) -> str:
     """Explains the numbers in ``cells``, for each protocol."""
     parts = []
-    for title in _titles(rows):
+    for title, kind in _kinds(rows).items():
         variants = " / ".join(filter(None, _variants(rows, title)))
-        parts.append(f"{title} top-1 on held-out images" + (f": {variants}" if variants else ""))
+        metric = "" if kind.metric == title else f" {kind.metric}"
+        parts.append(
+            f"{title}{metric} on {kind.measured_on}" + (f": {variants}" if variants else "")
+        )
     return "; ".join(parts)
 
 
@@ -81,7 +89,7 @@ def cells(row: Row, rows: Sequence[Row]) -> list[str]:
     ]
     for title, features in _columns(rows):
         kinds = [(title, features, variant) for variant in _variants(rows, title)]
-        texts.append("/".join(_percent(row.evaluations.get(kind)) for kind in kinds))
+        texts.append("/".join(_measured(row.evaluations.get(kind)) for kind in kinds))
     return [*texts, _number(row.images_per_second, "{:.0f}")]
 
 
@@ -102,15 +110,19 @@ def _row(name: str, record: RunRecord, reference: RunRecord) -> Row:
     )
 
 
-def _titles(rows: Sequence[Row]) -> list[str]:
-    """The protocols, in the order of their first rows."""
-    return list(dict.fromkeys(title for row in rows for title, _, _ in row.evaluations))
+def _kinds(rows: Sequence[Row]) -> dict[str, Evaluation]:
+    """Title -> a row of each protocol, in the order of their first rows."""
+    kinds: dict[str, Evaluation] = {}
+    for row in rows:
+        for (title, _, _), evaluation in row.evaluations.items():
+            kinds.setdefault(title, evaluation)
+    return kinds
 
 
 def _columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(protocol's title, features) of each column."""
     seen = {(title, features) for row in rows for title, features, _ in row.evaluations}
-    return [(t, features) for t in _titles(rows) for features in FEATURES if (t, features) in seen]
+    return [(t, features) for t in _kinds(rows) for features in FEATURES if (t, features) in seen]
 
 
 def _variants(rows: Sequence[Row], title: str) -> list[str]:
@@ -124,8 +136,8 @@ def _variants(rows: Sequence[Row], title: str) -> list[str]:
     return sorted(main, key=lambda variant: not main[variant])
 
 
-def _percent(row: Evaluation | None) -> str:
-    return _number(None if row is None or row.score is None else 100 * row.score, "{:.1f}")
+def _measured(row: Evaluation | None) -> str:
+    return _number(None if row is None else row.measured, "{:.1f}")
 
 
 def _number(value: float | None, form: str) -> str:

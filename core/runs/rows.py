@@ -24,6 +24,7 @@ class Step(Record):
     Attributes:
         images_per_second: mean since the previous logged step.
         data_wait: share of that time spent waiting for batches.
+        evaluate_share: share of the time since the previous logged step that evaluations took.
         skipped: number of damaged files met so far.
         image_warnings: number of files so far that an image library has warned about.
     """
@@ -36,6 +37,7 @@ class Step(Record):
     gradient_norm: FiniteFloat | None = None
     images_per_second: FiniteFloat | None = None
     data_wait: Share | None = None
+    evaluate_share: Share | None = None
     skipped: int = 0
     image_warnings: int = 0
 

@@ -19,7 +19,7 @@ from triptych import backends
 from triptych.core import config
 from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError, printable
-from triptych.core.evaluation import PROTOCOLS, WHILE_TRAINING
+from triptych.core.evaluation import PROTOCOLS
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.subject import raw_pixels
 from triptych.core.files.writing import write_atomically
@@ -151,14 +151,22 @@ def add_baselines(spec: RunSpec, run_dirs: Sequence[Path]) -> None:
     Raises:
         UserError: the data have no labelled evaluation split, or a backend failed.
     """
-    pixels = PROTOCOLS[WHILE_TRAINING].rows(Split(spec), raw_pixels())
-    raw = [row.as_json() for row in pixels]
+    protocols, split, pixels = spec.evaluate.protocols, Split(spec), raw_pixels()
+    with split.sharing():
+        raw = [
+            row.as_json()
+            for name in protocols
+            if PROTOCOLS[name].pixels
+            for row in PROTOCOLS[name].rows(split, pixels)
+        ]
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "initial.npz"
         np.savez(weights, **initial_state(spec))
         for run_dir in run_dirs:
-            rows = [*_evaluate(run_dir / "spec.yaml", weights), *raw]
-            text = "".join(json.dumps(row) + "\n" for row in rows)
+            rows = [
+                row for name in protocols for row in _evaluate(name, run_dir / "spec.yaml", weights)
+            ]
+            text = "".join(json.dumps(row) + "\n" for row in [*rows, *raw])
             write_atomically(run_dir / BASELINES, text)
 
 
@@ -216,9 +224,9 @@ def _follow(child: "subprocess.Popen[bytes]", log: Path) -> int:
                 status.update(Text(last))
 
 
-def _evaluate(spec_file: Path, weights: Path) -> list[Row]:
+def _evaluate(protocol: str, spec_file: Path, weights: Path) -> list[Row]:
     """Rows of the command ``eval`` on the backend that the spec names."""
-    command = ["eval", WHILE_TRAINING, "-c", str(spec_file), "--weights", str(weights), "--json"]
+    command = ["eval", protocol, "-c", str(spec_file), "--weights", str(weights), "--json"]
     done = subprocess.run(
         [*_TRIPTYCH, *command], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
     )

@@ -10,10 +10,12 @@ class Meter:
 
     Attributes:
         seconds: training time so far, including the processes before a resume.
+        evaluating: time of the evaluations so far, likewise up to the checkpoint of a resume.
     """
 
-    def __init__(self, batch_size: int, seconds: float = 0.0) -> None:
+    def __init__(self, batch_size: int, seconds: float = 0.0, evaluating: float = 0.0) -> None:
         self.batch_size, self.seconds = batch_size, seconds
+        self.evaluating = self._evaluated = evaluating
         self._steps = 0
         self._waited = 0.0
         self._since = time.perf_counter()
@@ -34,7 +36,27 @@ class Meter:
         elapsed = max(self._lap, 1e-9)
         rates = self._steps * self.batch_size / elapsed, min((waited - self._waited) / elapsed, 1.0)
         self._steps, self._waited, self._lap = 0, waited, 0.0
+        self._evaluated = self.evaluating
         return rates
+
+    def evaluation_share(self) -> float:
+        """Share of the time since the last call of ``lap`` that evaluations took, 0 to 1."""
+        self._advance()
+        return _share(self.evaluating - self._evaluated, self._lap)
+
+    def whole_evaluation_share(self) -> float:
+        """Share of the time of training and evaluations that evaluations took, 0 to 1."""
+        return _share(self.evaluating, self.seconds)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """The time inside counts as evaluation, not as training."""
+        with self.pause():
+            begun = time.perf_counter()
+            try:
+                yield
+            finally:
+                self.evaluating += time.perf_counter() - begun
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -50,3 +72,7 @@ class Meter:
         self._lap += now - self._since
         self.seconds += now - self._since
         self._since = now
+
+
+def _share(evaluating: float, training: float) -> float:
+    return evaluating / max(evaluating + training, 1e-9)

@@ -24,12 +24,14 @@ class Start:
         path: the checkpoint of the state, or None for initial weights.
         before: the folder of the checkpoint's run, if that is another run.
         seconds: training time so far.
+        evaluating: time of the evaluations so far, seconds.
     """
 
     step: int = 0
     path: Path | None = None
     before: Path | None = None
     seconds: float = 0.0
+    evaluating: float = 0.0
 
 
 def find_start(
@@ -70,8 +72,8 @@ def find_start(
     for warning in [*checkpoint.check_spec(manifest, spec), *_differences(manifest, stamp)]:
         say(f"warning: {warning}")
     say(f"resuming from {path} ({manifest.extra.get('backend')}, step {manifest.step})")
-    seconds = float(manifest.extra.get("seconds", 0.0))
-    return Start(manifest.step, path, before if elsewhere else None, seconds), state
+    times = [float(manifest.extra.get(name, 0.0)) for name in ("seconds", "evaluate_seconds")]
+    return Start(manifest.step, path, before if elsewhere else None, *times), state
 
 
 def _differences(manifest: Manifest, stamp: Mapping[str, Any]) -> list[str]:

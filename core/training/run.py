@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from triptych.core.contracts import ALONE, Ranks
 from triptych.core.data import Pipeline, Source, Splits, few_levels, open_splits, split_digest
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError, printable
-from triptych.core.evaluation import PROTOCOLS, WHILE_TRAINING, classifier
+from triptych.core.evaluation import PROTOCOLS, classifier
 from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.subject import Check, encoder
@@ -95,6 +96,7 @@ def train(
             step=begin.step,
             saved=begin.path,
             seconds=begin.seconds,
+            evaluating=begin.evaluating,
             ranks=ranks,
         )
         with frozen.unchanged(engine) as encoder_digest:
@@ -118,8 +120,11 @@ def _open_split(spec: RunSpec, splits: Splits) -> Split | None:
     if not spec.evaluate.every:
         return None
     split = Split(spec, splits)
-    check = classifier.check if spec.method.labelled else PROTOCOLS[WHILE_TRAINING].check
-    check(split)
+    if spec.method.labelled:
+        classifier.check(split)
+        return split
+    for name in spec.evaluate.protocols:
+        PROTOCOLS[name].check(split)
     return split
 
 
@@ -164,8 +169,15 @@ def _rows(engine: Engine, split: Split, step: int, check: Check) -> Sequence[Eva
     if engine.spec.method.labelled:
         return classifier.rows(split, engine, step, check)
     settings = split.spec.evaluate
-    subject = encoder(engine, step, branch=settings.branch, tokens=settings.tokens, check=check)
-    return PROTOCOLS[WHILE_TRAINING].rows(split, subject)
+    protocols = [PROTOCOLS[name] for name in settings.protocols]
+    choices = {protocol.choice(settings) for protocol in protocols}
+    subjects = {c: encoder(engine, step, **asdict(c), check=check) for c in choices}
+    with split.sharing():
+        return [
+            row
+            for protocol in protocols
+            for row in protocol.rows(split, subjects[protocol.choice(settings)])
+        ]
 
 
 def _try_out(spec: RunSpec, engine: Engine, run_dir: Path, say: Say) -> None:
@@ -233,6 +245,8 @@ def _write_result(run_dir: Path, trainer: Trainer, frozen_encoder: str | None) -
         "state": trainer.health.state,
         "evaluations": [row for row in rows if "eval" in row],
         "seconds": seconds,
+        "evaluate_seconds": trainer.meter.evaluating,
+        "evaluate_share": trainer.meter.whole_evaluation_share(),
         "images_per_second": trainer.step * spec.train.batch_size / seconds,
     }
     if frozen_encoder:

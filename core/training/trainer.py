@@ -74,6 +74,7 @@ class Trainer:
         step: number of updates behind the engine's state.
         saved: the newest checkpoint of the state, or None.
         seconds: training time before ``step``.
+        evaluating: time of the evaluations before ``step``.
     """
 
     spec: RunSpec
@@ -88,6 +89,7 @@ class Trainer:
     step: int = 0
     saved: Path | None = None
     seconds: float = 0.0
+    evaluating: float = 0.0
     ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
@@ -99,7 +101,7 @@ class Trainer:
         """Number of files whose warnings were printed."""
         self._reading: Reading = dict
         """Reads and checks the metrics of the newest step; later calls repeat the answer."""
-        self.meter = Meter(self.spec.train.batch_size, self.seconds)
+        self.meter = Meter(self.spec.train.batch_size, self.seconds, self.evaluating)
         chance = self.method.chance(self.spec)
         self.health = Health(chance, self.method.FLAT, self.method.REMEDY)
         for row in self.logs.kept:
@@ -253,6 +255,7 @@ class Trainer:
 
     def _report(self, values: dict[str, float]) -> None:
         hyper = self.plan.hyper(self.step - 1)
+        evaluating = self.meter.evaluation_share()
         speed, wait = self.meter.lap(self.pipeline.waited)
         before = self.health.state
         # The chance level moves with the targets. The methods with moving targets measure it.
@@ -270,6 +273,8 @@ class Trainer:
             "images_per_second": speed,
             "data_wait": wait,
         }
+        if evaluating:
+            row["evaluate_share"] = evaluating
         if self.pipeline.skipped:
             row["skipped"] = len(self.pipeline.skipped)
         if self.pipeline.warned:
@@ -308,7 +313,7 @@ class Trainer:
                 raise Stopped
 
         rows: Sequence[Evaluation] | None = None
-        with self.meter.pause():
+        with self.meter.evaluation():
             try:
                 with together(self.ranks), suppress(Stopped):
                     rows = self.evaluate(self.step, check)
@@ -348,7 +353,12 @@ class Trainer:
         """
         with self.meter.pause():
             state = self.engine.export_state()
-            stamp = {**self.stamp, "seconds": self.meter.seconds, "broken_off": broken_off}
+            stamp = {
+                **self.stamp,
+                "seconds": self.meter.seconds,
+                "evaluate_seconds": self.meter.evaluating,
+                "broken_off": broken_off,
+            }
             keep = self.spec.checkpoint.keep
             with together(self.ranks):
                 if self.ranks.is_main:
