@@ -93,11 +93,7 @@ def train(
         evaluate = partial(_evaluate, engine, split, terminal)
         trainer = Trainer(
             *(spec, engine, feed, plan, run_dir, logs, terminal, evaluate, stamp),
-            step=begin.step,
-            saved=begin.path,
-            seconds=begin.seconds,
-            evaluating=begin.evaluating,
-            ranks=ranks,
+            *(begin.step, begin.path, begin.seconds, begin.evaluating, ranks),
         )
         with frozen.unchanged(engine) as encoder_digest:
             signal = trainer.fit()
