@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from support.data_specs import make_spec, write_images
-from support.golden_weights import GOLDEN, _normal
+from support.golden_weights import GOLDEN, normal
 
 from triptych.core.config.spec import RunSpec
 from triptych.core.errors import NonFiniteError, UserError
@@ -57,7 +57,7 @@ def moca_heads(arrays, run, labels):
     features, rates = arrays[f"{run}/train_features"], arrays[f"{run}/lr"]
     shape = (rates.shape[1], 6, features.shape[1])
     weights = np.float32(
-        [0.01 * _normal(f"head{i}.linear.weight", shape[1:]) for i in range(shape[0])]
+        [0.01 * normal(f"head{i}.linear.weight", shape[1:]) for i in range(shape[0])]
     ).astype(np.float64)
     state = [weights, np.zeros(shape[:2])]
     moments = [np.zeros_like(value) for value in state]
@@ -179,8 +179,8 @@ def test_the_best_classifier_of_a_sweep_is_named_with_its_rate(tmp_path):
         *[(1.0, 0.0), (1.0, 1e-4)],
     ]
     assert row.line() == (
-        "step 7 linear probe top-1 83.33 % (top-5 100.00 %, loss 0.4799, best of 4: number 2, "
-        "with rate 1 and weight decay 0, on augmented features, 6 images)"
+        "step 7 linear probe top-1 83.33 % (top-5 100.00 %, loss 0.4799, best of 4 "
+        "classifiers: rate 1, weight decay 0, on augmented features, 6 images)"
     )
     assert evaluation(json.loads(json.dumps(row.as_json()))) == row
 

@@ -88,9 +88,8 @@ class ClassifierRow(Evaluation):
         if self.averaged:
             details.append("average of the weights" if self.main else self.variant)
         if self.heads:
-            decay = "" if self.weight_decay is None else f" and weight decay {self.weight_decay:g}"
-            best = f"best of {len(self.heads)}: number {self.head}"
-            details.append(f"{best}, with rate {self.rate:g}{decay}")
+            decay = "" if self.weight_decay is None else f", weight decay {self.weight_decay:g}"
+            details.append(f"best of {len(self.heads)} classifiers: rate {self.rate:g}{decay}")
         if self.trained_on:
             details.append(f"on {self.trained_on} features")
         details.append(f"{self.images} images")

@@ -141,6 +141,10 @@ def _pretrained(
     grid = _resampled_grid(found, manifest, spec, init)
     if grid and init.positions != "exact" and isinstance(spec.model, VitSpec):
         found[TABLE] = resample(found[TABLE], grid, spec.model.grid, init.positions)
+    if wrong := [p for p in init.allow_missing if not any(named(name, [p]) for name in shapes)]:
+        raise UserError(
+            f"init.allow_missing: {', '.join(wrong)}: the model's encoder has no such tensor"
+        )
     missing = [param for param in params if param.name not in found]
     fresh = [p.name for p in missing if named(p.name, _may_lack(spec, init))]
     wanted = prefixed(STUDENT, [param for param in params if param.name not in fresh])
