@@ -61,7 +61,7 @@ WRONG = [
     (
         "data.name=digit",
         "data.name: 'digit': expected one of digits, image_folder, image_list, cifar10, "
-        "cifar100, idx, stl10, flowers102, pets (did you mean 'digits'?)",
+        "cifar100, idx, stl10, flowers102, pets, webdataset, parquet (did you mean 'digits'?)",
     ),
     ("backend=pytorch", "backend: 'pytorch': expected one of torch, oneflow, paddle or null (did"),
     (

@@ -17,6 +17,7 @@ FREE_KEYS = (
     "backend",
     "checkpoint",
     "data.class_names",
+    "data.index",
     "data.on_error",
     "data.prefetch",
     "data.workers",

@@ -30,26 +30,35 @@ class DataSpec(Section):
         "stl10",
         "flowers102",
         "pets",
+        "webdataset",
+        "parquet",
     ] = "digits"
     """digits: the digits of scikit-learn, included in the program. image_folder: a folder of
     images, with or without one sub-folder per class. image_list: a CSV or text file with one path
     (and label) per line. The files as published of cifar10 and cifar100 (python or binary version),
     idx (MNIST, Fashion-MNIST, KMNIST; gzip or unpacked), stl10 (binary version), flowers102 (Oxford
-    Flowers) and pets (Oxford-IIIT Pets)."""
+    Flowers) and pets (Oxford-IIIT Pets). webdataset: tars, which are read where they are. parquet:
+    files of images as Hugging Face publishes them; needs the extra triptych[parquet]."""
     root: Str | None = None
-    """Folder of the images. Paths in a list are relative to it."""
+    """Folder of the images. Paths in a list are relative to it. For webdataset and parquet also a
+    pattern such as `DIR/train-*.tar`."""
     list: Str | None = None
     """For image_list: the CSV or text file."""
     eval_list: Str | None = None
     """For image_list: the CSV or text file of the held-out images. null: no evaluation."""
     eval_root: Str | None = None
-    """For image_folder: folder of the held-out images for k-NN. null: no evaluation."""
+    """Folder or pattern of the held-out images, for image_folder, webdataset and parquet. null: no
+    evaluation."""
+    index: Str | None = "auto"
+    """Folder of the index files, which remember the content of large image folders and tars. A
+    change of the data is noticed. auto: triptych in the user's folder for caches. null: none."""
     class_names: Str | None = None
     """Names of the classes for reports and predictions: a text file with one name per line in the
     order of the classes, or with lines `CLASS NAME` such as `n01440764 tench`; or fashion_mnist, a
     table in the program. null: the data's own labels."""
     labels: Str | None = None
-    """For cifar100: fine, the 100 classes (also null), or coarse, the 20 groups."""
+    """For cifar100: fine, the 100 classes (also null), or coarse, the 20 groups. For parquet: the
+    column of the labels; null: label, labels or fine_label."""
     split: Literal["train", "unlabeled", "train+unlabeled"] = "train"
     """For stl10: the images to train on. Evaluation uses train and test in any case."""
     channels: Channels = 3
@@ -83,11 +92,11 @@ class DataSpec(Section):
             yield KeyedError("list", "data.name image_list needs data.list, the CSV or text file")
         if self.name != "image_list" and self.eval_list is not None:
             yield KeyedError("eval_list", f"only image_list has lists, not {self.name}")
-        if self.labels is not None and self.name != "cifar100":
+        if self.labels is not None and self.name not in ("cifar100", "parquet"):
             yield KeyedError(
                 "labels", f"data.name {self.name} has no choice of labels; leave it out"
             )
-        elif self.labels not in (None, "fine", "coarse"):
+        elif self.name == "cifar100" and self.labels not in (None, "fine", "coarse"):
             yield KeyedError("labels", "of cifar100: expected fine or coarse")
         if self.split != "train" and self.name != "stl10":
             yield KeyedError("split", f"only stl10 has such a part, not {self.name}; leave it out")

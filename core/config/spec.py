@@ -258,10 +258,11 @@ class RunSpec(Section):
                 "evaluate.every",
                 "k-NN needs data.eval_list, a list of held-out images; or set 0: never",
             )
-        if self.evaluate.every and self.data.name == "image_folder" and not self.data.eval_root:
+        shown_by_root = self.data.name in ("image_folder", "webdataset", "parquet")
+        if self.evaluate.every and shown_by_root and not self.data.eval_root:
             yield KeyedError(
                 "evaluate.every",
-                "k-NN needs data.eval_root, a folder of held-out images; or set 0: never",
+                "k-NN needs data.eval_root, the held-out images; or set 0: never",
             )
 
     def _schedule_contradictions(self) -> Iterator[KeyedError]:

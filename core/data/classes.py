@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from triptych.core.config.spec import DataSpec
+from triptych.core.data.scan import order
 from triptych.core.data.source import L, Labelled, Source
 from triptych.core.errors import UserError, printable
 
@@ -37,6 +38,14 @@ def require_labels(data: DataSpec, source: Source, need: str) -> None:
         f"data.name: {data.name}: {count} of {len(source)} images have no label (the first is "
         f"{first}), and {need} needs labels; {REMEDIES.get(data.name, 'take other data')}"
     )
+
+
+def label_classes(labels: Iterable[str]) -> tuple[str, ...]:
+    """The labels that occur, sorted: by value if all are numbers, else as names. "" is no label."""
+    names = set(labels) - {""}
+    if all(name.isdecimal() for name in names):
+        return tuple(sorted(names, key=int))
+    return tuple(sorted(names, key=order))
 
 
 def matched(bank: Labelled, queries: L, where: str) -> L:

@@ -7,10 +7,11 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from typing import IO, Literal
 
 import PIL
@@ -109,12 +110,33 @@ def decode(path: str, how: Decoding) -> Image.Image:
         DamagedImage: the file is missing, not understood, damaged, or larger than allowed.
         MemoryError: there is not enough memory for it.
     """
+    return _decode(partial(_regular, path), path, how)
+
+
+def decode_bytes(content: bytes, name: str, how: Decoding) -> Image.Image:
+    """As ``decode``, for the content of a file that lies in an archive.
+
+    Args:
+        name: the image's name in messages.
+    """
+    return _decode(partial(BytesIO, content), name, how)
+
+
+_Opener = Callable[[], IO[bytes]]
+"""Opens the content of an image; some images are opened twice."""
+
+
+def _regular(path: str) -> IO[bytes]:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise _NotUnderstood("not a regular file")  # reading a pipe might never end
+    return open(path, "rb")
+
+
+def _decode(open_file: _Opener, path: str, how: Decoding) -> Image.Image:
     notes: list[str] = []
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise _NotUnderstood("not a regular file")  # reading a pipe might never end
-        with switches(how.max_pixels, notes), _opened(path, how) as image:
-            result = _read(image, path, how, notes)
+        with switches(how.max_pixels, notes), _opened(open_file, path, how) as image:
+            result = _read(image, open_file, path, how, notes)
     except BandsError as error:
         text = f"{error}, and data.channels is at most {MOST_BANDS}; choose bands in a copy of it"
         raise _refusal(path, text) from error
@@ -149,16 +171,17 @@ def to_mode(image: Image.Image, how: Decoding) -> Image.Image:
 
 
 @contextmanager
-def _opened(path: str, how: Decoding) -> Iterator[Image.Image]:
-    with open(path, "rb") as file:
-        if not os.fstat(file.fileno()).st_size:
+def _opened(open_file: _Opener, path: str, how: Decoding) -> Iterator[Image.Image]:
+    with open_file() as file:
+        if not file.read(1):
             raise ValueError("the file is empty")
+        file.seek(0)
         yield _open(file, path, how)
 
 
 @contextmanager
-def _opened_beside(path: str, how: Decoding) -> Iterator[Image.Image]:
-    with _opened(path, how) as image:
+def _opened_beside(open_file: _Opener, path: str, how: Decoding) -> Iterator[Image.Image]:
+    with _opened(open_file, path, how) as image:
         yield _beside(image)
 
 
@@ -181,7 +204,9 @@ def _open(file: IO[bytes], path: str, how: Decoding) -> Image.Image:
     return image
 
 
-def _read(image: Image.Image, path: str, how: Decoding, notes: list[str]) -> Image.Image:
+def _read(
+    image: Image.Image, open_file: _Opener, path: str, how: Decoding, notes: list[str]
+) -> Image.Image:
     """Loads the opened file."""
     pixels = image.width * image.height
     if pixels > how.max_pixels:
@@ -195,7 +220,7 @@ def _read(image: Image.Image, path: str, how: Decoding, notes: list[str]) -> Ima
     # Pillow reads a TIFF's tags while the file is open. A PNG's tags may follow the pixels.
     tag = _orientation(image, how) if is_tiff else 1
     with standard_error(notes) if is_tiff else nullcontext():
-        result = eight_bits(_beside(image), how.bits, partial(_opened_beside, path, how))
+        result = eight_bits(_beside(image), how.bits, partial(_opened_beside, open_file, path, how))
     used = result.info.get(USED)
     tag = tag if is_tiff else _orientation(image, how)
     result = _converted(_turned(result, tag), how.mode)

@@ -5,12 +5,14 @@ from unicodedata import normalize
 
 from triptych.core.data.classes import absent, quoted
 from triptych.core.data.decode import Decoding
-from triptych.core.data.scan import order, scan
+from triptych.core.data.index import Memory
+from triptych.core.data.listing import listing
+from triptych.core.data.scan import order
 from triptych.core.data.source import Files, native_path
 from triptych.core.errors import UserError, printable
 
 
-def folder(root: str, how: Decoding, key: str = "data.root") -> Files:
+def folder(root: str, how: Decoding, key: str = "data.root", memory: Memory | None = None) -> Files:
     """All images below a folder, at any depth, in the order of their paths; see ``scan``.
 
     The classes are the first-level sub-folders that hold images, in the order of their names. If
@@ -18,6 +20,7 @@ def folder(root: str, how: Decoding, key: str = "data.root") -> Files:
 
     Args:
         key: the spec's key that names the folder, for messages.
+        memory: where the content of large folders is remembered; None: nowhere.
 
     Raises:
         UserError: the folder is missing, cannot be read, or has no images.
@@ -27,35 +30,30 @@ def folder(root: str, how: Decoding, key: str = "data.root") -> Files:
         problem = "not a folder" if os.path.exists(root) else "no such folder"
         raise UserError(f"{key}: {printable(root)}: {problem}")
     try:
-        scanned = scan(root)
+        content = listing(root, key, memory)
     except OSError as error:
         raise UserError(f"{key}: {printable(str(error.filename))}: {error.strerror}") from error
-    names, others = scanned.names, scanned.passed_over()
-    if not names:
+    at, others = f"{key}: {printable(root)}", content.others
+    if not content.names:
         passed = f"; passed over: {others}" if others else ""
-        raise UserError(f"{key}: {printable(root)}: no images in this folder{passed}")
-    notes = [f"{key}: {printable(root)}: passed over: {others}"] if others else []
-    if not all(os.sep in name for name in names):
-        return Files(root, names, how, notes=notes)
-    tops = [name.split(os.sep, 1)[0] for name in names]
-    classes = tuple(sorted(set(tops), key=order))
-    empty = sorted(scanned.tops - set(classes), key=order)
-    if empty:
+        raise UserError(f"{at}: no images in this folder{passed}")
+    notes = [f"{at}: passed over: {others}"] if others else []
+    if content.empty:
         notes.append(
-            f"{key}: {printable(root)}: no images in {len(empty)} of the class folders, which are "
-            f"no classes: {quoted(empty)}"
+            f"{at}: no images in {len(content.empty)} of the class folders, which are no classes: "
+            f"{quoted(content.empty)}"
         )
-    numbers = {name: number for number, name in enumerate(classes)}
-    return Files(root, names, how, [numbers[top] for top in tops], classes, notes)
+    labels = content.labels if content.classes else None
+    return Files(root, content.names, how, labels, content.classes, notes)
 
 
-def held_out(bank: Files, root: str, how: Decoding) -> Files:
+def held_out(bank: Files, root: str, how: Decoding, memory: Memory | None = None) -> Files:
     """A folder of held-out images with the classes of the training folder ``bank``.
 
     Raises:
         UserError: as in ``folder``, or one of the two has no classes, or their classes do not fit.
     """
-    queries = folder(root, how, "data.eval_root")
+    queries = folder(root, how, "data.eval_root", memory)
     for key, split in (("data.root", bank), ("data.eval_root", queries)):
         _check_classes(key, split)
     unknown = [name for name in queries.classes if name not in set(bank.classes)]
@@ -72,10 +70,12 @@ def held_out(bank: Files, root: str, how: Decoding) -> Files:
 def _check_classes(key: str, split: Files) -> None:
     """Raises UserError if the folders of a split give no labels, or probably the wrong ones."""
     root = printable(split.root)
+    if len(split.classes) > 1:
+        return
     names = [split.key(index) for index in range(len(split))]
     if split.classes:
         inner = {name.split(os.sep, 2)[1] for name in names if name.count(os.sep) > 1}
-        if len(split.classes) == 1 and len(inner) > 1 and all(n.count(os.sep) > 1 for n in names):
+        if len(inner) > 1 and all(n.count(os.sep) > 1 for n in names):
             only = printable(split.classes[0])
             raise UserError(
                 f"{key}: {root}: one class folder, {quoted(split.classes)}, holds all others "

@@ -4,9 +4,8 @@ import csv
 import os
 from collections.abc import Iterator
 
-from triptych.core.data.classes import matched
+from triptych.core.data.classes import label_classes, matched
 from triptych.core.data.decode import Decoding
-from triptych.core.data.scan import order
 from triptych.core.data.source import UNLABELLED, Files, local_name, native_path
 from triptych.core.errors import UserError, printable
 
@@ -34,7 +33,7 @@ def image_list(path: str, root: str | None, how: Decoding, key: str = "data.list
     if not entries:
         raise UserError(f"{key}: {printable(path)}: no images in this list")
     names, labels = zip(*entries, strict=True)
-    classes = _classes(labels)
+    classes = label_classes(labels)
     numbers = {"": UNLABELLED, **{name: number for number, name in enumerate(classes)}}
     return Files(root, names, how, [numbers[label] for label in labels], classes)
 
@@ -109,11 +108,3 @@ def _is_utf8(name: str) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _classes(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """The labels that occur, sorted: by value if all are numbers, else as names."""
-    names = {label for label in labels if label}
-    if all(label.isdecimal() for label in names):
-        return tuple(sorted(names, key=int))
-    return tuple(sorted(names, key=order))

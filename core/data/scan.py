@@ -1,14 +1,18 @@
 """Finds the images below a folder, and counts the other files."""
 
 import os
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from PIL import Image
 
+from triptych.core.data.index import Witness, stamp, witness
 from triptych.core.data.tiff import PREFIXES
+from triptych.core.files.writing import Say
 
 ENDINGS = frozenset(
     ".apng .avif .avifs .bmp .dib .gif .icb .im .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg "
@@ -41,6 +45,8 @@ SYSTEM_FOLDERS = frozenset(
 
 ENOUGH = 1000
 """After so many files of one ending without an image, further ones are not opened."""
+PERIOD = 5.0
+"""Seconds between two lines about the progress."""
 SHOWN = 8
 """Most kinds of files that are counted in one line."""
 
@@ -54,11 +60,13 @@ class Scan:
         others: kind -> number of files and folders that were passed over. The kind is an ending,
             the name of a system's folder, or a description.
         tops: names of the folders directly inside.
+        witnesses: the folders that were read and the files that were opened.
     """
 
     names: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     tops: set[str] = field(default_factory=set)
+    witnesses: list[Witness] = field(default_factory=list)
 
     def passed_over(self) -> str:
         """The counts in one line, e.g. "3 .txt, 1 .db"; empty if there are none."""
@@ -68,7 +76,21 @@ class Scan:
         return ", ".join([*parts, f"{more} others"] if more else parts)
 
 
-def scan(root: str) -> Scan:
+class Progress:
+    """Says now and then how many files were seen, while a large folder is read."""
+
+    def __init__(self, at: str, say: Say) -> None:
+        """Lines begin with ``at``."""
+        self._at, self._say, self._due = at, say, time.monotonic() + PERIOD
+
+    def __call__(self, count: int) -> None:
+        """Counts are said every ``PERIOD`` seconds."""
+        if count % 1024 == 0 and time.monotonic() >= self._due:
+            self._due += PERIOD
+            self._say(f"{self._at}: looking for images: {count} files so far")
+
+
+def scan(root: str, progress: Progress | None = None) -> Scan:
     """All images below a folder, at any depth. Links are followed, hidden names passed over.
 
     The ending shows an image. A file of unknown ending, or of none, is opened, and its first bytes
@@ -80,9 +102,11 @@ def scan(root: str) -> Scan:
     """
     result = Scan()
     unknown: list[str] = []
-    for path in _files(root, "", (), result):
+    for count, path in enumerate(_files(root, "", (), result)):
+        if progress is not None:
+            progress(count)
         (result.names if ending(path) in ENDINGS else unknown).append(path)
-    result.names += _recognised(root, sorted(unknown, key=order), result.others)
+    result.names += _recognised(root, sorted(unknown, key=order), result)
     result.names.sort(key=order)
     return result
 
@@ -107,11 +131,13 @@ def _files(
     Args:
         above: identities of the folders that contain ``inside``.
     """
-    here = os.stat(os.path.join(root, inside))
+    folder = os.path.join(root, inside)
+    here = os.stat(folder)  # before the folder is read, so that a change meanwhile is noticed
     identity = (here.st_dev, here.st_ino)
     if identity in above:  # a link to a folder that contains it
         return
-    with os.scandir(os.path.join(root, inside)) as entries:
+    result.witnesses.append(Witness(os.path.abspath(folder), stamp(here)))
+    with os.scandir(folder) as entries:
         for entry in entries:
             path = os.path.join(inside, entry.name)
             if entry.name.startswith("."):
@@ -128,19 +154,23 @@ def _files(
                 result.others["not a file"] += 1  # reading a pipe might never end
 
 
-def _recognised(root: str, names: Iterable[str], others: Counter[str]) -> Iterator[str]:
+def _recognised(root: str, names: Iterable[str], result: Scan) -> Iterator[str]:
     """The names of files that begin like an image. Counts the others by their ending."""
     refusals = Counter[str]()
     images = set[str]()
     for name in names:
         kind = ending(name)
         decided = kind in REFUSED or (refusals[kind] >= ENOUGH and kind not in images)
-        if not decided and _is_image(os.path.join(root, name)):
+        path = os.path.join(root, name)
+        if not decided:
+            with suppress(OSError):  # a file that is gone is no image
+                result.witnesses.append(witness(os.path.abspath(path)))
+        if not decided and _is_image(path):
             images.add(kind)
             yield name
         else:
             refusals[kind] += 1
-            others[kind or "without ending"] += 1
+            result.others[kind or "without ending"] += 1
 
 
 def _is_image(path: str) -> bool:

@@ -105,7 +105,7 @@ def train(
 
 
 def _open_data(spec: RunSpec, say: Say) -> Splits:
-    splits = open_splits(spec, held_out=spec.evaluate.every > 0)
+    splits = open_splits(spec, held_out=spec.evaluate.every > 0, say=say)
     for note in splits.notes():
         say(note)
     return splits
