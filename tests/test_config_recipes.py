@@ -6,6 +6,8 @@ import pytest
 from support.golden_weights import GOLDEN, description
 
 from triptych.core import config
+from triptych.core.optim.plan import Plan
+from triptych.core.parameters.counts import flops, parameter_counts
 
 PIPELINES = json.loads((GOLDEN / "augmentation.json").read_text())["pipelines"]
 VIEWS = {
@@ -263,3 +265,92 @@ def test_golden_specs_equal_the_golden_configuration(case):
     constant = (optim.schedule, optim.warmup_steps, optim.warmup_epochs, optim.scale_lr_by)
     assert constant == ("constant", None, None, None)
     assert (spec.method.momentum_schedule, spec.batch_norm.virtual_ranks) == ("constant", 1)
+
+
+EVAL = json.loads((GOLDEN / "eval" / "eval_schedules.json").read_text())["recipes"]
+BENCHMARKS = {
+    "mm_moco_v3_vit_base_finetune": "vit-base-p16_mocov3-pre_8xb64-coslr-150e_in1k",
+    "mm_moco_v3_vit_large_finetune": "vit-large-p16_mocov3-pre_8xb64-coslr-100e_in1k",
+    "mm_moco_v3_vit_base_linear": "vit-base-p16_mocov3-pre_8xb128-linear-coslr-90e_in1k",
+    "mm_moco_v3_vit_small_linear": "vit-small-p16_mocov3-pre_8xb128-linear-coslr-90e_in1k",
+    "mm_moco_v3_resnet50_linear": "resnet50_mocov3-100e-pre_8xb128-linear-coslr-90e_in1k",
+    "mm_moco_v2_resnet50_linear": "resnet50_mocov2-pre_8xb32-linear-steplr-100e_in1k",
+}
+
+
+@pytest.mark.parametrize("golden", BENCHMARKS)
+def test_benchmark_recipes_hold_mmpretrains_values(golden):
+    spec, given = config.load(BENCHMARKS[golden]), EVAL[golden]
+    optimizer, clip = given["optimizer"], given["clip_grad"]
+    assert (spec.train.epochs, spec.train.batch_size) == (given["epochs"], given["global_batch"])
+    assert spec.train.steps_per_epoch(1_281_167) == given["iters_per_epoch"]
+    assert spec.optim.name == optimizer["type"].lower()
+    assert Plan(spec, given["iters_per_epoch"]).peak_lr == optimizer["lr"]
+    assert spec.optim.weight_decay == optimizer["weight_decay"]
+    assert spec.optim.clip_norm == (clip["max_norm"] if clip else None)
+    if spec.optim.name == "adamw":
+        assert list(spec.optim.betas) == optimizer["betas"]
+        assert (spec.optim.eps, spec.optim.layer_decay) == (optimizer["eps"], 1.0)
+    else:
+        assert spec.optim.momentum == optimizer["momentum"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parameters", "encoder_flops"),
+    [
+        ("moco_v2/resnet50_linear", 25_557_032, 4_109_364_224),
+        ("moco_v3/resnet50_100ep_linear", 25_557_032, 4_109_364_224),
+        ("moco_v3/vit_small_linear", 22_050_664, 4_607_954_304),
+        ("moco_v3/vit_base_linear", 86_567_656, 17_581_972_224),
+        ("moco_v3/vit_base_finetune", 86_567_656, 17_581_972_224),
+        ("moco_v3/vit_base_finetune_mmpretrain", 86_567_656, 17_581_972_224),
+        ("moco_v3/vit_large_finetune_mmpretrain", 304_326_632, 61_603_111_936),
+        ("moca/v1_0_vit_base_finetune", 86_567_656, 17_581_972_224),
+    ],
+)
+def test_benchmark_recipes_have_the_published_sizes(recipe, parameters, encoder_flops):
+    spec = config.load(recipe)
+    assert (parameter_counts(spec).total, flops(spec)) == (parameters, encoder_flops)
+
+
+def test_mocas_probe_has_the_published_grid():
+    spec = config.load("moca/v1_0_vit_base_linear")
+    rates = [spec.optim.lr * rate * spec.train.batch_size / 256 for rate in spec.method.rates]
+    assert rates == pytest.approx(EVAL["moca_linear"]["lrs"], rel=1e-12)
+    assert (spec.method.pooling, spec.method.blocks, spec.method.head_std) == ("both", 1, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "decay", "mixup", "cutmix", "drop_path"),
+    [
+        ("cifar10", 10, 0.1, 0.8, 1.0, 0.1),
+        ("cifar100", 100, 0.1, 0.5, 1.0, 0.1),
+        ("flowers", 102, 0.3, 0.0, 0.0, 0.1),
+        ("pets", 37, 0.1, 0.8, 0.0, 0.0),
+    ],
+)
+def test_transfer_recipes_hold_the_published_values(name, classes, decay, mixup, cutmix, drop_path):
+    spec = config.load(f"moco_v3/transfer/{name}")
+    method = spec.method
+    assert (method.classes, spec.optim.weight_decay, method.drop_path) == (
+        classes,
+        decay,
+        drop_path,
+    )
+    assert (method.mixing.mixup, method.mixing.cutmix, method.mixing.smoothing) == (
+        mixup,
+        cutmix,
+        0.1,
+    )
+    assert Plan(spec, 48).peak_lr == pytest.approx(6e-4)
+    assert spec.augment.view1[0].scale == (0.05, 1.0)
+
+
+@pytest.mark.parametrize("method", ["moco_v1", "moco_v2", "moco_v3", "moca"])
+@pytest.mark.parametrize("protocol", ["linear", "finetune"])
+def test_digits_are_probed_and_fine_tuned_with_the_encoder_they_were_trained_with(method, protocol):
+    pretraining, other = config.load(f"{method}/digits"), config.load(f"{method}/digits_{protocol}")
+    free = {"freeze_positions", "fc_norm"}
+    assert other.model.model_dump(exclude=free) == pretraining.model.model_dump(exclude=free)
+    assert other.data == pretraining.data
+    assert other.augment.eval_resize == pretraining.augment.eval_resize

@@ -48,7 +48,7 @@ def test_the_recipes_are_these():
         "moco_v3/vit_base",
         "moco_v3/vit_large",
     }
-    assert not any("_base_" in name for name in config.recipes())
+    assert not any(name.startswith("_base_/") for name in config.recipes())
 
 
 @pytest.mark.parametrize(

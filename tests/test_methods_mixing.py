@@ -197,3 +197,16 @@ def test_odd_batches_have_no_reversed_partners():
 def test_pairs_need_reversed_partners():
     with pytest.raises(ValueError, match="make no pairs"):
         MixSpec(mixup=0.8, mode="pair", partner="permuted")
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 6])
+def test_a_smaller_last_batch_takes_its_part_of_the_draws(count):
+    spec = MixSpec(mixup=0.8, cutmix=1.0, mode="elem", partner="permuted")
+    draws = mixing.draws(spec, seed=3, step=1, batch=6, size=SIZE)
+    part = mixing.first(draws, count)
+    assert sorted(part["mix_partner"]) == list(range(count))
+    images, targets = mixing.mix(IMAGES[:count], LABELS[:count], draws, 5, 0.1)
+    np.testing.assert_array_equal(images, mixing.mixed(IMAGES[:count], part))
+    np.testing.assert_allclose(targets.sum(1), np.ones(count), rtol=1e-15)
+    if count == 6:
+        np.testing.assert_array_equal(part["mix_partner"], draws["mix_partner"])

@@ -14,14 +14,22 @@ ALIASES = {
     "mocov1_pt_in1k_1n8c": "moco_v1/resnet50_paddle",
     "mocov2_pt_in1k_1n8c": "moco_v2/resnet50_paddle",
     "mocov2_resnet50_8xb32-coslr-200e_in1k": "moco_v2/resnet50",
+    "resnet50_mocov2-pre_8xb32-linear-steplr-100e_in1k": "moco_v2/resnet50_linear",
     "mocov3_resnet50_8xb512-amp-coslr-100e_in1k": "moco_v3/resnet50_100ep",
     "mocov3_resnet50_8xb512-amp-coslr-300e_in1k": "moco_v3/resnet50_300ep",
     "mocov3_resnet50_8xb512-amp-coslr-800e_in1k": "moco_v3/resnet50_800ep",
     "mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k": "moco_v3/vit_small",
     "mocov3_vit-base-p16_16xb256-amp-coslr-300e_in1k": "moco_v3/vit_base",
     "mocov3_vit-large-p16_64xb64-amp-coslr-300e_in1k": "moco_v3/vit_large",
+    "resnet50_mocov3-100e-pre_8xb128-linear-coslr-90e_in1k": "moco_v3/resnet50_100ep_linear",
+    "resnet50_mocov3-300e-pre_8xb128-linear-coslr-90e_in1k": "moco_v3/resnet50_300ep_linear",
+    "resnet50_mocov3-800e-pre_8xb128-linear-coslr-90e_in1k": "moco_v3/resnet50_800ep_linear",
+    "vit-small-p16_mocov3-pre_8xb128-linear-coslr-90e_in1k": "moco_v3/vit_small_linear",
+    "vit-base-p16_mocov3-pre_8xb128-linear-coslr-90e_in1k": "moco_v3/vit_base_linear",
+    "vit-base-p16_mocov3-pre_8xb64-coslr-150e_in1k": "moco_v3/vit_base_finetune_mmpretrain",
+    "vit-large-p16_mocov3-pre_8xb64-coslr-100e_in1k": "moco_v3/vit_large_finetune_mmpretrain",
 }
-"""Maps names of pretraining runs in mmpretrain and PaddleFleetX to recipes."""
+"""Maps names of runs in mmpretrain and PaddleFleetX to recipes."""
 
 
 def recipes() -> dict[str, Path]:

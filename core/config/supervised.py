@@ -36,5 +36,9 @@ def _linear(model: ModelSpec, method: LinearSpec) -> Iterator[KeyedError]:
 def _finetune(model: ModelSpec, method: FinetuneSpec, *, drop_last: bool) -> Iterator[KeyedError]:
     if not isinstance(model, VitSpec) and method.drop_path:
         yield KeyedError("method.drop_path", f"{model.name} has no drop-path; a ViT has")
-    if method.mixing.mixes and not drop_last:
-        yield KeyedError("train.drop_last", "method.mixing mixes whole batches: set it to true")
+    if method.mixing.mixes and method.mixing.partner == "reversed" and not drop_last:
+        yield KeyedError(
+            "train.drop_last",
+            "false: method.mixing pairs the images of whole batches; set it to true, or "
+            "method.mixing.partner to permuted",
+        )

@@ -152,7 +152,7 @@ def mix(
     Args:
         images: (N, C, H, W) floats. They are not changed.
         labels: (N,) int64.
-        draws: what ``draws`` returned.
+        draws: what ``draws`` returned for a batch of this or a larger size.
         classes: K.
         smoothing: s of the smoothed targets.
 
@@ -162,9 +162,22 @@ def mix(
     targets = one_hot(labels, classes, smoothing)
     if not draws:
         return images, targets
+    draws = first(draws, len(images))
     partner, share = draws["mix_partner"], draws["mix_share"][:, None]
     targets = targets * share + targets[partner] * (1.0 - share)
     return mixed(images, draws), targets
+
+
+def first(draws: Mapping[str, Array], count: int) -> dict[str, Array]:
+    """The draws of a smaller batch, as the last one of an epoch may be. Partners are permuted.
+
+    Args:
+        draws: what ``draws`` returned; not empty.
+        count: number of images, at most N.
+    """
+    partner = draws["mix_partner"]
+    rest = {name: draws[name][:count] for name in ("mix_share", "mix_box")}
+    return {"mix_partner": partner[partner < count], **rest}
 
 
 def one_hot(labels: Ints, classes: int, smoothing: float) -> Floats:

@@ -3,11 +3,12 @@
 import math
 from dataclasses import dataclass
 
-from triptych.core.config.spec import ResnetSpec, RunSpec, VitSpec
+from triptych.core.config.spec import ResnetSpec, RunSpec, SupervisedSpec, VitSpec
 from triptych.core.parameters import ConvNorm, Param, blocks, conv_stem, stem, table
 
 PARAMETERS_COUNTED = (
-    "student and teacher with all their heads, frozen tensors included, running statistics not"
+    "student and teacher with all their heads, frozen tensors included; running statistics and the "
+    "moving average of a fine-tuning not"
 )
 FLOPS_COUNTED = (
     "multiply-adds of one image through one encoder, no head; "
@@ -20,7 +21,8 @@ class Counts:
     """Numbers of parameters, without running statistics.
 
     Attributes:
-        total: of student and teacher with all heads, frozen tensors included.
+        total: of student and teacher with all heads, frozen tensors included. Fine-tuning counts
+            no teacher, which is a moving average of the weights.
         encoder: of one encoder without a head.
         trainable: of the tensors with a gradient.
     """
@@ -33,6 +35,8 @@ class Counts:
 def parameter_counts(spec: RunSpec) -> Counts:
     """The parameter counts of a run, the same on every backend."""
     params = [p for p in table(spec) if not p.buffer]
+    if isinstance(spec.method, SupervisedSpec):
+        params = [p for p in params if not p.name.startswith("teacher.")]
     return Counts(
         total=_size(params),
         encoder=_size([p for p in params if p.name.startswith("student.encoder.")]),
