@@ -50,7 +50,10 @@ def test_the_interface_loads_no_framework_before_it_must() -> None:
 def test_models_are_listed_by_pattern() -> None:
     names = core.list_models()
     assert set(config.recipes()) | set(ALIASES) == set(names) and "moco_v3/digits" in names
-    assert core.list_models("*vit-small*") == ["mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k"]
+    assert core.list_models("*vit-small*") == [
+        "mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k",
+        "vit-small-p16_mocov3-pre_8xb128-linear-coslr-90e_in1k",
+    ]
     assert core.list_models("none*") == []
     with pytest.raises(AttributeError, match="no_such_thing"):
         core.no_such_thing  # noqa: B018
@@ -62,7 +65,11 @@ def test_an_alias_is_a_recipe_of_that_size(alias: str) -> None:
     if "_pt_in1k" not in alias:  # PaddleFleetX names neither
         assert spec.model.name.removeprefix("vit_") in alias
         assert f"-{spec.train.epochs}e_" in alias
-    assert spec.method.name.replace("_", "") in alias.replace("_", "")
+    # The folder of a recipe is the method of the pretraining.
+    method = ALIASES[alias].partition("/")[0]
+    assert method.replace("_", "") in alias.replace("_", "")
+    assert ("linear" in alias) == (spec.method.name == "linear")
+    assert ("-pre_" in alias) == (spec.method.name in ("linear", "finetune"))
     assert config.load(alias) == spec
 
 

@@ -7,8 +7,8 @@ from triptych.core.config.spec import ResnetSpec, RunSpec, SupervisedSpec, VitSp
 from triptych.core.parameters import ConvNorm, Param, blocks, conv_stem, stem, table
 
 PARAMETERS_COUNTED = (
-    "student and teacher with all their heads, frozen tensors included; running statistics and the "
-    "moving average of a fine-tuning not"
+    "student and teacher with all their heads, frozen tensors included, running statistics not; "
+    "of a fine-tuning the student alone"
 )
 FLOPS_COUNTED = (
     "multiply-adds of one image through one encoder, no head; "
