@@ -195,17 +195,16 @@ def mixed(images: Array, draws: Mapping[str, Array]) -> Array:
         images: (N, C, H, W) floats. They are not changed.
         draws: what ``draws`` returned; not empty.
     """
-    result = images.copy()
+    result, scratch = np.empty_like(images), np.empty_like(images[0])
     shares = draws["mix_share"].astype(images.dtype)
     rests = (1.0 - draws["mix_share"]).astype(images.dtype)
     # Image by image: an image stays in the cache for its passes.
-    for image, other, box, share, rest in zip(
-        result, draws["mix_partner"], draws["mix_box"], shares, rests, strict=True
-    ):
-        top, bottom, left, right = box
-        if top >= 0:
-            image[:, top:bottom, left:right] = images[other, :, top:bottom, left:right]
-        elif share != 1:
-            image *= share
-            image += images[other] * rest
+    for row, (other, box) in enumerate(zip(draws["mix_partner"], draws["mix_box"], strict=True)):
+        top, bottom, left, right = box  # empty where it is -1
+        if top >= 0 or shares[row] == 1:
+            result[row] = images[row]
+            result[row, :, top:bottom, left:right] = images[other, :, top:bottom, left:right]
+        else:
+            np.multiply(images[row], shares[row], out=result[row])
+            result[row] += np.multiply(images[other], rests[row], out=scratch)
     return result
