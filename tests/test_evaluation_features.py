@@ -333,6 +333,13 @@ def test_lowshot_of_files_equals_scikit_learn(case) -> None:
         (
             [
                 *("lowshot", "--bank", "x.npz", "--queries", "x.npz"),
+                *("-o", "evaluate.lowshot.interpolation=bicubic"),
+            ],
+            "holds interpolation bilinear, but bicubic is asked for",
+        ),
+        (
+            [
+                *("lowshot", "--bank", "x.npz", "--queries", "x.npz"),
                 *("--shots", "1", "-o", "evaluate.lowshot.final_norm=false"),
             ],
             "x.npz: holds no layer2; export it with --layers 2",
@@ -343,6 +350,7 @@ def test_options_that_do_not_fit_are_one_clear_line(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     spec = config.load("moco_v3/digits", ["model.depth=3"])
     about = {"spec": config.dump(spec), "weights": "w", "step": 0, "depth": 3}
+    about["interpolation"] = "bilinear"
     about |= {"branch": "student", "tokens": "cls"}
     with writing(Path("x.npz"), Header(("ant", "bee"), about, 4)) as append:
         append({**rows(0, 4), "label": np.array([0, 1, 0, 1])})

@@ -1,6 +1,7 @@
 """Low-shot: against the numbers of the original program, its drawn and listed images, its rows."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from triptych.core.data import Subset
 from triptych.core.errors import UserError
 from triptych.core.evaluation import PROTOCOLS, lowshot, shots
 from triptych.core.evaluation.split import Catalogue, Split
-from triptych.core.evaluation.subject import raw_pixels
+from triptych.core.evaluation.subject import Choice, raw_pixels
 from triptych.core.parameters import initial_state
 
 GOLDEN = Path(__file__).parent / "golden" / "eval"
@@ -216,6 +217,21 @@ def test_only_labelled_images_and_queries_are_read(tmp_path) -> None:
     split.queries = Subset(split.bank, np.delete(np.arange(18), unused))
     (row,) = PROTOCOLS["lowshot"].rows(split, raw_pixels())
     assert (row.skipped, row.labelled, row.queries) == (0, (6,), 17)
+
+
+def test_images_are_resized_by_the_protocol_s_own_interpolation(tmp_path) -> None:
+    split = folders(tmp_path, shots=[2], seeds=[0])
+    plain, cubic = (replace(raw_pixels(), interpolation=way) for way in (None, "bicubic"))
+    one, other = (split.features(subject).queries.features for subject in (plain, cubic))
+    augment = split.spec.augment.model_copy(update={"eval_interpolation": "bicubic"})
+    same = Split(split.spec.model_copy(update={"augment": augment})).features(plain)
+    assert np.abs(one - other).max() > 0.01
+    np.testing.assert_array_equal(same.queries.features, other)
+    rows = [PROTOCOLS["lowshot"].rows(split, subject)[0] for subject in (plain, cubic)]
+    assert [row.interpolation for row in rows] == ["bilinear", "bicubic"]
+    published = config.load("moca/v1_0_vit_base")
+    choice = PROTOCOLS["lowshot"].choice(published.evaluate)
+    assert choice == Choice("teacher", "mean", False, 1, "bilinear")
 
 
 def test_a_class_whose_labelled_images_are_all_damaged_is_an_error(tmp_path) -> None:

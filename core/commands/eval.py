@@ -291,6 +291,7 @@ def _export(arguments: argparse.Namespace) -> int:
         "backend": backend,
         "branch": branch,
         "tokens": tokens,
+        "interpolation": spec.augment.eval_interpolation,
         "depth": depth(spec),
     }
     sources = list(halves.values())

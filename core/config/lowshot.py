@@ -44,6 +44,9 @@ class LowshotSpec(Section):
     blocks: PositiveInt = 1
     """Number of last blocks (in a ResNet: stages) whose features are concatenated."""
 
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """As augment.eval_interpolation, and the same if it is null."""
+
     def contradictions(self) -> Iterator[KeyedError]:
         """See ``Section``."""
         for key, values in (

@@ -37,7 +37,8 @@ def _common(settings: EvaluateSpec) -> Choice:
 
 def _lowshot(settings: EvaluateSpec) -> Choice:
     own = settings.lowshot
-    return Choice(settings.branch, own.tokens or settings.tokens, own.final_norm, own.blocks)
+    tokens = own.tokens or settings.tokens
+    return Choice(settings.branch, tokens, own.final_norm, own.blocks, own.interpolation)
 
 
 def _labelled(halves: Halves) -> None:

@@ -42,6 +42,7 @@ class LowshotRow(Evaluation):
         tokens: as in ``Subject``.
         final_norm: as in ``core.evaluation.subject.Choice``.
         blocks: as in ``core.evaluation.subject.Choice``.
+        interpolation: "bilinear" or "bicubic", of the images.
         center: as in ``prepare``.
         normalize: as in ``prepare``.
         shots: number of labelled images per class, or their share of each class, e.g. "1%".
@@ -65,6 +66,7 @@ class LowshotRow(Evaluation):
     tokens: str = ""
     final_norm: bool = True
     blocks: int = 1
+    interpolation: str = ""
     center: bool = True
     normalize: bool = True
     shots: int | str
@@ -151,6 +153,7 @@ def rows(split: Halves, subject: Subject) -> list[LowshotRow]:
                 tokens=subject.tokens,
                 final_norm=subject.final_norm,
                 blocks=subject.blocks,
+                interpolation=subject.interpolation or split.spec.augment.eval_interpolation,
                 center=settings.center,
                 normalize=settings.normalize,
                 shots=label,

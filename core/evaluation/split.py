@@ -198,17 +198,24 @@ class Split:
         """(file name, warning) pairs so far, one for each file."""
         return list(self._warned.items())
 
-    def batches(self, source: Source, met: Met) -> Iterator[tuple[Array, Array]]:
+    def batches(
+        self, source: Source, met: Met, interpolation: str | None = None
+    ) -> Iterator[tuple[Array, Array]]:
         """The images (n, C, H, W) of one half in order, and their positions in it (n,).
 
         Args:
             source: ``bank``, a part of it, or ``queries``.
             met: is complete after the last batch.
+            interpolation: of the images; None: ``augment.eval_interpolation``.
 
         Raises:
             UserError: as in ``features``.
         """
-        yield from indexed_batches(self.spec, source, BATCH, met.skipped, met.warned)
+        spec = self.spec
+        if interpolation:
+            augment = spec.augment.model_copy(update={"eval_interpolation": interpolation})
+            spec = spec.model_copy(update={"augment": augment})
+        yield from indexed_batches(spec, source, BATCH, met.skipped, met.warned)
         self._unreported += [name for name in dict.fromkeys(met.skipped) if name not in self._met]
         self._met.update(met.skipped)
         self._warned |= met.warned
@@ -217,7 +224,7 @@ class Split:
     def _labelled(self, subject: Subject, source: Source) -> Labelled:
         met = Met()
         features, positions = [], []
-        for images, index in self.batches(source, met):
+        for images, index in self.batches(source, met, subject.interpolation):
             subject.check()
             features.append(subject.embed(images))
             if not np.isfinite(features[-1]).all():

@@ -33,7 +33,7 @@ class Stored:
                 raise UserError(f"{file.path}: images without labels; nothing to evaluate with")
         if bank.classes != queries.classes:
             raise UserError(f"{queries.path}: other classes than {bank.path}")
-        for key in ("branch", "tokens", "step", "weights"):
+        for key in ("branch", "tokens", "interpolation", "step", "weights"):
             if bank.about[key] != queries.about[key]:
                 raise UserError(
                     f"{queries.path}: {key} {queries.about[key]}, but {bank.about[key]} in "
@@ -46,12 +46,17 @@ class Stored:
         Raises:
             UserError: the files hold others.
         """
-        for key, asked in (("branch", choice.branch), ("tokens", choice.tokens)):
+        asked = choice.interpolation or self.spec.augment.eval_interpolation
+        for key, wanted, remedy in (
+            ("branch", choice.branch, "give --branch"),
+            ("tokens", choice.tokens, "give --tokens"),
+            ("interpolation", asked, "set evaluate.lowshot.interpolation to"),
+        ):
             held = self.about[key]
-            if asked != held and held != "all":
+            if wanted != held and held != "all":
                 raise UserError(
-                    f"{self._bank.path}: holds {key} {held}, but {asked} is asked for; give "
-                    f"--{key} {held}, or export again"
+                    f"{self._bank.path}: holds {key} {held}, but {wanted} is asked for; {remedy} "
+                    f"{held}, or export again"
                 )
         return Subject(
             _no_images,
@@ -60,6 +65,7 @@ class Stored:
             choice.tokens,
             final_norm=choice.final_norm,
             blocks=choice.blocks,
+            interpolation=choice.interpolation,
         )
 
     def catalogue(self) -> Catalogue:

@@ -28,12 +28,14 @@ class Choice:
         final_norm: True: the output after the last norm. False: the raw output of the last blocks.
         blocks: number of last blocks (in a ResNet: stages) to concatenate, the earliest first.
             With ``final_norm`` it is 1.
+        interpolation: "bilinear" or "bicubic", of the images; None: ``augment.eval_interpolation``.
     """
 
     branch: str
     tokens: str
     final_norm: bool = True
     blocks: int = 1
+    interpolation: str | None = None
 
     def arrays(self, depth: int) -> tuple[str, ...]:
         """The names in the result of ``Engine.embed`` to concatenate.
@@ -65,6 +67,7 @@ class Subject:
         check: called between batches; it raises an exception to break the evaluation off.
         final_norm: as in ``Choice``.
         blocks: as in ``Choice``.
+        interpolation: as in ``Choice``.
     """
 
     embed: Callable[[Array], Array]
@@ -74,11 +77,12 @@ class Subject:
     check: Check = never
     final_norm: bool = True
     blocks: int = 1
+    interpolation: str | None = None
 
     @property
     def choice(self) -> Choice:
         """The features of an encoder that these are."""
-        return Choice(self.branch, self.tokens, self.final_norm, self.blocks)
+        return Choice(self.branch, self.tokens, self.final_norm, self.blocks, self.interpolation)
 
 
 def depth(spec: RunSpec) -> int:
@@ -95,6 +99,7 @@ def encoder(
     check: Check = never,
     final_norm: bool = True,
     blocks: int = 1,
+    interpolation: str | None = None,
 ) -> Subject:
     """The features of an engine's encoder.
 
@@ -104,6 +109,7 @@ def encoder(
         check: as in ``Subject``.
         final_norm: as in ``Choice``.
         blocks: as in ``Choice``.
+        interpolation: as in ``Choice``.
 
     Raises:
         UserError: the encoder has fewer blocks.
@@ -115,7 +121,7 @@ def encoder(
         outputs = engine.embed(images, branch=branch, layers=layers, tokens=tokens)
         return outputs[names[0]] if len(names) == 1 else np.hstack([outputs[n] for n in names])
 
-    return Subject(embed, step, branch, tokens, check, final_norm, blocks)
+    return Subject(embed, step, branch, tokens, check, final_norm, blocks, interpolation)
 
 
 def alone(engine: Engine, step: int, choice: Choice) -> Subject:

@@ -77,7 +77,8 @@ def _check_evaluation(stored: Path, spec: RunSpec) -> None:
     """
     if not stored.exists():
         return
-    then, now = (s.evaluate.model_dump() for s in (config.load(stored), spec))
+    # No run evaluates by the settings of low-shot classification.
+    then, now = (s.evaluate.model_dump(exclude={"lowshot"}) for s in (config.load(stored), spec))
     changed = [
         f"evaluate.{key} {then[key]}, now {now[key]}" for key in now if then[key] != now[key]
     ]
