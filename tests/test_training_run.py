@@ -83,7 +83,7 @@ def test_a_signal_breaks_an_evaluation_off_which_is_then_repeated(tmp_path, monk
     calls = []
     owner, name = {
         "embed": (reference.Engine, "embed"),
-        "classify": (neighbours, "_largest"),
+        "classify": (neighbours, "largest"),
     }[place]
     honest = getattr(owner, name)
 

@@ -8,6 +8,7 @@ from triptych.core.launch import join
 
 BENCHMARKS = {
     "step": "a training step beside a plain loop of the same computation",
+    "eval": "nearest neighbours and feature extraction beside scikit-learn and a plain loop",
     "loader": "two views of JPEG files beside torchvision's DataLoader",
 }
 

@@ -71,7 +71,7 @@ def neighbours(bank: Array, queries: Array, k: int, check: Check = never) -> tup
         crowded[rows] = found.crowded
         columns = found.table()
         exact = _similarities(bank, norms, unit[rows], columns)
-        best = _largest(exact, k)
+        best = largest(exact, k)
         similarity[rows] = np.take_along_axis(exact, best, axis=1)
         index[rows] = np.take_along_axis(columns, best, axis=1)
     if crowded.any():
@@ -220,13 +220,13 @@ def _compare_all(bank: Array, queries: Array, k: int, check: Check) -> tuple[Arr
             places = np.hstack(
                 [index[rows], np.broadcast_to(position, (len(best[rows]), len(block)))]
             )
-            column = _largest(similarity, k)
+            column = largest(similarity, k)
             best[rows] = np.take_along_axis(similarity, column, axis=1)
             index[rows] = np.take_along_axis(places, column, axis=1)
     return best, index
 
 
-def _largest(values: Array, k: int) -> Array:
+def largest(values: Array, k: int) -> Array:
     """Columns of the k largest values in each row, descending; equal values from left to right."""
     if values.shape[1] > k:
         kth = -np.partition(-values, k - 1, axis=1)[:, k - 1 : k]

@@ -10,7 +10,7 @@ import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 
 from triptych.core.config.spec import RunSpec, VitSpec
-from triptych.core.contracts import Batch, Hyper
+from triptych.core.contracts import Array, Batch, Hyper
 
 
 class PlainLoop:
@@ -47,6 +47,12 @@ class PlainLoop:
         loss.backward()
         self.optimizer.step()
         return loss.item()
+
+    def features(self, images: Array) -> Array:
+        """The encoder's features (N, D) of images (N, C, H, W), in evaluation mode."""
+        vit = self.query[0].eval()
+        with flow.no_grad():
+            return vit(flow.from_numpy(images)).numpy()
 
     def wait(self) -> None:
         """Waits for OneFlow's queue. For the CPU there is no public function."""

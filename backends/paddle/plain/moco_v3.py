@@ -10,7 +10,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from triptych.core.config.spec import RunSpec, VitSpec
-from triptych.core.contracts import Batch, Hyper
+from triptych.core.contracts import Array, Batch, Hyper
 
 
 class PlainLoop:
@@ -47,6 +47,13 @@ class PlainLoop:
         self.optimizer.step()
         self.optimizer.clear_grad(set_to_zero=False)
         return float(loss)
+
+    def features(self, images: Array) -> Array:
+        """The encoder's features (N, D) of images (N, C, H, W), in evaluation mode."""
+        vit = self.query[0]
+        vit.eval()
+        with paddle.no_grad():
+            return vit(paddle.to_tensor(images)).numpy()
 
     def wait(self) -> None:
         """Does nothing: on the CPU a step is complete when it returns."""

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Batch, Hyper
+from triptych.core.contracts import Array, Batch, Hyper
 
 
 class PlainLoop:
@@ -47,6 +47,12 @@ class PlainLoop:
         loss.backward()
         self.optimizer.step()
         return loss.item()
+
+    def features(self, images: Array) -> Array:
+        """The encoder's features (N, D) of images (N, C, H, W), in evaluation mode."""
+        vit = self.query[0].eval()
+        with torch.no_grad():
+            return vit(torch.from_numpy(images)).numpy()
 
     def wait(self) -> None:
         """Does nothing: on the CPU a step is complete when it returns."""

@@ -1,0 +1,48 @@
+"""The evaluation benchmark: its alternatives compute the same, and each is measured."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from triptych.core.benchmarks import eval as benchmark
+from triptych.core.cli import main
+
+SIZES = ("--bank", "9000", "--queries", "40", "--width", "16", "--k", "7", "--rounds", "1")
+
+
+def test_the_alternatives_find_the_same_neighbours():
+    sizes = SimpleNamespace(bank=9000, queries=300, width=16, k=7)
+    similarity, index = benchmark._search(sizes)["triptych"]()
+    for name, task in benchmark._search(sizes).items():
+        other, place = task()
+        np.testing.assert_array_equal(place, index, name)
+        np.testing.assert_allclose(other, similarity, atol=1e-5, err_msg=name)
+
+
+def test_neighbours_are_measured(capsys):
+    assert main(["bench", "eval", "knn", "--json", *SIZES]) == 0
+    result = json.loads(capsys.readouterr().out)["knn"]
+    names = ["triptych", "scikit-learn", "all pairs"]
+    assert list(result["seconds"]) == list(result["peak_mib"]) == names
+    assert list(result["speed_over"]) == names[1:]
+    assert all(peak > 20 for peak in result["peak_mib"].values())
+
+
+@pytest.mark.slow
+def test_the_extraction_of_features_is_measured(backend, backend_name, capsys):
+    small = ["model.width=16", "model.heads=2", "model.depth=1", "model.image_size=32"]
+    command = ["bench", "eval", "features", "--images", "3", "--rounds", "1"]
+    assert main([*command, "--backend", backend_name, "-o", *small]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [
+        ["features", "triptych"],
+        ["features", "plain"],
+    ]
+
+
+@pytest.mark.parametrize("words", [("--k", "0"), ("--rounds", "0"), ("--bank", "5")])
+def test_numbers_that_make_no_sense_are_refused(words, capsys):
+    assert main(["bench", "eval", "knn", *words]) == 2
+    assert f"{words[0] if words[0] != '--bank' else '--k'} " in capsys.readouterr().err
