@@ -119,7 +119,9 @@ def test_a_folder_of_several_splits_is_no_training_set(tars):
         f"data.root: {tars}: files of several splits (train-0.tar, val-0.tar)"
     )
     assert message.endswith(f"e.g. {tars}/train-*.tar")
-    (tars / "val-0.tar").unlink()
+    (tars / "val-0.tar").rename(tars / "Validation-0.tar")
+    assert "several splits (train-0.tar, Validation-0.tar)" in complaint(tar_data(tars))
+    (tars / "Validation-0.tar").unlink()
     assert len(open_train(make_spec(tar_data(tars)))) == 3
 
 

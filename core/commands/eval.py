@@ -188,7 +188,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _rows_of_model(arguments: argparse.Namespace, say: Say) -> Sequence[Evaluation]:
     spec = _spec(arguments)
-    split = Split(spec)
+    split = Split(spec, open_splits(spec, say=say))
     branch, evaluate = _evaluation(arguments, split)
     weights, step = _weights(arguments, spec)
     name = choose_backend(arguments.backend, spec, say)

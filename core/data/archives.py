@@ -9,7 +9,7 @@ from triptych.core.data.scan import order
 from triptych.core.data.source import native_path
 from triptych.core.errors import UserError, printable
 
-SPLIT = re.compile(r"(train|valid|val|test)(?![a-z])", re.IGNORECASE)
+SPLIT = re.compile(r"(train|validation|valid|val|test)(?![a-z])", re.IGNORECASE)
 """How the name of a file begins that holds one of several splits."""
 
 

@@ -127,7 +127,9 @@ class Index:
             "stamps": np.array([entry.stamp for entry in witnesses], np.int64),
             "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
         }
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.npz")
+        # Several machines may share the folder.
+        writer = f"{os.uname().nodename}-{os.getpid()}"
+        aside = self.path.with_name(f".{self.path.stem}.{writer}.npz")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(aside, **stored)

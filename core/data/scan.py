@@ -102,10 +102,10 @@ def scan(root: str, progress: Progress | None = None) -> Scan:
     """
     result = Scan()
     unknown: list[str] = []
-    for count, path in enumerate(_files(root, "", (), result)):
+    for count, (path, is_image) in enumerate(_files(root, "", (), result)):
         if progress is not None:
             progress(count)
-        (result.names if ending(path) in ENDINGS else unknown).append(path)
+        (result.names if is_image else unknown).append(path)
     result.names += _recognised(root, sorted(unknown, key=order), result)
     result.names.sort(key=order)
     return result
@@ -125,8 +125,10 @@ def order(name: str) -> str:
 
 def _files(
     root: str, inside: str, above: tuple[tuple[int, int], ...], result: Scan
-) -> Iterator[str]:
-    """Paths relative to ``root``, in no order. Counts hidden files and folders of systems.
+) -> Iterator[tuple[str, bool]]:
+    """Paths relative to ``root``, in no order, and whether their ending is an image's.
+
+    Counts hidden files and folders of systems.
 
     Args:
         above: identities of the folders that contain ``inside``.
@@ -148,8 +150,8 @@ def _files(
                 if not inside:
                     result.tops.add(path)
                 yield from _files(root, path, (*above, identity), result)
-            elif ending(path) in ENDINGS or entry.is_file():
-                yield path
+            elif (is_image := ending(entry.name) in ENDINGS) or entry.is_file():
+                yield path, is_image
             else:
                 result.others["not a file"] += 1  # reading a pipe might never end
 
