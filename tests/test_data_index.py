@@ -187,5 +187,8 @@ def test_tars_are_read_once(tmp_path, monkeypatch):
         source, _ = opened(spec)
         assert len(read) == count
         assert source.image(0).getpixel((4, 4)) == (255, 0, 0)
+    monkeypatch.setattr(scan, "PERIOD", 0.0)
+    write("1.tar", b"newer")
+    assert opened(spec)[1][0] == f"data.root: {tmp_path}: looking for images: 0 files so far"
     assert source.classes == ("dog", "new") and labels(source) == [0, 1]
     assert keys(source) == ["0.tar/a.png", "1.tar/a.png"]

@@ -77,7 +77,7 @@ class Scan:
 
 
 class Progress:
-    """Says now and then how many files were seen, while a large folder is read."""
+    """Says now and then how many files were seen, while a large folder or tar is read."""
 
     def __init__(self, at: str, say: Say) -> None:
         """Lines begin with ``at``."""

@@ -27,7 +27,7 @@ from triptych.core.data.archives import shards
 from triptych.core.data.classes import label_classes
 from triptych.core.data.decode import DamagedImage, Decoding, decode_bytes
 from triptych.core.data.index import Index, Memory, Witness, buffers, strings, witness
-from triptych.core.data.scan import ENDINGS
+from triptych.core.data.scan import ENDINGS, Progress
 from triptych.core.data.source import UNLABELLED, Labelled, Names, local_name
 from triptych.core.errors import UserError, printable
 
@@ -160,11 +160,12 @@ class _Content:
 def _found(paths: Sequence[str], key: str, index: Index | None) -> tuple[dict[str, str], State]:
     """Header and arrays for an index, which is written where there is one."""
     found, witnesses = _Content(), list[Witness]()
+    progress = None if index is None else Progress(f"{key}: {printable(index.subject)}", index.say)
     for number, path in enumerate(paths):
         at = f"{key}: {printable(path)}"
         try:
             witnesses.append(witness(path))
-            _add(found, number, path)
+            _add(found, number, path, progress)
         except OSError as error:
             raise UserError(f"{at}: {error.strerror or error}") from error
         except (tarfile.TarError, ValueError) as error:
@@ -181,7 +182,7 @@ def _found(paths: Sequence[str], key: str, index: Index | None) -> tuple[dict[st
     return {"others": others}, arrays
 
 
-def _add(found: _Content, number: int, path: str) -> None:
+def _add(found: _Content, number: int, path: str, progress: Progress | None) -> None:
     """Adds the samples of one tar."""
     with open(path, "rb") as file:
         for _, group in groupby(_members(path), key=attrgetter("key")):
@@ -190,6 +191,8 @@ def _add(found: _Content, number: int, path: str) -> None:
             if image is None:
                 found.others.update(member.ending or "(no ending)" for member in members)
                 continue
+            if progress is not None:
+                progress(len(found.names))
             found.names.append(image.name)
             found.rows.append((number, image.offset, image.size))
             found.labels.append(_label(file, members))
