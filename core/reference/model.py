@@ -124,6 +124,12 @@ class Linear(Pair):
 class Finetune(Pair):
     """``core.contracts.FinetuneModel``."""
 
+    def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
+        super().__init__(spec, values)
+        self._statistics = [
+            p.name for p in parameters.table(spec) if p.name.startswith("teacher.") and p.buffer
+        ]
+
     def predict(self, images: Tensor, keep: Array | None) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.FinetuneModel``."""
         rows = [] if keep is None else [row[:, None, None] for row in keep]
@@ -133,6 +139,17 @@ class Finetune(Pair):
     def classify(self, branch: str, images: Tensor) -> list[Tensor]:
         """See ``core.contracts.Classifier``."""
         return [self._classified(branch, images, EVALUATION, [])[1]]
+
+    def update_teacher(self, momentum: float) -> None:
+        """See ``core.contracts.FinetuneModel``. It covers the statistics of batch norms, too."""
+        super().update_teacher(momentum)
+        copied = cast(FinetuneSpec, self.spec.method).ema_rule == "mmengine"
+        for name in self._statistics:
+            source = self.values[name.replace("teacher.", "student.", 1)]
+            if copied:
+                self.values[name] = np.array(source)
+            elif not name.endswith("num_batches_tracked"):
+                self.values[name] = momentum * self.values[name] + (1.0 - momentum) * source
 
     def _classified(
         self, branch: str, images: Tensor, norms: Norms, scales: Sequence[Sequence[Tensor]]

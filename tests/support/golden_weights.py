@@ -94,6 +94,7 @@ RULES = {
     "norm_weight:1+0.1z": lambda _, source, shape: _rounded(1 + 0.1 * normal(source, shape)),
     "bias:0.02z": lambda _, source, shape: _rounded(0.02 * normal(source, shape)),
     "token:0.02z": lambda _, source, shape: _rounded(0.02 * normal(source, shape)),
+    "head:0.01z": lambda name, _, shape: _rounded(0.01 * normal(name, shape)),
     "running_mean:0": lambda _, source, shape: np.zeros(shape),
     "running_var:1": lambda _, source, shape: np.ones(shape),
     "num_batches_tracked:0": lambda _, source, shape: np.zeros(shape),
