@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from support.native import draws, random_batch, tiny_spec
 
+from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError
 from triptych.core.parity.inputs import recorded
-from triptych.core.parity.trace import fixed_hyper
+from triptych.core.parity.trace import fixed_hyper, run_trace
 
 STEPS = 2
 
@@ -113,3 +114,29 @@ def test_fixed_hyper_parameters_are_such(tmp_path, given):
     (tmp_path / "hyper.json").write_text(given)
     with pytest.raises(UserError, match=r"hyper.json: expected .*\"ema\""):
         fixed_hyper(tmp_path / "hyper.json")
+
+
+def labelled(**method):
+    """A probe of the tiny ViT with three classes."""
+    given = tiny_spec().model_dump()
+    return RunSpec.model_validate({**given, "method": {"name": "linear", "classes": 3, **method}})
+
+
+@pytest.mark.parametrize(
+    ("method", "shape"), [({}, (8, 3, 8, 12)), ({"features": "cached"}, (8, 32))]
+)
+def test_a_method_with_labels_reads_images_or_features_and_labels(tmp_path, method, shape):
+    spec = labelled(**method)
+    images, labels = np.ones((STEPS, *shape)), np.arange(STEPS * 8).reshape(STEPS, 8) % 3
+    batches, drawn = read(tmp_path, spec, {"images": images, "labels": labels})
+    for step, batch in enumerate(batches):
+        assert [view.shape for view in batch.views] == [shape]
+        np.testing.assert_array_equal(batch.labels, labels[step])
+        assert drawn(step) == {}
+    with pytest.raises(UserError, match=r"labels: 1 to 3, expected 0 to 2 \(method.classes 3\)"):
+        read(tmp_path, spec, {"images": images, "labels": labels + 1})
+
+
+def test_a_trace_of_cached_features_needs_them(tmp_path):
+    with pytest.raises(UserError, match="features: cached: a trace needs the features"):
+        list(run_trace(labelled(features="cached"), "numpy", 1))

@@ -69,13 +69,18 @@ def recorded(
     return batches, draws
 
 
+def takes_features(spec: RunSpec) -> bool:
+    """Whether the method trains on features instead of images."""
+    return isinstance(spec.method, LinearSpec) and spec.method.features == "cached"
+
+
 def _examples(spec: RunSpec) -> State:
     """Arrays of the names, shapes and types of one step's images and labels."""
-    count, method = spec.train.batch_size, spec.method
+    count = spec.train.batch_size
     images = np.empty((count, spec.model.channels, *spec.model.size), np.float32)
-    if not method.labelled:
+    if not spec.method.labelled:
         return dict.fromkeys(VIEWS, images)
-    if isinstance(method, LinearSpec) and method.features == "cached":
+    if takes_features(spec):
         images = np.empty((count, probe_width(spec)), np.float32)
     return dict(zip(LABELLED, (images, np.empty(count, np.int64)), strict=True))
 

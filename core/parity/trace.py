@@ -17,7 +17,7 @@ from triptych.core.errors import UserError
 from triptych.core.launch import open_engine
 from triptych.core.optim.plan import Plan
 from triptych.core.parity.compare import NOT_COMPARED, SPEC
-from triptych.core.parity.inputs import recorded
+from triptych.core.parity.inputs import recorded, takes_features
 
 Record = Iterator[tuple[str, Array]]
 
@@ -121,6 +121,11 @@ def run_trace(
     yield SPEC, np.frombuffer(spec.model_dump_json(exclude=NOT_COMPARED).encode(), np.uint8)
     state = starting_state(spec, weights)
     method = methods.METHODS[spec.method.name]
+    if inputs is None and takes_features(spec):
+        raise UserError(
+            "method.features: cached: a trace needs the features; give --inputs, or "
+            "-o method.features=augmented"
+        )
     if inputs is None:
         with Pipeline(spec, open_train(spec)) as pipeline:
             plan = Plan(spec, pipeline.steps_per_epoch)
