@@ -23,7 +23,7 @@ from typing import Any, cast
 import numpy as np
 
 from triptych.core import parameters
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import RunSpec, VitSpec
 from triptych.core.contracts import (
     Array,
     Batch,
@@ -182,6 +182,26 @@ class Engine(ABC):
         """
         with self._device_failures(), self.ops.no_grad():
             return self.array(cast(LinearModel, self.model).frozen(self.tensor(images)))
+
+    def attention(self, images: Array, *, branch: str = "student") -> Array:
+        """The attention of the class token in the last block of a ViT, in evaluation mode.
+
+        Args:
+            images: (N, C, H, W), normalised.
+            branch: "student" or "teacher".
+
+        Returns:
+            (N, heads, 1+L) in the run's precision: the class token itself, then the patches row by
+            row. Rows sum to 1.
+
+        Raises:
+            ValueError: the encoder is no ViT.
+            DeviceError: see ``core.machine.failures``.
+        """
+        if not isinstance(self.spec.model, VitSpec):
+            raise ValueError(f"{self.spec.model.name} has no class token")
+        with self._device_failures(), self.ops.no_grad():
+            return self.array(self.model.attention(branch, self.tensor(images)))
 
     def require_projector(self) -> None:
         """Raises ValueError if the method has no projector."""

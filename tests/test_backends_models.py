@@ -97,6 +97,32 @@ def test_embedding(backend, case):
                 assert_close(got[name], want[name], 1e-12, f"{branch} {tokens} {name}")
 
 
+@pytest.mark.parametrize("case", [name for name in TINY if "vit" in name])
+def test_attention_of_the_class_token(backend, case):
+    """Rectangular images; one block with a convolutional stem, and several blocks."""
+    spec = tiny_spec(case=case)
+    state = lively_state(spec)
+    images = random_batch(spec).views[0]
+    rows, columns = spec.model.grid
+    for branch in ("student", "teacher"):
+        got, want = (
+            package.build(spec, state).attention(images, branch=branch)
+            for package in (backend, reference)
+        )
+        assert got.shape == (8, 4, 1 + rows * columns)
+        assert_close(got, want, 1e-12, branch)
+        assert_close(got.sum(-1), np.ones((8, 4)), 1e-12, branch)
+        # Equal weights would pass for any order of tokens and heads.
+        assert got.std(-1).min() > 1e-3 and got.std(1).max() > 1e-3
+
+
+def test_a_residual_network_has_no_attention(backend):
+    spec = tiny_spec(case="moco_v1_resnet18")
+    engine = backend.build(spec, lively_state(spec))
+    with pytest.raises(ValueError, match="resnet18 has no class token"):
+        engine.attention(random_batch(spec).views[0])
+
+
 @pytest.mark.parametrize("case", TINY)
 def test_embedding_leaves_the_state_alone(backend, case):
     spec = tiny_spec(case=case)

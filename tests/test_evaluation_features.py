@@ -78,6 +78,9 @@ def test_the_encoder_gives_the_features_of_the_published_protocols(backend, back
             assert_close(
                 subject.embed(images), golden[name], TOLERANCE["float64"]["features"], name
             )
+        name = "attention_last_block_cls_row"
+        attention = engine.attention(images[:2], branch="teacher")
+        assert_close(attention, golden[name], TOLERANCE["float64"]["features"], name)
         engine.close()
 
 

@@ -121,6 +121,12 @@ class VisionTransformer(nn.Module):
         final = self.norm(x)
         return outputs[early_block] if early else final, final
 
+    def class_attention(self, images: Tensor) -> Tensor:
+        """See ``core.contracts.MaskedEncoder``."""
+        *blocks, last = self.blocks
+        x, _ = run(self._embed(images), blocks)
+        return class_attention(last, x)
+
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
         *blocks, last = self.blocks
@@ -167,6 +173,13 @@ def class_token(block: Block, x: Tensor) -> Tensor:
     mixed = _attend(query.reshape(n, attention.heads, 1, -1), key, value).reshape(n, width)
     x = x[:, 0] + attention.proj(mixed)
     return x + block.mlp(block.norm2(x))
+
+
+def class_attention(block: Block, x: Tensor) -> Tensor:
+    """How strongly the class token attends to each token in a block. (N, T, D) -> (N, H, T)."""
+    query, key, _ = _split_heads(block.attn.qkv(block.norm1(x)), 3, block.attn.heads)
+    query = query[:, :, :1] * query.shape[-1] ** -0.5
+    return F.softmax(flow.matmul(query, key, transpose_b=True), dim=-1)[:, :, 0]
 
 
 def _split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:

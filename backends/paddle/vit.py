@@ -133,6 +133,12 @@ class VisionTransformer(nn.Layer):
         final = self.norm(x)
         return outputs[early_block] if early else final, final
 
+    def class_attention(self, images: Tensor) -> Tensor:
+        """See ``core.contracts.MaskedEncoder``."""
+        *blocks, last = self.blocks
+        x, _ = run(self._embed(images), blocks)
+        return class_attention(last, x)
+
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
         *blocks, last = self.blocks
@@ -179,6 +185,13 @@ def class_token(block: Block, x: Tensor) -> Tensor:
     key, value = _split_heads(linear(normal, weights[1], biases[1]), 2, heads)
     x = x[:, 0] + attention.proj(_attend(query, key, value).reshape([-1, width]))
     return x + block.mlp(block.norm2(x))
+
+
+def class_attention(block: Block, x: Tensor) -> Tensor:
+    """How strongly the class token attends to each token in a block. (N, T, D) -> (N, H, T)."""
+    query, key, _ = _split_heads(block.attn.qkv(block.norm1(x)), 3, block.attn.heads)
+    query = query[:, :, :1] * query.shape[-1] ** -0.5
+    return F.softmax(paddle.matmul(query, key, transpose_y=True))[:, :, 0]
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

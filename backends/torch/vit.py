@@ -1,6 +1,6 @@
 """Vision transformer with timm's names and shapes and the fixed position table of MoCo v3.
 
-Shape letters: N images, L patches, T tokens, D width.
+Shape letters: N images, L patches, T tokens, D width, H heads.
 """
 
 from collections.abc import Sequence
@@ -71,6 +71,12 @@ class VisionTransformer(TimmVisionTransformer):
         final = self.norm(x)
         return outputs[early_block] if early else final, final
 
+    def class_attention(self, images: Tensor) -> Tensor:
+        """See ``core.contracts.MaskedEncoder``."""
+        *blocks, last = self.blocks
+        x, _ = run(self._embed(images), blocks)
+        return class_attention(last, x)
+
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
         *blocks, last = self.blocks
@@ -120,3 +126,13 @@ def class_token(block: Block, x: Tensor) -> Tensor:
     mixed = F.scaled_dot_product_attention(query, key, value).reshape(n, width)
     x = x[:, 0] + attention.proj(mixed)
     return x + block.mlp(block.norm2(x))
+
+
+def class_attention(block: Block, x: Tensor) -> Tensor:
+    """How strongly the class token attends to each token in a block. (N, T, D) -> (N, H, T)."""
+    n, length, _ = x.shape
+    attention = block.attn
+    qkv = attention.qkv(block.norm1(x)).reshape(n, length, 3, attention.num_heads, -1)
+    query, key, _ = qkv.permute(2, 0, 3, 1, 4)
+    scores = query[:, :, :1] * attention.scale @ key.mT
+    return scores.softmax(-1)[:, :, 0]

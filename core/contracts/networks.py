@@ -57,6 +57,16 @@ class MaskedEncoder(Encoder, Protocol):
             final: (N, 1+T, D), class token first: tokens after the last norm.
         """
 
+    def class_attention(self, images: Tensor, /) -> Tensor:
+        """The attention of the class token in the last block, after the softmax.
+
+        Args:
+            images: (N, C, H, W).
+
+        Returns:
+            (N, heads, 1+L): the class token itself, then the patches row by row. Rows sum to 1.
+        """
+
 
 class Networks(Protocol):
     """The networks of a run, as the engine uses them with every method."""
@@ -77,6 +87,9 @@ class Networks(Protocol):
             "layer<i>": (N, 1+L, D), class token first.
             "projection": (N, output width).
         """
+
+    def attention(self, branch: str, images: Tensor, /) -> Tensor:
+        """``MaskedEncoder.class_attention`` of an encoder in evaluation mode; for a ViT only."""
 
     def counters(self) -> dict[str, Slot]:
         """The counters of the state that live on the host, by canonical name."""

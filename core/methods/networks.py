@@ -191,6 +191,14 @@ class Branches:
         module.train()
         return features
 
+    def attention(self, branch: str, images: Tensor) -> Tensor:
+        """See ``core.contracts.Networks``."""
+        module = getattr(self, branch)
+        module.eval()
+        weights = module.encoder.class_attention(images)
+        module.train()
+        return weights
+
     def counters(self) -> dict[str, Slot]:
         """See ``core.contracts.Networks``."""
         memory = getattr(self, "memory", None)

@@ -44,13 +44,22 @@ def attention(values: Values, name: str, x: Tensor, heads: int) -> Tensor:
     qkv has three contiguous thirds, and each third has contiguous heads.
     """
     n, length, width = x.shape
+    weights, v = attention_weights(values, name, x, heads)
+    mixed = np.reshape(np.transpose(weights @ v, (0, 2, 1, 3)), (n, length, width))
+    return linear(values, f"{name}.proj", mixed)
+
+
+def attention_weights(values: Values, name: str, x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """The weights of self-attention (N, H, L, L), and its values (N, H, L, D/H).
+
+    x: (N, L, D).
+    """
+    n, length, width = x.shape
     qkv = np.reshape(linear(values, f"{name}.qkv", x), (n, length, 3, heads, width // heads))
     q, k, v = np.transpose(qkv, (2, 0, 3, 1, 4))  # each (N, H, L, D/H)
     scores = q @ np.swapaxes(k, -1, -2) / np.sqrt(width // heads)
     weights = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
-    weights = weights / np.sum(weights, axis=-1, keepdims=True)
-    mixed = np.reshape(np.transpose(weights @ v, (0, 2, 1, 3)), (n, length, width))
-    return linear(values, f"{name}.proj", mixed)
+    return weights / np.sum(weights, axis=-1, keepdims=True), v
 
 
 def block(
@@ -101,8 +110,9 @@ def vit(
 ) -> dict[str, Tensor]:
     """A vision transformer.
 
-    The result also has "patch_embed", (N, L, D): the patch tokens before positions are added. With
-    ``fc_norm`` the final tokens are those of the last block: ``pooled`` normalises their mean.
+    The result also has "patch_embed", (N, L, D): the patch tokens before positions are added; and
+    "embedded", (N, 1+L, D): the input of the first block. With ``fc_norm`` the final tokens are
+    those of the last block: ``pooled`` normalises their mean.
 
     Args:
         scales: of each block, as in ``block``; empty: all are 1.
@@ -113,13 +123,25 @@ def vit(
         patches = patch_embed(values, f"{name}.patch_embed.proj", images, spec)
     token = np.tile(values[f"{name}.cls_token"], (len(images), 1, 1))
     x = np.concatenate([token, patches], axis=1) + values[f"{name}.pos_embed"]
-    tokens = {"patch_embed": patches}
+    tokens = {"patch_embed": patches, "embedded": x}
     for i, pair in enumerate(scales or [(1.0, 1.0)] * spec.depth):
         x = block(values, f"{name}.blocks.{i}", x, spec, pair)
         tokens[f"layer{i}"] = x
     if not spec.fc_norm:
         x = layer_norm(values, f"{name}.norm", x, spec.layer_norm_eps)
     return {**tokens, "final": x}
+
+
+def class_attention(
+    values: MutableMapping[str, Tensor], name: str, images: Tensor, spec: VitSpec
+) -> Tensor:
+    """See ``core.contracts.MaskedEncoder``. (N, C, H, W) -> (N, H, 1+L)."""
+    tokens = vit(values, name, images, spec)
+    x = tokens[f"layer{spec.depth - 2}"] if spec.depth > 1 else tokens["embedded"]
+    last = f"{name}.blocks.{spec.depth - 1}"
+    normal = layer_norm(values, f"{last}.norm1", x, spec.layer_norm_eps)
+    weights, _ = attention_weights(values, f"{last}.attn", normal, spec.heads)
+    return weights[:, :, 0]
 
 
 def pooled(

@@ -19,7 +19,7 @@ from triptych.core.contracts import (
     Tensor,
 )
 from triptych.core.methods import ring
-from triptych.core.reference.encoders import encode, pooled
+from triptych.core.reference.encoders import class_attention, encode, pooled
 from triptych.core.reference.layers import EVALUATION, Norms, head, layer_norm, linear
 from triptych.core.reference.moca import Codebook, Moca
 
@@ -69,6 +69,11 @@ class Pair:
         if projection:
             features["projection"] = self.branch(branch, images, EVALUATION)
         return features
+
+    def attention(self, branch: str, images: Tensor) -> Tensor:
+        """See ``core.contracts.Networks``."""
+        model = cast(VitSpec, self.spec.model)
+        return class_attention(self.values, f"{branch}.encoder", images, model)
 
     def counters(self) -> dict[str, Slot]:
         """None: ``values`` holds the counters as tensors."""
