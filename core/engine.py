@@ -43,7 +43,7 @@ from triptych.core.contracts import (
 from triptych.core.errors import NonFiniteError
 from triptych.core.machine.failures import device_failures
 from triptych.core.methods import METHODS
-from triptych.core.methods.health import feature_std
+from triptych.core.methods.health import feature_std, first_non_finite
 
 PICK: dict[str, Callable[[Tensor], Tensor]] = {
     "cls": lambda x: x[:, 0],
@@ -394,17 +394,3 @@ class Engine(ABC):
 
         tensor = first_non_finite(candidates())
         return f"step {hyper.step + 1}: the loss is not finite; first bad tensor: {tensor}"
-
-
-def first_non_finite(tensors: Iterable[tuple[str, Array]]) -> str:
-    """Name and count of the first tensor with infinities or NaNs; empty if all are finite.
-
-    Args:
-        tensors: (name, array) pairs in the order of the search. If reading them is a collective
-            call, all ranks must call this function.
-    """
-    for name, array in tensors:
-        bad = array.size - int(np.isfinite(array).sum())
-        if bad:
-            return f"{name} ({bad} of {array.size} values)"
-    return ""

@@ -30,9 +30,9 @@ from triptych.core.checkpoint.retrieval import (
 )
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, State
-from triptych.core.engine import first_non_finite
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.files.writing import FULL, remedy, set_mode, sync
+from triptych.core.methods.health import first_non_finite
 
 
 def write(

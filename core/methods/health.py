@@ -6,7 +6,7 @@ small the loss is. The state depends on the logged history alone, so a resumed r
 log gets the same states as an uninterrupted run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal, get_args
@@ -200,3 +200,17 @@ class Health:
             return None
         self._worse.add(title)
         return WORSE.format(title=title, best=100 * best, now=100 * score, remedy=self.remedy)
+
+
+def first_non_finite(tensors: Iterable[tuple[str, Array]]) -> str:
+    """Name and count of the first tensor with infinities or NaNs; empty if all are finite.
+
+    Args:
+        tensors: (name, array) pairs in the order of the search. If reading them is a collective
+            call, all ranks must call this function.
+    """
+    for name, array in tensors:
+        bad = array.size - int(np.isfinite(array).sum())
+        if bad:
+            return f"{name} ({bad} of {array.size} values)"
+    return ""

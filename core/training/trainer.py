@@ -17,13 +17,13 @@ from typing import Any, Protocol
 from triptych.core import checkpoint
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import ALONE, Batch, Ranks
-from triptych.core.engine import Engine, first_non_finite
+from triptych.core.engine import Engine
 from triptych.core.errors import DeviceError, NonFiniteError, UserError, printable
 from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.subject import Check
 from triptych.core.launch import together
 from triptych.core.methods import METHODS
-from triptych.core.methods.health import Health, alike
+from triptych.core.methods.health import Health, alike, first_non_finite
 from triptych.core.optim.plan import Plan
 from triptych.core.runs.log import Logs, NoLogs
 from triptych.core.runs.rows import Row, evaluation
