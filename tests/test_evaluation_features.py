@@ -161,6 +161,7 @@ def test_files_that_hold_no_features_are_named(tmp_path) -> None:
         ({**good, "label": good["label"][:3]}, "not a feature file: name: <U3 .9,."),
         ({**good, "label": good["label"] + 1}, "labels beyond its 2 classes"),
         ({**good, "final": good["final"].astype(int)}, "not a feature file: final: int64"),
+        ({**good, "about": np.array("[]")}, "about: expected a JSON object"),
         ({**good, "final": np.full((9, 2), np.nan)}, "no finite features"),
     ):
         np.savez(path, **content)
@@ -173,6 +174,36 @@ def test_files_that_hold_no_features_are_named(tmp_path) -> None:
         read_features(tmp_path / "y.npz")
     with pytest.raises(UserError, match=r"ends in \.npz, \.parquet, \.h5; rename it"):
         read_features(Path(__file__))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_other_files_of_the_same_format_are_named(suffix, tmp_path) -> None:
+    """A damaged one, and a good one without what a feature file says beside its rows."""
+    path = tmp_path / f"x{suffix}"
+    with writing(path, HEADER) as append:
+        append(rows(0, 9))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=f"x{suffix}: .*damaged") as caught:
+        read_features(path)
+    assert "\n" not in str(caught.value)
+    foreign(path)
+    with pytest.raises(UserError, match=f"x{suffix}: not a feature file .* or damaged"):
+        read_features(path)
+
+
+def foreign(path: Path) -> None:
+    """A file of numbers that another program wrote."""
+    if path.suffix == ".npz":
+        np.savez(path, classes=np.arange(3))
+    elif path.suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"label": [1, 2]}), path)
+    else:
+        with pytest.importorskip("h5py").File(path, "w") as file:
+            file["classes"] = np.arange(3)
+            file.create_group("about")
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".h5"])
@@ -361,6 +392,19 @@ def test_options_that_do_not_fit_are_one_clear_line(tmp_path, monkeypatch, capsy
     errors = capsys.readouterr().err
     assert errors.startswith("error: ") and errors.count("\n") == 1
     assert said in errors
+
+
+def test_a_file_of_unknown_origin_is_named(tmp_path, capsys) -> None:
+    path = tmp_path / "x.npz"
+    with writing(path, Header(("ant", "bee"), {"step": 0}, 4)) as append:
+        append({**rows(0, 4), "label": np.array([0, 1, 0, 1])})
+    words = ["eval", "knn", "--bank", str(path), "--queries", str(path)]
+    for extra, said in (
+        ((), "its spec is no YAML mapping"),
+        (("-c", "moco_v3/digits"), "does not say its spec; export it again"),
+    ):
+        assert cli.main([*words, *extra]) == 2
+        assert capsys.readouterr().err == f"error: {path}: {said}\n"
 
 
 def test_a_layer_or_a_split_that_is_not_there_is_named(case) -> None:

@@ -265,7 +265,7 @@ def _rows_of_files(arguments: argparse.Namespace) -> Sequence[Evaluation]:
     if arguments.config:
         spec = config.load(arguments.config, overrides)
     else:
-        spec = config.loads(bank.about["spec"], str(arguments.bank), overrides)
+        spec = config.loads(str(bank.about.get("spec", "")), str(arguments.bank), overrides)
     same = arguments.bank == arguments.queries
     stored = Stored(spec, bank, bank if same else read_features(arguments.queries))
     protocol = PROTOCOLS[arguments.evaluation]

@@ -136,8 +136,7 @@ def _positions(names: Sequence[str], catalogue: Catalogue) -> dict[str, list[int
     whole: dict[str, list[int]] = defaultdict(list)
     last: dict[str, list[int]] = defaultdict(list)
     for position in range(len(catalogue.labels)):
-        key = catalogue.name(position)
-        key = key if key.isprintable() else printable(key)
+        key = printable(catalogue.name(position))
         if key in wanted:
             whole[key].append(position)
         if (name := key.rsplit("/", 1)[-1]) in wanted:

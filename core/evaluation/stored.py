@@ -11,6 +11,9 @@ from triptych.core.evaluation.split import Catalogue, Features, Labelled
 from triptych.core.evaluation.subject import Choice, Subject
 from triptych.core.files.features import FeatureFile
 
+ABOUT = ("spec", "weights", "step", "branch", "tokens", "interpolation", "depth")
+"""What a feature file has to say about its features."""
+
 
 class Stored:
     """Two feature files as the halves of a split; see ``core.evaluation.split.Halves``.
@@ -26,6 +29,9 @@ class Stored:
         Raises:
             UserError: the two files do not belong together, or have no labels.
         """
+        for file in (bank, queries):
+            if missing := [key for key in ABOUT if key not in file.about]:
+                raise UserError(f"{file.path}: does not say its {missing[0]}; export it again")
         self.spec, self.about = spec, bank.about
         self._bank, self._queries = bank.half(held_out=False), queries.half(held_out=True)
         for file in (self._bank, self._queries):

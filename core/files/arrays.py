@@ -32,6 +32,7 @@ MALFORMED = (
     EOFError,
     ValueError,
     TypeError,
+    AttributeError,
     LookupError,
     OverflowError,
     RuntimeError,  # zipfile: encrypted, or packed in a way that it does not know

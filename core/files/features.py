@@ -23,6 +23,7 @@ import numpy as np
 
 from triptych.core.contracts import Array
 from triptych.core.errors import UserError
+from triptych.core.files.arrays import MALFORMED
 from triptych.core.files.writing import sync
 
 COLUMNS = ("name", "label", "held_out")
@@ -104,7 +105,8 @@ class FileFormat(Protocol):
         """Classes, the JSON text of ``about``, and the columns.
 
         Raises:
-            OSError, ValueError, LookupError: the file is damaged or of another kind.
+            OSError, or one of ``core.files.arrays.MALFORMED``: the file is damaged or of another
+                kind.
         """
 
 
@@ -207,7 +209,7 @@ def read_features(path: Path) -> FeatureFile:
     try:
         classes, about, columns = file_format(path).read(path)
         content = FeatureFile(path, classes, json.loads(about), columns)
-    except (OSError, ValueError, LookupError) as error:
+    except (OSError, *MALFORMED) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: not a feature file of tools/eval.py features, or damaged: {reason}"
@@ -218,6 +220,8 @@ def read_features(path: Path) -> FeatureFile:
 
 def _check(content: FeatureFile) -> None:
     """Raises UserError unless the columns are there, equally long and of their types."""
+    if not isinstance(content.about, dict):
+        raise UserError(f"{content.path}: not a feature file: about: expected a JSON object")
     kinds = {"name": "U", "label": "i", "held_out": "b"}
     count = len(content.columns.get("label", ()))
     for name in (*COLUMNS, *content.features):
