@@ -346,7 +346,7 @@ def _halves(spec: RunSpec, wanted: Sequence[bool]) -> dict[bool, Source]:
     if splits.held_out is None and True in wanted:
         raise UserError(
             f"--split: data.name {spec.data.name} has no held-out images as it is given; set "
-            "data.eval_root, or give --split train"
+            f"{spec.data.held_out_key}, or give --split train"
         )
     halves = {False: splits.bank, True: splits.held_out}
     return {half: source for half, source in halves.items() if source and half in wanted}

@@ -82,6 +82,11 @@ class DataSpec(Section):
     """What happens at a damaged file. stop: names the file and ends the run. skip: names and counts
     the file, and replaces it by the next sample in the order of the epoch."""
 
+    @property
+    def held_out_key(self) -> str:
+        """The key that names the held-out images of data that have none by themselves."""
+        return "data.eval_list" if self.name == "image_list" else "data.eval_root"
+
     def contradictions(self) -> Iterator[KeyedError]:
         """Reports a missing folder or file, and keys of another kind of data."""
         if self.name not in WITHOUT_ROOT and self.root is None:
