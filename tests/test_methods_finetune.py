@@ -11,10 +11,13 @@ from triptych.core import reference
 from triptych.core.contracts import Batch
 from triptych.core.methods import finetune, networks
 
+STEPS = {"readme_cosine": 1, "avg_no_fc_norm_plain_ce": 2, "accumulate_2": 2}
+"""Runs that differ from others only at the start have fewer than their three steps."""
+
 
 @pytest.mark.parametrize("run", RUNS)
 def test_fine_tuning_of_moca(backend, run):
-    assert disagreements(backend, moca(run)) == []
+    assert disagreements(backend, moca(run), steps=STEPS.get(run)) == []
 
 
 def test_fine_tuning_of_deit(backend):

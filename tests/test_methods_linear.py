@@ -31,6 +31,7 @@ DECAYS = (0.0, 1e-6, 1e-5, 1e-4)
 
 @pytest.mark.parametrize("name", MODELS)
 def test_probes_of_moco(backend, name):
+    """That of a ResNet-50 has losses of 1e5: Paddle's own cross-entropy ends at 64 a sample."""
     task = single_head(name)
     assert disagreements_single(replay(backend, task), name, task) == []
 
@@ -39,15 +40,6 @@ def test_probes_of_moco(backend, name):
 def test_the_reference_probes_too(name):
     task = single_head(name)
     assert disagreements_single(replay(reference, task), name, task) == []
-
-
-def test_losses_beyond_what_paddle_computes_itself_are_exact(backend):
-    """A sample's loss is far above 64, where Paddle's own cross-entropy ends."""
-    found = replay(backend, single_head("linear_moco_resnet50"), epochs=1)
-    golden = case("linear_moco_resnet50")[1]
-    losses = [row["loss"] for row in found.rows]
-    assert max(losses) > 1e4
-    assert_close(losses, golden["loss"][: len(losses)], 1e-13)
 
 
 @pytest.mark.parametrize("run", MOCA_FEATURES)
@@ -143,8 +135,8 @@ def test_features_in_another_order_are_noticed(backend, backend_name, monkeypatc
     concat = importlib.import_module(f"triptych.backends.{backend_name}.methods").KIT.concat
     kit_of(backend_name, monkeypatch, concat=lambda parts: concat(parts[::-1]))
     task = moca("cls_last4", HEADS[:2])
-    found = replay(backend, task, epochs=1)
-    assert disagreements_moca(found, "cls_last4", task, HEADS[:2])
+    wrong = disagreements_moca(replay(backend, task, epochs=1), "cls_last4", task, HEADS[:2])
+    assert any("features" in line for line in wrong)
 
 
 def test_heads_in_another_order_are_noticed(backend, monkeypatch):

@@ -189,7 +189,7 @@ def test_kills_change_no_bit_of_a_fine_tuning(tmp_path, monkeypatch, capsys):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(given))
     monkeypatch.setattr(kills, "MAIN", NUMPY + kills.MAIN)
     monkeypatch.setattr(kills, "SMALL", ())
-    arguments = ["--backend", "torch", "--steps", "22", "--kills", "2", "--seed", "1"]
+    arguments = ["--backend", "torch", "--steps", "14", "--kills", "1", "--seed", "1"]
     config = ["-c", str(tmp_path / "run.yaml"), "--workers", "0"]
     assert kills.main([*arguments, *config, "--output", str(tmp_path / "soak")]) == 0
     assert "bit-identical" in capsys.readouterr().out

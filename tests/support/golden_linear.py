@@ -24,8 +24,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "linear_moco_v3_resnet18": RESNET,
 }
 """Case with one classifier -> section ``model``."""
-FEATURES = dict.fromkeys(MODELS, "augmented") | {"linear_moco_resnet50": "cached"}
-"""The features of the longest case are computed once, since the images are the same each epoch."""
+AUGMENTED = ("linear_moco_v3_vit", "linear_moco_v3_resnet18", "both_last2")
+"""Cases that compute their features at each step. The images are the same in each epoch, so that
+the others, which are longer, compute them once."""
 MOCA_KEY = 3300
 MOCA_FEATURES: dict[str, dict[str, Any]] = {
     "avg": {"pooling": "mean"},
@@ -37,6 +38,11 @@ MOCA_FEATURES: dict[str, dict[str, Any]] = {
 """Run of linear_moca -> keys of the section ``method``."""
 FEATURE, LOSS, WEIGHT = 1e-12, 1e-11, 1e-11
 """Relative errors that are allowed. A change of the images' last bits moves them by 1e-12."""
+
+
+def feed(name: str) -> str:
+    """Key ``method.features`` of a case or a run of linear_moca."""
+    return "augmented" if name in AUGMENTED else "cached"
 
 
 def probe_spec(
@@ -95,7 +101,7 @@ def single_head(name: str) -> Task:
     if not v3:
         optim |= {"schedule": "multistep", "milestones": told["schedule"]}
     train = {"epochs": told["epochs"], "batch_size": told["batch"], "drop_last": False}
-    method = {"classes": told["ncls"], "features": FEATURES[name]}
+    method = {"classes": told["ncls"], "features": feed(name)}
     spec = probe_spec(MODELS[name], method, optim, train)
     counts = (told["ntr"], told["nva"])
     images, labels = classified_images(philox(told["key"]), told["ncls"], counts, told["img"])
@@ -115,7 +121,7 @@ def moca(run: str, numbers: Sequence[int], decays: Sequence[float] = ()) -> Task
     """
     settings, arrays = case("linear_moca")
     told = settings["config"]
-    method = {"classes": told["classes"], **MOCA_FEATURES[run]}
+    method = {"classes": told["classes"], "features": feed(run), **MOCA_FEATURES[run]}
     method["rates"] = [settings["base_lr"][number] for number in numbers]
     method["weight_decays"] = list(decays)
     train = {"epochs": told["epochs"], "batch_size": told["batch"]}
