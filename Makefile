@@ -43,6 +43,7 @@ soak: $(stamp)  ## long campaigns: kills at random moments, one curve on all fra
 bench: $(stamp)  ## speed and memory, side by side with plain loops
 	for name in $$(cat $(stamp)); do $(python) tools/bench.py step --backend $$name || exit; done
 	$(python) tools/bench.py loader
+	$(python) tools/bench.py eval
 
 lint: $(stamp)  ## style and types
 	$(VENV)/bin/ruff check .

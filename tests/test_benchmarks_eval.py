@@ -42,6 +42,24 @@ def test_the_extraction_of_features_is_measured(backend, backend_name, capsys):
     ]
 
 
+@pytest.mark.slow
+def test_a_step_of_all_heads_is_a_step_of_the_recipes_probe(backend, backend_name, monkeypatch):
+    heads = []
+    honest = benchmark.launch.open_engine
+
+    def opened(spec, *arguments):
+        heads.append(len(spec.method.probes))
+        return honest(spec, *arguments)
+
+    monkeypatch.setattr(benchmark.launch, "open_engine", opened)
+    small = ["model.width=16", "model.heads=2", "model.depth=1", "model.image_size=32"]
+    sizes = SimpleNamespace(threads=1, images=3, backend=backend_name, overrides=small)
+    tasks = benchmark._heads(sizes)
+    assert dict(zip(tasks, heads, strict=True)) == {"all rates": 45, "one rate": 1}
+    for task in tasks.values():
+        task()
+
+
 @pytest.mark.parametrize("words", [("--k", "0"), ("--rounds", "0"), ("--bank", "5")])
 def test_numbers_that_make_no_sense_are_refused(words, capsys):
     assert main(["bench", "eval", "knn", *words]) == 2

@@ -2,7 +2,8 @@
 
 The search for neighbours takes turns with scikit-learn's brute force and with a loop that compares
 all pairs in float64. The extraction of features takes turns with a plain loop in the same
-framework. The peak memory of each is measured in a separate process.
+framework, and a step of a linear probe with all its rates with a step of a single rate. The peak
+memory of each is measured in a separate process.
 """
 
 import argparse
@@ -21,9 +22,10 @@ from threadpoolctl import threadpool_limits
 
 from triptych import backends
 from triptych.core import cli, config, launch, parameters
+from triptych.core.benchmarks import loop
 from triptych.core.benchmarks.step import DEFAULTS
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array
+from triptych.core.contracts import Array, Batch, Hyper
 from triptych.core.errors import UserError
 from triptych.core.evaluation.neighbours import (
     BANK,
@@ -34,6 +36,8 @@ from triptych.core.evaluation.neighbours import (
     unit_rows,
 )
 
+PROBE = "moca/v1_0_vit_base_linear"
+"""Recipe of a linear probe with 45 rates."""
 CLASSES = 10
 """Clusters of the features that are searched."""
 Task = Callable[[], object]
@@ -181,18 +185,44 @@ def _features(arguments: argparse.Namespace) -> dict[str, Task]:
     spec = config.load(
         arguments.config, [*DEFAULTS, f"threads={arguments.threads}", *arguments.overrides]
     )
+    name, images = _backend(arguments), _images(spec, arguments.images)
+    launch.load(spec, name)
+    engine = launch.open_engine(spec, name, parameters.initial_state(spec))
+    module = importlib.import_module(f"triptych.backends.{name}.plain.moco_v3")
+    plain = module.PlainLoop(spec)
+    return {
+        "triptych": lambda: engine.embed(images),
+        "plain loop": lambda: plain.features(images),
+    }
+
+
+def _heads(arguments: argparse.Namespace) -> dict[str, Task]:
+    one = ("method.rates=[1.0]", "method.weight_decays=[]")
+    return {"all rates": _probe_step(arguments), "one rate": _probe_step(arguments, *one)}
+
+
+def _probe_step(arguments: argparse.Namespace, *overrides: str) -> Task:
+    """A training step of the linear probe ``PROBE``."""
+    size = (f"threads={arguments.threads}", f"train.batch_size={arguments.images}")
+    spec = config.load(PROBE, [*DEFAULTS, *size, *arguments.overrides, *overrides])
+    engine = launch.open_engine(spec, _backend(arguments), parameters.initial_state(spec))
+    count = arguments.images
+    batch = Batch((_images(spec, count),), np.arange(count), np.zeros(count, np.int64))
+    wait = loop.waiter(engine)
+
+    def step() -> None:
+        engine.train_step(batch, {}, Hyper(step=0, lr=1e-4, weight_decay=0.0, ema=1.0))
+        wait()
+
+    return step
+
+
+def _backend(arguments: argparse.Namespace) -> str:
+    """The name that the command line gives, or the first installed backend."""
     names = [arguments.backend] if arguments.backend else list(backends.installed())
     if not names:
         raise UserError("no backend is installed; run: pip install 'triptych[torch]'")
-    images = _images(spec, arguments.images)
-    launch.load(spec, names[0])
-    engine = launch.open_engine(spec, names[0], parameters.initial_state(spec))
-    module = importlib.import_module(f"triptych.backends.{names[0]}.plain.moco_v3")
-    loop = module.PlainLoop(spec)
-    return {
-        "triptych": lambda: engine.embed(images),
-        "plain loop": lambda: loop.features(images),
-    }
+    return names[0]
 
 
 def _images(spec: RunSpec, count: int) -> Array:
@@ -203,12 +233,13 @@ def _images(spec: RunSpec, count: int) -> Array:
 STAGES: Mapping[str, Callable[[argparse.Namespace], dict[str, Task]]] = {
     "knn": _search,
     "features": _features,
+    "heads": _heads,
 }
-"""Stage -> its tasks by name; the first one is ours."""
+"""Stage -> its tasks by name. The others are compared with the first one."""
 
 
 def _table(results: Mapping[str, dict[str, Any]]) -> str:
-    lines = ["stage     task           seconds  peak MiB  times as long as triptych"]
+    lines = ["stage     task           seconds  peak MiB  times as long as the first"]
     for stage, result in results.items():
         for name, seconds in result["seconds"].items():
             ratio = result["speed_over"].get(name)
