@@ -115,3 +115,22 @@ def test_what_cannot_be_evaluated_is_one_line(words, line, capsys):
     recipe("finetune")
     assert main([*words, "--weights", "none.npz", "--backend", "torch"]) == 2
     assert capsys.readouterr().err.strip() == line
+
+
+def printed(words, capsys):
+    """The first row of an evaluation."""
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)[0]
+
+
+def test_initial_weights_and_pixels_are_evaluated_like_trained_weights(capsys, tmp_path):
+    common = ["-c", "moco_v3/digits", "-o", *TINY, "--backend", "torch"]
+    words = ["eval", "lowshot", *common, "--shots", "2", "--weights"]
+    initial, pixels = (printed([*words, name], capsys) for name in ("initial", "pixels"))
+    assert (initial["step"], initial["branch"]) == (0, "student")
+    assert pixels["tokens"] == "raw pixels"
+    assert initial["digests"] == pixels["digests"] and initial["top1"] != pixels["top1"]
+
+    run = tmp_path / "run"
+    assert main([*recipe("linear"), "--weights", "initial", "--output", str(run)]) == 0
+    assert config.load(run / "spec.yaml").init.weights is None

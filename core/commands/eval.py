@@ -18,15 +18,18 @@ from triptych.core.evaluation.export import Exported, export, name_width
 from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.stored import Stored
-from triptych.core.evaluation.subject import alone, depth
+from triptych.core.evaluation.subject import alone, depth, raw_pixels
 from triptych.core.files.features import FORMATS, Header, file_format, read_features, writing
 from triptych.core.launch import Say, choose_backend, join, open_encoder, open_engine
+from triptych.core.parameters import initial_state
 from triptych.core.training.terminal import Terminal
 
 FEATURES = "features"
 """Name of the evaluation that writes features."""
 SPLITS = {"train": (False,), "held_out": (True,), "both": (False, True)}
 """Value of ``--split`` -> whether its images are held out."""
+INITIAL, PIXELS = "initial", "pixels"
+"""Values of ``--weights`` for what trained weights are compared with."""
 AT_THE_END = 10**9
 """Steps between the evaluations of a run that has one at its end only."""
 
@@ -109,7 +112,9 @@ def _add_weights(parser: argparse.ArgumentParser, *, required: bool) -> None:
         required=required,
         type=cli.path,
         metavar="PATH",
-        help="a run or checkpoint folder, or an npz or safetensors file of a known format",
+        help="a run or checkpoint folder, or an npz or safetensors file of a known format; "
+        f"{INITIAL}: the random weights that a run begins with; {PIXELS}: for a protocol of "
+        "features, the pixels in the place of features",
     )
 
 
@@ -189,6 +194,24 @@ def run(arguments: argparse.Namespace) -> int:
 def _rows_of_model(arguments: argparse.Namespace, say: Say) -> Sequence[Evaluation]:
     spec = _spec(arguments)
     split = Split(spec, open_splits(spec, say=say))
+    if str(arguments.weights) == PIXELS and arguments.evaluation in PROTOCOLS:
+        protocol = PROTOCOLS[arguments.evaluation]
+        protocol.check(split)
+        rows = protocol.rows(split, raw_pixels())
+    else:
+        rows = _rows_of_weights(arguments, spec, split, say)
+    for name in split.damaged():
+        say(f"damaged, left out of the evaluation: {printable(name)}")
+    for name, text in split.warnings():
+        say(f"warning: {printable(name)}: {printable(text)}")
+    if warning := few_levels(split.bank):
+        say(f"warning: {warning}")
+    return rows
+
+
+def _rows_of_weights(
+    arguments: argparse.Namespace, spec: RunSpec, split: Split, say: Say
+) -> Sequence[Evaluation]:
     branch, evaluate = _evaluation(arguments, split)
     weights, step = _weights(arguments, spec)
     name = choose_backend(arguments.backend, spec, say)
@@ -199,12 +222,6 @@ def _rows_of_model(arguments: argparse.Namespace, say: Say) -> Sequence[Evaluati
     del weights  # the engine has a copy of what it needs
     rows = evaluate(engine, step)
     engine.close()
-    for name in split.damaged():
-        say(f"damaged, left out of the evaluation: {printable(name)}")
-    for name, text in split.warnings():
-        say(f"warning: {printable(name)}: {printable(text)}")
-    if warning := few_levels(split.bank):
-        say(f"warning: {warning}")
     return rows
 
 
@@ -238,7 +255,8 @@ def _train(arguments: argparse.Namespace) -> int:
     """Trains the recipe on the weights as the command ``train`` does, and evaluates the end."""
     if arguments.json:
         raise UserError("--json: the rows of a training are in its log; give --eval-only, or none")
-    arguments.overrides.append(f"init.weights={json.dumps(str(arguments.weights))}")
+    if str(arguments.weights) != INITIAL:
+        arguments.overrides.append(f"init.weights={json.dumps(str(arguments.weights))}")
     spec = config.load(arguments.config, arguments.overrides)
     _check_recipe(arguments, spec)
     if not spec.evaluate.every:
@@ -336,6 +354,8 @@ def _spec(arguments: argparse.Namespace) -> RunSpec:
 
 def _weights(arguments: argparse.Namespace, spec: RunSpec) -> tuple[State, int]:
     """The weights, and the steps that trained them."""
+    if str(arguments.weights) == INITIAL:
+        return initial_state(spec), 0
     weights = formats.load_weights(arguments.weights, spec)
     return weights, int(weights.get("optimizer.step", 0))
 

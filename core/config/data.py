@@ -12,6 +12,7 @@ from triptych.core.config.fields import (
     SixteenBits,
     Str,
 )
+from triptych.core.config.lowshot import is_amount
 
 WITHOUT_ROOT = ("digits", "image_list")
 """The names of sources that are not read from ``data.root``."""
@@ -61,6 +62,10 @@ class DataSpec(Section):
     column of the labels; null: label, labels or fine_label."""
     split: Literal["train", "unlabeled", "train+unlabeled"] = "train"
     """For stl10: the images to train on. Evaluation uses train and test in any case."""
+    labelled: PositiveInt | Str | None = None
+    """Number of images per class, or their share of each class like 1%, whose labels are used: by
+    linear probe and fine-tuning, which train on these images only, and by evaluations, which learn
+    from them. The run's seed draws them, as for low-shot. null: all."""
     channels: Channels = 3
     """Number of channels that the model gets: 1 grey, 2 grey+alpha, 3 RGB, 4 RGBA."""
     bits: Literal["stated"] | SixteenBits = "stated"
@@ -103,5 +108,9 @@ class DataSpec(Section):
             )
         elif self.name == "cifar100" and self.labels not in (None, "fine", "coarse"):
             yield KeyedError("labels", "of cifar100: expected fine or coarse")
+        if self.labelled is not None and not is_amount(self.labelled):
+            yield KeyedError(
+                "labelled", f"{self.labelled!a}: expected a number, or a share like 1%"
+            )
         if self.split != "train" and self.name != "stl10":
             yield KeyedError("split", f"only stl10 has such a part, not {self.name}; leave it out")

@@ -14,8 +14,12 @@ from triptych.core.config.fields import (
     Str,
 )
 
-SHARE = re.compile(r"\d+(\.\d+)?%")
-"""A share of each class, e.g. "1%"."""
+
+def is_amount(value: int | str) -> bool:
+    """Whether ``value`` is a number of images per class, or a share of each class like "1%"."""
+    if isinstance(value, int):
+        return True
+    return bool(re.fullmatch(r"\d+(\.\d+)?%", value)) and 0 < float(value[:-1]) <= 100
 
 
 class LowshotSpec(Section):
@@ -57,9 +61,7 @@ class LowshotSpec(Section):
             if not values:
                 yield KeyedError(key, "[]: expected at least one")
         for share in self.shots:
-            if isinstance(share, str) and not (
-                SHARE.fullmatch(share) and 0 < float(share[:-1]) <= 100
-            ):
+            if not is_amount(share):
                 yield KeyedError("shots", f"{share!a}: expected a number, or a share like 1%")
         if self.final_norm and self.blocks > 1:
             yield KeyedError(

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from triptych.core.config.spec import DataSpec, RunSpec
 from triptych.core.data import cifar, folders, idx, lists, pets
 from triptych.core.data.classes import matched, require_labels
@@ -12,8 +14,10 @@ from triptych.core.data.flowers import flowers102
 from triptych.core.data.index import Memory
 from triptych.core.data.names import class_names
 from triptych.core.data.parquet import parquet
+from triptych.core.data.picks import draw
 from triptych.core.data.source import Labelled, Source
 from triptych.core.data.stl import Stl
+from triptych.core.data.subset import Subset
 from triptych.core.data.tars import tars
 from triptych.core.errors import UserError, printable
 from triptych.core.files.writing import Say
@@ -172,7 +176,20 @@ def open_splits(spec: RunSpec, *, held_out: bool = True, say: Say = _ignored) ->
         for split in (splits.bank, splits.held_out):
             require_labels(spec.data, split, "an evaluation")
     class_names(spec.data, splits.train.classes)  # a mistake in the names is told at the start
-    return splits
+    amount = spec.data.labelled
+    return splits if amount is None else _with_few_labels(spec, splits, amount)
+
+
+def _with_few_labels(spec: RunSpec, splits: Splits, amount: int | str) -> Splits:
+    """The splits with the images that ``data.labelled`` draws as their bank."""
+    bank, key = splits.bank, "data.labelled"
+    require_labels(spec.data, bank, key)
+    labels = np.array([bank.label(index) for index in range(len(bank))], np.int64)
+    of = "data: the training split"
+    few = Subset(bank, draw(amount, spec.seed, labels, bank.classes, key=key, of=of))
+    if spec.method.labelled:
+        return splits._replace(train=few, labelled=None)
+    return splits._replace(labelled=few)
 
 
 def open_train(spec: RunSpec) -> Source:

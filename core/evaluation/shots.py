@@ -9,13 +9,11 @@ import numpy as np
 
 from triptych.core.config.lowshot import LowshotSpec
 from triptych.core.contracts import Array
+from triptych.core.data.classes import quoted
+from triptych.core.data.picks import draw, require_all
 from triptych.core.data.source import local_name, native_path
 from triptych.core.errors import UserError, printable
 from triptych.core.evaluation.split import Catalogue
-from triptych.core.random import stream
-
-SHOWN = 3
-"""Most names in one message."""
 
 
 @dataclass(frozen=True)
@@ -59,33 +57,18 @@ def splits(settings: LowshotSpec, catalogue: Catalogue) -> dict[int | str, list[
 
 
 def drawn(label: int | str, seed: int, catalogue: Catalogue) -> Shots:
-    """Images of each class, drawn with a seed.
-
-    One random order of the bank belongs to each seed. The first images of each class in that order
-    are taken, so a larger number contains the smaller ones. A share of a class is rounded to the
-    nearest number of images, at least one.
+    """Images of each class, drawn with a seed; see ``core.data.picks.draw``.
 
     Raises:
         UserError: a class has fewer images.
     """
-    labels = catalogue.labels
-    counts = np.bincount(labels[labels >= 0], minlength=len(catalogue.classes))
-    _require_all(counts, catalogue, "evaluate.lowshot: the training split")
-    if isinstance(label, str):
-        wanted = np.maximum(np.floor(counts * float(label[:-1]) / 100 + 0.5), 1).astype(np.int64)
-    else:
-        wanted = np.full(len(counts), label)
-    if (short := np.flatnonzero(counts < wanted)).size:
-        name, count = printable(catalogue.classes[short[0]]), counts[short[0]]
-        raise UserError(
-            f"evaluate.lowshot.shots: {label}: class '{name}' has only {count} images; lower it"
-        )
-    order = stream(seed, "lowshot").permutation(len(labels))
-    # A stable sort by class keeps the random order inside each class.
-    ordered = order[np.argsort(labels[order], kind="stable")]
-    starts = np.searchsorted(labels[ordered], np.arange(len(counts)))
-    picked = [ordered[start : start + n] for start, n in zip(starts, wanted, strict=True)]
-    return Shots(label, seed, np.sort(np.concatenate(picked)))
+    at, images = "evaluate.lowshot", "the training split"
+    index = draw(
+        *(label, seed, catalogue.labels, catalogue.classes),
+        key=f"{at}.shots",
+        of=f"{at}: {images}",
+    )
+    return Shots(label, seed, index)
 
 
 def listed(path: str, catalogue: Catalogue) -> Shots:
@@ -106,13 +89,13 @@ def listed(path: str, catalogue: Catalogue) -> Shots:
     if missing:
         raise UserError(
             f"{at}: {len(missing)} of its {len(names)} images are not in the training split: "
-            f"{_quoted(missing)}"
+            f"{quoted(missing)}"
         )
     index = np.unique([_only(positions[name], name, catalogue, at) for name in names])
     if len(index) < len(names):
         raise UserError(f"{at}: it names {len(names) - len(index)} images twice")
     counts = np.bincount(catalogue.labels[index], minlength=len(catalogue.classes))
-    _require_all(counts, catalogue, at)
+    require_all(counts, catalogue.classes, at)
     if (counts == counts[0]).all():
         return Shots(int(counts[0]), path, index)
     return Shots(f"{100 * len(index) / len(catalogue.labels):.2g}%", path, index)
@@ -153,26 +136,9 @@ def _only(positions: Sequence[int], name: str, catalogue: Catalogue, at: str) ->
     if len(positions) > 1:
         several = [catalogue.name(position) for position in positions]
         raise UserError(
-            f"{at}: '{name}' is the name of {len(several)} images: {_quoted(several)}; write the "
+            f"{at}: '{name}' is the name of {len(several)} images: {quoted(several)}; write the "
             "path inside the data folder"
         )
     if catalogue.labels[positions[0]] < 0:
         raise UserError(f"{at}: '{name}' has no label in the training split")
     return positions[0]
-
-
-def _require_all(counts: Array, catalogue: Catalogue, where: str) -> None:
-    """Raises UserError if a class has no image."""
-    empty = [catalogue.classes[label] for label in np.flatnonzero(counts == 0)]
-    if empty:
-        raise UserError(
-            f"{where}: no labelled image of {len(empty)} of the {len(counts)} classes: "
-            f"{_quoted(empty)}"
-        )
-
-
-def _quoted(names: Sequence[str]) -> str:
-    """The first few names, and the number of further ones."""
-    more = len(names) - SHOWN
-    shown = ", ".join(f"'{printable(name)}'" for name in names[:SHOWN])
-    return shown + (f" and {more} more" if more > 0 else "")
