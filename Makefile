@@ -5,7 +5,7 @@
 #   VENV=.venv                where the environment is
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-all test soak bench lint test-paddle26
+.PHONY: help demo demo-all results test soak bench lint test-paddle26
 
 VENV ?= .venv
 BACKENDS ?= torch oneflow paddle
@@ -33,6 +33,9 @@ demo: $(stamp)  ## the same spec on every backend, then the curves side by side 
 
 demo-all: $(stamp)  ## every short recipe of the digits on every backend, in runs/demo-all
 	$(python) tools/demo.py --all $$(cat $(stamp))
+
+results: $(stamp)  ## what is missing of docs/results.md: hours, in which it may be ended and run again
+	$(python) tools/results.py
 
 test: $(stamp)  ## the test suite
 	$(under_test) $(python) -m pytest

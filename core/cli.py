@@ -20,6 +20,7 @@ COMMANDS = {
     "info": "show parameters, FLOPs, schedule and resolved spec of a run; or the environment",
     "bench": "measure a training step, or the loader, beside a plain alternative in the same run",
     "report": "write one self-contained HTML page about some runs",
+    "results": "measure the rows of docs/results.md that are missing, and write the page",
     "demo": "train a recipe of the digits on every backend and compare",
 }
 """Command -> help. Only the module of the chosen command, of the same name, is imported."""

@@ -1,0 +1,219 @@
+"""Measures the rows of docs/results.md and writes the page.
+
+A job that has its output is not run again, and a training goes on from its last checkpoint.
+"""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from triptych.core.benchmarks.table import COLUMNS, TRAINED, Cell, Job, Line, Table, jobs
+from triptych.core.errors import UserError
+from triptych.core.files.writing import write_atomically
+from triptych.core.machine.environment import cores
+from triptych.core.runs.rows import evaluation
+
+MISSING = "not run yet"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a job has measured.
+
+    Attributes:
+        rows: evaluation rows.
+        seconds: wall time: of a training's steps, or of the whole command.
+        day: when it ended, YYYY-MM-DD.
+        stamp: of a training: versions, threads, seed and steps.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    seconds: float
+    day: str
+    stamp: Mapping[str, Any]
+
+
+def measure(tables: list[Table], page: Path, say: Callable[[str], None]) -> None:
+    """Runs every job that has no answer yet, and writes the page after each one.
+
+    Raises:
+        UserError: a command fails, or a file cannot be written.
+    """
+    for job in jobs(tables):
+        if read(job) is None:
+            say(shell(job))
+            _run(job)
+            write(tables, page)
+    write(tables, page)
+
+
+def _run(job: Job) -> None:
+    command = [sys.executable, "-m", "triptych.core.cli", *job.words]
+    start = time.perf_counter()
+    ended = subprocess.run(command, stdout=None if job.trains else subprocess.PIPE, check=False)
+    if ended.returncode:
+        raise UserError(f"status {ended.returncode} of: {shell(job)}")
+    if not job.trains:
+        answer = {"seconds": time.perf_counter() - start, "rows": json.loads(ended.stdout)}
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(job.output, json.dumps(answer, indent=1) + "\n")
+
+
+def shell(job: Job) -> str:
+    """The job as a line for a shell in a checkout."""
+    command, *words = job.words
+    return f"python tools/{command}.py {shlex.join(words)}"
+
+
+def read(job: Job) -> Answer | None:
+    """The answer of a job, or None if it has none.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    path = job.output / "result.json" if job.trains else job.output
+    try:
+        content = json.loads(path.read_text())
+        rows = content["evaluations" if job.trains else "rows"]
+        seconds = content["seconds"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path}: damaged; remove it, and it is measured again") from error
+    day = date.fromtimestamp(path.stat().st_mtime).isoformat()
+    return Answer(rows, seconds, day, content if job.trains else {})
+
+
+def score(cell: Cell) -> float | None:
+    """The number of a cell, 0 to 1; None without an answer, or without such a row in it."""
+    answer = read(cell.job)
+    rows = [evaluation(row) for row in (answer.rows if answer else ())]
+    if cell.key:
+        chosen = [row for row in rows if getattr(row, cell.key, None) == cell.value]
+    else:
+        last = max((row.step for row in rows), default=0)
+        chosen = [row for row in rows if row.main and row.step == last]
+    return chosen[0].score if chosen else None
+
+
+def write(tables: list[Table], page: Path) -> None:
+    """Writes the page. Rows without an answer say so.
+
+    Raises:
+        UserError: a result's file is damaged, or the page cannot be written.
+    """
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(page, "\n".join(_page(tables)) + "\n")
+
+
+def _page(tables: list[Table]) -> Iterator[str]:
+    yield "# Results on Fashion-MNIST"
+    yield ""
+    yield "`make results` measures these numbers and writes this page. Accuracies are top-1, in"
+    yield "percent, on the 10,000 test images. `make results` goes on where it was ended."
+    yield ""
+    yield from _machine(tables)
+    yield ""
+    yield from _summary(tables)
+    for table in tables:
+        yield ""
+        yield from _section(table)
+
+
+def _machine(tables: list[Table]) -> Iterator[str]:
+    answers = [answer for job in jobs(tables) if (answer := read(job))]
+    days = sorted(answer.day for answer in answers)
+    stamps = [answer.stamp for answer in answers if answer.stamp]
+    yield f"- Machine: {platform.machine()}, {cores()} cores, {platform.system()}, CPU only."
+    if stamps:
+        named = {"python": platform.python_version(), **stamps[0]["versions"]}
+        versions = ", ".join(f"{name} {number}" for name, number in named.items())
+        threads = ", ".join(str(n) for n in sorted({stamp["threads"] for stamp in stamps}))
+        seeds = ", ".join(str(n) for n in sorted({stamp["seed"] for stamp in stamps}))
+        yield f"- Versions: {versions}. Threads: {threads}. Seed: {seeds}."
+    if days:
+        yield f"- Measured: {days[0]} to {days[-1]}."
+    yield f"- Commands: {len(answers)} of {len(jobs(tables))} run so far."
+
+
+def _summary(tables: list[Table]) -> Iterator[str]:
+    """The number of rows in which each trained encoder is ahead, and the time it took."""
+    yield "| encoder | pretraining | steps | ahead of random weights | of all in its row |"
+    yield "|---|---|---|---|---|"
+    for table in tables:
+        answer = read(table.pretraining)
+        time_taken = f"{answer.seconds / 60:.1f} min" if answer else MISSING
+        steps = str(answer.stamp["steps"]) if answer else ""
+        measured = [line for line in table.lines if score(line.cells[TRAINED]) is not None]
+        initial = [line for line in measured if "initial" in line.cells]
+        ahead = sum("initial" not in _above(line) for line in initial)
+        best = sum(not _above(line) for line in measured)
+        yield (
+            f"| {table.title} | {time_taken} | {steps} | {ahead} of {len(initial)} rows "
+            f"| {best} of {len(measured)} rows |"
+        )
+
+
+def _above(line: Line) -> list[str]:
+    """The columns that the trained encoder does not beat."""
+    trained = score(line.cells[TRAINED])
+    others = {name: score(cell) for name, cell in line.cells.items() if name != TRAINED}
+    return [
+        name
+        for name, value in others.items()
+        if trained is not None and value is not None and value >= trained
+    ]
+
+
+def _section(table: Table) -> Iterator[str]:
+    yield f"## {table.title}"
+    yield ""
+    yield f"| protocol | labels | {' | '.join(COLUMNS.values())} | the trained encoder |"
+    yield "|---" * (len(COLUMNS) + 3) + "|"
+    for line in table.lines:
+        numbers = [_number(line.cells.get(column)) for column in COLUMNS]
+        yield f"| {line.protocol} | {line.labels} | {' | '.join(numbers)} | {_verdict(line)} |"
+    yield ""
+    yield "The commands:"
+    yield ""
+    yield "```sh"
+    yield from _commands(table)
+    yield "```"
+
+
+def _number(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    value = score(cell)
+    return MISSING if value is None else f"{100 * value:.1f}"
+
+
+def _verdict(line: Line) -> str:
+    """What the row shows, as far as it is measured."""
+    if score(line.cells[TRAINED]) is None:
+        return ""
+    if above := _above(line):
+        return f"**does not beat {' and '.join(COLUMNS[name] for name in above)}**"
+    measured = all(score(cell) is not None for cell in line.cells.values())
+    return "beats all" if measured else "beats those measured"
+
+
+def _commands(table: Table) -> Iterator[str]:
+    """Every command once, below the rows and columns that it gives."""
+    uses: dict[Job, list[str]] = {table.pretraining: ["pretraining"]}
+    for line in table.lines:
+        for column, cell in line.cells.items():
+            row = f"{line.protocol}, {line.labels}: {COLUMNS[column]}"
+            uses.setdefault(cell.job, []).append(row)
+    for job, rows in uses.items():
+        answer = read(job)
+        yield f"# {'; '.join(rows)}" + (f" ({answer.seconds:.0f} s)" if answer else "")
+        yield shell(job)

@@ -1,0 +1,39 @@
+"""``results``: measures the rows of docs/results.md that are missing, and writes the page."""
+
+import argparse
+from pathlib import Path
+
+from triptych.core import cli
+from triptych.core.benchmarks import results
+from triptych.core.benchmarks.table import tables
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument(
+        "--runs",
+        type=cli.path,
+        default=Path("runs") / "results",
+        metavar="DIR",
+        help="folder of the measurements; those that are there are not repeated",
+    )
+    parser.add_argument(
+        "--page", type=cli.path, default=Path("docs") / "results.md", metavar="FILE"
+    )
+    parser.add_argument(
+        "--write-only", action="store_true", help="measure nothing; write what is there"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures and writes.
+
+    Raises:
+        UserError: as in ``core.benchmarks.results.measure``.
+    """
+    rows = tables(arguments.runs)
+    if arguments.write_only:
+        results.write(rows, arguments.page)
+    else:
+        results.measure(rows, arguments.page, cli.say)
+    cli.say(f"wrote {arguments.page}")
