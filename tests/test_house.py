@@ -74,7 +74,7 @@ FLOORS = (
     ("parity",),
     ("report",),
     ("training",),
-    ("api", "cli"),
+    ("api", "cli", "results"),
     ("benchmarks", "commands"),
 )
 """Rooms and single files of core, and backends as core sees them: who imports stands higher."""

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from triptych.core import cli
-from triptych.core.benchmarks import results
-from triptych.core.benchmarks.table import tables
+from triptych.core.results import measure, page
+from triptych.core.results.table import tables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,11 +29,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Measures and writes.
 
     Raises:
-        UserError: as in ``core.benchmarks.results.measure``.
+        UserError: as in ``core.results.measure.measure``.
     """
     rows = tables(arguments.runs)
     if arguments.write_only:
-        results.write(rows, arguments.page)
+        page.write(rows, arguments.page)
     else:
-        results.measure(rows, arguments.page, cli.say)
+        measure.measure(rows, arguments.page, cli.say)
     cli.say(f"wrote {arguments.page}")

@@ -1,6 +1,7 @@
 """The page of results: which commands give it, what it says, and how it goes on."""
 
 import contextlib
+import importlib
 import io
 import json
 from types import SimpleNamespace
@@ -9,11 +10,11 @@ import pytest
 from support.double import install
 
 from triptych.core import config
-from triptych.core.benchmarks import results, table
-from triptych.core.benchmarks.table import Recipe, tables
 from triptych.core.cli import main
-from triptych.core.config import recipes
 from triptych.core.errors import UserError
+from triptych.core.results import measure, table
+from triptych.core.results.page import MISSING, write
+from triptych.core.results.table import Recipe, tables
 
 MODEL = "{name: vit, width: 8, depth: 1, heads: 2, patch_size: 4, image_size: 8, channels: 1}"
 COMMON = f"""\
@@ -37,7 +38,9 @@ def rows(monkeypatch, tmp_path):
     """The table of one tiny recipe. Commands run in this process, on the NumPy reference."""
     install(monkeypatch)
     monkeypatch.chdir(tmp_path)
+    recipes = importlib.import_module("triptych.core.config.recipes")
     monkeypatch.setattr(recipes, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(recipes, "ALIASES", {})
     monkeypatch.setattr(table, "STEPS", {"1%": 1})
     (tmp_path / "configs").mkdir()
     for name, text in METHODS.items():
@@ -58,17 +61,17 @@ def commands(monkeypatch):
             status = main([*command[3:], "--backend", "torch"])
         return SimpleNamespace(returncode=status, stdout=out.getvalue())
 
-    monkeypatch.setattr(results.subprocess, "run", run)
+    monkeypatch.setattr(measure.subprocess, "run", run)
     return said
 
 
 def test_every_row_is_measured_once_and_nothing_again(rows, commands, tmp_path):
     page = tmp_path / "docs" / "results.md"
-    results.measure(rows, page, lambda line: None)
+    measure.measure(rows, page, lambda line: None)
     assert len(commands) == len({tuple(words) for words in commands}) == len(table.jobs(rows))
     assert commands[0][:3] == ["train", "-c", "tiny"], "pretraining comes first"
     text = page.read_text()
-    assert results.MISSING not in text
+    assert MISSING not in text
     for words in commands:
         assert f"python tools/{words[0]}.py {' '.join(words[1:])}" in text
     row = next(line for line in text.splitlines() if line.startswith("| fine-tuning | 1 %"))
@@ -79,18 +82,18 @@ def test_every_row_is_measured_once_and_nothing_again(rows, commands, tmp_path):
     assert spec.init.weights == str(tmp_path / "runs/tiny/pretrained")
 
     before = len(commands)
-    results.measure(rows, page, lambda line: None)
+    measure.measure(rows, page, lambda line: None)
     assert len(commands) == before and page.read_text() == text
 
 
 def test_a_failed_command_ends_it_and_the_next_call_goes_on(rows, commands, tmp_path, monkeypatch):
     page = tmp_path / "results.md"
-    monkeypatch.setattr(results, "_run", lambda job: (_ for _ in ()).throw(UserError("killed")))
+    monkeypatch.setattr(measure, "_run", lambda job: (_ for _ in ()).throw(UserError("killed")))
     with pytest.raises(UserError, match="killed"):
-        results.measure(rows, page, lambda line: None)
-    results.write(rows, page)
+        measure.measure(rows, page, lambda line: None)
+    write(rows, page)
     assert "Commands: 0 of" in page.read_text()
-    assert page.read_text().count(results.MISSING) > 20
+    assert page.read_text().count(MISSING) > 20
 
 
 def answered(rows, cell, top1):
@@ -119,7 +122,7 @@ def test_a_row_says_whether_the_trained_encoder_is_ahead(rows, tmp_path, others,
     answered(rows, line.cells["trained"], 0.8)
     for column, top1 in zip(("initial", "scratch", "pixels"), others, strict=False):
         answered(rows, line.cells[column], top1)
-    results.write(rows, tmp_path / "page.md")
+    write(rows, tmp_path / "page.md")
     text = next(t for t in (tmp_path / "page.md").read_text().split("\n") if "k-NN | all" in t)
     assert "| 80.0 |" in text and text.endswith(said)
 
@@ -129,7 +132,7 @@ def test_a_damaged_answer_is_named(rows, tmp_path):
     job.output.parent.mkdir(parents=True)
     job.output.write_text("{")
     with pytest.raises(UserError, match=f"{job.output}: damaged; remove it"):
-        results.write(rows, tmp_path / "page.md")
+        write(rows, tmp_path / "page.md")
 
 
 def test_the_shipped_table_has_its_recipes():

@@ -1,107 +1,15 @@
-"""Measures the rows of docs/results.md and writes the page.
+"""The text of docs/results.md."""
 
-A job that has its output is not run again, and a training goes on from its last checkpoint.
-"""
-
-import json
 import platform
-import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from triptych.core.benchmarks.table import COLUMNS, TRAINED, Cell, Job, Line, Table, jobs
-from triptych.core.errors import UserError
 from triptych.core.files.writing import write_atomically
 from triptych.core.machine.environment import cores
-from triptych.core.runs.rows import evaluation
+from triptych.core.results.answers import read, score, shell
+from triptych.core.results.table import COLUMNS, INITIAL, TRAINED, Cell, Job, Line, Table, jobs
 
 MISSING = "not run yet"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a job has measured.
-
-    Attributes:
-        rows: evaluation rows.
-        seconds: wall time: of a training's steps, or of the whole command.
-        day: when it ended, YYYY-MM-DD.
-        stamp: of a training: versions, threads, seed and steps.
-    """
-
-    rows: Sequence[Mapping[str, Any]]
-    seconds: float
-    day: str
-    stamp: Mapping[str, Any]
-
-
-def measure(tables: list[Table], page: Path, say: Callable[[str], None]) -> None:
-    """Runs every job that has no answer yet, and writes the page after each one.
-
-    Raises:
-        UserError: a command fails, or a file cannot be written.
-    """
-    for job in jobs(tables):
-        if read(job) is None:
-            say(shell(job))
-            _run(job)
-            write(tables, page)
-    write(tables, page)
-
-
-def _run(job: Job) -> None:
-    command = [sys.executable, "-m", "triptych.core.cli", *job.words]
-    start = time.perf_counter()
-    ended = subprocess.run(command, stdout=None if job.trains else subprocess.PIPE, check=False)
-    if ended.returncode:
-        raise UserError(f"status {ended.returncode} of: {shell(job)}")
-    if not job.trains:
-        answer = {"seconds": time.perf_counter() - start, "rows": json.loads(ended.stdout)}
-        job.output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(job.output, json.dumps(answer, indent=1) + "\n")
-
-
-def shell(job: Job) -> str:
-    """The job as a line for a shell in a checkout."""
-    command, *words = job.words
-    return f"python tools/{command}.py {shlex.join(words)}"
-
-
-def read(job: Job) -> Answer | None:
-    """The answer of a job, or None if it has none.
-
-    Raises:
-        UserError: its file is damaged.
-    """
-    path = job.output / "result.json" if job.trains else job.output
-    try:
-        content = json.loads(path.read_text())
-        rows = content["evaluations" if job.trains else "rows"]
-        seconds = content["seconds"]
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: damaged; remove it, and it is measured again") from error
-    day = date.fromtimestamp(path.stat().st_mtime).isoformat()
-    return Answer(rows, seconds, day, content if job.trains else {})
-
-
-def score(cell: Cell) -> float | None:
-    """The number of a cell, 0 to 1; None without an answer, or without such a row in it."""
-    answer = read(cell.job)
-    rows = [evaluation(row) for row in (answer.rows if answer else ())]
-    if cell.key:
-        chosen = [row for row in rows if getattr(row, cell.key, None) == cell.value]
-    else:
-        last = max((row.step for row in rows), default=0)
-        chosen = [row for row in rows if row.main and row.step == last]
-    return chosen[0].score if chosen else None
 
 
 def write(tables: list[Table], page: Path) -> None:
@@ -153,8 +61,8 @@ def _summary(tables: list[Table]) -> Iterator[str]:
         time_taken = f"{answer.seconds / 60:.1f} min" if answer else MISSING
         steps = str(answer.stamp["steps"]) if answer else ""
         measured = [line for line in table.lines if score(line.cells[TRAINED]) is not None]
-        initial = [line for line in measured if "initial" in line.cells]
-        ahead = sum("initial" not in _above(line) for line in initial)
+        initial = [line for line in measured if INITIAL in line.cells]
+        ahead = sum(INITIAL not in _above(line) for line in initial)
         best = sum(not _above(line) for line in measured)
         yield (
             f"| {table.title} | {time_taken} | {steps} | {ahead} of {len(initial)} rows "
