@@ -55,10 +55,12 @@ class Job:
     Attributes:
         words: of the command line of ``triptych``.
         output: file of the rows that the command prints, or folder of the run that it writes.
+        turn: commands with a smaller number run first.
     """
 
     words: tuple[str, ...]
     output: Path
+    turn: int = 0
 
     @property
     def trains(self) -> bool:
@@ -101,7 +103,7 @@ class Table:
     Attributes:
         title: method and encoder in words.
         pretraining: the job that trains the encoder.
-        lines: the quickest to measure first.
+        lines: its rows.
     """
 
     title: str
@@ -127,10 +129,10 @@ def tables(
 
 
 def jobs(made: list[Table]) -> list[Job]:
-    """Every job once: the pretrainings first, then row by row of all tables."""
-    rows = zip(*(table.lines for table in made), strict=True)
-    cells = [cell.job for row in rows for line in row for cell in line.cells.values()]
-    return list(dict.fromkeys([table.pretraining for table in made] + cells))
+    """Every job once: the pretrainings first, then what is quick to measure."""
+    cells = [cell.job for table in made for line in table.lines for cell in line.cells.values()]
+    every = dict.fromkeys([table.pretraining for table in made] + cells)
+    return sorted(every, key=lambda job: job.turn)
 
 
 @dataclass(frozen=True)
@@ -157,11 +159,12 @@ class _Maker:
             return self.pixel_job(name, None)
         path = str(self.own / PRETRAINED) if weights == TRAINED else weights
         words = ("eval", name, "-c", self.recipe, *self._overrides(), "--weights", path, "--json")
-        return Job(words, self.own / f"{name}-{weights}.json")
+        return Job(words, self.own / f"{name}-{weights}.json", 1)
 
     def pixel_job(self, name: str, share: str | None) -> Job:
         words = ("eval", name, "-c", self.pixels, *self._overrides(share), "--weights", PIXELS)
-        return Job((*words, "--json"), self.folder / PIXELS / f"{name}{_suffix(share)}.json")
+        output = self.folder / PIXELS / f"{name}{_suffix(share)}.json"
+        return Job((*words, "--json"), output, 1)
 
     def classifier(self, method: str, weights: str, share: str | None) -> Job:
         """Linear probe or fine-tuning of the pretrained or the initial weights."""
@@ -171,7 +174,8 @@ class _Maker:
         steps = (f"train.steps={STEPS[share]}",) if method == "finetune" and share in STEPS else ()
         overrides = self._overrides(share, steps)
         words = ("eval", method, "-c", recipe, *overrides, "--weights", path)
-        return Job((*words, "--output", str(run), "--resume", "auto"), run)
+        turn = 2 + list(SHARES.values()).index(share)
+        return Job((*words, "--output", str(run), "--resume", "auto"), run, turn)
 
     def _overrides(self, share: str | None = None, own: tuple[str, ...] = ()) -> tuple[str, ...]:
         given = (*([f"data.labelled={share}"] if share else []), *own, *self.extra)
