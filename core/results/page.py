@@ -10,6 +10,8 @@ from triptych.core.results.answers import read, score, shell
 from triptych.core.results.table import COLUMNS, INITIAL, TRAINED, Cell, Job, Line, Table, jobs
 
 MISSING = "not run yet"
+MAIN = (("k-NN", "all"), ("linear probe", "1 %"), ("fine-tuning", "1 %"), ("fine-tuning", "all"))
+"""Protocol and labels of the rows in the summary."""
 
 
 def write(tables: list[Table], page: Path) -> None:
@@ -53,21 +55,31 @@ def _machine(tables: list[Table]) -> Iterator[str]:
 
 
 def _summary(tables: list[Table]) -> Iterator[str]:
-    """The number of rows in which each trained encoder is ahead, and the time it took."""
-    yield "| encoder | pretraining | steps | ahead of random weights | of all in its row |"
-    yield "|---|---|---|---|---|"
+    """The main numbers of each trained encoder, and in how many rows it is ahead."""
+    heads = [f"{protocol}, {labels}" for protocol, labels in MAIN]
+    yield f"| encoder | pretraining | {' | '.join(heads)} | ahead of random | of all in its row |"
+    yield "|---" * (len(heads) + 4) + "|"
     for table in tables:
         answer = read(table.pretraining)
-        time_taken = f"{answer.seconds / 60:.1f} min" if answer else MISSING
-        steps = str(answer.stamp["steps"]) if answer else ""
-        measured = [line for line in table.lines if score(line.cells[TRAINED]) is not None]
-        initial = [line for line in measured if INITIAL in line.cells]
-        ahead = sum(INITIAL not in _above(line) for line in initial)
-        best = sum(not _above(line) for line in measured)
-        yield (
-            f"| {table.title} | {time_taken} | {steps} | {ahead} of {len(initial)} rows "
-            f"| {best} of {len(measured)} rows |"
-        )
+        taken = f"{answer.seconds / 60:.1f} min" if answer else MISSING
+        rows = {(line.protocol, line.labels): line for line in table.lines}
+        numbers = [_number(rows[key].cells[TRAINED]) for key in MAIN]
+        counts = _ahead(table)
+        yield f"| {table.title} | {taken} | {' | '.join(numbers)} | {counts[0]} | {counts[1]} |"
+
+
+def _ahead(table: Table) -> tuple[str, str]:
+    """The rows in which the trained encoder beats random weights, and those where it beats all."""
+    measured = [line for line in table.lines if score(line.cells[TRAINED]) is not None]
+    initial = [line for line in measured if _known(line, INITIAL)]
+    whole = [line for line in measured if all(_known(line, name) for name in line.cells)]
+    ahead = sum(INITIAL not in _above(line) for line in initial)
+    best = sum(not _above(line) for line in whole)
+    return f"{ahead} of {len(initial)} rows", f"{best} of {len(whole)} rows"
+
+
+def _known(line: Line, column: str) -> bool:
+    return column in line.cells and score(line.cells[column]) is not None
 
 
 def _above(line: Line) -> list[str]:

@@ -21,9 +21,9 @@ SHARES = {"1 %": "1%", "10 %": "10%", "all": None}
 """Share of the labels in the table -> value of ``data.labelled``."""
 STEPS = {"1%": 300, "10%": 600}
 """Value of ``data.labelled`` -> steps of fine-tuning; the recipe has those for all labels."""
-PER_CLASS = {"all": "all", "60 per class": 60, "10 per class": 10}
+PER_CLASS: dict[str, int | str] = {"all": "all", "60 per class": 60, "10 per class": 10}
 """Labels of k-NN in the table -> value of a row's ``labels``."""
-SHOTS = {"1 per class": 1, "2 per class": 2, "5 per class": 5, "1 %": "1%"}
+SHOTS: dict[str, int | str] = {"1 per class": 1, "2 per class": 2, "5 per class": 5, "1 %": "1%"}
 """Labels of low-shot in the table -> value of a row's ``shots``."""
 
 
@@ -155,16 +155,22 @@ class _Maker:
 
     def protocol(self, name: str, weights: str) -> Job:
         """A protocol on features: of the pretrained or the initial weights, or on pixels."""
-        if weights == PIXELS:
-            return self.pixel_job(name, None)
+        recipe, folder = (self.recipe, self.own) if weights != PIXELS else self._of_pixels
         path = str(self.own / PRETRAINED) if weights == TRAINED else weights
-        words = ("eval", name, "-c", self.recipe, *self._overrides(), "--weights", path, "--json")
-        return Job(words, self.own / f"{name}-{weights}.json", 1)
+        words = ("eval", name, "-c", recipe, *self._overrides(), "--weights", path, "--json")
+        return Job(words, folder / f"{name}-{weights}.json", 1)
 
-    def pixel_job(self, name: str, share: str | None) -> Job:
-        words = ("eval", name, "-c", self.pixels, *self._overrides(share), "--weights", PIXELS)
-        output = self.folder / PIXELS / f"{name}{_suffix(share)}.json"
-        return Job((*words, "--json"), output, 1)
+    def pixels_classifier(self, share: str) -> Job:
+        """Logistic regression of the pixels, on the images that ``data.labelled`` draws."""
+        recipe, folder = self._of_pixels
+        overrides = self._overrides(None, ("evaluate.lowshot.seeds=[0]",))
+        words = ("eval", "lowshot", "-c", recipe, *overrides, "--shots", share)
+        output = folder / f"logistic-regression{_suffix(share)}.json"
+        return Job((*words, "--weights", PIXELS, "--json"), output, 1)
+
+    @property
+    def _of_pixels(self) -> tuple[str, Path]:
+        return self.pixels, self.folder / PIXELS
 
     def classifier(self, method: str, weights: str, share: str | None) -> Job:
         """Linear probe or fine-tuning of the pretrained or the initial weights."""
@@ -204,10 +210,11 @@ def _features(make: _Maker) -> Iterator[Line]:
 
 
 def _classifiers(make: _Maker) -> Iterator[Line]:
-    """Linear probe and fine-tuning, beside the encoder from scratch and a probe of the pixels."""
+    """Probe and fine-tuning, beside training from scratch and logistic regression of pixels."""
     for labels, share in SHARES.items():
         scratch = Cell(make.classifier("finetune", INITIAL, share))
-        pixels = Cell(make.pixel_job("probe", share), "eval", "probe")
+        images = share or "100%"
+        pixels = Cell(make.pixels_classifier(images), "shots", images)
         yield Line(
             "linear probe",
             labels,
