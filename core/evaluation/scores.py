@@ -40,18 +40,28 @@ class Scores:
         return len(self.top1) - 1 - int(self.top1[::-1].argmax())
 
     def confusion(self, head: int, classes: int) -> Array:
-        """How often each label met each prediction.
+        """The matrix ``confusion`` of one classifier.
 
         Args:
             head: position of the classifier.
             classes: number of classes.
-
-        Returns:
-            (C, C) int64, a row for each label.
         """
-        pairs = self.labels * classes + self.predicted[head]
-        counts: Array = np.bincount(pairs, minlength=classes**2)
-        return counts.astype(np.int64).reshape(classes, classes)
+        return confusion(self.labels, self.predicted[head], classes)
+
+
+def confusion(labels: Array, predicted: Array, classes: int) -> Array:
+    """How often each label met each prediction.
+
+    Args:
+        labels: (N,) int64.
+        predicted: (N,) integers.
+        classes: number of classes.
+
+    Returns:
+        (C, C) int64, a row for each label.
+    """
+    counts: Array = np.bincount(labels * classes + predicted, minlength=classes**2)
+    return counts.astype(np.int64).reshape(classes, classes)
 
 
 class Tally:

@@ -4,9 +4,6 @@ The NumPy reference computes them from the newest whole checkpoint of the run. A
 written the checkpoint.
 """
 
-import base64
-import colorsys
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +24,7 @@ from triptych.core.errors import UserError
 from triptych.core.methods import masking, moca
 from triptych.core.reference import ops
 from triptych.core.reference.encoders import vit
+from triptych.core.report.images import Pixels, colour, picture, unnormalized
 from triptych.core.report.markup import element
 
 COUNT = 6
@@ -35,15 +33,8 @@ FREQUENT = 4
 """Number of words listed beside each image."""
 SIDE = 144
 """Least length of the shorter side of a picture on the page, pixels."""
-GOLDEN_ANGLE = 0.381966
-"""Step between the hues of neighbouring words, as a share of the colour circle.
-
-The golden angle keeps these hues far apart.
-"""
 HIDDEN, DECODED, VISIBLE = range(3)
 """State of a token in a masking round; a DECODED token is hidden and predicted."""
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -85,7 +76,7 @@ def examples(spec: RunSpec, state: State, step: int) -> list[Example]:
     ]
     return [
         Example(
-            pixels=_pixels(images[i], spec),
+            pixels=unnormalized(images[i], spec),
             rounds=[mask[i] for mask in masks],
             words=codes[i].argmax(-1).reshape(model.grid),
             frequent=[(int(k), float(bags[i, k])) for k in np.argsort(-bags[i])[:FREQUENT]],
@@ -151,15 +142,6 @@ def _mask(order: NDArray[np.int64], count: Round, grid: tuple[int, int]) -> NDAr
     return mask.reshape(-1, *grid)
 
 
-def _pixels(image: NDArray[np.float64], spec: RunSpec) -> Pixels:
-    """Undoes the normalisation: (C, H, W) -> (H, W, 3) uint8."""
-    mean, std = (np.array(v)[:, None, None] for v in (spec.augment.mean, spec.augment.std))
-    planes = np.clip(np.rint((image * std + mean) * 255), 0, 255).astype(np.uint8)
-    # Four channels: the first three are shown. One or two channels: the first is shown as grey.
-    planes = planes[:3] if len(planes) >= 3 else np.repeat(planes[:1], 3, axis=0)
-    return planes.transpose(1, 2, 0)
-
-
 # ----------------------------------------------------------------------------------------- drawing
 
 
@@ -167,7 +149,7 @@ def _row(example: Example) -> Element:
     height, width = example.pixels.shape[:2]
     size = (width, height)
     masked = [_masked(example.pixels, _enlarged(mask, size)) for mask in example.rounds]
-    colours = np.array([_colour(int(word)) for word in example.words.ravel()], np.uint8)
+    colours = np.array([colour(int(word)) for word in example.words.ravel()], np.uint8)
     words = colours.reshape(*example.words.shape, 3)
     pictures = [example.pixels, *masked, words]
     cells = [element("td", _picture(picture, size)) for picture in pictures]
@@ -193,22 +175,14 @@ def _picture(pixels: Pixels, size: tuple[int, int]) -> Element:
     times = -(-SIDE // min(size))
     width, height = (side * times for side in size)
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
-    file = io.BytesIO()
-    image.save(file, "png")
-    data = base64.b64encode(file.getvalue()).decode()
-    return element("img", src=f"data:image/png;base64,{data}", width=width, height=height, alt="")
+    return picture(np.asarray(image), (width, height), "")
 
 
 def _named(word: int, share: float) -> Element:
-    red, green, blue = _colour(word)
+    red, green, blue = colour(word)
     dot = element("rect", width=10, height=10, fill=f"rgb({red},{green},{blue})")
     return element(
         "li",
         element("svg", dot, viewBox="0 0 10 10", width=10, height=10),
         f" {word}: {100 * share:.1f} %",
     )
-
-
-def _colour(word: int) -> tuple[int, int, int]:
-    red, green, blue = colorsys.hls_to_rgb(word * GOLDEN_ANGLE % 1.0, 0.35 + 0.3 * (word % 2), 0.7)
-    return round(255 * red), round(255 * green), round(255 * blue)

@@ -25,16 +25,19 @@ from triptych.core.runs.rows import Step
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def write(records: Sequence[RunRecord], path: Path) -> None:
+def write(
+    records: Sequence[RunRecord], path: Path, pictures: Sequence[Sequence[Element]] = ()
+) -> None:
     """Writes the page.
 
     Args:
         records: at least one run. The other runs are compared with the first one.
+        pictures: of each run, as ``core.report.pictures.section`` gives them; empty: none.
 
     Raises:
         UserError: the file cannot be written.
     """
-    write_atomically(path, render(records))
+    write_atomically(path, render(records, pictures))
 
 
 def write_picture(records: Sequence[RunRecord], path: Path) -> None:
@@ -44,7 +47,7 @@ def write_picture(records: Sequence[RunRecord], path: Path) -> None:
     write_atomically(path, tostring(picture, encoding="unicode") + "\n")
 
 
-def render(records: Sequence[RunRecord]) -> str:
+def render(records: Sequence[RunRecord], pictures: Sequence[Sequence[Element]] = ()) -> str:
     """The page as text; arguments as in ``write``."""
     names = table.unique_names(records)
     heading = "Triptych: " + ", ".join(names)
@@ -63,7 +66,11 @@ def render(records: Sequence[RunRecord]) -> str:
         _section("Side by side", _side_by_side(records)),
         _section("Curves", *_curves(records, names)),
         _section("Health", _health(records, names)),
-        *_pictures(records, names),
+        *(
+            _section(f"Pictures of {name}", *content)
+            for name, content in zip(names, pictures, strict=False)
+        ),
+        *_method_pictures(records, names),
         _section("Environment", _environment(records, names)),
         _section("Spec", *_specs(records, names)),
     ]
@@ -278,7 +285,7 @@ PICTURES: dict[str, tuple[str, Callable[[RunSpec, Path], list[Element]]]] = {
 """Method -> (heading, content) of the section that each run of the method gets."""
 
 
-def _pictures(records: Sequence[RunRecord], names: Sequence[str]) -> list[Element]:
+def _method_pictures(records: Sequence[RunRecord], names: Sequence[str]) -> list[Element]:
     """One section for each run whose method is in ``PICTURES``."""
     sections = []
     for name, record in zip(names, records, strict=True):

@@ -2,9 +2,11 @@
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c1c1e; --faint: #6b6b70; --line: #d9d9de;
+  --hit: 0 114 178; --miss: 224 138 0;
   --c0: #0072b2; --c1: #e08a00; --c2: #1c1c1e; --c3: #b0407c; --c4: #7a5bc4; --c5: #00875f; }
 @media (prefers-color-scheme: dark) {
   :root { --paper: #17181a; --ink: #ececee; --faint: #a3a3aa; --line: #3a3b40;
+    --hit: 40 125 185; --miss: 170 95 0;
     --c0: #4db3ee; --c1: #e08a00; --c2: #fff; --c3: #f08cc0; --c4: #b7a0f5; --c5: #3fd0a0; } }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; }
@@ -17,6 +19,27 @@ th, td { text-align: right; padding: .35rem .7rem; border-bottom: 1px solid var(
   overflow-wrap: normal; }
 th:first-child { text-align: left; } thead th { color: var(--faint); font-weight: 600;
   vertical-align: bottom; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
+.beside { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start; }
+.beside > * { min-width: 0; max-width: 100%; } .even > * { flex: 1 1 320px; }
+.tiles { display: flex; flex-wrap: wrap; gap: .5rem; margin: .5rem 0 1rem; padding: 0;
+  list-style: none; font-size: .75rem; line-height: 1.3; }
+.tiles li { width: 80px; overflow-wrap: anywhere; } .tiles span, .tiles img { display: block; }
+.tiles img { margin-bottom: .15rem; } .tiles .query { font-weight: 600; }
+.tiles .same img { outline: 2px solid var(--c0); } .tiles .other img { outline: 2px solid
+  var(--c1); }
+.pixels { image-rendering: pixelated; }
+td.bar { min-width: 8rem; background: linear-gradient(to right, rgb(var(--hit) / .45)
+  calc(100% * var(--share)), transparent 0); }
+.confusion td, .confusion th { padding: .2rem .35rem; border: 0; }
+.confusion td { min-width: 1.6rem; text-align: center; border: 1px solid var(--line); }
+.confusion .hit { background: rgb(var(--hit) / calc(.75 * var(--share, 0))); }
+.confusion .miss { background: rgb(var(--miss) / var(--share, 0)); }
+.confusion .turned { writing-mode: vertical-rl; text-align: end; }
+.map .frame { fill: none; stroke: var(--line); } .map path { fill: none; stroke-width: 5;
+  stroke-linecap: round; opacity: .75; }
+.map text { fill: var(--ink); font-weight: 600; paint-order: stroke; stroke: var(--paper);
+  stroke-width: 3px; }
 .pictures td { text-align: left; vertical-align: top; }
 .pictures img { max-width: none; image-rendering: pixelated; }
 .words { margin: 0; padding: 0; list-style: none; white-space: nowrap; }
