@@ -118,7 +118,7 @@ def test_evaluations_that_are_not_known_are_shown_by_name_and_top1(tmp_path, run
     run = write_run(tmp_path / "other")
     with (run / "metrics.jsonl").open("a") as file:
         for row in (
-            {"eval": "linear", "step": 100, "top1": 0.712, "rate": 0.1},
+            {"eval": "detection", "step": 100, "top1": 0.712, "rate": 0.1},
             {"eval": "export", "step": 100, "file": "features.npz"},
         ):
             file.write(json.dumps(row) + "\n")
@@ -126,12 +126,12 @@ def test_evaluations_that_are_not_known_are_shown_by_name_and_top1(tmp_path, run
     assert other.evaluations[3].model_dump()["rate"] == 0.1
     rows = table.table([runs[0], other])
     shown = [dict(zip(table.headings(rows), table.cells(row, rows), strict=True)) for row in rows]
-    assert [cells["linear % trained"] for cells in shown] == ["–", "71.2"]
+    assert [cells["detection % trained"] for cells in shown] == ["–", "71.2"]
     assert [cells["export % trained"] for cells in shown] == ["–", "–"]
     assert [cells["k-NN % trained"] for cells in shown] == ["94.0/83.0"] * 2
     seen = Page(page.render([runs[0], other]))
-    assert seen.tags.count("figure") == 4, "loss, difference, k-NN, linear"
-    assert "linear accuracy" in seen.text and "other: 71.2 %" in seen.text
+    assert seen.tags.count("figure") == 4, "loss, difference, k-NN, detection"
+    assert "detection accuracy" in seen.text and "other: 71.2 %" in seen.text
 
 
 def test_table_prints_as_many_cells_as_headings(runs):
