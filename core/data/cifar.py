@@ -1,7 +1,6 @@
 """Reads CIFAR-10 and CIFAR-100 from their unpacked files, of the python or the binary version."""
 
 import os
-import pickle
 from collections.abc import Callable
 from typing import IO, NamedTuple, TypeVar
 
@@ -213,6 +212,5 @@ _MALFORMED = (
     OverflowError,
     TypeError,
     ValueError,
-    pickle.UnpicklingError,
 )
 """Exceptions of the parsers on malformed bytes."""

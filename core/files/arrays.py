@@ -150,15 +150,26 @@ def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 def read_safetensors(path: Path) -> State:
     """The arrays of a safetensors file. NumPy lacks bfloat16, so that is widened to float32."""
+    types = safetensors_types(path)
     with _parsing(path), safe_open(path, framework="np") as file:
-        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}
-        for name, kind in types.items():
-            if kind not in TYPES:
-                raise UserError(f"{path}: {name!r} holds {kind}, which is not supported")
         if "BF16" not in types.values():
             return {name: file.get_tensor(name) for name in types}
         entries = dict(_deserialize(path.read_bytes()))
         return {name: _array(entry) for name, entry in entries.items()}
+
+
+def safetensors_types(path: Path) -> dict[str, str]:
+    """Name -> type of each tensor of a safetensors file, as the file spells it.
+
+    Raises:
+        UserError: the file is damaged, or has a type that is not in ``TYPES``.
+    """
+    with _parsing(path), safe_open(path, framework="np") as file:
+        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}
+    for name, kind in types.items():
+        if kind not in TYPES:
+            raise UserError(f"{path}: {name!r} holds {kind}, which is not supported")
+    return types
 
 
 def _array(entry: dict[str, Any]) -> Array:
