@@ -19,6 +19,8 @@ COLUMNS = {
 """Column -> its heading."""
 SHARES = {"1 %": "1%", "10 %": "10%", "all": None}
 """Share of the labels in the table -> value of ``data.labelled``."""
+TURNS = {"lowshot": 1, "1%": 1, "knn": 2, "10%": 3, "100%": 4}
+"""Protocol of features, or share of labels -> turn of its jobs: what takes longer comes later."""
 STEPS = {"1%": 300, "10%": 600}
 """Value of ``data.labelled`` -> steps of fine-tuning; the recipe has those for all labels."""
 PER_CLASS: dict[str, int | str] = {"all": "all", "60 per class": 60, "10 per class": 10}
@@ -158,7 +160,7 @@ class _Maker:
         recipe, folder = (self.recipe, self.own) if weights != PIXELS else self._of_pixels
         path = str(self.own / PRETRAINED) if weights == TRAINED else weights
         words = ("eval", name, "-c", recipe, *self._overrides(), "--weights", path, "--json")
-        return Job(words, folder / f"{name}-{weights}.json", 1)
+        return Job(words, folder / f"{name}-{weights}.json", TURNS[name])
 
     def pixels_classifier(self, share: str) -> Job:
         """Logistic regression of the pixels, on the images that ``data.labelled`` draws."""
@@ -166,7 +168,7 @@ class _Maker:
         overrides = self._overrides(None, ("evaluate.lowshot.seeds=[0]",))
         words = ("eval", "lowshot", "-c", recipe, *overrides, "--shots", share)
         output = folder / f"logistic-regression{_suffix(share)}.json"
-        return Job((*words, "--weights", PIXELS, "--json"), output, 1)
+        return Job((*words, "--weights", PIXELS, "--json"), output, TURNS[share])
 
     @property
     def _of_pixels(self) -> tuple[str, Path]:
@@ -180,8 +182,7 @@ class _Maker:
         steps = (f"train.steps={STEPS[share]}",) if method == "finetune" and share in STEPS else ()
         overrides = self._overrides(share, steps)
         words = ("eval", method, "-c", recipe, *overrides, "--weights", path)
-        turn = 2 + list(SHARES.values()).index(share)
-        return Job((*words, "--output", str(run), "--resume", "auto"), run, turn)
+        return Job((*words, "--output", str(run), "--resume", "auto"), run, TURNS[share or "100%"])
 
     def _overrides(self, share: str | None = None, own: tuple[str, ...] = ()) -> tuple[str, ...]:
         given = (*([f"data.labelled={share}"] if share else []), *own, *self.extra)
