@@ -19,7 +19,7 @@ from triptych.core.cli import main
 from triptych.core.evaluation import gallery as core
 from triptych.core.evaluation.gallery import Gallery, Half, Predictions
 from triptych.core.launch import REFERENCE, open_encoder
-from triptych.core.report import images, page, pictures
+from triptych.core.report import images, page, pictures, scatter
 from triptych.core.report.markup import element
 from triptych.core.runs.record import read_run
 
@@ -191,6 +191,32 @@ def test_a_large_image_is_made_small_and_keeps_its_proportions() -> None:
     made = images.picture(np.zeros((300, 600, 3), np.uint8), images.fitted((600, 300), 80), "x")
     assert isinstance(made, Element) and pixels(made.attrib).shape == (80, 160, 3)
     assert (made.get("width"), made.get("height"), made.get("class")) == ("80", "40", None)
+
+
+def test_names_of_classes_do_not_cover_each_other_and_stay_in_the_frame() -> None:
+    """Classes whose points have nearly the same middle, one of them at the edge."""
+    points = np.array([[0, 0], [0, 0.1], [0.1, 0], [0, -0.1], [9, 0], [-9, 0]], float)
+    names = ["Pullover", "T-shirt/top", "Coat", "Shirt", "a long name at the edge", "Bag", "unseen"]
+    figure = scatter.scatter("t-SNE", "6 images", points, np.arange(6), names)
+    texts = [text for text in figure.iter("text")]
+    assert sorted(text.text or "" for text in texts) == sorted(names[:-1])
+    boxes = [(float(t.get("x", "")), float(t.get("y", "")), len(t.text or "")) for t in texts]
+    for i, (x, y, length) in enumerate(boxes):
+        assert scatter.LETTER * length / 2 <= x <= 400 - scatter.LETTER * length / 2
+        for other_x, other_y, other in boxes[:i]:
+            apart = abs(x - other_x) >= scatter.LETTER * (length + other) / 2 - 1
+            assert apart or abs(y - other_y) >= scatter.LINE - 1
+    legend = [item.text or "".join(item.itertext()) for item in figure.iter("li")]
+    assert legend == names[:-1]
+    colours = {path.get("stroke") for path in figure.iter("path")}
+    assert len(colours) == 6 == len({dot.get("color") for dot in figure.iter("circle")} & colours)
+    # Flat: the drawing is as high as its points need, and not a square.
+    assert next(figure.iter("svg")).get("viewBox") == "0 0 400 160"
+    many = scatter.scatter("PCA", "", points, np.arange(6), [str(i) for i in range(50)])
+    assert len(list(many.iter("text"))) == 6
+    crowd = np.random.default_rng(0).normal(size=(50, 2))
+    many = scatter.scatter("PCA", "", crowd, np.arange(50), [str(i) for i in range(50)])
+    assert not list(many.iter("text")) and not list(many.iter("li"))
 
 
 @pytest.fixture

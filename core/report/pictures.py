@@ -144,7 +144,7 @@ def _mistakes(gallery: Gallery) -> list[Element]:
     ):
         label = gallery.classes[queries.labels[row]]
         said = gallery.classes[predictions.predicted[row]]
-        lines = [label, f"not {said} ({100 * predictions.confidence[row]:.0f} %)"]
+        lines = [label, f"not {said} ({100 * predictions.confidence[row]:.0f}\N{NO-BREAK SPACE}%)"]
         tiles.append(_tile(pixels, f"{name}: {label}, taken for {said}", lines, "other"))
     note = (
         "The class of each image, and below it the prediction with its share of the votes or its "

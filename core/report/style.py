@@ -38,6 +38,7 @@ td.bar { min-width: 8rem; background: linear-gradient(to right, rgb(var(--hit) /
 .confusion .turned { writing-mode: vertical-rl; text-align: end; }
 .map .frame { fill: none; stroke: var(--line); } .map path { fill: none; stroke-width: 5;
   stroke-linecap: round; opacity: .75; }
+.even .legend svg { width: 10px; margin-right: .3rem; } .even circle { stroke: none; }
 .map text { fill: var(--ink); font-weight: 600; paint-order: stroke; stroke: var(--paper);
   stroke-width: 3px; }
 .pictures td { text-align: left; vertical-align: top; }
