@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import json
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -73,7 +74,7 @@ def test_every_row_is_measured_once_and_nothing_again(rows, commands, tmp_path):
     text = page.read_text()
     assert MISSING not in text
     for words in commands:
-        assert f"python tools/{words[0]}.py {' '.join(words[1:])}" in text
+        assert f"python tools/{words[0]}.py {shlex.join(words[1:])}" in text
     row = next(line for line in text.splitlines() if line.startswith("| fine-tuning | 1 %"))
     run = json.loads((tmp_path / "runs/tiny/finetune-trained-1/result.json").read_text())
     assert f"| {100 * run['evaluations'][-1]['top1']:.1f} |" in row
