@@ -145,8 +145,8 @@ def settled(root: Node) -> Node:
     def visit(node: Node, depth: int) -> tuple[Node, int]:
         if isinstance(node, memoryview) and id(node) not in done:
             done[id(node)] = bytes(node), 1
-        if isinstance(node, Pending):
-            return node.finished(), 1
+        if isinstance(node, Pending) and id(node) not in done:
+            done[id(node)] = node.finished(), 1
         if not isinstance(node, dict | list | tuple):
             return done.get(id(node), (node, 1))
         if depth == MAX_DEPTH:

@@ -1,0 +1,245 @@
+"""Writes files of weights that each system's own loader opens, without that system.
+
+``write(path, tree, container)`` streams one tensor after the other and replaces ``path`` only when
+the new file is whole. What each container holds:
+
+- "torch": any tree; opened by ``torch.load(weights_only=True)``.
+- "paddle": any tree without bytes; opened by ``paddle.load``. bfloat16 is stored as
+  uint16, as Paddle does it.
+- "oneflow": any tree, as a folder; opened by ``oneflow.load``.
+- "safetensors", "npz": a dictionary of tensors. npz widens bfloat16 to float32.
+"""
+
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triptych.core.errors import UserError
+from triptych.core.files import oneflow
+from triptych.core.files.arrays import TYPES
+from triptych.core.files.emitting import Emitter, stream_values
+from triptych.core.files.paddle import NAMES
+from triptych.core.files.torch import STORAGES
+from triptych.core.files.tree import Node, Stored, tensors
+from triptych.core.files.writing import sync
+
+_npy: Any = np.lib.format
+# Any: it is public, but only some versions annotate it.
+
+ALIGNMENT = 64
+"""The values of each tensor begin at a multiple of this, as PyTorch writes them."""
+
+
+def write(path: Path, tree: Node, container: str) -> None:
+    """Writes a tree; see the module for the containers.
+
+    Args:
+        path: of the file, or of the folder for "oneflow". An earlier one is replaced.
+        tree: as ``core.files.reading.read`` gives it.
+        container: a key of ``WRITERS``.
+
+    Raises:
+        UserError: the container cannot hold the tree, or the disk is full. The earlier file stays.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with _cleaned(path, aside):
+        WRITERS[container](aside, tree)
+        sync(aside)
+        _replace(aside, path)
+
+
+def write_torch(path: Path, tree: Node) -> None:
+    """The zip container of PyTorch. Equal ``Stored`` objects share their storage."""
+    names = {dtype: name for name, dtype in STORAGES.items()}
+    keys: dict[int, str] = {}
+    found: list[Stored] = []
+
+    def tensor(emitter: Emitter, stored: Stored) -> None:
+        if stored.dtype not in names:
+            raise UserError(f"tensors of type {stored.dtype} cannot be written for PyTorch")
+        if id(stored) not in keys:
+            keys[id(stored)] = str(len(found))
+            found.append(stored)
+        _torch_tensor(emitter, stored, names[stored.dtype], keys[id(stored)])
+
+    pickle = io.BytesIO()
+    emitter = Emitter(pickle, tensor, protocol=2)
+    emitter.node(tree)
+    emitter.stop()
+    with open(path, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.getvalue())
+        archive.writestr("archive/byteorder", "little")
+        for key, stored in enumerate(found):
+            info = zipfile.ZipInfo(f"archive/data/{key}")
+            info.extra = _padding(stream.tell() + 30 + len(info.filename), stored.nbytes)
+            with archive.open(info, "w", force_zip64=stored.nbytes >= 2**31) as member:
+                stream_values(member, stored.bits())
+        archive.writestr("archive/version", "3\n")
+
+
+def _torch_tensor(emitter: Emitter, stored: Stored, kind: str, key: str) -> None:
+    count = int(np.prod(stored.shape, dtype=object))
+    strides = [int(np.prod(stored.shape[i + 1 :], dtype=object)) for i in range(len(stored.shape))]
+    emitter.name("torch._utils", "_rebuild_tensor_v2")
+    emitter.raw(b"((")
+    emitter.node("storage")
+    emitter.name("torch", kind)
+    for value in (key, "cpu", count):
+        emitter.node(value)
+    emitter.raw(b"tQ")
+    emitter.node(0)
+    emitter.ints(stored.shape)
+    emitter.ints(strides)
+    emitter.raw(b"\x89")
+    emitter.name("collections", "OrderedDict")
+    emitter.raw(b")RtR")
+
+
+def _padding(start: int, size: int) -> bytes:
+    """An extra field of a zip member that begins at ``start`` without it."""
+    wide = 20 if size >= 2**31 else 0  # zipfile's own field for the sizes
+    length = -(start + wide + 4) % ALIGNMENT
+    return b"FB" + length.to_bytes(2, "little") + bytes(length)
+
+
+def write_paddle(path: Path, tree: Node) -> None:
+    """Paddle's pickle: arrays beside a table of names, or pairs (name, array) if it is nested."""
+    named = {key: stored for key, stored in tensors(tree) if stored.unique}
+    flat = isinstance(tree, dict) and all(tree.get(key) is s for key, s in named.items())
+    if named and flat and NAMES not in tree:
+        # paddle.load leaves an array alone that is not in the table.
+        tree = {**tree, NAMES: {key: stored.unique or key for key, stored in tensors(tree)}}
+
+    def tensor(emitter: Emitter, stored: Stored) -> None:
+        if not named or flat:
+            emitter.array(stored)
+            return
+        emitter.name("builtins", "tuple")
+        emitter.node(stored.unique or "tensor")
+        emitter.array(stored)
+        emitter.raw(b"\x86\x85R")
+
+    with open(path, "wb") as stream:
+        emitter = Emitter(stream, tensor, protocol=4, binary=False)
+        emitter.node(tree)
+        emitter.stop()
+
+
+def write_oneflow(path: Path, tree: Node) -> None:
+    """A folder of OneFlow, with a folder for each tensor."""
+    types = {dtype: name for name, dtype in reversed(oneflow.TYPES.items())}
+    folders: dict[int, str] = {}
+
+    def tensor(emitter: Emitter, stored: Stored) -> None:
+        if stored.dtype not in types or stored.dtype == "bfloat16":
+            raise UserError(f"OneFlow loads no tensors of type {stored.dtype}: convert them first")
+        if id(stored) not in folders:
+            folders[id(stored)] = f"tensor_{len(folders)}"
+            _oneflow_tensor(path / folders[id(stored)], stored, types[stored.dtype])
+        emitter.name("oneflow", "Tensor")
+        emitter.raw(b")\x81")
+        emitter.node({"path": folders[id(stored)]})
+        emitter.raw(b"b")
+
+    path.mkdir()
+    with open(path / oneflow.PICKLE, "wb") as stream:
+        emitter = Emitter(stream, tensor, protocol=4)
+        emitter.node({"protocol_version": 1, "data": tree})
+        emitter.stop()
+
+
+def _oneflow_tensor(folder: Path, stored: Stored, kind: str) -> None:
+    folder.mkdir()
+    dims = "".join(f"  dim: {size}\n" for size in stored.shape)
+    (folder / "meta").write_text(f"shape {{\n{dims}}}\ndata_type: {kind}\n")
+    with open(folder / "out", "wb") as stream:
+        stream_values(stream, stored.bits())
+
+
+def write_safetensors(path: Path, tree: Node) -> None:
+    """A safetensors file."""
+    names = {dtype: name for name, dtype in TYPES.items()}
+    header: dict[str, Any] = {}
+    position = 0
+    for name, stored in _flat(tree, "safetensors"):
+        if stored.dtype not in names:
+            raise UserError(f"{name}: safetensors has no type {stored.dtype}")
+        end = position + stored.nbytes
+        offsets = [position, end]
+        header[name] = {"dtype": names[stored.dtype], "shape": list(stored.shape)}
+        header[name]["data_offsets"] = offsets
+        position = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for _, stored in _flat(tree, "safetensors"):
+            stream_values(stream, stored.bits())
+
+
+def write_npz(path: Path, tree: Node) -> None:
+    """A NumPy archive, not packed."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, stored in _flat(tree, "npz"):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                _npy.write_array(member, np.asanyarray(stored.array()), allow_pickle=False)
+
+
+def _flat(tree: Node, container: str) -> list[tuple[str, Stored]]:
+    """The tensors of a tree that holds nothing else."""
+    items = list(tree.items()) if isinstance(tree, dict) else []
+    other = next((key for key, value in items if not isinstance(value, Stored)), None)
+    if other is not None or not isinstance(tree, dict):
+        raise UserError(f"{container} holds only named tensors, not {other or 'this tree'}")
+    return items
+
+
+WRITERS: dict[str, Callable[[Path, Node], None]] = {
+    "torch": write_torch,
+    "paddle": write_paddle,
+    "oneflow": write_oneflow,
+    "safetensors": write_safetensors,
+    "npz": write_npz,
+}
+"""Container -> what writes it."""
+
+
+@contextmanager
+def _cleaned(path: Path, aside: Path) -> Iterator[None]:
+    """Removes what is half written, and names the file in errors."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot write: {error.strerror}; free some space or choose another disk"
+        raise UserError(f"{path}: {reason}") from error
+    except UserError as error:
+        raise UserError(f"{path}: cannot be written: {error}") from error
+    finally:
+        _remove(aside)
+
+
+def _replace(aside: Path, path: Path) -> None:
+    """Puts the new file or folder in the place of the earlier one."""
+    if not aside.is_dir() or not path.is_dir():
+        os.replace(aside, path)
+        return
+    earlier = path.with_name(f"{aside.name}.earlier")
+    os.rename(path, earlier)
+    os.rename(aside, path)
+    _remove(earlier)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
