@@ -5,7 +5,7 @@
 #   VENV=.venv                where the environment is
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-all results test soak bench lint test-paddle26
+.PHONY: help demo demo-all results test soak fuzz bench lint test-paddle26
 
 VENV ?= .venv
 BACKENDS ?= torch oneflow paddle
@@ -42,6 +42,9 @@ test: $(stamp)  ## the test suite
 
 soak: $(stamp)  ## long campaigns: kills at random moments, one curve on all frameworks
 	$(under_test) $(python) -m pytest -m soak
+
+fuzz: $(stamp)  ## 100,000 damaged files of weights: no crash, hang, bomb or execution
+	$(python) tests/support/fuzz.py 100000
 
 bench: $(stamp)  ## speed and memory, side by side with plain loops
 	for name in $$(cat $(stamp)); do $(python) tools/bench.py step --backend $$name || exit; done

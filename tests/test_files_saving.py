@@ -185,6 +185,9 @@ def test_a_folder_replaces_the_earlier_one_as_a_whole(tmp_path):
     write(tmp_path / "x", stored(), "oneflow")
     write(tmp_path / "x", {"a": Stored.of(np.ones(2, np.float32))}, "oneflow")
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["pickled_data", "tensor_0"]
+    for container in ("npz", "oneflow"):
+        write(tmp_path / "x", stored(), container)
+        assert read(tmp_path / "x").container == container
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 

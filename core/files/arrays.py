@@ -123,7 +123,7 @@ def _check_member(
 ) -> None:
     """Raises UserError unless a member holds values of ``kinds``, as many as its size allows."""
     with archive.open(member) as stream:
-        shape, dtype = _npy_header(stream)
+        shape, _, dtype = npy_header(stream)
         size = stream.tell() + math.prod(shape) * dtype.itemsize
     if dtype.hasobject:
         raise UserError(
@@ -138,14 +138,19 @@ def _check_member(
         )
 
 
-def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether by columns, and type of an array in NumPy's format; reads up to its values.
+
+    Raises:
+        ValueError: it is no such array, or of an unknown version.
+    """
     # Version 3 differs only in the names of fields, and arrays with fields are refused.
     read = {(1, 0): _npy.read_array_header_1_0, (2, 0): _npy.read_array_header_2_0}
     version = _npy.read_magic(stream)
     if version not in read:
         raise ValueError(f"npy version {version}")
-    shape, _, dtype = read[version](stream)
-    return shape, dtype
+    shape, by_columns, dtype = read[version](stream)
+    return shape, by_columns, dtype
 
 
 def read_safetensors(path: Path) -> State:

@@ -13,9 +13,10 @@ No framework is needed, and nothing in a file is run. Values stay in the mapped 
 asked for, so a file must not be changed while its content is in use.
 """
 
+import io
 import json
 import os
-import zipfile
+import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,8 @@ import numpy as np
 
 from triptych.core.errors import UserError, printable
 from triptych.core.files import oneflow, paddle, torch
-from triptych.core.files.arrays import TYPES, read_npz, safetensors_types
+from triptych.core.files.arrays import NUMBERS, TYPES, npy_header, safetensors_types
+from triptych.core.files.constructors import size_of
 from triptych.core.files.tree import Content, Malformed, Node, Stored, bits_type
 from triptych.core.files.zips import Archive, mapped
 
@@ -40,6 +42,9 @@ LIBAI = {"optimizer", "lr_scheduler", "graph"}
 
 MAX_JSON = 10 * 2**20
 """Bytes of a JSON file."""
+
+MAX_HEADER = 2**16
+"""Bytes in which the header of a NumPy array must end."""
 
 MAX_FILES = 200
 """Files of a folder."""
@@ -67,8 +72,9 @@ def _file(path: Path) -> tuple[str, Node]:
     if not head:
         raise Malformed("an empty file: fetch it again")
     if head.startswith(b"PK"):
-        if any(name.endswith(".npy") for name in Archive(data).members):
-            return "npz", {name: Stored.of(x) for name, x in read_npz(path).items()}
+        archive = Archive(data)
+        if any(name.endswith(".npy") for name in archive.members):
+            return "npz", _npz(archive)
         return "torch zip", torch.read_zip(data)
     if head[8:] == b"{":
         return "safetensors", _safetensors(path, data)
@@ -82,6 +88,23 @@ def _file(path: Path) -> tuple[str, Node]:
         f"{what or f'it begins with {head!r}, which is no known kind'}; expected a file of "
         "PyTorch, Paddle or OneFlow, a pickle of arrays, safetensors or npz"
     )
+
+
+def _npz(archive: Archive) -> Node:
+    """The arrays of a NumPy archive, views of the file where they are stored unpacked."""
+    tree: dict[str, Stored] = {}
+    for name in archive.members:
+        content = archive.read(name)
+        head = io.BytesIO(content[:MAX_HEADER])
+        shape, by_columns, dtype = npy_header(head)
+        values = content[head.tell() :]
+        if dtype.kind not in NUMBERS or size_of(shape) * dtype.itemsize != len(values):
+            raise Malformed(f"{name!r} is damaged, or holds {str(dtype)[:60]} and no numbers")
+        flat = np.frombuffer(values, dtype) if len(values) else np.zeros(0, dtype)
+        array = flat.reshape(shape, order="F" if by_columns else "C")
+        native = array.astype(dtype.newbyteorder("="), copy=False)
+        tree[name.removesuffix(".npy")] = Stored.of(native)
+    return tree
 
 
 def _safetensors(path: Path, data: memoryview) -> Node:
@@ -135,6 +158,6 @@ def _errors_of(path: Path) -> Iterator[None]:
         raise UserError(
             f"{printable(str(path))}: cannot be read: {error.strerror or error}"
         ) from error
-    except (ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+    except (ValueError, LookupError, TypeError, SyntaxError, tokenize.TokenError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{printable(str(path))}: damaged: {reason}") from error

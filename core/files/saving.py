@@ -228,9 +228,10 @@ def _cleaned(path: Path, aside: Path) -> Iterator[None]:
 
 def _replace(aside: Path, path: Path) -> None:
     """Puts the new file or folder in the place of the earlier one."""
-    if not aside.is_dir() or not path.is_dir():
+    if not path.exists() or (path.is_file() and aside.is_file()):
         os.replace(aside, path)
         return
+    # A folder replaces no file and a file no folder, so the earlier one leaves first.
     earlier = path.with_name(f"{aside.name}.earlier")
     os.rename(path, earlier)
     os.rename(aside, path)

@@ -1,0 +1,111 @@
+"""Reads files with random damage: bits flipped, bytes cut out, pieces of other files spliced in.
+
+    python tests/support/fuzz.py 100000
+
+Each mutant must give its tensors or one clear error, in less than 2 s of processor time, within
+twice its size and 200 MiB, and without running anything. A crash ends the process.
+"""
+
+import random
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.support import forged
+from triptych.core.errors import UserError
+from triptych.core.files.reading import read
+
+SMALL = ("torch1.9_legacy.pth", "torch2_numpy2.pth", "paddle3_protocol4/nested.pd")
+"""Files of the systems themselves among the seeds."""
+
+RUNNING = ("exec", "import", "os.system", "subprocess.Popen", "os.exec", "socket.connect")
+"""Events of Python's audit that no reading may cause. Not "compile": NumPy parses the header of an
+array as a literal."""
+
+
+def seeds(folder: Path) -> dict[str, bytes]:
+    """Honest files of each container."""
+    files = dict(forged.honest(folder))
+    save_file({"weight": forged.VALUES}, folder / "x.safetensors")
+    np.savez(folder / "x.npz", weight=forged.VALUES)
+    formats = Path(__file__).resolve().parents[1] / "golden" / "formats"
+    paths = [*files.values(), folder / "x.safetensors", folder / "x.npz"]
+    paths += [formats / name for name in SMALL]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def mutant(content: bytes, other: bytes, draw: random.Random) -> bytes:
+    """A damaged copy."""
+    data = bytearray(content)
+    for _ in range(draw.randint(1, 4)):
+        place = draw.randrange(len(data))
+        kind = draw.randrange(6)
+        if kind < 3:
+            data[place] ^= 1 << draw.randrange(8)
+        elif kind == 3:
+            data[place : place + draw.randint(1, 8)] = draw.randbytes(draw.randint(0, 8))
+        elif kind == 4:
+            start = draw.randrange(len(other))
+            data[place:place] = other[start : start + draw.randint(1, 200)]
+        elif len(data) > 1 and draw.random() < 0.2:
+            del data[place:]
+        data = data or bytearray(b"x")
+    return bytes(data)
+
+
+def peak() -> int:
+    """Bytes of the largest resident memory of this process so far."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+def fuzz(count: int, seed: int = 0) -> dict[str, Any]:
+    """Counts of what became of ``count`` mutants; a broken promise raises AssertionError."""
+    draw = random.Random(seed)
+    ran: list[str] = []
+    watching = [False]
+    sys.addaudithook(lambda event, _: ran.append(event) if watching[0] and event in RUNNING else 0)
+    refused, slowest = 0, 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        contents = seeds(Path(folder))
+        path = Path(folder) / "mutant"
+        names = list(contents)
+        path.write_bytes(b"\x80\x02")
+        for name in names:  # what is imported late is imported now
+            path.write_bytes(contents[name])
+            read(path)
+        before = peak()
+        for _ in range(count):
+            content = mutant(contents[draw.choice(names)], contents[draw.choice(names)], draw)
+            path.write_bytes(content)
+            start = time.process_time()
+            watching[0] = True
+            refused += not readable(path)
+            watching[0] = False
+            slowest = max(slowest, time.process_time() - start)
+            assert slowest < 2 and not ran, (slowest, ran, content)
+            assert peak() - before < 2 * len(content) + 200 * 2**20, content
+    return {"mutants": count, "refused": refused, "slowest": round(slowest, 3)}
+
+
+def readable(path: Path) -> bool:
+    """Whether a file is read to its last tensor; an error must be one line."""
+    try:
+        for tensor in read(path).tensors().values():
+            tensor.bits().tobytes()
+    except UserError as error:
+        assert "\n" not in str(error), error
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    print(fuzz(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))
