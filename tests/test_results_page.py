@@ -82,8 +82,8 @@ def test_every_row_is_measured_once_and_nothing_again(rows, commands, tmp_path):
     assert (spec.data.labelled, spec.train.steps) == ("1%", 1)
     assert spec.init.weights == str(tmp_path / "runs/tiny/pretrained")
     scratch = config.load(tmp_path / "runs/tiny/finetune-initial-1/spec.yaml")
-    assert (scratch.init.weights, scratch.optim.lr) == (None, table.SCRATCH_RATE)
-    assert scratch.train == spec.train and scratch.data == spec.data
+    assert scratch.init.weights is None
+    assert (scratch.data, scratch.optim, scratch.train) == (spec.data, spec.optim, spec.train)
 
     before = len(commands)
     measure.measure(rows, page, lambda line: None)

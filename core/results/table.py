@@ -21,8 +21,6 @@ SHARES = {"1 %": "1%", "10 %": "10%", "all": None}
 """Share of the labels in the table -> value of ``data.labelled``."""
 TURNS = {"lowshot": 1, "1%": 1, "knn": 2, "10%": 3, "100%": 4}
 """Protocol of features, or share of labels -> turn of its jobs: what takes longer comes later."""
-SCRATCH_RATE = 1e-3
-"""Learning rate of training from scratch; pretrained weights need the recipe's smaller one."""
 STEPS = {"1%": 300, "10%": 600}
 """Value of ``data.labelled`` -> steps of fine-tuning; the recipe has those for all labels."""
 PER_CLASS: dict[str, int | str] = {"all": "all", "60 per class": 60, "10 per class": 10}
@@ -181,11 +179,8 @@ class _Maker:
         path = str(self.own / PRETRAINED) if weights == TRAINED else INITIAL
         run = self.own / f"{method}-{weights}{_suffix(share)}"
         recipe = f"{self.recipe}_{method}"
-        own: tuple[str, ...] = ()
-        if method == "finetune":
-            own += (f"train.steps={STEPS[share]}",) if share in STEPS else ()
-            own += (f"optim.lr={SCRATCH_RATE}",) if weights == INITIAL else ()
-        overrides = self._overrides(share, own)
+        steps = (f"train.steps={STEPS[share]}",) if method == "finetune" and share in STEPS else ()
+        overrides = self._overrides(share, steps)
         words = ("eval", method, "-c", recipe, *overrides, "--weights", path)
         return Job((*words, "--output", str(run), "--resume", "auto"), run, TURNS[share or "100%"])
 
