@@ -28,7 +28,8 @@ def _page(tables: list[Table]) -> Iterator[str]:
     yield "# Results on Fashion-MNIST"
     yield ""
     yield "`make results` measures these numbers and writes this page. Accuracies are top-1, in"
-    yield "percent, on the 10,000 test images. `make results` goes on where it was ended."
+    yield "percent, on the 10,000 test images, of one seed: a few tenths are no difference. Times are"
+    yield "wall times, with whatever else the machine had to do."
     yield ""
     yield from _machine(tables)
     yield ""
@@ -50,7 +51,7 @@ def _machine(tables: list[Table]) -> Iterator[str]:
         seeds = ", ".join(str(n) for n in sorted({stamp["seed"] for stamp in stamps}))
         yield f"- Versions: {versions}. Threads: {threads}. Seed: {seeds}."
     if days:
-        yield f"- Measured: {days[0]} to {days[-1]}."
+        yield f"- Measured: {' to '.join(dict.fromkeys((days[0], days[-1])))}."
     yield f"- Commands: {len(answers)} of {len(jobs(tables))} run so far."
 
 
