@@ -28,8 +28,8 @@ def _page(tables: list[Table]) -> Iterator[str]:
     yield "# Results on Fashion-MNIST"
     yield ""
     yield "`make results` measures these numbers and writes this page. Accuracies are top-1, in"
-    yield "percent, on the 10,000 test images, of one seed: a few tenths are no difference. Times are"
-    yield "wall times, with whatever else the machine had to do."
+    yield "percent, on the 10,000 test images, of one seed: a few tenths are no difference."
+    yield "Times are wall times, with whatever else the machine had to do."
     yield ""
     yield from _machine(tables)
     yield ""
