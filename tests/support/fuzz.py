@@ -72,7 +72,13 @@ def fuzz(count: int, seed: int = 0) -> dict[str, Any]:
     draw = random.Random(seed)
     ran: list[str] = []
     watching = [False]
-    sys.addaudithook(lambda event, _: ran.append(event) if watching[0] and event in RUNNING else 0)
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching[0] and event in RUNNING:
+            ran.append(f"{event} {arguments[0]}")
+
+    sys.addaudithook(hear)
+    "".encode("raw-unicode-escape")  # Python imports this codec when a pickle needs it
     refused, slowest = 0, 0.0
     with tempfile.TemporaryDirectory() as folder:
         contents = seeds(Path(folder))
