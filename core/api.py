@@ -281,13 +281,20 @@ def get_model(
 
 
 def inference_model(
-    model: str | Path | Encoder, image: Image.Image | Array | str | Path, **options: Any
+    model: str | Path | Encoder,
+    image: Image.Image | Array | str | Path,
+    *,
+    branch: str = "student",
+    head: int | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """The class of one image, or its features if the recipe trains no classifier.
 
     Args:
         model: an encoder, or a name as for ``get_model``.
         image: a Pillow image, the path of an image file, or uint8 (H, W) or (H, W, C).
+        branch: as in ``Encoder.predict`` and ``Encoder.encode``.
+        head: as in ``Encoder.predict``.
         options: further arguments of ``get_model``.
 
     Returns:
@@ -302,8 +309,8 @@ def inference_model(
     encoder = model if isinstance(model, Encoder) else get_model(model, **options)
     images = image[None] if isinstance(image, np.ndarray) else [image]
     if not encoder.spec.method.labelled:
-        return {"features": encoder.encode(images)[0]}
-    (found,) = encoder.predict(images, top=1)
+        return {"features": encoder.encode(images, branch=branch)[0]}
+    (found,) = encoder.predict(images, top=1, branch=branch, head=head)
     return {
         "pred_label": found.labels[0],
         "pred_score": found.scores[0],

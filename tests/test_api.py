@@ -264,6 +264,8 @@ def test_one_of_several_classifiers_is_named_by_its_place(backend, backend_name,
     pixels = digits(2)
     two = [model.predict(pixels, head=head) for head in (0, 1)]
     assert two[0] != two[1]
+    alone = core.inference_model(model, pixels[1], head=1)
+    assert (alone["pred_label"], alone["pred_class"]) == (two[1][1].labels[0], two[1][1].names[0])
     for head in (None, 2):
         said = f"predict: head {head}: the recipe has 2 classifiers; give one of 0 to 1"
         with pytest.raises(UserError, match=said):

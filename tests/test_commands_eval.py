@@ -109,6 +109,10 @@ def test_a_classifier_of_unknown_origin_is_scored(pretrained, tmp_path, capsys):
             "error: --eval-only trains nothing; leave out --output and --resume",
         ),
         (["eval", "finetune", "-c", "finetune.yaml"], "error: none.npz: no such file"),
+        (
+            ["eval", "finetune", "-c", "finetune.yaml", "-o", "data={name: image_folder, root: .}"],
+            "error: data.eval_root: not set; eval scores held-out images",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(words, line, capsys):

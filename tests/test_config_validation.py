@@ -258,10 +258,10 @@ def test_all_contradictions_of_a_section_are_told_at_once():
 def test_knn_needs_held_out_images():
     path = write("a.yaml", SMALL)
     folder = ("evaluate.every=5", "data.name=image_folder", "data.root=x")
-    assert "evaluate.every: k-NN needs data.eval_root" in complaints(path, *folder)[0]
+    assert "evaluate.every: an evaluation needs data.eval_root" in complaints(path, *folder)[0]
     assert config.load(path, [*folder, "data.eval_root=y"]).evaluate.every == 5
     images = ("evaluate.every=5", "data.name=image_list", "data.list=x")
-    assert "evaluate.every: k-NN needs data.eval_list" in complaints(path, *images)[0]
+    assert "evaluate.every: an evaluation needs data.eval_list" in complaints(path, *images)[0]
     assert config.load(path, [*images, "data.eval_list=y"]).evaluate.every == 5
     assert (
         "data.eval_list: only image_list has lists"
@@ -356,3 +356,9 @@ def test_any_kind_of_value_anywhere_is_an_error_or_a_spec(key, value):
         config.load(write("a.yaml", SMALL), [f"{key}={value}"])
     except UserError as error:
         str(error).encode()
+
+
+def test_a_protocol_is_named_once(tmp_path):
+    with pytest.raises(UserError) as caught:
+        config.load("moco_v3/digits", ["evaluate.protocols=[knn,rank,knn]"])
+    assert str(caught.value).endswith("evaluate.protocols: knn is there twice; name it once")

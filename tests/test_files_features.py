@@ -180,3 +180,13 @@ def npz_of(path: Path) -> Any:
     """A writer of an archive."""
     assert files.file_format(path) is npz
     return writing(path, Header((), {}))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_folder_that_is_not_there_is_to_be_made(suffix, tmp_path):
+    path = tmp_path / "none" / f"x{suffix}"
+    with pytest.raises(UserError) as caught, writing(path, Header((), {})) as append:
+        append({"label": np.zeros(2, np.int64), "final": np.zeros((2, 3))})
+    line = str(caught.value)
+    assert line.startswith(f"{path}: cannot write: ") and "\n" not in line
+    assert line.endswith("make its folder, writable, or set --output to another one")

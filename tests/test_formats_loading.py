@@ -9,11 +9,11 @@ from safetensors.numpy import save_file
 from support import golden_weights
 
 from triptych.core import checkpoint, formats
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import LinearSpec, RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
 from triptych.core.formats import FORMATS, moco_v3
-from triptych.core.parameters import table
+from triptych.core.parameters import initial_state, table
 
 CASES = ("moco_v3_vit_tiny", "moco_v3_vit_s16_224")
 TINY = CASES[0]
@@ -253,5 +253,44 @@ def test_a_checkpoint_of_another_architecture_is_one_line(
     check_refused(
         path,
         golden_spec(TINY, width=96, depth=2),
-        "a checkpoint of another architecture: model.width 192 -> 96, model.depth 3 -> 2",
+        "a checkpoint of another architecture: model.width 192 -> 96, model.depth 3 -> 2; give -c "
+        "the spec.yaml of its run",
+    )
+
+
+def test_equal_shapes_with_another_meaning_are_refused(
+    tmp_path: Path, official: State, spec: RunSpec
+) -> None:
+    path = checkpoint.write(tmp_path, 3, moco_v3.to_canonical(official, spec), spec, {}, keep=1)
+    heads = spec.model.heads
+    model = spec.model.model_copy(update={"heads": 2 * heads})
+    check_refused(
+        path,
+        spec.model_copy(update={"model": model}),
+        f"a checkpoint of another architecture: model.heads {heads} -> {2 * heads}; give -c "
+        "the spec.yaml of its run",
+    )
+    model = spec.model.model_copy(update={"freeze_patch_embed": not spec.model.freeze_patch_embed})
+    method = spec.method.model_copy(update={"temperature": 0.9})
+    formats.load_weights(path, spec.model_copy(update={"model": model, "method": method}))
+
+
+def test_a_classifier_has_the_rates_of_its_training(tmp_path: Path, spec: RunSpec) -> None:
+    probe = LinearSpec(name="linear", classes=3, rates=(0.1, 1.0))
+    trained = spec.model_copy(update={"method": probe})
+    path = checkpoint.write(tmp_path, 1, initial_state(trained), trained, {}, keep=1)
+    for changed, line in (
+        (probe.model_copy(update={"rates": (1.0, 0.1)}), "method.rates [0.1, 1.0] -> [1.0, 0.1]"),
+        (probe.model_copy(update={"pooling": "mean"}), "method.pooling cls -> mean"),
+    ):
+        check_refused(
+            path,
+            spec.model_copy(update={"method": changed}),
+            f"a checkpoint of another architecture: {line}; give -c the spec.yaml of its run",
+        )
+    check_refused(
+        path,
+        spec,
+        "a checkpoint of method linear, and the recipe has method moco_v3; give -c the spec.yaml "
+        "of its run",
     )

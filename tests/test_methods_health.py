@@ -175,3 +175,14 @@ def test_images_that_are_all_alike_are_seen_in_either_view():
     assert alike(Batch((same, same), np.arange(3)))
     assert alike(Batch((other, same), np.arange(3)))
     assert not alike(Batch((other, other), np.arange(3)))
+
+
+def test_a_sweep_is_judged_by_its_best_classifier():
+    values = {"loss": 60.0, "loss_0": 2.2, "loss_1": 117.8, "feature_std": 0.2}
+    assert METHODS["linear"].judged(values) == 2.2
+    assert METHODS["linear"].status(values) == ["best of 2: loss 2.200"]
+    one = {"loss": 2.1, "acc1": 30.0}
+    assert METHODS["linear"].judged(one) == METHODS["finetune"].judged(one) == 2.1
+    assert METHODS["linear"].status(one) == ["acc1 30.0 %"]
+    views = {"loss": 3.0, "loss_q1k2": 1.0}
+    assert METHODS["moco_v3"].judged(views) == 3.0

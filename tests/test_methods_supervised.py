@@ -60,6 +60,7 @@ def test_pretraining_gets_no_labels():
 @pytest.mark.parametrize(
     ("classes", "labels", "message"),
     [
+        (12, "one", "data: all 1437 training images are of one class, 7; a classifier needs two"),
         (12, None, "method.classes: 12, but the training images have 10 classes"),
         (10, {3: -1}, "method.name: linear learns from labels"),
         (10, "without 4", "data: class 4 has no training image"),
@@ -70,6 +71,8 @@ def test_labels_that_do_not_fit_are_one_line(classes, labels, message):
     source = open_train(spec)
     if labels == "without 4":
         source.labels = np.where(source.labels == 4, 5, source.labels)
+    elif labels == "one":
+        source.labels, source.classes = np.zeros_like(source.labels), ("7",)
     elif labels:
         source.labels = source.labels.copy()
         source.labels[list(labels)] = list(labels.values())

@@ -42,6 +42,15 @@ pictures (``method.features: cached``)."""
 MOVABLE_KEYS = ("data.eval_list", "data.eval_root", "data.list", "data.root")
 """Locations of the data. They may differ on resume, with a warning."""
 
+SHARED_KEYS = (
+    *("model.name", "model.image_size", "model.init", "model.zero_init_residual"),
+    *("model.freeze_patch_embed", "model.freeze_positions", "model.fc_norm"),
+)
+"""Keys of the model in which two runs may differ and still share an encoder."""
+
+HEAD_KEYS = ("method.blocks", "method.pooling", "method.rates", "method.weight_decays")
+"""Keys that say what a classifier reads, or how it was trained."""
+
 SHOWN, WIDTH = 8, 40
 """Most differences listed in one message, and most characters shown of a value."""
 
@@ -170,14 +179,26 @@ def check_spec(manifest: Manifest, spec: RunSpec) -> list[str]:
     ]
 
 
-def other_architecture(manifest: Manifest, spec: RunSpec) -> str | None:
-    """The differing keys of model and method in one line, or None if none differs."""
+def other_architecture(manifest: Manifest, spec: RunSpec, *, shapes: bool) -> str | None:
+    """The differing keys of model and method in one line, or None if none differs.
+
+    Args:
+        shapes: whether to list all these keys, as the tensors have other names or shapes. Else
+            those alone by which equal tensors have another meaning.
+    """
     changes = {
         key: change
         for key, change in differences(manifest, spec).items()
-        if _within(key, ("model", "method"))
+        if (_within(key, ("model", "method")) if shapes else _alters(key, spec))
     }
     return _listed(changes) if changes else None
+
+
+def _alters(key: str, spec: RunSpec) -> bool:
+    """Whether weights of equal shapes compute or mean something else with another value."""
+    if key in HEAD_KEYS:
+        return spec.method.labelled
+    return _within(key, ("model",)) and key not in SHARED_KEYS
 
 
 def differences(manifest: Manifest, spec: RunSpec) -> dict[str, str]:

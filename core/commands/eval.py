@@ -259,6 +259,8 @@ def _train(arguments: argparse.Namespace) -> int:
         arguments.overrides.append(f"init.weights={json.dumps(str(arguments.weights))}")
     spec = config.load(arguments.config, arguments.overrides)
     _check_recipe(arguments, spec)
+    if spec.data.lacks_held_out:
+        raise UserError(f"{spec.data.held_out_key}: not set; eval scores held-out images")
     if not spec.evaluate.every:
         arguments.overrides.append(f"evaluate.every={AT_THE_END}")
     return train.run(arguments)

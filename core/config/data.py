@@ -92,6 +92,12 @@ class DataSpec(Section):
         """The key that names the held-out images of data that have none by themselves."""
         return "data.eval_list" if self.name == "image_list" else "data.eval_root"
 
+    @property
+    def lacks_held_out(self) -> bool:
+        """Whether the data have held-out images only by a key, and that key is not set."""
+        named = self.name in ("image_folder", "image_list", "webdataset", "parquet")
+        return named and not (self.eval_list if self.name == "image_list" else self.eval_root)
+
     def contradictions(self) -> Iterator[KeyedError]:
         """Reports a missing folder or file, and keys of another kind of data."""
         if self.name not in WITHOUT_ROOT and self.root is None:

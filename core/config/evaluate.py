@@ -1,10 +1,18 @@
 """The ``evaluate`` section: the evaluation of features during training."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from triptych.core.config.fields import Bool, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from triptych.core.config.fields import (
+    Bool,
+    KeyedError,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 from triptych.core.config.lowshot import LowshotSpec
 
 
@@ -54,6 +62,12 @@ class EvaluateSpec(Section):
     probe: ProbeSpec = ProbeSpec()
     rank: RankSpec = RankSpec()
     lowshot: LowshotSpec = LowshotSpec()
+
+    def contradictions(self) -> Iterator[KeyedError]:
+        """See ``Section``."""
+        for name in ("knn", "probe", "rank"):
+            if self.protocols.count(name) > 1:
+                yield KeyedError("protocols", f"{name} is there twice; name it once")
 
     @property
     def every_k(self) -> tuple[int, ...]:

@@ -253,16 +253,11 @@ class RunSpec(Section):
                 "optim.generator_lr", f"method {self.method.name} has no weight generators"
             )
         yield from layer_decay_contradictions(self.optim, self.model)
-        if self.evaluate.every and self.data.name == "image_list" and not self.data.eval_list:
+        if self.evaluate.every and self.data.lacks_held_out:
             yield KeyedError(
                 "evaluate.every",
-                "k-NN needs data.eval_list, a list of held-out images; or set 0: never",
-            )
-        shown_by_root = self.data.name in ("image_folder", "webdataset", "parquet")
-        if self.evaluate.every and shown_by_root and not self.data.eval_root:
-            yield KeyedError(
-                "evaluate.every",
-                "k-NN needs data.eval_root, the held-out images; or set 0: never",
+                f"an evaluation needs {self.data.held_out_key}, the held-out images; or set 0: "
+                "never",
             )
 
     def _schedule_contradictions(self) -> Iterator[KeyedError]:

@@ -32,6 +32,9 @@ class Method(Protocol[ModelT, SectionT]):
     def settled(self, spec: RunSpec, /) -> int:
         """Number of steps at the start whose loss says nothing about the features."""
 
+    def judged(self, values: Mapping[str, float], /) -> float:
+        """The loss that shows the health of the run, from the metrics of a step."""
+
     def spread(self, values: Mapping[str, float], /) -> float:
         """The spread of the features over images, from the metrics of a step."""
 

@@ -132,6 +132,11 @@ def check_labels(spec: RunSpec, source: Source) -> None:
             f"method.name: {spec.method.name} learns from labels, and data.name {spec.data.name} "
             "as it is given has images without a label; use class folders or a list with labels"
         )
+    if len(source.classes) == 1:
+        raise UserError(
+            f"data: all {len(labels)} training images are of one class, "
+            f"{printable(source.classes[0])}; a classifier needs two at least"
+        )
     if len(source.classes) != method.classes:
         raise UserError(
             f"method.classes: {method.classes}, but the training images have "

@@ -10,6 +10,7 @@ A file has these columns, with one row per image:
 Beside them stand ``classes`` (texts) and ``about`` (one JSON object).
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,11 @@ from triptych.core.contracts import Array
 from triptych.core.errors import UserError
 from triptych.core.files.arrays import MALFORMED
 from triptych.core.files.writing import sync
+
+CLOSED = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR}
+)
+"""Error numbers of a folder that is not there or takes no file."""
 
 COLUMNS = ("name", "label", "held_out")
 """The columns that are no features."""
@@ -193,9 +199,10 @@ def _errors_of(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        raise UserError(
-            f"{path}: cannot write: {reason}; free some space or set --output to another disk"
-        ) from error
+        full = "free some space or set --output to another disk"
+        closed = "make its folder, writable, or set --output to another one"
+        advice = closed if error.errno in CLOSED else full
+        raise UserError(f"{path}: cannot write: {reason}; {advice}") from error
 
 
 def read_features(path: Path) -> FeatureFile:

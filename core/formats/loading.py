@@ -77,14 +77,30 @@ def load_weights(path: Path, spec: RunSpec) -> State:
     manifest, arrays = read_weights(path)
     state = to_canonical(arrays, spec, path)
     problems = mismatches(state, table(spec))
+    if manifest:
+        _check_checkpoint(manifest, spec, path, fits=not problems)
     if problems:
-        other = manifest and other_architecture(manifest, spec)
-        if other:
-            raise UserError(f"{path}: a checkpoint of another architecture: {other}")
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
     required = [param.name for param in table(spec)]
     optional = [name for name in state if name.startswith(OPTIONAL)]
     return {name: state[name] for name in [*required, *optional]}
+
+
+def _check_checkpoint(manifest: Manifest, spec: RunSpec, path: Path, *, fits: bool) -> None:
+    """Refuses a checkpoint of another model, or one whose equal shapes mean something else.
+
+    Args:
+        fits: whether the tensors have the names and shapes of the model.
+    """
+    remedy = "give -c the spec.yaml of its run"
+    then = manifest.spec.get("method", {}).get("name")
+    if then != spec.method.name:
+        raise UserError(
+            f"{path}: a checkpoint of method {then}, and the recipe has method {spec.method.name}; "
+            f"{remedy}"
+        )
+    if other := other_architecture(manifest, spec, shapes=not fits):
+        raise UserError(f"{path}: a checkpoint of another architecture: {other}; {remedy}")
 
 
 def read_arrays(path: Path) -> State:

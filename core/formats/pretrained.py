@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triptych.core import parameters
-from triptych.core.checkpoint.manifest import Manifest, differences
+from triptych.core.checkpoint.manifest import SHARED_KEYS, Manifest, differences
 from triptych.core.config.spec import InitSpec, RunSpec, VitSpec
 from triptych.core.contracts import State
 from triptych.core.data.source import native_path
@@ -24,12 +24,6 @@ STUDENT, TEACHER = (CANONICAL.branches[branch] for branch in ("student", "teache
 TABLE = "pos_embed"
 CLASSIFIERS = ("head.weight", "fc.weight")
 """Names of a classifier's weights in a file of a single network."""
-FREE = (
-    *("model.name", "model.image_size", "model.init", "model.zero_init_residual"),
-    *("model.freeze_patch_embed", "model.freeze_positions", "model.fc_norm"),
-)
-"""Keys of the model in which two runs may differ and still share an encoder."""
-
 Say = Callable[[str], None]
 
 
@@ -213,7 +207,7 @@ def _check_model(manifest: Manifest, spec: RunSpec) -> None:
     changes = {
         key: change
         for key, change in differences(manifest, spec).items()
-        if key.startswith("model.") and key not in FREE
+        if key.startswith("model.") and key not in SHARED_KEYS
     }
     if changes:
         listed = ", ".join(f"{key} {change}" for key, change in changes.items())

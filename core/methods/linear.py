@@ -18,8 +18,8 @@ from triptych.core.methods.supervised import (
     chance,
     settled,
     spread,
-    status,
 )
+from triptych.core.methods.supervised import status as accuracies
 
 __all__ = [
     "CHANCE",
@@ -30,11 +30,28 @@ __all__ = [
     "draws",
     "finish",
     "forward",
+    "judged",
     "prepare",
     "settled",
     "spread",
     "status",
 ]
+
+
+def judged(values: Mapping[str, float]) -> float:
+    """The loss of the best classifier. Of a sweep, some rates are too large to learn with."""
+    return min(_losses(values), default=values["loss"])
+
+
+def status(values: Mapping[str, float]) -> list[str]:
+    """The accuracy on the batch; of several classifiers the least loss."""
+    best = [f"best of {len(_losses(values))}: loss {judged(values):.3f}"]
+    return best if _losses(values) else accuracies(values)
+
+
+def _losses(values: Mapping[str, float]) -> list[float]:
+    """The losses of several classifiers."""
+    return [value for name, value in values.items() if name.startswith("loss_")]
 
 
 def draws(spec: RunSpec, step: int) -> dict[str, Array]:

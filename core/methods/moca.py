@@ -36,6 +36,11 @@ def chance(spec: RunSpec) -> float:
     return 2.0 * (method.image_weight + method.dense_weight) * math.log(method.words)
 
 
+def judged(values: Mapping[str, float]) -> float:
+    """The loss of the step."""
+    return values["loss"]
+
+
 def spread(values: Mapping[str, float]) -> float:
     """The lesser of two spreads: that of the features, and that of the bags of words.
 

@@ -26,6 +26,11 @@ def chance(spec: RunSpec) -> float:
     return math.log(1 + cast(QueueSpec, spec.method).queue_size)
 
 
+def judged(values: Mapping[str, float]) -> float:
+    """The loss of the step."""
+    return values["loss"]
+
+
 def spread(values: Mapping[str, float]) -> float:
     """The spread of the features (``core.methods.health.feature_std``)."""
     return values["feature_std"]

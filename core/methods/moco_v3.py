@@ -20,6 +20,11 @@ def chance(spec: RunSpec) -> float:
     return 4.0 * cast(MocoV3Spec, spec.method).temperature * math.log(spec.train.batch_size)
 
 
+def judged(values: Mapping[str, float]) -> float:
+    """The loss of the step."""
+    return values["loss"]
+
+
 def spread(values: Mapping[str, float]) -> float:
     """The spread of the features (``core.methods.health.feature_std``)."""
     return values["feature_std"]

@@ -21,6 +21,11 @@ def settled(spec: RunSpec) -> int:
     return 0
 
 
+def judged(values: Mapping[str, float]) -> float:
+    """The loss of the step."""
+    return values["loss"]
+
+
 def spread(values: Mapping[str, float]) -> float:
     """The spread of the features (``core.methods.health.feature_std``)."""
     return values["feature_std"]

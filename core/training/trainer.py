@@ -298,7 +298,7 @@ class Trainer:
         self._warnings_printed = len(self.pipeline.warned)
 
     def _observe(self, step: int, values: Mapping[str, Any], chance: float) -> str:
-        loss, spread = values["loss"], self.method.spread(values)
+        loss, spread = self.method.judged(values), self.method.spread(values)
         settled = step > self.method.settled(self.spec)
         return self.health.observe(loss, spread, chance=chance, settled=settled)
 
