@@ -257,8 +257,7 @@ def _train(arguments: argparse.Namespace) -> int:
         raise UserError("--json: the rows of a training are in its log; give --eval-only, or none")
     if str(arguments.weights) != INITIAL:
         arguments.overrides.append(f"init.weights={json.dumps(str(arguments.weights))}")
-    spec = config.load(arguments.config, arguments.overrides)
-    _check_recipe(arguments, spec)
+    _check_recipe(arguments, spec := config.load(arguments.config, arguments.overrides))
     if spec.data.lacks_held_out:
         raise UserError(f"{spec.data.held_out_key}: not set; eval scores held-out images")
     if not spec.evaluate.every:
@@ -395,6 +394,6 @@ def _overrides(arguments: argparse.Namespace) -> list[str]:
 def _list(value: str | Sequence[str]) -> str:
     """A comma-separated text, or several texts, as a list of YAML."""
     if isinstance(value, str):
-        parts = [part.strip() for part in value.split(",")]
+        parts = map(str.strip, value.split(","))
         return json.dumps([int(part) if part.isdecimal() else part for part in parts])
     return json.dumps(list(value))
