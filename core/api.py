@@ -269,8 +269,8 @@ def get_model(
     Args:
         name: one of ``list_models()``, or the path of a spec.
         backend: None: the spec's backend, else the first installed one.
-        weights: a run or checkpoint folder, or an npz or safetensors file of a known format;
-            None: the initial values from the spec's seed.
+        weights: a run or checkpoint folder, or a file of a known format: of PyTorch (``.pth``),
+            Paddle, safetensors or npz; None: the initial values from the spec's seed.
         overrides: ``a.b=c`` each, as on the command line.
 
     Raises:

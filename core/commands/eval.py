@@ -112,7 +112,7 @@ def _add_weights(parser: argparse.ArgumentParser, *, required: bool) -> None:
         required=required,
         type=cli.path,
         metavar="PATH",
-        help="a run or checkpoint folder, or an npz or safetensors file of a known format; "
+        help="a run or checkpoint folder, or a .pth, safetensors or npz file of a known format; "
         f"{INITIAL}: the random weights that a run begins with; {PIXELS}: for a protocol of "
         "features, the pixels in the place of features",
     )

@@ -9,7 +9,8 @@ class InitSpec(Section):
     """Where the encoder's first weights come from. All other tensors have their initial values."""
 
     weights: Str | None = None
-    """A run or checkpoint folder, or an npz or safetensors file; null: initial values."""
+    """A run or checkpoint folder, or a file of PyTorch, Paddle, safetensors or npz, or a folder of
+    OneFlow; null: initial values."""
     branch: Literal["student", "teacher"] = "student"
     """The encoder to take, if the file has two."""
     allow_missing: tuple[Str, ...] = ()

@@ -16,7 +16,7 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
 from triptych.core.files.arrays import read_file
-from triptych.core.formats import checks, moca, moco, moco_v3, plain
+from triptych.core.formats import checks, containers, moca, moco, moco_v3, plain
 from triptych.core.formats.encoders import Encoders
 from triptych.core.parameters import Param, table
 
@@ -62,8 +62,8 @@ def load_weights(path: Path, spec: RunSpec) -> State:
     """The complete weights of the model of ``spec``, with the dtypes of the file.
 
     Args:
-        path: a checkpoint or run folder, or an npz or safetensors file. The names are canonical or
-            those of a foreign format.
+        path: a checkpoint or run folder, or a file or folder as in ``containers``. The names are
+            canonical or those of a foreign format.
         spec: of the run.
 
     Returns:
@@ -109,7 +109,7 @@ def read_arrays(path: Path) -> State:
     Raises:
         UserError: the path is none of these, is damaged, or holds other data than numbers.
     """
-    return read_weights(path)[1]
+    return _read_checkpoint(path)[1] if path.is_dir() else read_file(path)
 
 
 def to_canonical(arrays: State, spec: RunSpec, path: Path) -> State:
@@ -193,13 +193,21 @@ def _capped(kind: str, problems: list[str]) -> list[str]:
 
 
 def read_weights(path: Path) -> tuple[Manifest | None, State]:
-    """The arrays of a path as in ``read_arrays``, and the manifest if there is one.
+    """The arrays of a checkpoint or run folder, or of a file or folder of any system.
+
+    Returns:
+        The manifest if there is one, and the arrays.
 
     Raises:
-        UserError: as in ``read_arrays``.
+        UserError: the path is none of these or is damaged, or holds no state dict or several.
     """
-    if not path.is_dir():
-        return None, read_file(path)
+    if path.is_dir() and not containers.is_foreign_folder(path):
+        return _read_checkpoint(path)
+    return None, containers.read_state_dict(path)
+
+
+def _read_checkpoint(path: Path) -> tuple[Manifest, State]:
+    """Manifest and arrays of a checkpoint, or of the newest one of a run."""
     if (path / MANIFEST).exists():
         return read(path)
     messages: list[str] = []

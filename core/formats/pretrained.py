@@ -90,7 +90,8 @@ def load_encoder(path: Path, spec: RunSpec, init: InitSpec) -> State:
     """The encoder of a file, for the model of ``spec``, with the dtypes of the file.
 
     Args:
-        path: a checkpoint or run folder, or an npz or safetensors file, of any known format.
+        path: a checkpoint or run folder, or a file or folder as in ``containers``, of any known
+            format.
         spec: of the run. Its method may be another one than that of the file.
         init: which encoder to take, and what may be missing or unused. Its ``weights`` is ignored.
 
