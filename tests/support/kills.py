@@ -39,7 +39,7 @@ SPARED = 10
 """Last steps in which no kill is planned: a run must not end before it is killed."""
 EARLY = 0.3
 """Share of the kills that come before the first step: while resuming, above all."""
-TIMED = ("images_per_second", "data_wait", "time")
+TIMED = ("images_per_second", "data_wait", "time", "evaluate_share")
 """What equal runs may log differently."""
 LIMIT = 300.0
 """Seconds in which something has to happen."""
