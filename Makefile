@@ -37,10 +37,10 @@ demo-all: $(stamp)  ## every short recipe of the digits on every backend, in run
 results: $(stamp)  ## what is missing of docs/results.md: hours, in which it may be ended and run again
 	$(python) tools/results.py
 
-# Two processes with one thread each: most tests are small, and a second thread gains them little. A
-# process may hold three frameworks, so there are no more than two, whatever the number of cores.
+# Two processes side by side: most tests are too small for a second thread. A process may hold three
+# frameworks, so there are no more than two, whatever the number of cores.
 test: $(stamp)  ## the test suite
-	$(under_test) OMP_NUM_THREADS=1 $(python) -m pytest -n $$(( OMP_NUM_THREADS > 1 ? 2 : 1 )) --dist loadfile
+	$(under_test) $(python) -m pytest -n $$(( OMP_NUM_THREADS > 1 ? 2 : 1 )) --dist loadfile
 
 soak: $(stamp)  ## long campaigns: kills at random moments, one curve on all frameworks
 	$(under_test) $(python) -m pytest -m soak

@@ -16,6 +16,7 @@ from support.oneflow_engines import build, framework
 from triptych import backends
 from triptych.core.contracts import Batch
 from triptych.core.errors import UserError
+from triptych.core.optim.groups import Group
 
 RNG = np.random.default_rng(0)
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +66,7 @@ def test_adamw_is_exact_in_float64(flow, eps):
     start = RNG.standard_normal(12)
     parameter = flow.nn.Parameter(flow.tensor(start))
     spec = tiny_spec(optim={"eps": eps, "betas": [0.87, 0.997]}).optim
-    optimizer = AdamW({"a": parameter}, parameter, spec)
+    optimizer = AdamW({"a": parameter}, parameter, spec, {"a": Group()})
     p, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
     for step in range(1, 51):
         gradient = RNG.standard_normal(12) * np.repeat([1.0, 1e-6, 0.0], 4)
@@ -87,7 +88,7 @@ def test_norm_of_a_large_gradient(flow):
 
     gradient = RNG.standard_normal(1 << 22).astype(np.float32)
     parameter = flow.nn.Parameter(flow.zeros(*gradient.shape))
-    optimizer = AdamW({"a": parameter}, parameter.detach(), tiny_spec().optim)
+    optimizer = AdamW({"a": parameter}, parameter.detach(), tiny_spec().optim, {"a": Group()})
     (parameter * flow.tensor(gradient)).sum().backward()
     norm = optimizer.gradient_norm().numpy()
     assert_close(norm, np.linalg.norm(gradient.astype(np.float64)), 1e-6)

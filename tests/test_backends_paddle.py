@@ -15,6 +15,7 @@ from support.paddle_engines import build, framework
 from triptych import backends
 from triptych.core.contracts import Batch
 from triptych.core.errors import UserError
+from triptych.core.optim.groups import Group
 
 RNG = np.random.default_rng(0)
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +38,7 @@ def test_norm_of_a_large_gradient(paddle):
     parameter = paddle.zeros(gradient.shape)
     parameter.stop_gradient = False
     (parameter * paddle.to_tensor(gradient)).sum().backward()
-    norm = AdamW({"a": parameter}, tiny_spec().optim).gradient_norm().numpy()
+    norm = AdamW({"a": parameter}, tiny_spec().optim, {"a": Group()}).gradient_norm().numpy()
     assert_close(norm, np.linalg.norm(gradient.astype(np.float64)), 1e-6)
 
 
@@ -48,7 +49,7 @@ def test_adamw_is_exact_in_float64(paddle, eps):
     start = RNG.standard_normal((4, 3))
     parameter = paddle.to_tensor(start, stop_gradient=False)
     spec = tiny_spec(optim={"eps": eps, "betas": [0.87, 0.997]}).optim
-    optimizer = AdamW({"a": parameter}, spec)
+    optimizer = AdamW({"a": parameter}, spec, {"a": Group()})
     p, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
     for step in range(1, 51):
         gradient = RNG.standard_normal(start.shape) * [1.0, 1e-6, 0.0]
