@@ -25,6 +25,8 @@ class Optimizer(ABC):
         members: the group of each parameter (see ``core.optim.groups``).
     """
 
+    spec: OptimSpec
+    """The section ``optim``; a subclass names that of its rule."""
     kinds: tuple[str, ...]
     """The kinds of moments, e.g. "exp_avg"."""
 
@@ -110,26 +112,17 @@ class AdamW(Optimizer):
     """AdamW (see ``core.reference.optim.adamw``)."""
 
     kinds = ("exp_avg", "exp_avg_sq")
-
-    def __init__(
-        self,
-        named: Mapping[str, nn.Parameter],
-        values: Tensor,
-        spec: AdamWSpec,
-        members: Mapping[str, groups.Group],
-    ) -> None:
-        super().__init__(named, values, spec, members)
-        self.betas, self.eps = spec.betas, spec.eps
+    spec: AdamWSpec
 
     def _update(
         self, lr: float, decay: float, value: Tensor, gradient: Tensor, *moments: Tensor
     ) -> None:
-        (beta1, beta2), (exp_avg, exp_avg_sq) = self.betas, moments
+        (beta1, beta2), (exp_avg, exp_avg_sq) = self.spec.betas, moments
         value.mul_(1.0 - lr * decay)
         exp_avg.mul_(beta1).add_(gradient, alpha=1.0 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
         correction = math.sqrt(1.0 - beta2**self.count)
-        scale = exp_avg_sq.sqrt().div_(correction).add_(self.eps)
+        scale = exp_avg_sq.sqrt().div_(correction).add_(self.spec.eps)
         value.addcdiv_(exp_avg, scale, value=-lr / (1.0 - beta1**self.count))
 
 
@@ -137,22 +130,13 @@ class Sgd(Optimizer):
     """SGD with momentum. Weight decay is added to the gradient of every tensor."""
 
     kinds = ("momentum_buffer",)
-
-    def __init__(
-        self,
-        named: Mapping[str, nn.Parameter],
-        values: Tensor,
-        spec: SgdSpec,
-        members: Mapping[str, groups.Group],
-    ) -> None:
-        super().__init__(named, values, spec, members)
-        self._momentum = spec.momentum
+    spec: SgdSpec
 
     def _update(
         self, lr: float, decay: float, value: Tensor, gradient: Tensor, *moments: Tensor
     ) -> None:
         (buffer,) = moments
-        buffer.mul_(self._momentum).add_(gradient).add_(value, alpha=decay)
+        buffer.mul_(self.spec.momentum).add_(gradient).add_(value, alpha=decay)
         value.add_(buffer, alpha=-lr)
 
 
@@ -160,6 +144,7 @@ class Lars(Optimizer):
     """LARS in MoCo v3's form (see ``core.reference.optim.lars``)."""
 
     kinds = ("momentum_buffer",)
+    spec: LarsSpec
 
     def __init__(
         self,
@@ -169,7 +154,6 @@ class Lars(Optimizer):
         members: Mapping[str, groups.Group],
     ) -> None:
         super().__init__(named, values, spec, members)
-        self._momentum, self._trust = spec.momentum, spec.trust_coefficient
         scaled = [name for name, parameter in self.named.items() if parameter.ndim > 1]
         views = flat.split(values, self.named)
         self._scaled = [(members[name], views[name], self.gradients[name]) for name in scaled]
@@ -182,7 +166,8 @@ class Lars(Optimizer):
         norms = _norms([value for _, value, _ in self._scaled])
         decayed = _norms([gradient for _, _, gradient in self._scaled])
         usable = (norms > 0) & (decayed > 0)
-        ratios = flow.where(usable, self._trust * norms / decayed, flow.ones_like(norms))
+        trusted = self.spec.trust_coefficient * norms / decayed
+        ratios = flow.where(usable, trusted, flow.ones_like(norms))
         for (_, _, gradient), ratio in zip(self._scaled, ratios.split(1), strict=True):
             gradient.mul_(ratio)
 
@@ -190,7 +175,7 @@ class Lars(Optimizer):
         self, lr: float, decay: float, value: Tensor, gradient: Tensor, *moments: Tensor
     ) -> None:
         (buffer,) = moments
-        buffer.mul_(self._momentum).add_(gradient)
+        buffer.mul_(self.spec.momentum).add_(gradient)
         value.add_(buffer, alpha=-lr)
 
 
