@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import oneflow as flow
 from oneflow import Tensor, nn
@@ -185,4 +185,4 @@ def _norms(tensors: list[Tensor]) -> Tensor:
     return flow.cat(squares).sqrt()
 
 
-OPTIMIZERS = {"adamw": AdamW, "sgd": Sgd, "lars": Lars}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "sgd": Sgd, "lars": Lars}
