@@ -18,7 +18,7 @@ from triptych.core import cli, config
 from triptych.core.api import get_model
 from triptych.core.evaluation import shots
 from triptych.core.evaluation.split import Split
-from triptych.core.evaluation.subject import encoder
+from triptych.core.evaluation.subject import Choice, encoder
 from triptych.core.files.features import Header, read_features, writing
 from triptych.core.formats import FORMATS
 from triptych.core.launch import open_engine
@@ -41,9 +41,7 @@ def test_the_encoder_gives_the_features_of_the_published_protocols(backend, back
             ("lowshot_remove_norm_blocks1", "mean", False, 1),
             ("lowshot_remove_norm_blocks3", "mean", False, 3),
         ):
-            subject = encoder(
-                *(engine, 0), branch="teacher", tokens=tokens, final_norm=final_norm, blocks=blocks
-            )
+            subject = encoder(engine, 0, Choice("teacher", tokens, final_norm, blocks))
             assert_close(
                 subject.embed(images), golden[name], TOLERANCE["float64"]["features"], name
             )

@@ -221,7 +221,8 @@ def test_only_labelled_images_and_queries_are_read(tmp_path) -> None:
 
 def test_images_are_resized_by_the_protocol_s_own_interpolation(tmp_path) -> None:
     split = folders(tmp_path, shots=[2], seeds=[0])
-    plain, cubic = (replace(raw_pixels(), interpolation=way) for way in (None, "bicubic"))
+    plain = raw_pixels()
+    cubic = replace(plain, choice=replace(plain.choice, interpolation="bicubic"))
     one, other = (split.features(subject).queries.features for subject in (plain, cubic))
     augment = split.spec.augment.model_copy(update={"eval_interpolation": "bicubic"})
     same = Split(split.spec.model_copy(update={"augment": augment})).features(plain)

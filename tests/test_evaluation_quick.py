@@ -18,7 +18,7 @@ from triptych.core.data import augmented_views, open_splits
 from triptych.core.errors import UserError
 from triptych.core.evaluation import PROTOCOLS, probe, rank
 from triptych.core.evaluation.split import Split
-from triptych.core.evaluation.subject import Subject, raw_pixels
+from triptych.core.evaluation.subject import Choice, Subject, raw_pixels
 from triptych.core.report import page, table
 from triptych.core.runs.log import read_rows
 from triptych.core.runs.record import read_run
@@ -108,7 +108,7 @@ def test_inside_sharing_each_image_is_embedded_once(tmp_path):
         calls.append(len(images))
         return images.reshape(len(images), -1)[:, :20]
 
-    subject = Subject(embed, 3, "student", "cls")
+    subject = Subject(embed, 3, Choice("student", "cls"))
     with split.sharing():
         knn_row, probe_row = (PROTOCOLS[name].rows(split, subject)[0] for name in ("knn", "probe"))
         assert calls == [12, 12]

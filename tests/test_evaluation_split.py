@@ -10,7 +10,7 @@ from triptych.core.data import split_digest
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.evaluation import PROTOCOLS
 from triptych.core.evaluation.split import Split
-from triptych.core.evaluation.subject import Subject, raw_pixels
+from triptych.core.evaluation.subject import Choice, Subject, raw_pixels
 
 NAMES = [f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(3)]
 
@@ -65,7 +65,7 @@ def test_features_that_are_not_finite_are_no_row(spec):
         return np.full((len(images), 4), np.nan)
 
     with pytest.raises(NonFiniteError, match="after step 7"):
-        PROTOCOLS["knn"].rows(Split(spec), Subject(embed, 7, "student", "cls"))
+        PROTOCOLS["knn"].rows(Split(spec), Subject(embed, 7, Choice("student", "cls")))
 
 
 def test_files_that_a_library_warns_of_are_kept_and_counted(spec, tmp_path):

@@ -224,7 +224,7 @@ class Split:
     def _labelled(self, subject: Subject, source: Source) -> Labelled:
         met = Met()
         features, positions = [], []
-        for images, index in self.batches(source, met, subject.interpolation):
+        for images, index in self.batches(source, met, subject.choice.interpolation):
             subject.check()
             features.append(subject.embed(images))
             if not np.isfinite(features[-1]).all():

@@ -64,15 +64,7 @@ class Stored:
                     f"{self._bank.path}: holds {key} {held}, but {wanted} is asked for; {remedy} "
                     f"{held}, or export again"
                 )
-        return Subject(
-            _no_images,
-            self.about["step"],
-            choice.branch,
-            choice.tokens,
-            final_norm=choice.final_norm,
-            blocks=choice.blocks,
-            interpolation=choice.interpolation,
-        )
+        return Subject(_no_images, self.about["step"], choice)
 
     def catalogue(self) -> Catalogue:
         """See ``core.evaluation.split.Halves``."""

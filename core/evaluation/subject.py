@@ -1,7 +1,7 @@
 """The features that a protocol evaluates, and where they come from."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,27 +62,25 @@ class Subject:
     Attributes:
         embed: (N, C, H, W) normalised images -> (N, D) features.
         step: optimizer steps that trained the weights.
-        branch: "student", "teacher" or "none".
-        tokens: which features of the encoder, or "raw pixels".
+        choice: which features these are. ``branch`` is "none" and ``tokens`` is "raw pixels" for
+            features of no encoder.
         check: called between batches; it raises an exception to break the evaluation off.
-        final_norm: as in ``Choice``.
-        blocks: as in ``Choice``.
-        interpolation: as in ``Choice``.
     """
 
     embed: Callable[[Array], Array]
     step: int
-    branch: str
-    tokens: str
+    choice: Choice
     check: Check = never
-    final_norm: bool = True
-    blocks: int = 1
-    interpolation: str | None = None
 
     @property
-    def choice(self) -> Choice:
-        """The features of an encoder that these are."""
-        return Choice(self.branch, self.tokens, self.final_norm, self.blocks, self.interpolation)
+    def branch(self) -> str:
+        """As in ``choice``."""
+        return self.choice.branch
+
+    @property
+    def tokens(self) -> str:
+        """As in ``choice``."""
+        return self.choice.tokens
 
 
 def depth(spec: RunSpec) -> int:
@@ -90,38 +88,23 @@ def depth(spec: RunSpec) -> int:
     return spec.model.depth if isinstance(spec.model, VitSpec) else 4
 
 
-def encoder(
-    engine: Engine,
-    step: int,
-    *,
-    branch: str,
-    tokens: str,
-    check: Check = never,
-    final_norm: bool = True,
-    blocks: int = 1,
-    interpolation: str | None = None,
-) -> Subject:
+def encoder(engine: Engine, step: int, choice: Choice, check: Check = never) -> Subject:
     """The features of an engine's encoder.
 
     Args:
-        branch: as in ``core.engine.Engine.embed``.
-        tokens: as in ``core.engine.Engine.embed``.
         check: as in ``Subject``.
-        final_norm: as in ``Choice``.
-        blocks: as in ``Choice``.
-        interpolation: as in ``Choice``.
 
     Raises:
         UserError: the encoder has fewer blocks.
     """
-    names = Choice(branch, tokens, final_norm, blocks).arrays(depth(engine.spec))
-    layers = () if final_norm else tuple(int(name.removeprefix("layer")) for name in names)
+    names = choice.arrays(depth(engine.spec))
+    layers = () if choice.final_norm else tuple(int(n.removeprefix("layer")) for n in names)
 
     def embed(images: Array) -> Array:
-        outputs = engine.embed(images, branch=branch, layers=layers, tokens=tokens)
+        outputs = engine.embed(images, branch=choice.branch, layers=layers, tokens=choice.tokens)
         return outputs[names[0]] if len(names) == 1 else np.hstack([outputs[n] for n in names])
 
-    return Subject(embed, step, branch, tokens, check, final_norm, blocks, interpolation)
+    return Subject(embed, step, choice, check)
 
 
 def alone(engine: Engine, step: int, choice: Choice) -> Subject:
@@ -134,7 +117,7 @@ def alone(engine: Engine, step: int, choice: Choice) -> Subject:
         UserError: as in ``encoder``.
     """
     held = replace(choice, branch="student")
-    return replace(encoder(engine, step, **asdict(held)), branch=choice.branch)
+    return replace(encoder(engine, step, held), choice=choice)
 
 
 def raw_pixels() -> Subject:
@@ -143,4 +126,4 @@ def raw_pixels() -> Subject:
     def flatten(images: Array) -> Array:
         return images.reshape(len(images), -1)
 
-    return Subject(flatten, 0, "none", RAW_PIXELS)
+    return Subject(flatten, 0, Choice("none", RAW_PIXELS))

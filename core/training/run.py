@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -167,7 +166,7 @@ def _rows(engine: Engine, split: Split, step: int, check: Check) -> Sequence[Eva
     settings = split.spec.evaluate
     protocols = [PROTOCOLS[name] for name in settings.protocols]
     choices = {protocol.choice(settings) for protocol in protocols}
-    subjects = {c: encoder(engine, step, **asdict(c), check=check) for c in choices}
+    subjects = {c: encoder(engine, step, c, check) for c in choices}
     with split.sharing():
         return [
             row
