@@ -10,7 +10,7 @@ from triptych.core.config.spec import LinearSpec, SupervisedSpec
 from triptych.core.data import labels_of
 from triptych.core.engine import Engine
 from triptych.core.errors import NonFiniteError, UserError
-from triptych.core.evaluation.row import Evaluation, Share
+from triptych.core.evaluation.row import Share, SplitRow
 from triptych.core.evaluation.scores import Scores, Tally
 from triptych.core.evaluation.split import Met, Split
 from triptych.core.evaluation.subject import Check, never
@@ -20,7 +20,7 @@ TITLES = {"linear": "linear probe", "finetune": "fine-tuning"}
 """Name of the method, which is that of the evaluation -> title."""
 
 
-class ClassifierRow(Evaluation):
+class ClassifierRow(SplitRow):
     """The results of the classifiers of one branch.
 
     A linear probe with several classifiers is judged by the best one.
@@ -38,9 +38,6 @@ class ClassifierRow(Evaluation):
         heads: rate, weight_decay, top1, top5 and loss of each classifier, if there are several.
         trained_on: "augmented" or "cached" features for a linear probe, as its spec says.
         images: number of images.
-        split: digest of the images.
-        skipped: number of damaged files that were left out.
-        image_warnings: number of files that an image library has warned about.
     """
 
     branch: str = "student"
@@ -54,9 +51,6 @@ class ClassifierRow(Evaluation):
     heads: list[dict[str, float | None]] = Field(default_factory=list)
     trained_on: str | None = None
     images: int = 0
-    split: str = ""
-    skipped: int = 0
-    image_warnings: int = 0
 
     @property
     def title(self) -> str:
@@ -93,9 +87,7 @@ class ClassifierRow(Evaluation):
         if self.trained_on:
             details.append(f"on {self.trained_on} features")
         details.append(f"{self.images} images")
-        if self.skipped:
-            details.append(f"damaged files left out: {self.skipped}")
-        return f"{super().line()} ({', '.join(details)})"
+        return f"{super().line()} {self.noted(details)}"
 
 
 def check(split: Split) -> None:

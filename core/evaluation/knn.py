@@ -20,7 +20,7 @@ from triptych.core.config.evaluate import EvaluateSpec
 from triptych.core.contracts import Array
 from triptych.core.errors import UserError
 from triptych.core.evaluation.neighbours import QUERIES, neighbours
-from triptych.core.evaluation.row import Evaluation, Share
+from triptych.core.evaluation.row import Share, SplitRow
 from triptych.core.evaluation.split import Halves, Labelled, require_classes
 from triptych.core.evaluation.subject import Check, Subject
 from triptych.core.random import stream
@@ -29,11 +29,10 @@ TOP = 5
 """Classes among which the label has to be for ``top5``; k of them, if k is smaller."""
 
 
-class KnnRow(Evaluation):
+class KnnRow(SplitRow):
     """Accuracy with one number of labels.
 
     Attributes:
-        branch: as in ``Subject``.
         tokens: as in ``Subject``.
         labels: number of labelled images per class that vote, or "all".
         top1: share of the queries whose predicted class is their label, 0 to 1.
@@ -44,12 +43,8 @@ class KnnRow(Evaluation):
             own are those of the first one.
         bank: number of labelled images.
         queries: number of classified images.
-        split: digest of the evaluated images.
-        skipped: number of damaged files that were left out.
-        image_warnings: number of files that an image library has warned about.
     """
 
-    branch: str = ""
     tokens: str = ""
     labels: int | str
     top1: Share
@@ -59,9 +54,6 @@ class KnnRow(Evaluation):
     grid: list[dict[str, int | float]] = Field(default_factory=list)
     bank: int = 0
     queries: int = 0
-    split: str = ""
-    skipped: int = 0
-    image_warnings: int = 0
 
     @property
     def title(self) -> str:
@@ -93,9 +85,7 @@ class KnnRow(Evaluation):
             f"{self.bank} labelled",
             f"{self.queries} queries",
         ]
-        if self.skipped:
-            parts.append(f"damaged files left out: {self.skipped}")
-        return f"{super().line()} ({', '.join(parts)})"
+        return f"{super().line()} {self.noted(parts)}"
 
     def details(self) -> list[str]:
         """See ``Evaluation``."""

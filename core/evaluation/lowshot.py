@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, FiniteFloat
 
 from triptych.core.contracts import Array
 from triptych.core.errors import UserError
-from triptych.core.evaluation.row import Evaluation, Share
+from triptych.core.evaluation.row import Share, SplitRow
 from triptych.core.evaluation.shots import Shots, splits
 from triptych.core.evaluation.split import Features, Halves
 from triptych.core.evaluation.subject import Subject
@@ -34,11 +34,10 @@ QUERIES = 1024
 """Number of queries that are classified at once."""
 
 
-class LowshotRow(Evaluation):
+class LowshotRow(SplitRow):
     """Accuracy with one number of labelled images and one lambda, over all splits.
 
     Attributes:
-        branch: as in ``Subject``.
         tokens: as in ``Subject``.
         final_norm: as in ``core.evaluation.subject.Choice``.
         blocks: as in ``core.evaluation.subject.Choice``.
@@ -55,14 +54,10 @@ class LowshotRow(Evaluation):
         labelled: number of labelled images of each split.
         queries: number of classified images.
         classes: number of classes.
-        split: digest of all images that were evaluated.
-        skipped: number of damaged files that were left out.
-        image_warnings: number of files that an image library has warned about.
     """
 
     model_config = ConfigDict(populate_by_name=True)
 
-    branch: str = ""
     tokens: str = ""
     final_norm: bool = True
     blocks: int = 1
@@ -79,9 +74,6 @@ class LowshotRow(Evaluation):
     labelled: tuple[int, ...] = ()
     queries: int = 0
     classes: int = 0
-    split: str = ""
-    skipped: int = 0
-    image_warnings: int = 0
 
     @property
     def title(self) -> str:
@@ -107,9 +99,7 @@ class LowshotRow(Evaluation):
             f"{self.queries} queries",
             f"{len(self.each)} splits" if len(self.each) > 1 else "1 split",
         ]
-        if self.skipped:
-            parts.append(f"damaged files left out: {self.skipped}")
-        return f"{super().line()} +- {100 * self.std:.2f} ({', '.join(parts)})"
+        return f"{super().line()} +- {100 * self.std:.2f} {self.noted(parts)}"
 
     def as_json(self) -> dict[str, Any]:
         """See ``Evaluation``."""

@@ -11,7 +11,7 @@ from pydantic import FiniteFloat
 from triptych.core.config.evaluate import ProbeSpec
 from triptych.core.contracts import Array
 from triptych.core.evaluation.knn import TOP, ranks
-from triptych.core.evaluation.row import Evaluation, Share
+from triptych.core.evaluation.row import Share, SplitRow
 from triptych.core.evaluation.split import Halves, require_classes
 from triptych.core.evaluation.subject import Subject
 
@@ -19,12 +19,11 @@ TOLERANCE = 1e-6
 """Largest component of the gradient at which L-BFGS stops."""
 
 
-class ProbeRow(Evaluation):
+class ProbeRow(SplitRow):
     """Accuracy of a linear classifier of the queries.
 
     Attributes:
         trained_on: "cached" features: computed once, without augmentation.
-        branch: as in ``Subject``.
         tokens: as in ``Subject``.
         top1: share of the queries whose predicted class is their label, 0 to 1.
         top5: share of the queries whose label is among the five first classes.
@@ -33,13 +32,9 @@ class ProbeRow(Evaluation):
         iterations: number of iterations of L-BFGS.
         bank: number of labelled images.
         queries: number of classified images.
-        split: digest of the evaluated images.
-        skipped: number of damaged files that were left out.
-        image_warnings: number of files that an image library has warned about.
     """
 
     trained_on: str = "cached"
-    branch: str = ""
     tokens: str = ""
     top1: Share
     top5: Share | None = None
@@ -48,9 +43,6 @@ class ProbeRow(Evaluation):
     iterations: int = 0
     bank: int = 0
     queries: int = 0
-    split: str = ""
-    skipped: int = 0
-    image_warnings: int = 0
 
     @property
     def title(self) -> str:
@@ -67,9 +59,7 @@ class ProbeRow(Evaluation):
             f"{self.bank} labelled",
             f"{self.queries} queries",
         ]
-        if self.skipped:
-            parts.append(f"damaged files left out: {self.skipped}")
-        return f"{super().line()} ({', '.join(parts)})"
+        return f"{super().line()} {self.noted(parts)}"
 
 
 def check(halves: Halves) -> None:

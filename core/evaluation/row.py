@@ -92,3 +92,24 @@ class Evaluation(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """The row as the log stores it."""
         return self.model_dump()
+
+
+class SplitRow(Evaluation):
+    """A row whose numbers come from the images of an evaluation split.
+
+    Attributes:
+        branch: as in ``core.evaluation.subject.Subject``.
+        split: digest of the evaluated images.
+        skipped: number of damaged files that were left out.
+        image_warnings: number of files that an image library has warned about.
+    """
+
+    branch: str = ""
+    split: str = ""
+    skipped: int = 0
+    image_warnings: int = 0
+
+    def noted(self, parts: list[str]) -> str:
+        """The parts of a terminal line in brackets, and how many damaged files were left out."""
+        damaged = [f"damaged files left out: {self.skipped}"] if self.skipped else []
+        return f"({', '.join([*parts, *damaged])})"
