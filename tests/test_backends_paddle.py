@@ -82,7 +82,7 @@ def test_updates_on_a_gpu_do_not_wait_and_are_the_same(paddle, monkeypatch, opti
     updated = []
     for on_gpu in (False, True):
         parameter = paddle.to_tensor(start, stop_gradient=False)
-        rule = optim.OPTIMIZERS[spec.name]({"a": parameter}, spec)
+        rule = optim.OPTIMIZERS[spec.name]({"a": parameter}, spec, {"a": Group()})
         (parameter * paddle.to_tensor(gradient)).sum().backward()
         with monkeypatch.context() as patch:
             if on_gpu:
