@@ -8,7 +8,6 @@ from support.double import TINY, finished, install, tiny
 
 from triptych.core import config, formats
 from triptych.core.cli import main
-from triptych.core.formats import plain
 from triptych.core.runs.log import read_rows
 
 RECIPE = """\
@@ -82,7 +81,7 @@ def test_a_classifier_of_unknown_origin_is_scored(pretrained, tmp_path, capsys):
     words = recipe("finetune")
     assert main([*words, "--weights", str(pretrained), "--output", str(run)]) == 0
     spec = config.load(run / "spec.yaml")
-    arrays = plain.from_canonical(formats.load_weights(run, spec), spec)
+    arrays = formats.FORMATS["timm"].from_canonical(formats.load_weights(run, spec), spec)
     np.savez("plain.npz", **{f"module.{name}": array for name, array in arrays.items()})
     capsys.readouterr()
     assert main([*words, "--weights", "plain.npz", "--eval-only", "--json"]) == 0

@@ -95,8 +95,12 @@ def test_a_file_of_official_names_loads(tmp_path):
 @pytest.mark.parametrize(
     ("case", "other", "line"),
     [
-        ("moco_v1_resnet18", "moco_v3_resnet50", "official MoCo v1 and v2 names need moco_v1"),
-        ("moco_v3_vit_conv_tiny", "moco_v1_resnet18", "official MoCo v3 names need moco_v3"),
+        ("moco_v1_resnet18", "moco_v3_resnet50", "MoCo v1 pretraining (moco); it needs moco_v1"),
+        (
+            "moco_v3_vit_conv_tiny",
+            "moco_v1_resnet18",
+            "MoCo v3 pretraining (moco_v3); it needs moco_v3",
+        ),
     ],
 )
 def test_names_of_another_method_are_refused(tmp_path, case, other, line):

@@ -150,7 +150,7 @@ def test_teacher_and_student_begin_with_the_same_encoder(tmp_path: Path) -> None
             _, part, rest = name.split(".", 2)
             wanted = encoder_of(V3)[rest] if part == "encoder" else fresh[name]
             assert np.array_equal(array, wanted), name
-    text = f"init: {path} (plain, single network): 42 tensors of the encoder; initial values: "
+    text = f"init: {path} (timm, a ViT encoder): 42 tensors of the encoder; initial values: "
     assert lines == [
         text + "student.classifier, teacher.classifier",
         text + "student.projector, student.predictor, teacher.projector",
@@ -260,16 +260,19 @@ def test_heads_that_no_shape_shows_come_from_the_manifest(tmp_path: Path) -> Non
         ),
         (
             ("encoder_q.fc.weight", "queue"),
-            "holds no encoder: no tensor of one under encoder_q. or encoder_k.",
+            "holds no encoder: its names are those of MoCo v1 pretraining (moco), and none is of an "
+            "encoder",
         ),
         (
             ("student.classifier.weight",),
-            "holds no encoder: no tensor of one under student.encoder. or teacher.encoder.",
+            "holds no encoder: its names are those of a triptych state (canonical), and none is of "
+            "an encoder",
         ),
         (
-            ("backbone.cls_token",),
-            "holds backbone.cls_token: names of no known format (canonical, moco, moco_v3, moca, "
-            "plain)",
+            ("outline.cls_token",),
+            "holds outline.cls_token: names of no known format ("
+            + ", ".join(formats.FORMATS)
+            + ")",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from triptych.core import config, methods, parameters, reference
 from triptych.core.config.method import rounds
 from triptych.core.contracts import Hyper
 from triptych.core.errors import UserError
-from triptych.core.formats import moca as names
+from triptych.core.formats import FORMATS
 from triptych.core.methods import masking
 from triptych.core.optim import groups
 from triptych.core.optim.plan import Plan
@@ -132,7 +132,7 @@ def test_groups_are_those_of_the_reference():
 
 def test_groups_of_the_golden_case():
     spec = config.load(GOLDEN / "specs" / f"{CASE}.yaml")
-    official = names.names(spec)
+    official = FORMATS["moca"].names(spec)
     found = {}
     for param in parameters.table(spec):
         if param.trainable:
@@ -188,22 +188,22 @@ def test_position_tables_are_the_golden_ones():
 def test_official_names_both_ways():
     spec = config.load(GOLDEN / "specs" / f"{CASE}.yaml")
     official = official_state(CASE)
-    state = names.to_canonical(official, spec)
+    state = FORMATS["moca"].to_canonical(official, spec)
     assert {n: a.shape for n, a in state.items()} == {
         p.name: p.shape for p in parameters.table(spec)
     }
     for name in ("memory.pointer", "memory.updates"):
         assert state[name].dtype == np.int64
-    back = names.from_canonical(state, spec)
+    back = FORMATS["moca"].from_canonical(state, spec)
     assert set(back) == set(official)
     for name, array in official.items():
         np.testing.assert_array_equal(back[name], array)
-    again = names.to_canonical(back, spec)
+    again = FORMATS["moca"].to_canonical(back, spec)
     for name, array in state.items():
         assert again[name].dtype == array.dtype
         np.testing.assert_array_equal(again[name], array)
-    with pytest.raises(UserError, match="need moca"):
-        names.names(tiny_spec())
+    with pytest.raises(UserError, match="hold moca"):
+        FORMATS["moca"].names(tiny_spec())
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from triptych.core.config.fields import Section, Str
+from triptych.core.config.fields import Bool, Section, Str
 
 
 class InitSpec(Section):
@@ -13,6 +13,9 @@ class InitSpec(Section):
     OneFlow; null: initial values."""
     branch: Literal["student", "teacher"] = "student"
     """The encoder to take, if the file has two."""
+    average: Bool | None = None
+    """Whether to take averaged weights (EMA) instead of those that were trained. null: the file has
+    only one of them."""
     allow_missing: tuple[Str, ...] = ()
     """Tensors of the encoder that the file may lack, by canonical name without student.encoder. in
     front. They keep their initial values. A name that ends in . stands for all that begin with

@@ -1,6 +1,15 @@
 """What the shapes of an encoder's tensors tell about its architecture."""
 
 from collections.abc import Mapping
+from fractions import Fraction
+from math import isqrt
+from typing import NamedTuple, cast
+
+from triptych.core.config.spec import ModelSpec
+from triptych.core.parameters import encoder
+
+FIRST = {"cls_token", "conv1.weight"}
+"""Names of the first tensors of an encoder."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -64,3 +73,86 @@ def difference(ours: Shapes, theirs: Shapes) -> str | None:
 
 def _listed(found: Mapping[str, object]) -> str:
     return ", ".join(str(v) if k == "kind" else f"{k} {v}" for k, v in found.items())
+
+
+def model_section(shapes: Shapes) -> dict[str, object]:
+    """The keys of ``model`` that shapes show. Those that they do not show are absent.
+
+    Args:
+        shapes: of an encoder's tensors, without a prefix.
+    """
+    found = architecture(shapes)
+    if found["kind"] == "ResNet":
+        return {
+            "name": "resnet",
+            "block": "bottleneck" if found["convolutions in a block"] == 3 else "basic",
+            "depths": [int(n) for n in str(found["blocks"]).split("-")],
+            "width": found["width"],
+            "channels": found["channels"],
+            "stem": "imagenet" if found["first kernel"] == 7 else "small",
+        }
+    model = {key: found[key] for key in ("width", "depth", "stem", "channels") if key in found}
+    patch = 16 if found["stem"] == "conv" else found.get("patch size")
+    model |= {"name": "vit", "patch_size": patch}
+    if "mlp width" in found and "width" in found:
+        ratio = Fraction(cast(int, found["mlp width"]), cast(int, found["width"]))
+        model["mlp_ratio"] = int(ratio) if ratio.denominator == 1 else float(ratio)
+    side = isqrt(shapes["pos_embed"][1] - 1) if "pos_embed" in shapes else 0
+    if side and side**2 == shapes["pos_embed"][1] - 1 and isinstance(patch, int):
+        model["image_size"] = side * patch
+    if "fc_norm.weight" in shapes:
+        model["fc_norm"] = True
+    return model
+
+
+def encoder_shapes(shapes: Shapes, branch: str = "student") -> Shapes:
+    """The shapes of one encoder without its prefix."""
+    prefix = f"{branch}.encoder."
+    return {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
+
+
+def other_encoder(model: ModelSpec, theirs: Shapes) -> str | None:
+    """``difference`` between the encoder of a spec and that of a file; None without an encoder."""
+    if not FIRST & theirs.keys():
+        return None
+    return difference({param.name: param.shape for param in encoder(model)}, theirs)
+
+
+class Contradiction(NamedTuple):
+    """A tensor whose shape cannot stand beside the others.
+
+    Attributes:
+        name: canonical name.
+        reason: its shape and what it should be.
+    """
+
+    name: str
+    reason: str
+
+
+def contradiction(shapes: Shapes) -> Contradiction | None:
+    """The first tensor of a ViT's block whose shape excludes that matrices are (out, in).
+
+    Such a file has another layout than was assumed, for example that of Paddle.
+
+    Args:
+        shapes: by canonical name, with prefixes.
+    """
+    for branch in ("student.encoder.", "teacher.encoder."):
+        token = shapes.get(f"{branch}cls_token", ())
+        if not token:
+            continue
+        width = token[-1]
+        hidden = shapes.get(f"{branch}blocks.0.mlp.fc1.bias", (4 * width,))[0]
+        wanted = {
+            "attn.qkv": (3 * width, width),
+            "mlp.fc1": (hidden, width),
+            "mlp.fc2": (width, hidden),
+        }
+        for part, shape in wanted.items():
+            name = f"{branch}blocks.0.{part}.weight"
+            if (found := shapes.get(name, shape)) == shape[::-1] != shape:
+                return Contradiction(
+                    name, f"{found}: matrices are (in, out); expected (out, in) = {shape}"
+                )
+    return None

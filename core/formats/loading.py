@@ -1,61 +1,28 @@
-"""Loads weights in any known format.
+"""Loads the weights of a run from a file of any known format."""
 
-A format is a module with the functions of ``Format``. It derives its table of names from the table
-of parameters, and inverts it for the other direction, so both directions always agree.
-"""
-
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from triptych.core.checkpoint.manifest import Manifest, other_architecture
 from triptych.core.checkpoint.retrieval import MANIFEST, latest, read
-from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import State
+from triptych.core.config.spec import RunSpec, SupervisedSpec
+from triptych.core.contracts import Array, State
 from triptych.core.errors import UserError
 from triptych.core.files.arrays import read_file
-from triptych.core.formats import checks, containers, moca, moco, moco_v3, plain
-from triptych.core.formats.encoders import Encoders
+from triptych.core.files.tree import Content, Stored
+from triptych.core.formats import canonical, checks, containers
+from triptych.core.formats.architecture import encoder_shapes, other_encoder
+from triptych.core.formats.detection import Source, recognise
+from triptych.core.formats.format import facts_of
 from triptych.core.parameters import Param, table
-
-BRANCHES = ("student.", "teacher.", "memory.", "optimizer.")
-"""Prefixes of canonical names."""
-
-OWN = "canonical"
-"""Name of our own format."""
-
-DETECTOR = ("fpn", "rpn", "roi_head", "bbox_head", "mask_head", "proposal_generator")
-"""Parts of the names of a detector's tensors."""
 
 OPTIONAL = "optimizer."
 """Prefix of the optimizer's state, which a file may lack. Only the backend knows its entries."""
 
 SHOWN = 8
 """Number of lines printed for each kind of problem."""
-
-
-class Format(Protocol):
-    """The names and layouts of foreign files.
-
-    Attributes:
-        ENCODERS: where such a file holds its encoders.
-    """
-
-    ENCODERS: Encoders
-
-    def matches(self, names: Collection[str], /) -> bool:
-        """Whether a file with these names has this format."""
-
-    def to_canonical(self, arrays: State, spec: RunSpec, /) -> State:
-        """The arrays with canonical names and layouts. An unknown array keeps its name."""
-
-    def from_canonical(self, state: State, spec: RunSpec, /) -> State:
-        """The state with the format's names and layouts."""
-
-
-FORMATS: dict[str, Format] = {"moco": moco, "moco_v3": moco_v3, "moca": moca, "plain": plain}
 
 
 def load_weights(path: Path, spec: RunSpec) -> State:
@@ -74,9 +41,8 @@ def load_weights(path: Path, spec: RunSpec) -> State:
         UserError: the file is unreadable or has another architecture; or a tensor is missing,
             superfluous, misshapen or not finite. There is one line for each such tensor.
     """
-    manifest, arrays = read_weights(path)
-    state = to_canonical(arrays, spec, path)
-    problems = mismatches(state, table(spec))
+    manifest, source = read_weights(path, spec, average=spec.init.average)
+    state, problems = _fitted(source, spec)
     if manifest:
         _check_checkpoint(manifest, spec, path, fits=not problems)
     if problems:
@@ -84,6 +50,33 @@ def load_weights(path: Path, spec: RunSpec) -> State:
     required = [param.name for param in table(spec)]
     optional = [name for name in state if name.startswith(OPTIONAL)]
     return {name: state[name] for name in [*required, *optional]}
+
+
+def _fitted(source: Source, spec: RunSpec) -> tuple[State, list[str]]:
+    """The tensors of a file for a model, and why they do not fit."""
+    own = source.format is canonical.FORMAT
+    if not own and spec.method.name not in source.layout.methods:
+        needed = " or ".join(source.layout.methods) or "linear or finetune with init.weights"
+        return {}, [
+            f"method.name: {spec.method.name}: the file holds {source.layout.about} "
+            f"({source.format.name}); it needs {needed}"
+        ]
+    shapes = source.shapes
+    if not own and (other := other_encoder(spec.model, encoder_shapes(shapes))):
+        return {}, [f"weights of another architecture: {other}"]
+    params = table(spec)
+    state = arrays_of(source)
+    if isinstance(spec.method, SupervisedSpec):
+        # A file has one classifier, which is the average of a run that has one.
+        twins = {p.name: p.name.replace("teacher.", "student.", 1) for p in params}
+        state.update({n: state[s] for n, s in twins.items() if n not in state and s in state})
+    known = {param.name for param in params}
+    named = {
+        name if name in known or name.startswith(OPTIONAL) or own else source.named(name): array
+        for name, array in state.items()
+    }
+    beside = {name: tensor.array() for name, tensor in source.renamed.unknown.items()}
+    return state, mismatches({**named, **beside}, params)
 
 
 def _check_checkpoint(manifest: Manifest, spec: RunSpec, path: Path, *, fits: bool) -> None:
@@ -110,45 +103,6 @@ def read_arrays(path: Path) -> State:
         UserError: the path is none of these, is damaged, or holds other data than numbers.
     """
     return _read_checkpoint(path)[1] if path.is_dir() else read_file(path)
-
-
-def to_canonical(arrays: State, spec: RunSpec, path: Path) -> State:
-    """The arrays under canonical names. Their names tell the format.
-
-    Args:
-        arrays: in any known format.
-        spec: of the run.
-        path: of the file, for messages.
-
-    Raises:
-        UserError: the format is unknown, or belongs to another method.
-    """
-    name = format_of(arrays, path)
-    if name == OWN:
-        return arrays
-    try:
-        return FORMATS[name].to_canonical(arrays, spec)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def format_of(names: Collection[str], path: Path) -> str:
-    """The format of a file with these names: ``OWN``, or a key of ``FORMATS``.
-
-    Raises:
-        UserError: the format is unknown.
-    """
-    if any(name.startswith(BRANCHES) for name in names):
-        return OWN
-    for name, foreign in FORMATS.items():
-        if foreign.matches(names):
-            return name
-    if detector := next((n for n in names if any(part in n for part in DETECTOR)), None):
-        raise UserError(f"{path}: holds a detector ({detector}), not an encoder or classifier")
-    first_names = ", ".join(list(names)[:3]) or "nothing"
-    raise UserError(
-        f"{path}: holds {first_names}: names of no known format ({OWN}, {', '.join(FORMATS)})"
-    )
 
 
 def mismatches(state: State, table: Sequence[Param]) -> list[str]:
@@ -192,18 +146,43 @@ def _capped(kind: str, problems: list[str]) -> list[str]:
     return [*lines, f"{kind}: {more} more"] if more else lines
 
 
-def read_weights(path: Path) -> tuple[Manifest | None, State]:
-    """The arrays of a checkpoint or run folder, or of a file or folder of any system.
+def read_weights(
+    path: Path, spec: RunSpec, *, average: bool | None = None
+) -> tuple[Manifest | None, Source]:
+    """A checkpoint or run folder, or a file or folder of any system.
+
+    Args:
+        path: of the file or folder.
+        spec: of the run. It decides where a file can be read in several ways.
+        average: whether to take averaged weights, if the file has both.
 
     Returns:
-        The manifest if there is one, and the arrays.
+        The manifest if there is one, and the tensors under canonical names.
 
     Raises:
         UserError: the path is none of these or is damaged, or holds no state dict or several.
     """
     if path.is_dir() and not containers.is_foreign_folder(path):
-        return _read_checkpoint(path)
-    return None, containers.read_state_dict(path)
+        manifest, arrays = _read_checkpoint(path)
+        tree = {name: Stored.of(array) for name, array in arrays.items()}
+        return manifest, recognise(Content(path, "safetensors", tree))
+    content = containers.open_content(path)
+    return None, recognise(content, average=average, spec=spec, facts=facts_of(spec))
+
+
+def arrays_of(source: Source) -> State:
+    """The values of a file by canonical name, in memory of their own, since the file may change.
+
+    float16 and bfloat16 are widened to float32, except that float16 of npz and safetensors stays.
+    """
+    narrow = source.content.container in containers.ARRAYS.values()
+    return {name: _array(stored, narrow=narrow) for name, stored in source.tensors.items()}
+
+
+def _array(stored: Stored, *, narrow: bool) -> Array:
+    values = stored.array()
+    wide = np.dtype(np.float32) if values.dtype == np.float16 and not narrow else values.dtype
+    return np.array(values, wide, order="C")
 
 
 def _read_checkpoint(path: Path) -> tuple[Manifest, State]:

@@ -1,101 +1,95 @@
-"""The names of the official MOCA release (valeoai/MOCA).
+"""The official MOCA release (valeoai/MOCA).
 
 Both encoders have timm's names, as the canonical ones do. Values and layouts are equal to ours,
 with two exceptions in the codebook: the pointer is a vector of length 1, and the number of updates
 is a float.
 """
 
-from collections.abc import Collection
+from triptych.core.files.tree import Content, Record
+from triptych.core.formats.changes import VECTOR, Facts, Reshaped
+from triptych.core.formats.format import Format, Layout
+from triptych.core.formats.networks import vit
+from triptych.core.formats.rules import Rule, Table, under
+from triptych.core.formats.single import VIT_CLASSIFIER, VIT_ENCODER, probe
 
-import numpy as np
-
-from triptych.core.config.spec import MocaSpec, RunSpec
-from triptych.core.contracts import State
-from triptych.core.errors import UserError
-from triptych.core.formats.encoders import Encoders
-from triptych.core.formats.wrapper import WRAPPER, unwrapped
-from triptych.core.parameters import table
-
-CODEBOOK = "bow_extractor.bow_extractor.0."
-PREFIXES = {
-    "student.encoder.": "encoder.",
-    "teacher.encoder.": "encoder_teacher.",
-    "student.decoder.mask_token": "mask_token_cls_pt",
-    "student.decoder.pos_embed": "decoder_pos_embed",
-    "student.decoder.early_norm.": "norm_cls_pt.",
-    "student.decoder.embed.": "decoder_embed_cls_pt.",
-    "student.decoder.blocks.": "decoder_blocks_cls_pt.",
-    "student.decoder.norm.": "decoder_norm_cls_pt.",
-    "memory.words": f"{CODEBOOK}_embedding",
-    "memory.pointer": f"{CODEBOOK}_embedding_ptr",
-    "memory.updates": f"{CODEBOOK}_track_num_batches",
-    "memory.distance_used": f"{CODEBOOK}_dist_norm_prev",
-    "memory.distance": f"{CODEBOOK}_dist_norm",
-}
-"""Maps prefixes of canonical names to prefixes of official names.
-
-The first prefix that fits a name counts, so ``memory.distance_used`` precedes
-``memory.distance``."""
-PREDICTOR = {
+BRANCHES = {"student": "encoder", "teacher": "encoder_teacher"}
+"""Official prefixes, by canonical one."""
+CODEBOOK = "bow_extractor.bow_extractor.0._"
+COUNT = Reshaped((1,), "float32")
+GENERATOR = {
     "scale": "scale",
     "hidden": "layers_w.0.generator.b0_fc",
     "norm": "layers_w.0.generator.b0_bn",
     "last": "layers_w.0.generator.b0_last_layer",
     "skip": "layers_w.0.skip",
 }
-"""Maps canonical to official names of the layers inside a predictor."""
-for _ours, _theirs in (("image_predictor", "encoder_pred"), ("dense_predictor", "decoder_pred")):
-    PREFIXES.update({f"student.{_ours}.{k}": f"{_theirs}.{v}" for k, v in PREDICTOR.items()})
-ENCODERS = Encoders(
-    {branch: PREFIXES[f"{branch}.encoder."] for branch in ("student", "teacher")},
-    heads=("head.",),
-    others=(
-        *("encoder_pred.", "decoder_pred.", "bow_extractor."),
-        *(official for ours, official in PREFIXES.items() if ours.startswith("student.decoder.")),
+"""Official names of the layers inside a predictor, by canonical name."""
+PREDICTORS = {"image_predictor": "encoder_pred", "dense_predictor": "decoder_pred"}
+
+
+def _table() -> Table:
+    rules = [
+        Rule(f"{CODEBOOK}embedding", "memory.words"),
+        Rule(f"{CODEBOOK}embedding_ptr", "memory.pointer", VECTOR),
+        Rule(f"{CODEBOOK}track_num_batches", "memory.updates", COUNT),
+        Rule(f"{CODEBOOK}dist_norm", "memory.distance"),
+        Rule(f"{CODEBOOK}dist_norm_prev", "memory.distance_used"),
+        Rule("mask_token_cls_pt", "student.decoder.mask_token"),
+        Rule("decoder_pos_embed", "student.decoder.pos_embed"),
+        Rule("norm_cls_pt.{leaf}", "student.decoder.early_norm.{leaf}"),
+        Rule("decoder_embed_cls_pt.{leaf}", "student.decoder.embed.{leaf}"),
+        Rule("decoder_blocks_cls_pt.{rest}", "student.decoder.blocks.{rest}"),
+        Rule("decoder_norm_cls_pt.{leaf}", "student.decoder.norm.{leaf}"),
+    ]
+    for branch, official in BRANCHES.items():
+        rules += under(f"{official}.", f"{branch}.encoder.", vit())
+    for ours, theirs in PREDICTORS.items():
+        rules += [Rule(f"{theirs}.scale", f"student.{ours}.scale")]
+        rules += [
+            Rule(f"{theirs}.{layer}.{{leaf}}", f"student.{ours}.{name}.{{leaf}}")
+            for name, layer in GENERATOR.items()
+        ]
+    return Table(*rules)
+
+
+ARGUMENTS = {
+    "kappa": "method.kappa",
+    "inv_delta": "method.inverse_delta",
+    "num_new_words": "method.new_words",
+    "early_layer": "method.early_layer",
+    "pred_mlp_ratio": "method.predictor_ratio",
+    "img_weight": "method.image_weight",
+    "loc_weight": "method.dense_weight",
+    "mask_ratio": "method.mask_ratios",
+    "dec_mask_ratio": "method.decoder_ratios",
+}
+"""Keys of the spec, by the names of the program's arguments."""
+
+
+def facts(content: Content) -> Facts:
+    """What the stored arguments of the program say about the model."""
+    arguments = content.tree.get("args") if isinstance(content.tree, dict) else None
+    found = arguments if isinstance(arguments, Record) else {}
+    return {key: found[name] for name, key in ARGUMENTS.items() if name in found}
+
+
+FORMAT = Format(
+    name="moca",
+    about="MOCA (valeoai/MOCA)",
+    layouts=(
+        Layout(
+            "MOCA pretraining",
+            "pretraining",
+            _table(),
+            ("encoder_teacher.{rest}", "bow_extractor.{rest}"),
+            ("moca",),
+            "vit",
+            beside=("head.{rest}", "encoder.head.{rest}", "encoder_teacher.head.{rest}"),
+        ),
+        VIT_ENCODER,
+        probe(VIT_CLASSIFIER),
     ),
+    keys=frozenset({"model", "optimizer", "epoch", "args", "scaler"}),
+    facts=facts,
+    constants={"model.layer_norm_eps": 1e-6},
 )
-
-
-def matches(names: Collection[str]) -> bool:
-    """Whether the names of a file are official ones."""
-    return any(name.removeprefix(WRAPPER).startswith("encoder_teacher.") for name in names)
-
-
-def names(spec: RunSpec) -> dict[str, str]:
-    """The official name of each tensor, by canonical name.
-
-    Raises:
-        UserError: the method is not MOCA.
-    """
-    if not isinstance(spec.method, MocaSpec):
-        raise UserError(f"method.name: {spec.method.name}: official MOCA names need moca")
-    renamed = {}
-    for param in table(spec):
-        prefix = next(p for p in PREFIXES if param.name.startswith(p))
-        renamed[param.name] = PREFIXES[prefix] + param.name.removeprefix(prefix)
-    return renamed
-
-
-def to_canonical(arrays: State, spec: RunSpec) -> State:
-    """Renames arrays with official names. The others keep theirs, and are reported as unused."""
-    canonical = {official: name for name, official in names(spec).items()}
-    state = {canonical.get(name, name): array for name, array in unwrapped(arrays).items()}
-    for name in ("memory.pointer", "memory.updates"):
-        if name in state and state[name].shape == (1,):
-            count = state[name].reshape(())
-            # The official number of updates is a float. ``checks`` refuses a fraction later.
-            state[name] = count.astype(np.int64) if float(count).is_integer() else count
-    return state
-
-
-def from_canonical(state: State, spec: RunSpec) -> State:
-    """The official state dict, without wrapper prefix and without the optimizer's entries.
-
-    Raises:
-        KeyError: the state lacks a tensor of the model.
-    """
-    arrays = {official: state[name] for name, official in names(spec).items()}
-    pointer, updates = (PREFIXES[f"memory.{name}"] for name in ("pointer", "updates"))
-    arrays[pointer] = np.reshape(arrays[pointer], 1)
-    arrays[updates] = np.reshape(arrays[updates], 1).astype(np.float32)
-    return arrays

@@ -11,19 +11,18 @@ from triptych.core.config.spec import InitSpec, RunSpec, VitSpec
 from triptych.core.contracts import State
 from triptych.core.data.source import native_path
 from triptych.core.errors import UserError
-from triptych.core.formats import plain
 from triptych.core.formats.architecture import difference
-from triptych.core.formats.encoders import CANONICAL, Encoders, named
-from triptych.core.formats.loading import FORMATS, OWN, SHOWN, format_of, mismatches, read_weights
+from triptych.core.formats.detection import Source
+from triptych.core.formats.format import facts_of
+from triptych.core.formats.loading import SHOWN, arrays_of, mismatches, read_weights
 from triptych.core.formats.positions import Grid, resample, square_grid
-from triptych.core.formats.wrapper import unwrapped
+from triptych.core.formats.rules import fits
 from triptych.core.parameters import encoder
 from triptych.core.parameters.param import prefixed
 
-STUDENT, TEACHER = (CANONICAL.branches[branch] for branch in ("student", "teacher"))
+STUDENT, TEACHER = "student.encoder.", "teacher.encoder."
 TABLE = "pos_embed"
-CLASSIFIERS = ("head.weight", "fc.weight")
-"""Names of a classifier's weights in a file of a single network."""
+CLASSIFIER = "student.classifier.weight"
 Say = Callable[[str], None]
 
 
@@ -109,78 +108,93 @@ def load_encoder(path: Path, spec: RunSpec, init: InitSpec) -> State:
 
 def read_encoder(path: Path, spec: RunSpec, init: InitSpec) -> Pretrained:
     """As ``load_encoder``, with what a message says about the encoder."""
-    manifest, arrays = read_weights(path)
-    known = format_of(arrays, path)
+    manifest, source = read_weights(path, spec, average=init.average)
     try:
-        return _pretrained(known, manifest, arrays, spec, init)
+        return _pretrained(manifest, source, spec, init)
     except UserError as error:
         lines = str(error).splitlines()
         raise UserError("\n".join(f"{path}: {line}" for line in lines)) from error
 
 
 def _pretrained(
-    known: str, manifest: Manifest | None, arrays: State, spec: RunSpec, init: InitSpec
+    manifest: Manifest | None, source: Source, spec: RunSpec, init: InitSpec
 ) -> Pretrained:
-    arrays = arrays if known == OWN else unwrapped(arrays)
-    encoders = CANONICAL if known == OWN else FORMATS[known].ENCODERS
-    branch, found = _encoder(arrays, encoders, init.branch)
-    prefix = encoders.branches[branch]
+    prefix, label, found = _encoder(source, init.branch)
     params = encoder(spec.model)
     shapes = {param.name: param.shape for param in params}
-    unused = _unused(arrays, encoders, prefix, shapes.keys(), _allowed(prefix, spec, init))
-    _check_kind(unused, encoders)
+    _check_kind(source, init)
+    unused = _unused(source, prefix, found, shapes.keys(), spec, init)
     if other := difference(shapes, {n: a.shape for n, a in found.items()}):
         raise UserError(f"weights of another architecture: {other}")
     if manifest:
         _check_model(manifest, spec)
+    else:
+        _check_facts(source, spec)
     grid = _resampled_grid(found, manifest, spec, init)
     if grid and init.positions != "exact" and isinstance(spec.model, VitSpec):
         found[TABLE] = resample(found[TABLE], grid, spec.model.grid, init.positions)
-    if wrong := [p for p in init.allow_missing if not any(named(name, [p]) for name in shapes)]:
+    if wrong := [p for p in init.allow_missing if not any(_named(name, [p]) for name in shapes)]:
         raise UserError(
             f"init.allow_missing: {', '.join(wrong)}: the model's encoder has no such tensor"
         )
     missing = [param for param in params if param.name not in found]
-    fresh = [p.name for p in missing if named(p.name, _may_lack(spec, init))]
+    fresh = [p.name for p in missing if _named(p.name, _may_lack(spec, init))]
     wanted = prefixed(STUDENT, [param for param in params if param.name not in fresh])
     state = {STUDENT + name: found[name] for name in shapes if name in found}
     if problems := mismatches({**state, **unused}, wanted):
         raise UserError("\n".join(problems))
-    return Pretrained(state, f"{known}, {branch}", tuple(STUDENT + n for n in fresh), grid)
+    return Pretrained(state, label, tuple(STUDENT + n for n in fresh), grid)
 
 
-def _encoder(arrays: State, encoders: Encoders, wanted: str) -> tuple[str, State]:
-    """The branch to take, and its tensors by canonical name without a prefix."""
+def _encoder(source: Source, wanted: str) -> tuple[str, str, State]:
+    """The encoder to take: its canonical prefix, its description, its tensors without prefix."""
     found: dict[str, State] = {}
-    for branch, prefix in encoders.branches.items():
-        rests = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-        tensors = {n: a for n, a in rests.items() if not named(n, encoders.heads)}
-        if tensors:
-            found[branch] = tensors
+    for name, array in arrays_of(source).items():
+        for branch in ("student", "teacher"):
+            prefix = f"{branch}.encoder."
+            if name.startswith(prefix):
+                found.setdefault(branch, {})[name.removeprefix(prefix)] = array
     if not found:
-        prefixes = " or ".join(encoders.branches.values())
-        raise UserError(f"holds no encoder: no tensor of one under {prefixes}")
+        raise UserError(
+            f"holds no encoder: its names are those of {source.layout.about} "
+            f"({source.format.name}), and none is of an encoder"
+        )
     branch = wanted if wanted in found else next(iter(found))
-    return branch, found[branch]
+    which = branch if len(found) > 1 else source.layout.about
+    return f"{branch}.encoder.", f"{source.format.name}, {which}", found[branch]
 
 
 def _unused(
-    arrays: State,
-    encoders: Encoders,
+    source: Source,
     prefix: str,
-    used: Collection[str],
-    allowed: Collection[str],
+    found: State,
+    wanted: Collection[str],
+    spec: RunSpec,
+    init: InitSpec,
 ) -> State:
-    """The arrays that are neither used nor known to be beside the encoder, under their names."""
-    others = [p for p in encoders.branches.values() if p != prefix]
-    beside = [*others, *encoders.others, *(prefix + head for head in encoders.heads), *allowed]
-    used = {prefix + name for name in used}
-    return {n: a for n, a in arrays.items() if n not in used and not named(n, beside)}
+    """The arrays that are neither used nor known to be beside the encoder, by name in the file."""
+    surplus = {
+        source.named(prefix + name): array for name, array in found.items() if name not in wanted
+    }
+    beside = source.layout.beside
+    unknown = {
+        name: tensor.array()
+        for name, tensor in source.renamed.unknown.items()
+        if not any(fits(template, name) for template in beside)
+    }
+    # The model replaces the last norm by one of its own.
+    replaced = [source.named(f"{prefix}norm.{leaf}") for leaf in ("weight", "bias")
+                if _fresh_norm(spec) and f"norm.{leaf}" in found]  # fmt: skip
+    allowed = [*init.allow_unused, *replaced]
+    return {n: a for n, a in {**surplus, **unknown}.items() if not _named(n, allowed)}
 
 
-def _allowed(prefix: str, spec: RunSpec, init: InitSpec) -> list[str]:
-    """Patterns of what a file may have in vain: a norm that the model replaces by its own."""
-    return [*init.allow_unused, *([f"{prefix}norm."] if _fresh_norm(spec) else [])]
+def _named(name: str, patterns: Collection[str]) -> bool:
+    """Whether a pattern names a tensor.
+
+    A pattern that ends in "." stands for all names that begin with it; another one for itself.
+    """
+    return any(name == p or (p.endswith(".") and name.startswith(p)) for p in patterns)
 
 
 def _may_lack(spec: RunSpec, init: InitSpec) -> list[str]:
@@ -191,16 +205,30 @@ def _fresh_norm(spec: RunSpec) -> bool:
     return isinstance(spec.model, VitSpec) and spec.model.fc_norm
 
 
-def _check_kind(unused: State, encoders: Encoders) -> None:
+def _check_kind(source: Source, init: InitSpec) -> None:
     """Refuses a classifier that was trained with labels, unless the spec allows it."""
-    if encoders is not plain.ENCODERS:
+    if source.layout.kind not in ("classifier", "linear probe") or CLASSIFIER not in source.tensors:
         return
-    for name in CLASSIFIERS:
-        if name in unused and unused[name].ndim == 2:
-            raise UserError(
-                f"a classifier of {len(unused[name])} classes ({name}), not a pretrained encoder; "
-                f"to take its encoder, set init.allow_unused to [{name.split('.')[0]}.]"
-            )
+    name = source.named(CLASSIFIER)
+    if not _named(name, init.allow_unused):
+        raise UserError(
+            f"a classifier of {source.tensors[CLASSIFIER].shape[0]} classes ({name}), not a "
+            "pretrained encoder; to take its encoder, set init.allow_unused to "
+            f"[{name.removesuffix('weight')}]"
+        )
+
+
+def _check_facts(source: Source, spec: RunSpec) -> None:
+    """Refuses an encoder whose file says that it computes something else, as with other heads."""
+    told = {**source.format.constants, **source.format.facts(source.content)}
+    ours = facts_of(spec)
+    changes = [
+        f"{key} {value} -> {ours[key]}"
+        for key, value in told.items()
+        if key in ("model.heads", "model.layer_norm_eps") and ours.get(key, value) != value
+    ]
+    if changes:
+        raise UserError(f"weights of another architecture: {', '.join(changes)}")
 
 
 def _check_model(manifest: Manifest, spec: RunSpec) -> None:

@@ -1,7 +1,6 @@
 """Replays a golden case and says what differs from the numbers recorded there."""
 
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from support.golden_weights import GOLDEN, description, official_state, probe, views
@@ -10,6 +9,7 @@ from triptych.core import config
 from triptych.core.config.spec import QueueSpec, RunSpec
 from triptych.core.contracts import Batch, Hyper
 from triptych.core.formats import FORMATS
+from triptych.core.formats.format import Format
 from triptych.core.parity import trace
 
 SPECS = GOLDEN / "specs"
@@ -51,7 +51,7 @@ DRAWS = (
 )
 
 
-def format_of(spec: RunSpec) -> ModuleType:
+def format_of(spec: RunSpec) -> Format:
     return FORMATS["moco" if isinstance(spec.method, QueueSpec) else spec.method.name]
 
 

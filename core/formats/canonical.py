@@ -1,0 +1,28 @@
+"""Our own names."""
+
+from triptych.core.formats.format import Format, Layout
+from triptych.core.formats.rules import Rule, Table
+
+PARTS = (
+    *("encoder", "projector", "predictor", "classifier"),
+    *("decoder", "image_predictor", "dense_predictor"),
+)
+"""The networks of student and teacher."""
+NAMES = (
+    *(f"{branch}.{part}.{{rest}}" for branch in ("student", "teacher") for part in PARTS),
+    *("memory.{leaf}", "optimizer.step", "optimizer.{leaf}.student.{rest}", "foreign.{rest}"),
+)
+
+FORMAT = Format(
+    name="canonical",
+    about="triptych",
+    layouts=(
+        Layout(
+            "a triptych state",
+            "any",
+            Table(*(Rule(name, name) for name in NAMES)),
+            tuple(name for name in NAMES if not name.startswith("foreign.")),
+            ("moco_v1", "moco_v2", "moco_v3", "moca", "linear", "finetune"),
+        ),
+    ),
+)

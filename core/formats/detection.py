@@ -1,0 +1,224 @@
+"""Recognises the format of a file of weights by the names and shapes of its tensors.
+
+Every format claims the state dicts whose names its tables know. The claim that explains the most
+tensors wins. No claim, or two equal ones with different meanings, is an error that lists what was
+seen.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from triptych.core.config.spec import RunSpec
+from triptych.core.errors import UserError, printable
+from triptych.core.files.tree import Content, Malformed, Node, Stored
+from triptych.core.formats import canonical, moca, moco, moco_v3, timm, torchvision
+from triptych.core.formats.architecture import contradiction
+from triptych.core.formats.changes import Facts
+from triptych.core.formats.format import PLAIN, Claim, Format, Layout, Place, claim
+from triptych.core.formats.rules import Renamed
+
+FORMATS: dict[str, Format] = {
+    found.name: found
+    for found in (
+        canonical.FORMAT,
+        timm.FORMAT,
+        torchvision.FORMAT,
+        moco.FORMAT,
+        moco_v3.FORMAT,
+        moca.FORMAT,
+    )
+}
+"""In the order in which equal claims with the same meaning count."""
+
+ENOUGH = 0.5
+"""Fraction of the tensors that a claim must explain."""
+
+DETECTOR = ("fpn", "rpn", "roi_head", "bbox_head", "mask_head", "proposal_generator")
+"""Parts of the names of a detector's tensors."""
+
+OPTIMIZERS = ("param_groups", "StructuredToParameterName@@", "LR_Scheduler", "master_weights")
+"""Keys of a file that holds the state of an optimizer alone."""
+
+SHOWN = 8
+"""Number of names that a message lists."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file whose format is known.
+
+    Attributes:
+        content: of the file.
+        format: of the file.
+        layout: of its names.
+        place: where its state dict is.
+        renamed: its tensors.
+        facts: about the model, from the file and the format.
+    """
+
+    content: Content
+    format: Format
+    layout: Layout
+    place: Place
+    renamed: Renamed
+    facts: Facts
+
+    @property
+    def tensors(self) -> dict[str, Stored]:
+        """The tensors by canonical name."""
+        return self.renamed.tensors
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes by canonical name."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    def named(self, name: str) -> str:
+        """The name in the file of a canonical tensor."""
+        return self.renamed.origin[name][0]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A layout that names tensors of a state dict.
+
+    Attributes:
+        renamed: the tensors, or why the layout cannot hold them.
+        facts: about the model.
+    """
+
+    format: Format
+    layout: Layout
+    place: Place
+    claim: Claim
+    renamed: Renamed | str
+    facts: Facts
+
+
+def recognise(
+    content: Content,
+    *,
+    wanted: str | None = None,
+    average: bool | None = None,
+    spec: RunSpec | None = None,
+    facts: Facts | None = None,
+) -> Source:
+    """The format of a file, and its tensors under canonical names.
+
+    Args:
+        content: of the file.
+        wanted: name of the only format to consider; None: all.
+        average: whether to take averaged weights, if the file has both; None: the file has one.
+        spec: of the run. It decides between layouts that explain the file equally well.
+        facts: about the model. They count before those of the file.
+
+    Raises:
+        UserError: no format or several fit, the file has plain and averaged weights and ``average``
+            is None, or a change of values needs a fact that is not known.
+    """
+    formats = FORMATS.values() if wanted is None else [_format(wanted)]
+    found = [*_candidates(formats, content, facts or {})]
+    chosen = _chosen(content, [c for c in found if not isinstance(c.renamed, str)], average, spec)
+    if chosen is None or isinstance(chosen.renamed, str):
+        raise UserError(_unknown(content, wanted, found))
+    return Source(content, chosen.format, chosen.layout, chosen.place, chosen.renamed, chosen.facts)
+
+
+def _format(name: str) -> Format:
+    if name not in FORMATS:
+        raise UserError(f"format {name!r}: unknown; known are {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def _candidates(formats: Iterable[Format], content: Content, facts: Facts) -> Iterator[_Candidate]:
+    for found in formats:
+        known = {**found.constants, **found.facts(content), **facts}
+        for spot in found.places(content):
+            for layout in found.layouts:
+                made = claim(found, layout, content, spot)
+                if made and made.explained >= ENOUGH:
+                    renamed = _renamed(layout, spot, known)
+                    yield _Candidate(found, layout, spot, made, renamed, known)
+
+
+def _renamed(layout: Layout, spot: Place, facts: Facts) -> Renamed | str:
+    """The tensors under canonical names, or what their shapes have that the layout excludes."""
+    try:
+        renamed = layout.table.to_canonical(spot.tensors, facts)
+    except Malformed as error:
+        return str(error)
+    wrong = contradiction({name: tensor.shape for name, tensor in renamed.tensors.items()})
+    if wrong is None:
+        return renamed
+    return f"{renamed.origin[wrong.name][0]} {wrong.reason}"
+
+
+def _chosen(
+    content: Content, spots: list[_Candidate], average: bool | None, spec: RunSpec | None
+) -> _Candidate | None:
+    """The best claim; None if there is none."""
+    if not spots:
+        return None
+    best = max(spots, key=lambda c: c.claim).claim.explained
+    # Evidence is the envelope of a system. It decides between equal names only.
+    equal = [c for c in spots if c.claim.explained == best]
+    evidence = max(c.claim.evidence for c in equal)
+    equal = [c for c in equal if c.claim.evidence == evidence]
+    if spec and any(c.layout.holds(spec) for c in equal):
+        equal = [c for c in equal if c.layout.holds(spec)]
+    kinds = {c.place.average for c in equal}
+    if len(kinds) > 1 and average is None:
+        names = ", ".join(dict.fromkeys(repr(c.place.name) for c in equal))
+        raise UserError(
+            f"{printable(str(content.path))}: {content.container}: plain and averaged weights, "
+            f"{names}; say which: init.average or --average, true or false"
+        )
+    if average is not None and kinds >= {average}:
+        equal = [c for c in equal if c.place.average is average]
+    first = equal[0]
+    if other := next((c for c in equal if _differs(first, c)), None):
+        both = " and ".join(
+            f"{c.format.name} ({c.layout.about}, {c.place.name})" for c in (first, other)
+        )
+        raise UserError(
+            f"{printable(str(content.path))}: {content.container}: fits {both} equally well; it "
+            f"holds {_listed(first.place.tensors)}; name the format, or save the state dict that "
+            "is meant alone"
+        )
+    return first
+
+
+def _differs(a: _Candidate, b: _Candidate) -> bool:
+    return a.layout.table is not b.layout.table or a.place.name != b.place.name
+
+
+def _unknown(content: Content, wanted: str | None, found: list[_Candidate]) -> str:
+    """The line for a file that no format claims."""
+    path, container = printable(str(content.path)), content.container
+    tree: Mapping[str, Node] = content.tree if isinstance(content.tree, dict) else {}
+    spots = {spot.name: spot for known in FORMATS.values() for spot in known.places(content)}
+    if not spots:
+        what = next((key for key in OPTIMIZERS if key in tree), None)
+        kind = f"an optimizer's state ({what}) and no weights; " if what else ""
+        return (
+            f"{path}: {container}: {kind}no state dict under {', '.join(PLAIN)} or at the top "
+            f"level; it holds {_tree(content.tree)}; save the model's state dict alone"
+        )
+    names = [name for spot in spots.values() for name in spot.tensors]
+    if detector := next((n for n in names if any(part in n for part in DETECTOR)), None):
+        return f"{path}: holds a detector ({detector}), not an encoder or classifier"
+    if found:
+        reasons = dict.fromkeys(f"not {c.format.name}: {c.renamed}" for c in found)
+        return f"{path}: {container}: {'; '.join(reasons)}"
+    known = wanted or ", ".join(FORMATS)
+    return f"{path}: holds {_listed(names)}: names of no known format ({known})"
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = [printable(name[:60]) for name in names]
+    more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    return ", ".join([*found[:SHOWN], *more]) or "nothing"
+
+
+def _tree(tree: Node) -> str:
+    return _listed(map(str, tree)) if isinstance(tree, dict) else f"a {type(tree).__name__}"

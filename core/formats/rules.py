@@ -1,0 +1,173 @@
+"""Tables of names: which tensor of a file is which canonical tensor.
+
+A rule pairs two templates. A template is a name with fields in braces:
+
+    ``{i}``, ``{j}``: a whole number.
+    ``{leaf}``: a word without a dot.
+    ``{rest}``: one or more words.
+
+The first rule whose template fits a name counts, in either direction, so a special case stands
+before the general one. Reading and writing use the same table, so they always agree.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
+
+from triptych.core.files.tree import Malformed, Stored
+from triptych.core.formats.changes import SAME, Change, Facts
+
+FIELDS = {"i": r"\d+", "j": r"\d+", "leaf": r"[^.]+", "rest": r".+"}
+
+Tensors = Mapping[str, Stored]
+
+
+class Rule(NamedTuple):
+    """A pair of templates with the same fields.
+
+    Attributes:
+        theirs: template of the names in a file, or one template for each part of the tensor.
+        ours: template of the canonical names.
+        change: how the values differ.
+    """
+
+    theirs: str | tuple[str, ...]
+    ours: str
+    change: Change = SAME
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The templates of all parts."""
+        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """The tensors of a file under canonical names.
+
+    Attributes:
+        tensors: by canonical name, in the order of the file.
+        origin: canonical name -> names in the file.
+        changes: canonical name -> name of the change, "" for none.
+        unknown: what no rule names, by its name in the file.
+    """
+
+    tensors: dict[str, Stored] = field(default_factory=dict)
+    origin: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    changes: dict[str, str] = field(default_factory=dict)
+    unknown: dict[str, Stored] = field(default_factory=dict)
+
+
+class Table:
+    """A sequence of rules, applied in both directions."""
+
+    def __init__(self, *rules: Rule) -> None:
+        """A table of rules, the more special ones first."""
+        self.rules = rules
+
+    def to_canonical(self, tensors: Tensors, facts: Facts) -> Renamed:
+        """The tensors of a file under canonical names.
+
+        Raises:
+            Malformed: a tensor has a shape that its rule cannot change, or two tensors of the file
+                are one canonical tensor.
+            UserError: a change needs a fact that is not known.
+        """
+        renamed = Renamed()
+        parts: dict[str, tuple[Rule, dict[int, str]]] = {}
+        for name in tensors:
+            for ours, rule, part in self._ours(name):
+                known, names = parts.setdefault(ours, (rule, {}))
+                if known is rule and part in names:
+                    raise Malformed(f"{names[part]} and {name} are one tensor, {ours}")
+                if known is rule:
+                    names[part] = name
+                    break
+            else:
+                renamed.unknown[name] = tensors[name]
+        for ours, (rule, names) in parts.items():
+            found = tuple(names[part] for part in sorted(names))
+            if len(found) < len(rule.sources):
+                renamed.unknown.update((name, tensors[name]) for name in found)
+                continue
+            try:
+                tensor = rule.change.to_canonical([tensors[name] for name in found], facts)
+            except Malformed as error:
+                raise Malformed(f"{found[0]}: {error}") from error
+            renamed.tensors[ours] = tensor
+            renamed.origin[ours] = found
+            renamed.changes[ours] = rule.change.name
+        return renamed
+
+    def names(self, name: str) -> bool:
+        """Whether a rule names a tensor of a file."""
+        return next(self._ours(name), None) is not None
+
+    def _ours(self, name: str) -> Iterator[tuple[str, Rule, int]]:
+        """The canonical name of a tensor, its rule, and its part in the canonical tensor."""
+        for rule in self.rules:
+            for part, template in enumerate(rule.sources):
+                if (fields := _fields(template, name)) is not None:
+                    yield rule.ours.format_map(fields), rule, part
+
+    def theirs(self, ours: str) -> tuple[tuple[str, ...], Change] | None:
+        """The names in a file of a canonical tensor and its change; None if no rule names it."""
+        for rule in self.rules:
+            if (fields := _fields(rule.ours, ours)) is not None:
+                return tuple(source.format_map(fields) for source in rule.sources), rule.change
+        return None
+
+    def from_canonical(self, tensors: Tensors, facts: Facts) -> tuple[dict[str, Stored], list[str]]:
+        """Canonical tensors under the names of a file, and the names that no rule names.
+
+        Raises:
+            UserError: a change needs a fact that is not known.
+        """
+        written: dict[str, Stored] = {}
+        left: list[str] = []
+        for ours, tensor in tensors.items():
+            if (found := self.theirs(ours)) is None:
+                left.append(ours)
+                continue
+            names, change = found
+            written.update(zip(names, change.from_canonical(tensor, facts), strict=True))
+        return written, left
+
+
+def fits(template: str, name: str) -> bool:
+    """Whether a name has the form of a template."""
+    return _fields(template, name) is not None
+
+
+def under(theirs: str, ours: str, rules: Sequence[Rule]) -> list[Rule]:
+    """The rules with a prefix on either side.
+
+    Args:
+        theirs: prefix of the names in the file.
+        ours: prefix of the canonical names.
+        rules: without the prefixes.
+    """
+    moved = []
+    for rule in rules:
+        sources = tuple(theirs + source for source in rule.sources)
+        single = isinstance(rule.theirs, str)
+        moved.append(Rule(sources[0] if single else sources, ours + rule.ours, rule.change))
+    return moved
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    words = re.split(r"\{(\w+)\}", template)
+    fixed, fields = words[::2], words[1::2]
+    groups = [*(f"(?P<{name}>{FIELDS[name]})" for name in fields), ""]
+    return re.compile(
+        "".join(re.escape(text) + group for text, group in zip(fixed, groups, strict=True))
+    )
+
+
+def _fields(template: str, name: str) -> dict[str, str] | None:
+    """The fields of a name; None if it has not the form of the template."""
+    found = _pattern(template).fullmatch(name)
+    return found.groupdict() if found else None
