@@ -69,9 +69,7 @@ def test_a_classifier_that_does_not_fit_is_named(tmp_path, change, line):
 
 def test_a_single_network_is_not_enough_for_pretraining(tmp_path):
     path = saved(tmp_path, encoder_of(V3))
-    with pytest.raises(
-        UserError, match=r"method.name: moco_v3: the file holds a ViT encoder .* linear"
-    ):
+    with pytest.raises(UserError, match=r"moco_v3: the file holds a ViT encoder .* linear"):
         formats.load_weights(path, supervised(V3, {"name": "moco_v3"}))
 
 

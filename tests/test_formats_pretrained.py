@@ -260,8 +260,8 @@ def test_heads_that_no_shape_shows_come_from_the_manifest(tmp_path: Path) -> Non
         ),
         (
             ("encoder_q.fc.weight", "queue"),
-            "holds no encoder: its names are those of MoCo v1 pretraining (moco), and none is of an "
-            "encoder",
+            "holds no encoder: its names are those of MoCo v1 pretraining (moco), and none is of "
+            "an encoder",
         ),
         (
             ("student.classifier.weight",),

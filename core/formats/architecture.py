@@ -91,9 +91,10 @@ def model_section(shapes: Shapes) -> dict[str, object]:
             "channels": found["channels"],
             "stem": "imagenet" if found["first kernel"] == 7 else "small",
         }
-    model = {key: found[key] for key in ("width", "depth", "stem", "channels") if key in found}
+    model: dict[str, object] = {"name": "vit"}
+    model |= {key: found[key] for key in ("width", "depth", "stem", "channels") if key in found}
     patch = 16 if found["stem"] == "conv" else found.get("patch size")
-    model |= {"name": "vit", "patch_size": patch}
+    model["patch_size"] = patch
     if "mlp width" in found and "width" in found:
         ratio = Fraction(cast(int, found["mlp width"]), cast(int, found["width"]))
         model["mlp_ratio"] = int(ratio) if ratio.denominator == 1 else float(ratio)

@@ -84,6 +84,7 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
     """The spec of a run with the model of a file.
 
     The spec of a file with an encoder alone has a method all the same, whose heads the file lacks.
+    No file says how long to train; the spec has one step.
 
     Args:
         source: of the file.
@@ -99,6 +100,7 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
     sections: dict[str, dict[str, object]] = {
         "model": model_section(encoder_shapes(shapes, branch)),
         "method": method_section(shapes) or {"name": "moco_v3"},
+        "train": {"steps": 1},
     }
     if "fc_norm.weight" in encoder_shapes(shapes, branch):
         sections["method"]["pooling"] = "mean"
