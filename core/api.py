@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from triptych.core import config, formats
+from triptych.core import config, formats, published
 from triptych.core.config.spec import RunSpec, SupervisedSpec
 from triptych.core.contracts import Array, State
 from triptych.core.data import evaluation_batches, open_splits
@@ -258,7 +258,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def get_model(
-    name: str | Path,
+    name: str | Path | None = None,
     backend: str | None = None,
     weights: str | Path | None = None,
     *,
@@ -267,15 +267,19 @@ def get_model(
     """The encoder of a recipe.
 
     Args:
-        name: one of ``list_models()``, or the path of a spec.
+        name: one of ``list_models()``, or the path of a spec; None: the recipe of the weights, if
+            these are published ones.
         backend: None: the spec's backend, else the first installed one.
         weights: a run or checkpoint folder, or a file of a known format: of PyTorch (``.pth``),
-            Paddle, safetensors or npz; None: the initial values from the spec's seed.
+            Paddle, safetensors or npz; or the name of published weights, which are downloaded once
+            (``tools/info.py weights`` lists them); None: the initial values from the spec's seed.
         overrides: ``a.b=c`` each, as on the command line.
 
     Raises:
         UserError: there is no such recipe or backend, or the weights do not fit the model exactly.
     """
+    if name is None:
+        name = published.recipe(weights)
     spec = config.load(name, overrides)
     return Encoder(spec, choose_backend(backend, spec, quiet), Path(weights) if weights else None)
 

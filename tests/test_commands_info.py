@@ -239,8 +239,8 @@ def test_the_summary_is_plain_data():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "info: give env, or -c with a file or one of: moca/"),
-        (("env", "-c", "moco_v3/digits"), "info: give env, or -c with a file"),
+        ((), "info: give env, weights, or -c with a file or one of: moca/"),
+        (("env", "-c", "moco_v3/digits"), "info: give env, weights, or -c with a file"),
         (("envy",), "invalid choice: 'envy'"),
         (("-c", "nope.yaml"), "nope.yaml: no such file"),
         (("-c", "moco_v3/digits", "-o", "seed=x", "lr=1"), "-o seed=x: seed: 'x': expected an int"),

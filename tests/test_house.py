@@ -69,7 +69,7 @@ FLOORS = (
     ("evaluation",),
     ("runs",),
     ("launch",),
-    ("checkpoint",),
+    ("checkpoint", "published"),
     ("formats",),
     ("parity",),
     ("report",),

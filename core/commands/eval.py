@@ -112,9 +112,9 @@ def _add_weights(parser: argparse.ArgumentParser, *, required: bool) -> None:
         required=required,
         type=cli.path,
         metavar="PATH",
-        help="a run or checkpoint folder, or a .pth, safetensors or npz file of a known format; "
-        f"{INITIAL}: the random weights that a run begins with; {PIXELS}: for a protocol of "
-        "features, the pixels in the place of features",
+        help="a run or checkpoint folder, a .pth, safetensors or npz file of a known format, or a "
+        f"name that info weights lists; {INITIAL}: the random weights that a run begins with; "
+        f"{PIXELS}: for a protocol of features, the pixels in the place of features",
     )
 
 

@@ -1,4 +1,4 @@
-"""``info``: prints a summary of a spec, or of this machine and its backends."""
+"""``info``: prints a summary of a spec, this machine and its backends, or published weights."""
 
 import argparse
 import json
@@ -8,13 +8,18 @@ from triptych.core.config import load, recipes
 from triptych.core.errors import UserError
 from triptych.core.machine import environment
 from triptych.core.machine.interrupts import leave_at_once
+from triptych.core.published import listing
 from triptych.core.report.summary import render, summarize
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``info env`` or ``info -c FILE``, for all backends or for one."""
+    """``info env``, ``info weights`` or ``info -c FILE``; for all backends or for one."""
     parser.add_argument(
-        "subject", nargs="?", choices=("env",), help="env: versions, and the usable backends"
+        "subject",
+        nargs="?",
+        choices=("env", "weights"),
+        help="env: versions, and the usable backends; weights: published files that --weights and "
+        "init.weights take by name",
     )
     cli.add_spec_arguments(parser, required=False)
     cli.add_backend_argument(parser, default="the spec's; with env, all")
@@ -28,15 +33,20 @@ def run(arguments: argparse.Namespace) -> None:
     """Prints the report on stdout.
 
     Raises:
-        UserError: neither ``env`` nor a spec is given, or the spec is wrong.
+        UserError: neither a subject nor a spec is given, or the spec is wrong.
     """
     if (arguments.subject is None) == (arguments.config is None):
-        raise UserError(f"info: give env, or -c with a file or one of: {', '.join(recipes())}")
+        raise UserError(
+            f"info: give env, weights, or -c with a file or one of: {', '.join(recipes())}"
+        )
     if arguments.subject == "env":
         names = (arguments.backend,) if arguments.backend else environment.NAMES
         with leave_at_once():
             report = environment.report(names)
         text = environment.render(report)
+    elif arguments.subject == "weights":
+        report = listing.report()
+        text = listing.render(report)
     else:
         named = [f"backend={arguments.backend}"] if arguments.backend else []
         spec = load(arguments.config, [*arguments.overrides, *named])

@@ -10,7 +10,7 @@ class InitSpec(Section):
 
     weights: Str | None = None
     """A run or checkpoint folder, or a file of PyTorch, Paddle, safetensors or npz, or a folder of
-    OneFlow; null: initial values."""
+    OneFlow, or the name of published weights (tools/info.py weights); null: initial values."""
     branch: Literal["student", "teacher"] = "student"
     """The encoder to take, if the file has two."""
     average: Bool | None = None

@@ -22,6 +22,7 @@ from triptych.core.contracts import State
 from triptych.core.data.source import Names, native_path, packed
 from triptych.core.errors import UserError, printable
 from triptych.core.files.arrays import read_npz
+from triptych.core.files.caching import cache_folder
 from triptych.core.files.writing import Say, sync
 
 T = TypeVar("T")
@@ -167,15 +168,8 @@ class Memory:
         """
         absolute = os.path.abspath(subject)
         digest = hashlib.sha256(os.fsencode(absolute)).hexdigest()[:16]
-        place = _cache() if self.folder == "auto" else Path(native_path(self.folder))
+        place = cache_folder() if self.folder == "auto" else Path(native_path(self.folder))
         return Index(place / f"index-{digest}.npz", absolute, rules, self.say)
-
-
-def _cache() -> Path:
-    """The folder for caches by the rule of the XDG base directories."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    home = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
-    return Path(home) / "triptych"
 
 
 def buffers(name: str, texts: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from triptych.core import published
 from triptych.core.checkpoint.manifest import Manifest, other_architecture
 from triptych.core.checkpoint.retrieval import MANIFEST, latest, read
 from triptych.core.config.spec import RunSpec, SupervisedSpec
@@ -156,12 +157,16 @@ def read_weights(
         spec: of the run. It decides where a file can be read in several ways.
         average: whether to take averaged weights, if the file has both.
 
+    Args:
+        path: one of these, or a name as ``published.local`` takes it.
+
     Returns:
         The manifest if there is one, and the tensors under canonical names.
 
     Raises:
         UserError: the path is none of these or is damaged, or holds no state dict or several.
     """
+    path = published.local(path)
     if path.is_dir() and not containers.is_foreign_folder(path):
         manifest, arrays = _read_checkpoint(path)
         tree = {name: Stored.of(array) for name, array in arrays.items()}
