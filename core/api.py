@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from triptych.core import config, formats, published
+from triptych.core import config, formats, parameters, published
 from triptych.core.config.spec import RunSpec, SupervisedSpec
 from triptych.core.contracts import Array, State
 from triptych.core.data import evaluation_batches, open_splits
@@ -156,7 +156,7 @@ class Encoder:
         images: Images,
         *,
         top: int = 5,
-        branch: str = "student",
+        branch: str | None = None,
         head: int | None = None,
         batch_size: int = 64,
     ) -> list[Prediction]:
@@ -165,7 +165,8 @@ class Encoder:
         Args:
             images: as in ``encode``.
             top: number of classes for each image; all classes, if there are fewer.
-            branch: "student", or "teacher" for the mean of a fine-tuning's weights.
+            branch: "student", or "teacher" for the mean of a fine-tuning's weights; None: that
+                mean if there is one, which the evaluations judge the run by.
             head: which classifier, if a probe has trained several; None: there is only one.
             batch_size: as in ``encode``.
 
@@ -196,7 +197,7 @@ class Encoder:
         return names if len(names) == len(numbers) else numbers
 
     def _probabilities(
-        self, images: Images, branch: str, head: int | None, batch_size: int
+        self, images: Images, branch: str | None, head: int | None, batch_size: int
     ) -> Array:
         """(N, classes) float64."""
         if not self.spec.method.labelled:
@@ -204,9 +205,10 @@ class Encoder:
                 f"predict: method {self.spec.method.name} trains no classifier; give a recipe with "
                 "method linear or finetune and its weights"
             )
-        engine, held = self._open(branch)
-        if branch == "teacher" and not any(n.startswith("teacher.") for n in engine.model_slots()):
+        averaged = parameters.parts(self.spec).teacher == "everything"
+        if branch == "teacher" and not averaged:
             raise UserError("predict: branch teacher: the recipe has no mean of weights")
+        engine, held = self._open(branch or ("teacher" if averaged else "student"))
         parts = [engine.classify(b, branch=held) for b in self._batches(images, batch_size)]
         logits = np.concatenate(parts, axis=1).astype(np.float64)
         if head is None and len(logits) == 1:
@@ -288,7 +290,7 @@ def inference_model(
     model: str | Path | Encoder,
     image: Image.Image | Array | str | Path,
     *,
-    branch: str = "student",
+    branch: str | None = None,
     head: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -297,7 +299,8 @@ def inference_model(
     Args:
         model: an encoder, or a name as for ``get_model``.
         image: a Pillow image, the path of an image file, or uint8 (H, W) or (H, W, C).
-        branch: as in ``Encoder.predict`` and ``Encoder.encode``.
+        branch: as in ``Encoder.predict``; for features "student" or "teacher", and None stands for
+            the student.
         head: as in ``Encoder.predict``.
         options: further arguments of ``get_model``.
 
@@ -313,7 +316,7 @@ def inference_model(
     encoder = model if isinstance(model, Encoder) else get_model(model, **options)
     images = image[None] if isinstance(image, np.ndarray) else [image]
     if not encoder.spec.method.labelled:
-        return {"features": encoder.encode(images, branch=branch)[0]}
+        return {"features": encoder.encode(images, branch=branch or "student")[0]}
     (found,) = encoder.predict(images, top=1, branch=branch, head=head)
     return {
         "pred_label": found.labels[0],

@@ -237,6 +237,10 @@ def test_a_classifier_predicts_classes_by_name(backend, backend_name, tmp_path) 
             assert found.names == tuple(str(label) for label in best)
     one = core.inference_model(model, pixels[2])
     (first,) = model.predict(pixels[2:3], top=20)
+    student, teacher = (
+        model.predict(pixels[2:3], top=20, branch=branch) for branch in ("student", "teacher")
+    )
+    assert [first] == teacher != student, "the mean of the weights, as an evaluation is judged"
     assert len(first.labels) == 10 and sum(first.scores) == pytest.approx(1)
     assert (one["pred_label"], one["pred_score"], one["pred_class"]) == (
         *(first.labels[0], first.scores[0]),

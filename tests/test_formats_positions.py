@@ -39,6 +39,18 @@ def test_tables_are_those_of_the_originals(variant):
                     assert np.abs(wrong - golden[name]).max() > 0.1, (name, other)
 
 
+@pytest.mark.parametrize("variant", ["torch_bicubic_align_corners", "timm_bilinear_antialias"])
+def test_other_ways_of_resampling_are_told_apart(variant):
+    """The golden file shows two tables that no way gives."""
+    with np.load(GOLDEN / "eval" / "pos_embed.npz") as golden:
+        for name in (name for name in golden.files if name.startswith(f"{variant}/")):
+            new = tuple(map(int, name.split("/")[1].split("x")))
+            wrong = golden[name][:, -new[0] * new[1] :]
+            for way in ("bicubic", "bicubic_antialias", "dino"):
+                mine = resample(golden["pos_embed"], OLD, new, way)[:, 1:]
+                assert np.abs(mine - wrong).max() > 0.1, (name, way)
+
+
 @pytest.mark.parametrize(("old", "new"), [((5, 9), (7, 4)), ((3, 8), (6, 16)), ((1, 6), (2, 3))])
 def test_rectangular_tables_are_those_of_pytorch(old, new):
     torch = pytest.importorskip("torch")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import assert_close
 from support import golden_linear
-from support.golden_eval import MOCA_VIT, case, encoder_state, normal_images
+from support.golden_eval import MOCA_VIT, case, encoder_state, normal_images, position_table
 from support.golden_linear import (
     MOCA_FEATURES,
     MODELS,
@@ -22,11 +22,13 @@ from support.golden_linear import (
 from support.golden_weights import probe
 
 from triptych.core import reference
+from triptych.core.formats.positions import resample
 from triptych.core.methods import networks
 
 HEADS = (0, 22, 36, 40, 44)
 """Rates of MOCA's sweep from 0.0001 to 9, among them the best ones."""
 DECAYS = (0.0, 1e-6, 1e-5, 1e-4)
+ONE_STEP = {"steps": 1, "batch_size": 4}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -95,7 +97,7 @@ FEATURES = {
 @pytest.mark.parametrize("name", FEATURES)
 def test_features_of_moca(backend, name):
     golden, method = case("features")[1], {"classes": 2, **FEATURES[name]}
-    spec = probe_spec(MOCA_VIT, method, {}, {"steps": 1, "batch_size": 4})
+    spec = probe_spec(MOCA_VIT, method, {}, ONE_STEP)
     engine = backend.build(spec, initial(spec))
     images = normal_images(4100, 4, 64, 64)
     assert_close(images.sum(), golden["image_sum"][0], 1e-12)
@@ -105,11 +107,47 @@ def test_features_of_moca(backend, name):
 def test_features_of_the_last_blocks_of_moca(backend):
     golden = case("features")[1]
     method = {"classes": 2, "pooling": "both", "blocks": 6}
-    spec = probe_spec(MOCA_VIT, method, {}, {"steps": 1, "batch_size": 4})
+    spec = probe_spec(MOCA_VIT, method, {}, ONE_STEP)
     engine = backend.build(spec, initial(spec))
     found = engine.frozen_features(normal_images(4100, 4, 64, 64)).reshape(4, 7, 96)
     assert_close(found[:, :6], golden["intermediate_cls"], 1e-12)
     assert_close(found[:, 6], golden["intermediate_avg"][:, 5], 1e-12)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (40, 56), (128, 64)])
+def test_features_of_other_sizes(backend, size):
+    """timm resamples the table of positions for each image, in float32."""
+    golden, name = case("features")[1], f"timm_dynamic_{size[0]}x{size[1]}"
+    spec = probe_spec({**MOCA_VIT, "image_size": size}, {"classes": 2}, {}, ONE_STEP)
+    table = position_table("encoder_teacher.")
+    resampled = resample(table, (8, 8), spec.model.grid, "bicubic_antialias")
+    engine = backend.build(spec, initial(spec) | {"student.encoder.pos_embed": resampled})
+    images = normal_images(4110 + sum(size), 2, *size)
+    tokens = engine.embed(images, tokens="all")["final"]
+    assert_close(tokens[:, 0], golden[f"{name}_cls"], 1e-6)
+    assert_close(tokens[:, 1:].mean(1), golden[f"{name}_avg"], 1e-6)
+    assert_close([probe(one) for one in tokens], golden[f"{name}_tokens_probe"], 1e-6)
+
+
+def test_tokens_of_moca(backend):
+    golden = case("features")[1]
+    spec = probe_spec(MOCA_VIT, {"classes": 2}, {}, ONE_STEP)
+    engine = backend.build(spec, initial(spec))
+    images = normal_images(4100, 4, 64, 64)
+    found = engine.embed(images, tokens="all", layers=range(6))
+    assert_close(found["final"][0], golden["tokens_image0"], 1e-12)
+    norm = {n: engine.export_state()[f"student.encoder.norm.{n}"] for n in ("weight", "bias")}
+    normed = [layer_norm(found[f"layer{i}"], **norm) for i in range(6)]
+    for name, rows in (("cls", slice(0, 1)), ("avg", slice(1, None))):
+        means = np.stack([tokens[:, rows].mean(1) for tokens in normed], axis=1)
+        assert_close(means, golden[f"intermediate_{name}"], 1e-12)
+    raw = found["layer5"][:, 1:].mean(1)
+    assert_close(raw, golden["knn_avg_with_fc_norm_flag"], 1e-12)
+
+
+def layer_norm(tokens, weight, bias):
+    centered = tokens - tokens.mean(-1, keepdims=True)
+    return centered / np.sqrt(tokens.var(-1, keepdims=True) + 1e-6) * weight + bias
 
 
 def initial(spec):

@@ -85,6 +85,12 @@ def test_the_image_is_shown_as_it_is(spec, state):
     assert len(np.unique(hidden)) == 1
 
 
+def counts_of(spec):
+    """The patches of the first round that the student sees, and that it predicts unseen."""
+    one, _ = rounds(6 * 8, spec.method.mask_ratios, spec.method.decoder_ratios)
+    return one.visible, one.decoded - one.visible
+
+
 def test_a_report_of_a_trained_run_shows_them(backend, backend_name, spec, tmp_path, capsys):
     assert run.train(spec, backend_name, tmp_path / "run", say=lambda text: None) is None
     assert main(["report", str(tmp_path / "run")]) == 0
@@ -94,6 +100,10 @@ def test_a_report_of_a_trained_run_shows_them(backend, backend_name, spec, tmp_p
     assert len(pictures) == 4 * moca_words.COUNT
     sizes = {Image.open(io.BytesIO(base64.b64decode(text))).size for text in pictures}
     assert sizes == {(192, 144)}
+    texts = re.findall(r'<img[^>]* alt="([^"]+)"', page)
+    assert len(set(texts)) == 4 * moca_words.COUNT, "each picture has a text of its own"
+    clear, faint = counts_of(spec)
+    assert f"image 2, round 1: {clear} of 48 patches clear, {faint} faint" in texts
     assert "http:" not in page.replace("http://www.w3.org", "")
 
 

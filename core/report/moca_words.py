@@ -33,6 +33,8 @@ FREQUENT = 4
 """Number of words listed beside each image."""
 SIDE = 144
 """Least length of the shorter side of a picture on the page, pixels."""
+PICTURES = ("image", "round 1", "round 2", "surest words")
+"""Headings of the pictures of an image."""
 HIDDEN, DECODED, VISIBLE = range(3)
 """State of a token in a masking round; a DECODED token is hidden and predicted."""
 
@@ -96,11 +98,10 @@ def section(spec: RunSpec, run_dir: Path) -> list[Element]:
     except UserError as error:
         # The rest of the page needs neither the checkpoint nor the images.
         return [element("p", f"There are no pictures: {error}")]
-    headings = ("image", "round 1", "round 2", "surest words", "most frequent words")
+    headings = (*PICTURES, "most frequent words")
     head = element("tr", *(element("th", text, scope="col") for text in headings))
-    table = element(
-        "table", element("thead", head), element("tbody", *map(_row, shown)), class_="pictures"
-    )
+    rows = [_row(example, number) for number, example in enumerate(shown, 1)]
+    table = element("table", element("thead", head), element("tbody", *rows), class_="pictures")
     note = (
         f"Words and codes are the teacher's, from {path.name}. In a masking round the student sees "
         "the clear patches and predicts the codes of the clear and the faint patches; grey patches "
@@ -145,16 +146,28 @@ def _mask(order: NDArray[np.int64], count: Round, grid: tuple[int, int]) -> NDAr
 # ----------------------------------------------------------------------------------------- drawing
 
 
-def _row(example: Example) -> Element:
+def _row(example: Example, number: int) -> Element:
     height, width = example.pixels.shape[:2]
     size = (width, height)
     masked = [_masked(example.pixels, _enlarged(mask, size)) for mask in example.rounds]
     colours = np.array([colour(int(word)) for word in example.words.ravel()], np.uint8)
     words = colours.reshape(*example.words.shape, 3)
     pictures = [example.pixels, *masked, words]
-    cells = [element("td", _picture(picture, size)) for picture in pictures]
+    texts = _descriptions(example, number)
+    cells = [element("td", _picture(*pair, size)) for pair in zip(pictures, texts, strict=True)]
     items = [_named(word, share) for word, share in example.frequent]
     return element("tr", *cells, element("td", element("ul", *items, class_="words")))
+
+
+def _descriptions(example: Example, number: int) -> list[str]:
+    """The alternative text of each picture of ``PICTURES``."""
+    rounds = [
+        f"image {number}, {title}: {(mask == VISIBLE).sum()} of {mask.size} patches clear, "
+        f"{(mask == DECODED).sum()} faint"
+        for title, mask in zip(PICTURES[1:3], example.rounds, strict=True)
+    ]
+    words = f"image {number}: {len(np.unique(example.words))} words, one colour each"
+    return [f"image {number}", *rounds, words]
 
 
 def _masked(pixels: Pixels, mask: NDArray[np.int64]) -> Pixels:
@@ -170,12 +183,12 @@ def _enlarged(mask: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int6
     return np.asarray(image).astype(np.int64)
 
 
-def _picture(pixels: Pixels, size: tuple[int, int]) -> Element:
+def _picture(pixels: Pixels, alt: str, size: tuple[int, int]) -> Element:
     """An image embedded in the page; each pixel becomes a square of whole pixels."""
     times = -(-SIDE // min(size))
     width, height = (side * times for side in size)
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
-    return picture(np.asarray(image), (width, height), "")
+    return picture(np.asarray(image), (width, height), alt)
 
 
 def _named(word: int, share: float) -> Element:
