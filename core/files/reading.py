@@ -128,7 +128,7 @@ def _folder(path: Path) -> tuple[str, Node]:
         return "oneflow", oneflow.read_folder(path)
     folder = oneflow.last_folder(path) or path
     if folders := oneflow.parts(folder):
-        kind = "libai" if LIBAI & folders.keys() else "folder"
+        kind = "libai" if LIBAI & folders.keys() else "oneflow"
         return kind, {name: oneflow.read_folder(part) for name, part in folders.items()}
     files = [p for p in sorted(path.iterdir()) if p.suffix in SUFFIXES and p.is_file()]
     if all(p.suffix == ".json" for p in files) or len(files) > MAX_FILES:

@@ -7,7 +7,10 @@ the new file is whole. What each container holds:
 - "paddle": any tree without bytes; opened by ``paddle.load``. bfloat16 is stored as
   uint16, as Paddle does it.
 - "oneflow": any tree, as a folder; opened by ``oneflow.load``.
+- "libai": a dictionary with one entry, the name of a checkpoint -> parts; each part is a folder of
+  OneFlow. A file beside the checkpoint names it, as LiBai's loader wants.
 - "safetensors", "npz": a dictionary of tensors. npz widens bfloat16 to float32.
+- "folder": a dictionary of files, whose suffixes say what they are.
 """
 
 import io
@@ -164,6 +167,26 @@ def _oneflow_tensor(folder: Path, stored: Stored, kind: str) -> None:
         stream_values(stream, stored.bits())
 
 
+def write_libai(path: Path, tree: Node) -> None:
+    """A run folder of LiBai with one checkpoint."""
+    ((name, parts),) = tree.items()
+    (path / name).mkdir(parents=True)
+    for part, content in parts.items():
+        write_oneflow(path / name / part, content)
+    (path / oneflow.LAST).write_text(name)
+
+
+def write_folder(path: Path, tree: Node) -> None:
+    """A folder of files."""
+    path.mkdir()
+    for name, content in tree.items():
+        file = path / name
+        if file.suffix == ".json":
+            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        else:
+            WRITERS[FILES[file.suffix]](file, content)
+
+
 def write_safetensors(path: Path, tree: Node) -> None:
     """A safetensors file."""
     names = {dtype: name for name, dtype in TYPES.items()}
@@ -206,10 +229,20 @@ WRITERS: dict[str, Callable[[Path, Node], None]] = {
     "torch": write_torch,
     "paddle": write_paddle,
     "oneflow": write_oneflow,
+    "libai": write_libai,
+    "folder": write_folder,
     "safetensors": write_safetensors,
     "npz": write_npz,
 }
 """Container -> what writes it."""
+
+FILES = {
+    ".safetensors": "safetensors",
+    ".bin": "torch",
+    ".pdparams": "paddle",
+    ".pdopt": "paddle",
+}
+"""Suffix of a file in a folder -> its container. A JSON file has none."""
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Our own names."""
 
 from triptych.core.formats.format import Format, Layout
-from triptych.core.formats.rules import Rule, Table
+from triptych.core.formats.rules import ANY, Rule, Table
 
 PARTS = (
     *("encoder", "projector", "predictor", "classifier"),
@@ -13,16 +13,13 @@ NAMES = (
     *("memory.{leaf}", "optimizer.step", "optimizer.{leaf}.student.{rest}", "foreign.{rest}"),
 )
 
-FORMAT = Format(
-    name="canonical",
-    about="triptych",
-    layouts=(
-        Layout(
-            "a triptych state",
-            "any",
-            Table(*(Rule(name, name) for name in NAMES)),
-            tuple(name for name in NAMES if not name.startswith("foreign.")),
-            ("moco_v1", "moco_v2", "moco_v3", "moca", "linear", "finetune"),
-        ),
-    ),
+# Names from other systems stand behind "foreign." in their own spelling.
+STATE = Layout(
+    "a triptych state",
+    "any",
+    Table(*(Rule(name, name) for name in NAMES), norms=ANY),
+    tuple(name for name in NAMES if not name.startswith("foreign.")),
+    ("moco_v1", "moco_v2", "moco_v3", "moca", "linear", "finetune"),
 )
+
+FORMAT = Format(name="canonical", about="triptych", layouts=(STATE,))

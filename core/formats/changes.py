@@ -65,6 +65,18 @@ class Transposed:
         return [_transposed(tensor)]
 
 
+class Matrices(Transposed):
+    """The weights of a head in Paddle: matrices (in, out), and the gains of norms as they are."""
+
+    def to_canonical(self, parts: Sequence[Stored], facts: Facts, /) -> Stored:
+        """See ``Change``."""
+        return parts[0] if len(parts[0].shape) == 1 else super().to_canonical(parts, facts)
+
+    def from_canonical(self, tensor: Stored, facts: Facts, /) -> list[Stored]:
+        """See ``Change``."""
+        return [tensor] if len(tensor.shape) == 1 else super().from_canonical(tensor, facts)
+
+
 class Reshaped:
     """Equal values in another shape. The canonical shape is that of a scalar.
 
@@ -148,7 +160,7 @@ class Interleaved:
         return [tensor.changed(tensor.shape, lambda bits: _swapped(bits, 3, heads))]
 
 
-SAME, TRANSPOSED, INTERLEAVED = Same(), Transposed(), Interleaved()
+SAME, TRANSPOSED, MATRICES, INTERLEAVED = Same(), Transposed(), Matrices(), Interleaved()
 VECTOR = Reshaped((1,))
 """A scalar that the file holds as a vector of length 1."""
 

@@ -8,24 +8,47 @@ seen.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError, printable
 from triptych.core.files.tree import Content, Malformed, Node, Stored
-from triptych.core.formats import canonical, moca, moco, moco_v3, timm, torchvision
+from triptych.core.formats import (
+    canonical,
+    libai,
+    moca,
+    moco,
+    moco_v3,
+    oneflow,
+    paddle,
+    paddlefleetx,
+    passl,
+    plsc,
+    timm,
+    torch,
+    torchvision,
+)
 from triptych.core.formats.architecture import contradiction
 from triptych.core.formats.changes import Facts
 from triptych.core.formats.format import PLAIN, Claim, Format, Layout, Place, claim
-from triptych.core.formats.rules import Renamed
+from triptych.core.formats.rules import COUNTER, Renamed
 
 FORMATS: dict[str, Format] = {
     found.name: found
     for found in (
         canonical.FORMAT,
+        torch.FORMAT,
+        oneflow.FORMAT,
+        paddle.FORMAT,
         timm.FORMAT,
         torchvision.FORMAT,
         moco.FORMAT,
         moco_v3.FORMAT,
         moca.FORMAT,
+        paddlefleetx.FORMAT,
+        plsc.FORMAT,
+        passl.FORMAT,
+        libai.FORMAT,
     )
 }
 """In the order in which equal claims with the same meaning count."""
@@ -72,6 +95,18 @@ class Source:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes by canonical name."""
         return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    @property
+    def fresh(self) -> dict[str, Stored]:
+        """Canonical tensors that no file of the format has, with the values that they start with.
+
+        Paddle counts no batches in its batch norms. No arithmetic depends on the counters; they
+        start at 0.
+        """
+        mean, table = "running_mean", self.layout.table
+        norms = [n.removesuffix(mean) for n in self.tensors if n.endswith(mean)]
+        zero = Stored.of(np.zeros((), np.int64))
+        return {f"{norm}{COUNTER}": zero for norm in norms if COUNTER not in table.norms}
 
     def named(self, name: str) -> str:
         """The name in the file of a canonical tensor."""
@@ -160,10 +195,10 @@ def _chosen(
     if not spots:
         return None
     best = max(spots, key=lambda c: c.claim).claim.explained
-    # Evidence is the envelope of a system. It decides between equal names only.
+    # Container and evidence are the envelope of a system. They decide between equal names only.
     equal = [c for c in spots if c.claim.explained == best]
-    evidence = max(c.claim.evidence for c in equal)
-    equal = [c for c in equal if c.claim.evidence == evidence]
+    most = max(c.claim for c in equal)
+    equal = [c for c in equal if c.claim == most]
     if spec and any(c.layout.holds(spec) for c in equal):
         equal = [c for c in equal if c.layout.holds(spec)]
     kinds = {c.place.average for c in equal}

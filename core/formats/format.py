@@ -138,6 +138,7 @@ class Format:
         keys: entries beside the state dict that such files have. The more of them a file has, the
             better is the claim.
         places: finds the state dicts in a file.
+        containers: those that no other format has. There its claim counts before equal ones.
         facts: reads facts about the model from the file's own meta data.
         constants: facts that hold for all models of the system, such as the epsilon of its norms.
         output: (container, tree) of a file; None: the format is only read.
@@ -148,6 +149,7 @@ class Format:
     layouts: tuple[Layout, ...]
     keys: frozenset[str] = frozenset()
     places: Callable[[Content], Iterator[Place]] = places
+    containers: tuple[str, ...] = ()
     facts: Callable[[Content], Facts] = no_facts
     constants: Facts = field(default_factory=dict)
     output: Callable[[Output], tuple[str, Node]] | None = None
@@ -211,10 +213,12 @@ class Claim(NamedTuple):
 
     Attributes:
         explained: fraction of the tensors that have a canonical name or stand in ``beside``.
+        home: whether the file has a container of this format alone.
         evidence: number of typical entries beside the state dict.
     """
 
     explained: float
+    home: bool
     evidence: int
 
 
@@ -228,4 +232,5 @@ def claim(found: Format, layout: Layout, content: Content, spot: Place) -> Claim
         for name in names
     )
     top = content.tree.keys() if isinstance(content.tree, dict) else ()
-    return Claim(known / len(names), len(found.keys & set(top)))
+    home = content.container in found.containers
+    return Claim(known / len(names), home, len(found.keys & set(top)))

@@ -55,7 +55,7 @@ def load_weights(path: Path, spec: RunSpec) -> State:
 
 def _fitted(source: Source, spec: RunSpec) -> tuple[State, list[str]]:
     """The tensors of a file for a model, and why they do not fit."""
-    own = source.format is canonical.FORMAT
+    own = source.layout is canonical.STATE
     if not own and spec.method.name not in source.layout.methods:
         needed = " or ".join(source.layout.methods) or "linear or finetune with init.weights"
         return {}, [
@@ -66,14 +66,14 @@ def _fitted(source: Source, spec: RunSpec) -> tuple[State, list[str]]:
     if not own and (other := other_encoder(spec.model, encoder_shapes(shapes))):
         return {}, [f"weights of another architecture: {other}"]
     params = table(spec)
-    state = arrays_of(source)
+    state = {**arrays_of(source), **{n: np.array(t.array()) for n, t in source.fresh.items()}}
     if isinstance(spec.method, SupervisedSpec):
         # A file has one classifier, which is the average of a run that has one.
         twins = {p.name: p.name.replace("teacher.", "student.", 1) for p in params}
         state.update({n: state[s] for n, s in twins.items() if n not in state and s in state})
     known = {param.name for param in params}
     named = {
-        name if name in known or name.startswith(OPTIONAL) or own else source.named(name): array
+        name if name in known or name not in source.tensors or own else source.named(name): array
         for name, array in state.items()
     }
     beside = {name: tensor.array() for name, tensor in source.renamed.unknown.items()}

@@ -138,7 +138,8 @@ def _pretrained(
             f"init.allow_missing: {', '.join(wrong)}: the model's encoder has no such tensor"
         )
     missing = [param for param in params if param.name not in found]
-    fresh = [p.name for p in missing if _named(p.name, _may_lack(spec, init))]
+    lacked = [*_may_lack(spec, init), *(name.removeprefix(prefix) for name in source.fresh)]
+    fresh = [p.name for p in missing if _named(p.name, lacked)]
     wanted = prefixed(STUDENT, [param for param in params if param.name not in fresh])
     state = {STUDENT + name: found[name] for name in shapes if name in found}
     if problems := mismatches({**state, **unused}, wanted):

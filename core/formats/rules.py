@@ -6,6 +6,8 @@ A rule pairs two templates. A template is a name with fields in braces:
     ``{leaf}``: a word without a dot.
     ``{rest}``: one or more words.
 
+Templates spell the tensors of a batch norm as PyTorch does, and a table says how its files do.
+
 The first rule whose template fits a name counts, in either direction, so a special case stands
 before the general one. Reading and writing use the same table, so they always agree.
 """
@@ -20,6 +22,17 @@ from triptych.core.files.tree import Malformed, Stored
 from triptych.core.formats.changes import SAME, Change, Facts
 
 FIELDS = {"i": r"\d+", "j": r"\d+", "leaf": r"[^.]+", "rest": r".+"}
+
+COUNTER = "num_batches_tracked"
+"""Number of batches that a batch norm has seen."""
+
+Spelling = Mapping[str, str]
+"""Last words of the names of a batch norm's tensors in a file, by canonical last word."""
+
+TORCH: Spelling = {word: word for word in ("running_mean", "running_var", COUNTER)}
+PADDLE: Spelling = {"running_mean": "_mean", "running_var": "_variance"}
+"""Paddle counts no batches."""
+ANY: Spelling = {**TORCH, **{word: word for word in PADDLE.values()}}
 
 Tensors = Mapping[str, Stored]
 
@@ -63,9 +76,15 @@ class Renamed:
 class Table:
     """A sequence of rules, applied in both directions."""
 
-    def __init__(self, *rules: Rule) -> None:
-        """A table of rules, the more special ones first."""
-        self.rules = rules
+    def __init__(self, *rules: Rule, norms: Spelling = TORCH) -> None:
+        """A table of rules.
+
+        Args:
+            rules: the more special ones first.
+            norms: spelling in the files. A name with the last word of another spelling is unknown.
+        """
+        self.rules, self.norms = rules, norms
+        self._canonical = {theirs: ours for ours, theirs in norms.items()}
 
     def to_canonical(self, tensors: Tensors, facts: Facts) -> Renamed:
         """The tensors of a file under canonical names.
@@ -98,7 +117,7 @@ class Table:
                 raise Malformed(f"{found[0]}: {error}") from error
             renamed.tensors[ours] = tensor
             renamed.origin[ours] = found
-            renamed.changes[ours] = rule.change.name
+            renamed.changes[ours] = "" if tensor is tensors[found[0]] else rule.change.name
         return renamed
 
     def names(self, name: str) -> bool:
@@ -107,16 +126,19 @@ class Table:
 
     def _ours(self, name: str) -> Iterator[tuple[str, Rule, int]]:
         """The canonical name of a tensor, its rule, and its part in the canonical tensor."""
-        for rule in self.rules:
+        spelled = _spelled(name, self._canonical)
+        for rule in self.rules if spelled else ():
             for part, template in enumerate(rule.sources):
-                if (fields := _fields(template, name)) is not None:
+                if (fields := _fields(template, spelled)) is not None:
                     yield rule.ours.format_map(fields), rule, part
 
     def theirs(self, ours: str) -> tuple[tuple[str, ...], Change] | None:
         """The names in a file of a canonical tensor and its change; None if no rule names it."""
         for rule in self.rules:
             if (fields := _fields(rule.ours, ours)) is not None:
-                return tuple(source.format_map(fields) for source in rule.sources), rule.change
+                names = [source.format_map(fields) for source in rule.sources]
+                spelled = tuple(_spelled(name, self.norms) for name in names)
+                return (spelled, rule.change) if all(spelled) else None
         return None
 
     def from_canonical(self, tensors: Tensors, facts: Facts) -> tuple[dict[str, Stored], list[str]]:
@@ -134,6 +156,14 @@ class Table:
             names, change = found
             written.update(zip(names, change.from_canonical(tensor, facts), strict=True))
         return written, left
+
+
+def _spelled(name: str, words: Spelling) -> str:
+    """The name with its last word spelled otherwise; "" if no such file has this last word."""
+    start, dot, last = name.rpartition(".")
+    if last not in ANY:
+        return name
+    return f"{start}{dot}{words[last]}" if last in words else ""
 
 
 def fits(template: str, name: str) -> bool:

@@ -106,7 +106,7 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
         sections["method"]["pooling"] = "mean"
     for key, value in source.facts.items():
         section, _, name = key.partition(".")
-        if section != "model" or sections["model"]["name"] == "vit":
+        if _counts(section, source.layout.kind, str(sections["model"]["name"])):
             sections.setdefault(section, {})[name] = value
     given = {text.partition("=")[0].strip().removeprefix("model.") for text in overrides}
     missing = [k for k in NEEDED if k not in sections["model"] and k not in given]
@@ -117,3 +117,10 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
             f"{path}: {source.format.name}: the file does not say {names}; give -c SPEC or {keys}"
         )
     return config.loads(yaml12.dump(sections), f"{path} (as its tensors show)", overrides)
+
+
+def _counts(section: str, kind: str, encoder: str) -> bool:
+    """Whether facts about a section concern a file: all about models are about ViTs."""
+    if section == "method":
+        return kind == "pretraining"
+    return section != "model" or encoder == "vit"

@@ -1,0 +1,79 @@
+"""LiBai's MoCo v3 and its ViT classifiers (Oneflow-Inc/libai).
+
+A run folder has a file ``last_checkpoint`` that names the newest folder of weights, and this has a
+folder of OneFlow for each of model, optimizer and scheduler. The blocks have Megatron's names. The
+rows of query, key and value are stored head by head, and no file says the number of heads. The last
+batch norms of the heads have gain and shift. Tensor-parallel runs save whole tensors.
+"""
+
+from triptych.core.files.tree import Node
+from triptych.core.formats.changes import INTERLEAVED
+from triptych.core.formats.format import Format, Layout, Output
+from triptych.core.formats.rules import Rule, Table, under
+from triptych.core.formats.single import STUDENT, SUPERVISED
+
+BRANCHES = {"student": "base_encoder", "teacher": "momentum_encoder"}
+"""Prefixes in the file, by canonical one."""
+BLOCK = {
+    "input_layernorm": "norm1",
+    "self_attention.query_key_value": "attn.qkv",
+    "self_attention.dense": "attn.proj",
+    "post_attention_layernorm": "norm2",
+    "mlp.dense_h_to_4h": "mlp.fc1",
+    "mlp.dense_4h_to_h": "mlp.fc2",
+}
+"""Canonical names of the layers in a block, by name in the file."""
+EQUAL = ("cls_token", "pos_embed", "patch_embed.{rest}", "norm.{leaf}")
+VIT = [
+    *(
+        Rule(
+            f"blocks.{{i}}.{theirs}.{{leaf}}",
+            f"blocks.{{i}}.{ours}.{{leaf}}",
+            *([INTERLEAVED] if ours == "attn.qkv" else []),
+        )
+        for theirs, ours in BLOCK.items()
+    ),
+    *(Rule(name, name) for name in EQUAL),
+]
+
+
+def _pretraining() -> Layout:
+    rules = [Rule("predictor.{rest}", "student.predictor.{rest}")]
+    for branch, theirs in BRANCHES.items():
+        rules += under(f"{theirs}.", f"{branch}.encoder.", VIT)
+        rules += [Rule(f"{theirs}.head.{{rest}}", f"{branch}.projector.{{rest}}")]
+    marks = tuple(f"{theirs}.blocks.{{i}}.self_attention.{{rest}}" for theirs in BRANCHES.values())
+    return Layout("MoCo v3 pretraining", "pretraining", Table(*rules), marks, ("moco_v3",), "vit")
+
+
+CLASSIFIER = Layout(
+    "a ViT classifier",
+    "classifier",
+    Table(*under("", STUDENT, VIT), Rule("head.{leaf}", "student.classifier.{leaf}")),
+    ("head.{leaf}",),
+    SUPERVISED,
+    "vit",
+)
+ENCODER = Layout(
+    "a ViT encoder",
+    "encoder",
+    Table(*under("", STUDENT, VIT)),
+    ("blocks.{i}.self_attention.{rest}",),
+    encoder="vit",
+)
+
+
+def output(made: Output) -> tuple[str, Node]:
+    """A run folder. LiBai names a folder of weights by the number of the last step, from 0 on."""
+    last = max((made.step or 0) - 1, 0)
+    return "libai", {f"model_{last:07d}": {"model": made.tensors}}
+
+
+FORMAT = Format(
+    name="libai",
+    about="LiBai (Oneflow-Inc/libai)",
+    layouts=(_pretraining(), CLASSIFIER, ENCODER),
+    keys=frozenset({"model", "optimizer", "lr_scheduler"}),
+    constants={"model.layer_norm_eps": 1e-5},
+    output=output,
+)

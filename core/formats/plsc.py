@@ -1,0 +1,109 @@
+"""PLSC's MoCo v3 (PaddlePaddle/PLSC).
+
+A ``.pd`` file is one nested dictionary; an extracted encoder is a flat ``.pdparams``. Names are
+those of the official release, with Paddle's spelling of the batch norms and no counters of batches.
+Matrices are (in, out). The position table comes before the class token.
+"""
+
+import numpy as np
+
+from triptych.core.files.tree import Node, Stored
+from triptych.core.formats.changes import MATRICES, TRANSPOSED
+from triptych.core.formats.format import Format, Layout, Output
+from triptych.core.formats.networks import vit
+from triptych.core.formats.rules import PADDLE, Rule, Table, under
+from triptych.core.formats.single import STUDENT, SUPERVISED
+from triptych.core.formats.unique import REPLACED, named
+
+BRANCHES = {"student": "base_encoder", "teacher": "momentum_encoder"}
+"""Prefixes in the file, by canonical one."""
+HEADS = (*(f"{branch}.head." for branch in BRANCHES.values()), "predictor.")
+ROOT = "vision_transformer_mo_co"
+"""Generated name of the ViT's class."""
+SCALER = {
+    "incr_ratio": 2.0,
+    "decr_ratio": 0.5,
+    "incr_every_n_steps": 2000,
+    "decr_every_n_nan_or_inf": 1,
+    "incr_count": 0,
+    "decr_count": 0,
+    "use_dynamic_loss_scaling": True,
+}
+"""The state of a new ``paddle.amp.GradScaler``, without the scale."""
+MARKS = ("cls_token", "patch_embed.{rest}")
+
+
+def head(theirs: str, ours: str) -> list[Rule]:
+    """The rules of a head of linear layers without bias and batch norms."""
+    return [
+        Rule(f"{theirs}.{{i}}.weight", f"{ours}.{{i}}.weight", MATRICES),
+        Rule(f"{theirs}.{{i}}.{{leaf}}", f"{ours}.{{i}}.{{leaf}}"),
+    ]
+
+
+def _pretraining() -> Layout:
+    rules = head("predictor", "student.predictor")
+    for branch, theirs in BRANCHES.items():
+        rules += under(f"{theirs}.", f"{branch}.encoder.", vit(TRANSPOSED))
+        rules += head(f"{theirs}.head", f"{branch}.projector")
+    table = Table(*rules, norms=PADDLE)
+    marks = ("base_encoder.{rest}", "momentum_encoder.{rest}")
+    return Layout("MoCo v3 pretraining", "pretraining", table, marks, ("moco_v3",), "vit")
+
+
+ENCODER_RULES = under("", STUDENT, vit(TRANSPOSED))
+CLASSIFIER_RULES = [
+    Rule("head.weight", "student.classifier.weight", TRANSPOSED),
+    Rule("head.bias", "student.classifier.bias"),
+]
+ENCODER = Layout(
+    "a ViT encoder", "encoder", Table(*ENCODER_RULES, norms=PADDLE), MARKS, encoder="vit"
+)
+PROBE = Layout(
+    "a linear probe",
+    "linear probe",
+    Table(*ENCODER_RULES, *CLASSIFIER_RULES, norms=PADDLE),
+    ("head.weight",),
+    SUPERVISED,
+    "vit",
+)
+
+
+def _built(tensors: dict[str, Stored]) -> list[str]:
+    """The layers in the order in which PLSC builds them.
+
+    Each branch begins with a classifier. The heads, built later, replace it.
+    """
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
+    order: list[str] = []
+    for branch in BRANCHES.values():
+        own = [n for n in layers if n.startswith(branch) and not n.startswith(f"{branch}.head.")]
+        order += [*own, REPLACED] if own else []
+    for start in HEADS:
+        order += [layer for layer in layers if layer.startswith(start)]
+    return order or layers
+
+
+def output(made: Output) -> tuple[str, Node]:
+    """The dictionary that PLSC resumes from, or the flat state of an encoder.
+
+    The epoch is not known here and starts at 0. Loss scale and best accuracy start anew.
+    """
+    model = named(made.tensors, _built(made.tensors), ROOT)
+    if made.layout.kind == "encoder":
+        return "paddle", model
+    tree = {"epoch": 0, "arch": "moco_vit", "state_dict": model}
+    if made.layout.kind == "linear probe":
+        return "paddle", {**tree, "best_acc1": Stored.of(np.zeros((), np.float32))}
+    scale = {"scale": Stored.of(np.array([2.0**16], np.float32))}
+    return "paddle", {**tree, "scaler": {**scale, **SCALER}}
+
+
+FORMAT = Format(
+    name="plsc",
+    about="PLSC (PaddlePaddle/PLSC)",
+    layouts=(_pretraining(), PROBE, ENCODER),
+    keys=frozenset({"epoch", "arch", "state_dict", "optimizer", "scaler", "best_acc1"}),
+    constants={"model.layer_norm_eps": 1e-6},
+    output=output,
+)
