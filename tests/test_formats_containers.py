@@ -144,9 +144,14 @@ def test_a_supervised_network_is_no_pretrained_encoder() -> None:
     assert refusal(FILES / SUPERVISED, spec_of(LINEAR)).startswith("a classifier of 10 classes (fc")
 
 
-def test_transposed_matrices_are_refused_by_name() -> None:
-    line = refusal(FILES / "plsc_lincls_vit.pd", spec_of(LINEAR))
-    assert "blocks.0.attn.qkv.weight (24, 72): matrices are (in, out)" in line
+def test_transposed_matrices_are_refused_by_name(tmp_path: Path) -> None:
+    official = official_state("moca_vit_tiny")
+    turned = {
+        n: a.T if n.endswith(("qkv.weight", "fc1.weight")) else a for n, a in official.items()
+    }
+    write(tmp_path / "w", stored(turned), "torch")
+    line = refusal(tmp_path / "w", spec_of(LINEAR))
+    assert "blocks.0.attn.qkv.weight (96, 288): matrices are (in, out)" in line
 
 
 def test_which_state_dict_is_meant_must_be_clear(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ CLASSIFIER = replace(
         norms=PADDLE,
     ),
 )
-ENCODER = replace(RESNET_ENCODER, table=Table(*RULES, norms=PADDLE))
+ENCODER = replace(RESNET_ENCODER, table=Table(*RULES, norms=PADDLE), marks=("bn1._mean",))
 
 
 def output(made: Output) -> tuple[str, Node]:
