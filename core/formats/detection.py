@@ -153,6 +153,9 @@ def recognise(
     """
     formats = FORMATS.values() if wanted is None else [_format(wanted)]
     found = [*_candidates(formats, content, facts or {})]
+    # What explains less of the file is no second choice.
+    most = max((c.claim.explained for c in found), default=0.0)
+    found = [c for c in found if c.claim.explained == most]
     chosen = _chosen(content, [c for c in found if not isinstance(c.renamed, str)], average, spec)
     if chosen is None or isinstance(chosen.renamed, str):
         raise UserError(_unknown(content, wanted, found))

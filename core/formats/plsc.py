@@ -69,7 +69,7 @@ PROBE = Layout(
 )
 
 
-def _built(tensors: dict[str, Stored]) -> list[str]:
+def built(tensors: dict[str, Stored]) -> list[str]:
     """The layers in the order in which PLSC builds them.
 
     Each branch begins with a classifier. The heads, built later, replace it.
@@ -89,7 +89,7 @@ def output(made: Output) -> tuple[str, Node]:
 
     The epoch is not known here and starts at 0. Loss scale and best accuracy start anew.
     """
-    model = named(made.tensors, _built(made.tensors), ROOT)
+    model = named(made.tensors, built(made.tensors), ROOT)
     if made.layout.kind == "encoder":
         return "paddle", model
     tree = {"epoch": 0, "arch": "moco_vit", "state_dict": model}

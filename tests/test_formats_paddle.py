@@ -1,0 +1,92 @@
+"""What is special about Paddle's files: generated names, no counters of batches, nested tuples."""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import foreign
+
+from triptych.core import formats
+from triptych.core.files.saving import write
+from triptych.core.files.tree import Stored
+from triptych.core.formats import plsc
+from triptych.core.formats.containers import open_content
+from triptych.core.formats.detection import recognise
+from triptych.core.formats.format import Output
+from triptych.core.formats.specs import spec_of
+from triptych.core.formats.unique import named
+
+FLEETX, PLSC, VISION = (
+    "paddlefleetx_moco_v2_bottleneck",
+    "plsc_moco_v3_vit.pd",
+    "paddle_resnet18_adamw",
+)
+
+
+def generated(tensors: dict[str, Stored]) -> dict[str, tuple[str, int, str]]:
+    """Class, number and end of each generated name, by name in the file."""
+    matches = {n: re.fullmatch(r"([^.]+)_(\d+)(.*)", t.unique) for n, t in tensors.items()}
+    return {name: (m[1], int(m[2]), m[3]) for name, m in matches.items() if m}
+
+
+@pytest.mark.parametrize("file", [FLEETX, VISION])
+def test_generated_names_are_those_of_a_process_that_builds_one_model(
+    file: str, tmp_path: Path
+) -> None:
+    tensors = foreign.source_of(file, tmp_path).place.tensors
+    made = generated(named(tensors))
+    assert made == generated(tensors) and len(made) == len(tensors)
+
+
+def test_a_replaced_layer_has_a_number(tmp_path: Path) -> None:
+    """PLSC gives each branch a classifier, and builds the heads in its place later."""
+    tensors = foreign.source_of(PLSC, tmp_path).place.tensors
+    made, theirs = generated(named(tensors, plsc.built(tensors), plsc.ROOT)), generated(tensors)
+    shifts = defaultdict(set)
+    for name, (kind, number, end) in made.items():
+        assert (kind, end) == (theirs[name][0], theirs[name][2])
+        shifts[kind].add(theirs[name][1] - number)
+    # The process that wrote the file had built other models before.
+    assert len(made) == len(tensors) and all(len(shift) == 1 for shift in shifts.values())
+    assert shifts["linear"] == {7} and shifts["layer_norm"] == {0}
+
+
+@pytest.mark.parametrize("file", [PLSC])
+def test_counters_of_batches_begin_at_0_and_are_named(file: str, tmp_path: Path) -> None:
+    source = foreign.source_of(file, tmp_path)
+    spec = foreign.spec_of_source(file, source)
+    state = formats.load_weights(source.content.path, spec)
+    counters = {name for name in state if name.endswith("num_batches_tracked")}
+    assert counters == source.fresh.keys() and len(counters) > 7
+    assert all(state[n].dtype == np.int64 and state[n] == 0 for n in counters)
+    state |= {name: np.array(5) for name in counters}
+    back = source.format.from_canonical(state, spec)
+    assert back.keys() == source.place.tensors.keys()
+
+
+@pytest.mark.parametrize("file", [PLSC, "plsc_lincls_vit.pd"])
+def test_the_own_loader_opens_what_is_written(
+    backend: object, backend_name: str, file: str, tmp_path: Path
+) -> None:
+    source = recognise(foreign.content_of(file, tmp_path), facts={"model.heads": 3})
+    spec = spec_of(source, ["model.heads=3"])
+    back, _ = source.layout.table.from_canonical(source.tensors, source.facts)
+    container, tree = source.format.output(Output(source.layout, back, {}, spec, step=2))
+    write(tmp_path / "w", tree, container)
+    again = recognise(open_content(tmp_path / "w"), facts={"model.heads": 3})
+    assert (again.format, again.layout) == (source.format, source.layout)
+    assert again.place.tensors.keys() == source.place.tensors.keys()
+    for name, tensor in source.place.tensors.items():
+        assert np.array_equal(again.place.tensors[name].bits(), tensor.bits())
+        assert again.place.tensors[name].unique
+    if backend_name == "paddle":
+        import paddle
+
+        file = tmp_path / "w" / "model.pdparams"
+        loaded = paddle.load(str(file if file.exists() else tmp_path / "w"))
+        weights = loaded.get("state_dict", loaded)
+        for name, tensor in source.place.tensors.items():
+            assert np.array_equal(weights[name].numpy(), tensor.bits())
+            assert weights[name].name == again.place.tensors[name].unique
