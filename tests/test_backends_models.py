@@ -136,8 +136,14 @@ def test_embedding_leaves_the_state_alone(backend, case):
     assert not np.array_equal(engine.export_state()[statistics], after[statistics])
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
-@pytest.mark.parametrize("case", TINY)
+@pytest.mark.parametrize(
+    ("case", "precision"),
+    [
+        *((name, "float64") for name in TINY),
+        ("moco_v3_vit", "float32"),
+        ("moco_v2_resnet50", "float32"),
+    ],
+)
 def test_a_state_moves_to_a_fresh_engine_and_goes_on_bit_for_bit(backend, case, precision):
     spec = tiny_spec(precision, case)
     first = backend.build(spec, lively_state(spec))

@@ -47,14 +47,16 @@ def test_every_backend_from_spec_to_page(tmp_path, capsys):
     assert all(f"\n{name} " in printed for name in names)
     assert "<figure>" in (tmp_path / "report.html").read_text()
     with pytest.raises(UserError, match="exit status 2"):
-        everywhere.run("moco_v3/digits", SHORT, names, tmp_path)
-    command = ["parity", "run", "-c", "moco_v3/digits", "--backends", ",".join(names)]
+        everywhere.run("moco_v3/digits", SHORT, names[:1], tmp_path)
+    command = ["parity", "run", "-c", "moco_v3/digits", "--backends", names[0]]
     command += ["--output", str(tmp_path), "--resume", "auto", "-o", *SHORT]
     assert cli.main(command) == 0
     again = [line for line in capsys.readouterr().out.splitlines() if line.startswith(names[0])]
     assert again[-1] in printed
     with pytest.raises(UserError, match=r"evaluate.k 20, now 3; give another --output"):
-        everywhere.run("moco_v3/digits", [*SHORT, "evaluate.k=3"], names, tmp_path, resume="auto")
+        everywhere.run(
+            "moco_v3/digits", [*SHORT, "evaluate.k=3"], names[:1], tmp_path, resume="auto"
+        )
 
 
 def test_a_run_that_fails_is_named(tmp_path):
