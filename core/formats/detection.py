@@ -7,6 +7,7 @@ seen.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from triptych.core.formats import (
 from triptych.core.formats.architecture import contradiction
 from triptych.core.formats.changes import Facts
 from triptych.core.formats.format import PLAIN, Claim, Format, Layout, Place, claim
+from triptych.core.formats.moments import Optimizer, read
 from triptych.core.formats.rules import COUNTER, Renamed
 
 FORMATS: dict[str, Format] = {
@@ -107,6 +109,31 @@ class Source:
         norms = [n.removesuffix(mean) for n in self.tensors if n.endswith(mean)]
         zero = Stored.of(np.zeros((), np.int64))
         return {f"{norm}{COUNTER}": zero for norm in norms if COUNTER not in table.norms}
+
+    @cached_property
+    def optimizer(self) -> Optimizer | None:
+        """The state of the optimizer; None if the file has none that the format knows.
+
+        Raises:
+            UserError: the state does not fit the model.
+        """
+        if self.format.moments is None:
+            return None
+        try:
+            return read(
+                self.format.moments,
+                self.content,
+                self.place.tensors,
+                self.renamed,
+                self.layout.table,
+                self.facts,
+            )
+        except Malformed as error:
+            path = printable(str(self.content.path))
+            raise UserError(
+                f"{path}: {self.format.name}: {error}; to go on without it, save the state dict "
+                "alone"
+            ) from error
 
     def named(self, name: str) -> str:
         """The name in the file of a canonical tensor."""

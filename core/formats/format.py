@@ -4,7 +4,7 @@ Each format is one module with one ``FORMAT``. Its tables are made of ``rules.Ru
 writing both follow them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from triptych.core.contracts import State
 from triptych.core.errors import UserError
 from triptych.core.files.tree import Content, Node, Record, Stored
 from triptych.core.formats.changes import Facts
+from triptych.core.formats.moments import Moments
 from triptych.core.formats.rules import Table, fits
 from triptych.core.parameters import table
 
@@ -36,6 +37,8 @@ class Layout:
         methods: names of the methods whose states can be written so.
         encoder: kind of the encoder, "" for both.
         beside: templates of names in such files that have no canonical twin.
+        order: beginnings of names, in the order of the system's own model. Its optimizer may number
+            the parameters in that order.
     """
 
     about: str
@@ -45,6 +48,16 @@ class Layout:
     methods: tuple[str, ...] = ()
     encoder: Literal["", "vit", "resnet"] = ""
     beside: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
+
+    def ordered(self, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+        """The tensors in the order of the system's own model."""
+
+        def place(name: str) -> int:
+            found = (i for i, start in enumerate(self.order) if name.startswith(start))
+            return next(found, len(self.order))
+
+        return {name: tensors[name] for name in sorted(tensors, key=place)}
 
     def holds(self, spec: RunSpec) -> bool:
         """Whether the state of a run can be written so."""
@@ -114,10 +127,11 @@ class Output:
 
     Attributes:
         layout: of the names.
-        tensors: by name in the file.
+        tensors: by name in the file, in the order of ``Layout.ordered``.
         optimizer: canonical names of the optimizer's entries -> values; empty: none.
         spec: of the run.
         step: number of updates, if it is known.
+        epoch: number of whole epochs done, 0 if it is not known.
     """
 
     layout: Layout
@@ -125,6 +139,7 @@ class Output:
     optimizer: dict[str, Stored]
     spec: RunSpec
     step: int | None = None
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,6 +156,7 @@ class Format:
         containers: those that no other format has. There its claim counts before equal ones.
         facts: reads facts about the model from the file's own meta data.
         constants: facts that hold for all models of the system, such as the epsilon of its norms.
+        moments: how its files hold the state of an optimizer; None: they hold none.
         output: (container, tree) of a file; None: the format is only read.
     """
 
@@ -152,6 +168,7 @@ class Format:
     containers: tuple[str, ...] = ()
     facts: Callable[[Content], Facts] = no_facts
     constants: Facts = field(default_factory=dict)
+    moments: Moments | None = None
     output: Callable[[Output], tuple[str, Node]] | None = None
 
     def layout(self, spec: RunSpec) -> Layout:

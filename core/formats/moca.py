@@ -2,14 +2,20 @@
 
 Both encoders have timm's names, as the canonical ones do. Values and layouts are equal to ours,
 with two exceptions in the codebook: the pointer is a vector of length 1, and the number of updates
-is a float.
+is a float. The optimizer has four groups, and numbers only what is trained, group by group.
 """
 
-from triptych.core.files.tree import Content, Record
+from collections.abc import Sequence
+
+from triptych.core.config.spec import AdamWSpec, RunSpec
+from triptych.core.files.tree import Content, Node, Record
 from triptych.core.formats.changes import VECTOR, Facts, Reshaped
-from triptych.core.formats.format import Format, Layout
+from triptych.core.formats.envelopes import SCALER
+from triptych.core.formats.format import Format, Layout, Output
+from triptych.core.formats.moments import KINDS, Moments, Parameter, torch_options
 from triptych.core.formats.networks import vit
-from triptych.core.formats.rules import Rule, Table, under
+from triptych.core.formats.optimizers import optimizer_state
+from triptych.core.formats.rules import Rule, Table, fits, under
 from triptych.core.formats.single import VIT_CLASSIFIER, VIT_ENCODER, probe
 
 BRANCHES = {"student": "encoder", "teacher": "encoder_teacher"}
@@ -52,6 +58,49 @@ def _table() -> Table:
     return Table(*rules)
 
 
+ORDER = (
+    "decoder_pos_embed",
+    "mask_token_cls_pt",
+    "encoder.",
+    "encoder_pred.",
+    "encoder_teacher.",
+    "bow_extractor.",
+    "norm_cls_pt.",
+    "decoder_embed_cls_pt.",
+    "decoder_blocks_cls_pt.",
+    "decoder_norm_cls_pt.",
+    "decoder_pred.",
+)
+"""The order of the modules in the model."""
+FROZEN = ("encoder_teacher.{rest}", "encoder.pos_embed", "decoder_pos_embed", "{leaf}.scale")
+"""Templates of what is not trained."""
+
+
+def groups(params: Sequence[Parameter]) -> list[list[Parameter]]:
+    """Without and with decay; then those of the weight generators, without and with decay."""
+    found: list[list[Parameter]] = [[], [], [], []]
+    for param in params:
+        if not any(fits(template, param.name) for template in FROZEN):
+            generator = ".layers_w." in param.name
+            decayed = len(param.shape) > 1 and not param.name.endswith(".bias")
+            found[2 * generator + decayed].append(param)
+    return found
+
+
+def options(spec: RunSpec, group: int) -> dict[str, Node]:
+    """The hyper-parameters of a group."""
+    values = torch_options(spec, group)
+    generator, decayed = group >= 2, group % 2 == 1
+    optim = spec.optim
+    if generator and isinstance(optim, AdamWSpec) and optim.generator_lr is not None:
+        values["lr"] = optim.generator_lr
+    if not decayed:
+        values["weight_decay"] = 0.0
+    return {"is_wgen": generator, "use_wd": decayed, **values}
+
+
+MOMENTS = Moments({"adamw": KINDS["adamw"]}, groups=groups, options=options)
+
 ARGUMENTS = {
     "kappa": "method.kappa",
     "inv_delta": "method.inverse_delta",
@@ -73,6 +122,15 @@ def facts(content: Content) -> Facts:
     return {key: found[name] for name, key in ARGUMENTS.items() if name in found}
 
 
+def output(output: Output) -> tuple[str, Node]:
+    """A checkpoint as the program writes it, without its arguments."""
+    tree: dict[str, Node] = {"model": output.tensors, "epoch": output.epoch}
+    if output.optimizer:
+        tree["optimizer"] = optimizer_state(MOMENTS, output)
+        tree["scaler"] = SCALER
+    return "torch", tree
+
+
 FORMAT = Format(
     name="moca",
     about="MOCA (valeoai/MOCA)",
@@ -85,6 +143,7 @@ FORMAT = Format(
             ("moca",),
             "vit",
             beside=("head.{rest}", "encoder.head.{rest}", "encoder_teacher.head.{rest}"),
+            order=ORDER,
         ),
         VIT_ENCODER,
         probe(VIT_CLASSIFIER),
@@ -92,4 +151,6 @@ FORMAT = Format(
     keys=frozenset({"model", "optimizer", "epoch", "args", "scaler"}),
     facts=facts,
     constants={"model.layer_norm_eps": 1e-6},
+    moments=MOMENTS,
+    output=output,
 )

@@ -2,11 +2,15 @@
 
 Both encoders have torchvision's names, as the canonical ones do. The head has the name of the
 classifier: ``fc`` in v1, ``fc.0`` and ``fc.2`` in v2. Values and layouts are equal to ours, except
-that the queue's pointer is a vector of length 1.
+that the queue's pointer is a vector of length 1. The optimizer numbers the parameters of both
+encoders, and has momentum for those of the query encoder.
 """
 
+from triptych.core.files.tree import Node
 from triptych.core.formats.changes import VECTOR
-from triptych.core.formats.format import Format, Layout
+from triptych.core.formats.envelopes import checkpoint
+from triptych.core.formats.format import Format, Layout, Output
+from triptych.core.formats.moments import Moments
 from triptych.core.formats.networks import resnet
 from triptych.core.formats.rules import Rule, Table, under
 from triptych.core.formats.single import RESNET_CLASSIFIER, probe
@@ -26,7 +30,18 @@ def _table(theirs: str, ours: str) -> Table:
 
 def _layout(about: str, method: str, theirs: str, ours: str) -> Layout:
     marks = ("encoder_q.{rest}", "encoder_k.{rest}")
-    return Layout(about, "pretraining", _table(theirs, ours), marks, (method,), "resnet")
+    order = ("queue", "encoder_q.", "encoder_k.")
+    return Layout(
+        about, "pretraining", _table(theirs, ours), marks, (method,), "resnet", order=order
+    )
+
+
+MOMENTS = Moments({"sgd": ("momentum_buffer",)})
+
+
+def output(output: Output) -> tuple[str, Node]:
+    """A checkpoint as the program writes it."""
+    return "torch", checkpoint(output, MOMENTS)
 
 
 FORMAT = Format(
@@ -38,4 +53,6 @@ FORMAT = Format(
         probe(RESNET_CLASSIFIER),
     ),
     keys=frozenset({"epoch", "arch", "state_dict", "optimizer", "best_acc1"}),
+    moments=MOMENTS,
+    output=output,
 )

@@ -2,13 +2,17 @@
 
 Both encoders have the names of timm or torchvision, as the canonical ones do. The projector has
 the name of the classifier: ``head`` in a ViT, ``fc`` in a ResNet. Values and layouts are equal to
-ours, so only prefixes change.
+ours, so only prefixes change. The optimizer numbers all parameters, also those of the momentum
+encoder and frozen ones. LARS calls its momentum ``mu``.
 """
 
 from collections.abc import Sequence
 from typing import Literal
 
-from triptych.core.formats.format import Format, Layout
+from triptych.core.files.tree import Node
+from triptych.core.formats.envelopes import SCALER, checkpoint
+from triptych.core.formats.format import Format, Layout, Output
+from triptych.core.formats.moments import KINDS, Moments
 from triptych.core.formats.networks import resnet, vit
 from triptych.core.formats.rules import Rule, Table, under
 from triptych.core.formats.single import RESNET_CLASSIFIER, VIT_CLASSIFIER, probe
@@ -23,7 +27,19 @@ def _layout(encoder: Literal["vit", "resnet"], head: str, rules: Sequence[Rule])
         moved += under(f"{official}.", f"{branch}.encoder.", rules)
         moved += [Rule(f"{official}.{head}.{{rest}}", f"{branch}.projector.{{rest}}")]
     marks = (*(f"{official}.{{rest}}" for official in BRANCHES.values()), "predictor.{rest}")
-    return Layout("MoCo v3 pretraining", "pretraining", Table(*moved), marks, ("moco_v3",), encoder)
+    order = ("base_encoder.", "momentum_encoder.", "predictor.")
+    return Layout(
+        "MoCo v3 pretraining", "pretraining", Table(*moved), marks, ("moco_v3",), encoder,
+        order=order,
+    )  # fmt: skip
+
+
+MOMENTS = Moments({"adamw": KINDS["adamw"], "lars": ("mu",)})
+
+
+def output(output: Output) -> tuple[str, Node]:
+    """A checkpoint as the program writes it."""
+    return "torch", {**checkpoint(output, MOMENTS), "scaler": SCALER}
 
 
 FORMAT = Format(
@@ -37,4 +53,6 @@ FORMAT = Format(
     ),
     keys=frozenset({"epoch", "arch", "state_dict", "optimizer", "scaler", "best_acc1"}),
     constants={"model.layer_norm_eps": 1e-6},
+    moments=MOMENTS,
+    output=output,
 )
