@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from triptych.core import cli, config, formats
+from triptych.core.config.spec import RunSpec
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.launch import REFERENCE, choose_backend, join
 from triptych.core.machine.devices import on_compared_device
@@ -16,11 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the three subcommands."""
     modes = parser.add_subparsers(dest="mode", required=True, metavar="trace|compare|run")
     trace = modes.add_parser("trace", help="record losses, gradients and states of a few steps")
-    cli.add_spec_arguments(trace)
+    cli.add_spec_arguments(trace, required=False)
     cli.add_backend_argument(
         trace, "numpy", default="the spec's, else the first installed; numpy: float64 reference"
     )
-    trace.add_argument("--weights", type=cli.path, metavar="PATH", help="default: the spec's seed")
+    trace.add_argument(
+        "--weights",
+        type=cli.path,
+        metavar="PATH",
+        help="default: the spec's seed; without -c, the file shows the spec",
+    )
     trace.add_argument(
         "--inputs",
         type=cli.path,
@@ -58,7 +64,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     numpy = arguments.backend == REFERENCE
     dtype = "float64" if numpy else arguments.dtype  # the reference has no other precision
     overrides.append(f"precision={dtype}")
-    spec = on_compared_device(config.load(arguments.config, overrides))
+    spec = on_compared_device(_trace_spec(arguments, overrides))
     if arguments.steps < 1:
         raise UserError(f"--steps {arguments.steps}: expected at least 1")
     backend = REFERENCE if numpy else choose_backend(arguments.backend, spec)
@@ -69,6 +75,7 @@ def _trace(arguments: argparse.Namespace) -> int:
         weights=arguments.weights,
         inputs=arguments.inputs,
         hyper=arguments.hyper,
+        say=cli.say,
     )
     save(record, output)
     losses = np.load(output)["loss"]
@@ -78,6 +85,14 @@ def _trace(arguments: argparse.Namespace) -> int:
         step = int(np.isfinite(losses).argmin()) + 1
         raise NonFiniteError(f"{output}: the loss of step {step} is not finite")
     return 0
+
+
+def _trace_spec(arguments: argparse.Namespace, overrides: list[str]) -> RunSpec:
+    if arguments.config:
+        return config.load(arguments.config, overrides)
+    if arguments.weights:
+        return formats.read_spec(arguments.weights, overrides)
+    raise UserError("parity trace: expected -c SPEC or --weights PATH")
 
 
 def _split_o(arguments: argparse.Namespace) -> tuple[list[str], Path]:

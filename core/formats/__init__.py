@@ -1,7 +1,16 @@
 """The conversion of foreign checkpoint names and layouts to canonical ones."""
 
 from triptych.core.formats.detection import FORMATS
-from triptych.core.formats.loading import load_weights, read_arrays
+from triptych.core.formats.loading import load_training_state, load_weights, read_arrays
 from triptych.core.formats.pretrained import initial_state, load_encoder
+from triptych.core.formats.specs import read_spec
 
-__all__ = ["FORMATS", "initial_state", "load_encoder", "load_weights", "read_arrays"]
+__all__ = [
+    "FORMATS",
+    "initial_state",
+    "load_encoder",
+    "load_training_state",
+    "load_weights",
+    "read_arrays",
+    "read_spec",
+]

@@ -15,6 +15,8 @@ from triptych.core.files.arrays import read_file
 from triptych.core.files.tree import Content, Stored
 from triptych.core.formats import canonical, checks, containers
 from triptych.core.formats.architecture import encoder_shapes, other_encoder
+from triptych.core.formats.changes import Facts
+from triptych.core.formats.continuing import Say, training_state
 from triptych.core.formats.detection import Source, recognise
 from triptych.core.formats.format import facts_of
 from triptych.core.parameters import Param, table
@@ -42,6 +44,34 @@ def load_weights(path: Path, spec: RunSpec) -> State:
         UserError: the file is unreadable or has another architecture; or a tensor is missing,
             superfluous, misshapen or not finite. There is one line for each such tensor.
     """
+    return _loaded(path, spec)[0]
+
+
+def load_training_state(path: Path, spec: RunSpec, say: Say) -> State:
+    """As ``load_weights``, with the state of a foreign optimizer, too.
+
+    Args:
+        path: as in ``load_weights``.
+        spec: of the run.
+        say: called with a line for each entry of the optimizer that starts anew or is left out.
+
+    Raises:
+        UserError: as in ``load_weights``, or the state of the optimizer is not that of the run.
+    """
+    state, source = _loaded(path, spec)
+    if source.optimizer is None:
+        return state
+    try:
+        own = training_state(source.optimizer, spec, lambda line: say(f"{path}: {line}"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if bad := [name for name, array in own.items() if not np.isfinite(array).all()]:
+        raise UserError(f"{path}: {bad[0]}: not finite ({len(bad)} such entries)")
+    return {**state, **own}
+
+
+def _loaded(path: Path, spec: RunSpec) -> tuple[State, Source]:
+    """The weights of ``load_weights``, and the file that holds them."""
     manifest, source = read_weights(path, spec, average=spec.init.average)
     state, problems = _fitted(source, spec)
     if manifest:
@@ -50,7 +80,7 @@ def load_weights(path: Path, spec: RunSpec) -> State:
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
     required = [param.name for param in table(spec)]
     optional = [name for name in state if name.startswith(OPTIONAL)]
-    return {name: state[name] for name in [*required, *optional]}
+    return {name: state[name] for name in [*required, *optional]}, source
 
 
 def _fitted(source: Source, spec: RunSpec) -> tuple[State, list[str]]:
@@ -148,14 +178,19 @@ def _capped(kind: str, problems: list[str]) -> list[str]:
 
 
 def read_weights(
-    path: Path, spec: RunSpec, *, average: bool | None = None
+    path: Path,
+    spec: RunSpec | None,
+    *,
+    average: bool | None = None,
+    facts: Facts | None = None,
 ) -> tuple[Manifest | None, Source]:
     """A checkpoint or run folder, or a file or folder of any system.
 
     Args:
         path: of the file or folder.
-        spec: of the run. It decides where a file can be read in several ways.
+        spec: of the run, if it is known. It decides where a file can be read in several ways.
         average: whether to take averaged weights, if the file has both.
+        facts: about the model. None: those of the spec.
 
     Args:
         path: one of these, or a name as ``published.local`` takes it.
@@ -172,7 +207,9 @@ def read_weights(
         tree = {name: Stored.of(array) for name, array in arrays.items()}
         return manifest, recognise(Content(path, "safetensors", tree))
     content = containers.open_content(path)
-    return None, recognise(content, average=average, spec=spec, facts=facts_of(spec))
+    if facts is None:
+        facts = facts_of(spec) if spec else {}
+    return None, recognise(content, average=average, spec=spec, facts=facts)
 
 
 def arrays_of(source: Source) -> State:

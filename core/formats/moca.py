@@ -111,6 +111,9 @@ ARGUMENTS = {
     "loc_weight": "method.dense_weight",
     "mask_ratio": "method.mask_ratios",
     "dec_mask_ratio": "method.decoder_ratios",
+    "weight_decay": "optim.weight_decay",
+    "lr_wgen": "optim.generator_lr",
+    "clip_grad": "optim.clip_norm",
 }
 """Keys of the spec, by the names of the program's arguments."""
 

@@ -5,13 +5,16 @@ the file's own meta data or from the caller. It is never guessed.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from triptych.core import config
 from triptych.core.config import yaml12
 from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError, printable
 from triptych.core.formats.architecture import Shapes, encoder_shapes, model_section
+from triptych.core.formats.continuing import sections as sections_of
 from triptych.core.formats.detection import Source
+from triptych.core.formats.loading import read_weights
 
 NEEDED = ("heads", "image_size")
 """Keys of a ViT that its shapes do not show, or not always."""
@@ -104,7 +107,8 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
     }
     if "fc_norm.weight" in encoder_shapes(shapes, branch):
         sections["method"]["pooling"] = "mean"
-    for key, value in source.facts.items():
+    shown = sections_of(source.optimizer, shapes) if source.optimizer else {}
+    for key, value in {**shown, **source.facts}.items():
         section, _, name = key.partition(".")
         if _counts(section, source.layout.kind, str(sections["model"]["name"])):
             sections.setdefault(section, {})[name] = value
@@ -121,6 +125,30 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
 
 def _counts(section: str, kind: str, encoder: str) -> bool:
     """Whether facts about a section concern a file: all about models are about ViTs."""
-    if section == "method":
+    if section in ("method", "optim"):
         return kind == "pretraining"
     return section != "model" or encoder == "vit"
+
+
+def read_spec(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
+    """The spec of the run that a file of weights comes from, or of a run with its model.
+
+    Args:
+        path: as in ``loading.load_weights``. A checkpoint of our own has its spec.
+        overrides: as in ``spec_of``.
+
+    Raises:
+        UserError: the file is unusable, or as in ``spec_of``.
+    """
+    words = dict(text.split("=", 1) for text in overrides if "=" in text)
+    facts = {key: int(value) for key, value in words.items()
+             if key.startswith("model.") and value.isdecimal()}  # fmt: skip
+    manifest, source = read_weights(path, None, average=_truth(words.get("init.average")),
+                                    facts=facts)  # fmt: skip
+    if manifest:
+        return config.loads(yaml12.dump(manifest.spec), str(path), overrides)
+    return spec_of(source, overrides)
+
+
+def _truth(word: str | None) -> bool | None:
+    return {"true": True, "false": False}.get(word or "")

@@ -78,9 +78,19 @@ def _labelled(kind: str, arrays: Mapping[str, Array], step: int) -> Record:
     yield from ((f"{kind}/{name}/step{step}", array) for name, array in arrays.items())
 
 
-def starting_state(spec: RunSpec, weights: Path | None) -> State:
-    """The state of a weights file in any known format, or the spec's first state."""
-    return formats.load_weights(weights, spec) if weights else formats.initial_state(spec)
+def starting_state(
+    spec: RunSpec, weights: Path | None, say: Callable[[str], None] = lambda line: None
+) -> State:
+    """The state of a weights file in any known format, or the spec's first state.
+
+    Args:
+        spec: of the run.
+        weights: path of the file. The state has the entries of its optimizer, if it has one.
+        say: called with a line for each entry of the optimizer that starts anew or is left out.
+    """
+    if weights is None:
+        return formats.initial_state(spec)
+    return formats.load_training_state(weights, spec, say)
 
 
 def fixed_hyper(path: Path) -> Callable[[int], Hyper]:
@@ -110,16 +120,18 @@ def run_trace(
     weights: Path | None = None,
     inputs: Path | None = None,
     hyper: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Record:
     """``trace`` with weights, images, draws and hyper-parameters from files or from the spec.
 
-    The record begins with the spec itself, as the bytes of a JSON object.
+    The record begins with the spec itself, as the bytes of a JSON object. ``say`` is as in
+    ``starting_state``.
 
     Raises:
         UserError: a file is unusable, or the schedules need data and there is none.
     """
     yield SPEC, np.frombuffer(spec.model_dump_json(exclude=NOT_COMPARED).encode(), np.uint8)
-    state = starting_state(spec, weights)
+    state = starting_state(spec, weights, say)
     method = methods.METHODS[spec.method.name]
     if inputs is None and takes_features(spec):
         raise UserError(

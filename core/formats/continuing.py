@@ -1,0 +1,121 @@
+"""What the state of a foreign optimizer means for a run here: its section of the spec, its state."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from triptych.core.config.spec import RunSpec
+from triptych.core.contracts import State
+from triptych.core.errors import UserError
+from triptych.core.files.tree import Node
+from triptych.core.formats.architecture import Shapes
+from triptych.core.formats.moments import KINDS, STEP, Optimizer
+from triptych.core.parameters import table
+
+Say = Callable[[str], None]
+
+OPTIONS = {
+    "betas": "betas",
+    "eps": "eps",
+    "momentum": "momentum",
+    "trust_coefficient": "trust_coefficient",
+    "eta": "trust_coefficient",
+}
+"""Keys of ``optim``, by names of hyper-parameters in files."""
+KEYS = {
+    "adamw": ("betas", "eps"),
+    "sgd": ("momentum",),
+    "lars": ("momentum", "trust_coefficient"),
+}
+"""Keys of ``optim`` that an optimizer has beyond rates and decay."""
+FREEZABLE = {
+    "model.freeze_patch_embed": "student.encoder.patch_embed.proj.weight",
+    "model.freeze_positions": "student.encoder.pos_embed",
+}
+"""A tensor that has moments unless the key is true."""
+CLASS = "student.encoder.cls_token"
+
+
+def sections(optimizer: Optimizer, shapes: Shapes) -> dict[str, object]:
+    """The keys of the spec that the state of an optimizer shows, by dotted name.
+
+    A file holds the rates of its last step and not the schedule behind them. The spec has the
+    learning rate of that step, constant.
+
+    Args:
+        optimizer: of a file.
+        shapes: of the model's tensors, by canonical name.
+    """
+    found: dict[str, object] = {"optim.name": optimizer.name}
+    if optimizer.options:
+        values = optimizer.options[0].values
+        named = {ours: values[theirs] for theirs, ours in OPTIONS.items() if theirs in values}
+        found |= {f"optim.{k}": v for k, v in named.items() if k in KEYS[optimizer.name]}
+        found |= _rates(optimizer)
+    trained = {name.split(".", 2)[2] for name in optimizer.tensors if name != STEP}
+    if trained:
+        frozen = {key: name not in trained for key, name in FREEZABLE.items() if name in shapes}
+        found |= frozen
+    return found
+
+
+def _rates(optimizer: Optimizer) -> dict[str, object]:
+    """Learning rate, and weight decay with the tensors that have it."""
+    decays = {
+        name: float(group.values.get("weight_decay", 0.0))
+        for group in optimizer.options
+        for name in group.params
+    }
+    found: dict[str, object] = {"optim.weight_decay": max(decays.values(), default=0.0)}
+    lr: Node = optimizer.options[0].values.get("lr")
+    if isinstance(lr, int | float) and lr > 0:
+        found |= {"optim.lr": lr, "optim.scale_lr_by": None, "optim.schedule": "constant"}
+    if optimizer.name == "adamw" and 0.0 in decays.values() and any(decays.values()):
+        found["optim.decay_on"] = "matrices" if decays.get(CLASS) else "weights"
+    return found
+
+
+def training_state(optimizer: Optimizer, spec: RunSpec, say: Say) -> State:
+    """The entries of an optimizer for a run: those of the file, and zeros for what it lacks.
+
+    Args:
+        optimizer: of the file.
+        spec: of the run.
+        say: called with a line for each thing that starts anew or is left out.
+
+    Raises:
+        UserError: the run has another kind of optimizer, or the file has moments of tensors that
+            the run does not train.
+    """
+    if spec.optim.name != optimizer.name:
+        raise UserError(
+            f"optim.name: {spec.optim.name}: the file holds the state of {optimizer.name}; set "
+            "optim.name, or save its state dict alone to begin with a fresh optimizer"
+        )
+    params = {param.name: param for param in table(spec) if param.trainable}
+    state: State = {}
+    for kind in KINDS[optimizer.name]:
+        prefix = f"optimizer.{kind}."
+        for name, param in params.items():
+            stored = optimizer.tensors.get(prefix + name)
+            state[prefix + name] = (
+                np.zeros(param.shape, np.float32) if stored is None else stored.array()
+            )
+        for name in _missing(optimizer, prefix, params):
+            say(f"{prefix}{name}: starts anew at 0: the file holds none")
+    if surplus := [n for n in optimizer.tensors if n != STEP and n not in state]:
+        raise UserError(
+            f"{surplus[0]}: the run does not train this tensor ({len(surplus)} such entries); see "
+            "model.freeze_patch_embed and model.freeze_positions"
+        )
+    for note in optimizer.notes:
+        say(f"left out: {note}")
+    if STEP not in optimizer.tensors:
+        why = "" if optimizer.name == "adamw" else f"; {optimizer.name} does not need it"
+        say(f"{STEP}: starts anew at 0: the file holds none{why}")
+    step = optimizer.tensors[STEP].array() if STEP in optimizer.tensors else 0
+    return {**state, STEP: np.asarray(step, np.int64)}
+
+
+def _missing(optimizer: Optimizer, prefix: str, params: Mapping[str, object]) -> list[str]:
+    return [name for name in params if prefix + name not in optimizer.tensors]
