@@ -1,4 +1,4 @@
-"""What the state of a foreign optimizer means for a run here: its section of the spec, its state."""
+"""What the state of a foreign optimizer gives to a run here: keys of the spec, and a state."""
 
 from collections.abc import Callable, Mapping
 
@@ -99,7 +99,7 @@ def training_state(optimizer: Optimizer, spec: RunSpec, say: Say) -> State:
         for name, param in params.items():
             stored = optimizer.tensors.get(prefix + name)
             state[prefix + name] = (
-                np.zeros(param.shape, np.float32) if stored is None else stored.array()
+                np.zeros(param.shape, np.float32) if stored is None else np.array(stored.array())
             )
         for name in _missing(optimizer, prefix, params):
             say(f"{prefix}{name}: starts anew at 0: the file holds none")

@@ -112,12 +112,12 @@ class Source:
 
     @cached_property
     def optimizer(self) -> Optimizer | None:
-        """The state of the optimizer; None if the file has none that the format knows.
+        """The state of the optimizer of a pretraining; None if the format knows none in the file.
 
         Raises:
             UserError: the state does not fit the model.
         """
-        if self.format.moments is None:
+        if self.format.moments is None or self.layout.kind != "pretraining":
             return None
         try:
             return read(

@@ -122,7 +122,10 @@ def facts(content: Content) -> Facts:
     """What the stored arguments of the program say about the model."""
     arguments = content.tree.get("args") if isinstance(content.tree, dict) else None
     found = arguments if isinstance(arguments, Record) else {}
-    return {key: found[name] for name, key in ARGUMENTS.items() if name in found}
+    facts = {key: found[name] for name, key in ARGUMENTS.items() if name in found}
+    if "avg_pooling" in found:
+        facts["method.pooling"] = "mean" if found["avg_pooling"] else "cls"
+    return facts
 
 
 def output(output: Output) -> tuple[str, Node]:

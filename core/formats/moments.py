@@ -95,7 +95,6 @@ class Moments:
             as keys. "flat": one dictionary, whose keys are made of unique name and kind.
         step: how a written file holds the number of updates: a float32 scalar of each parameter, an
             integer of each parameter, or one integer for all, under "step".
-        rate: whether the learning rate is a factor of the momentum in the files.
         options: hyper-parameters of the group with this position, for a written file.
     """
 
@@ -104,7 +103,6 @@ class Moments:
     groups: Groups = one_group
     link: Literal["number", "name", "flat"] = "number"
     step: Literal["tensor", "integer", "shared"] = "tensor"
-    rate: bool = False
     options: Callable[[RunSpec, int], dict[str, Node]] = torch_options
 
 
@@ -195,7 +193,7 @@ def read(
     state: dict[str, Stored] = {}
     notes = list(_notes(found, moments.optimizers[name]))
     for theirs, kind in zip(moments.optimizers[name], KINDS[name], strict=True):
-        values = _values(found, theirs, linked, moments)
+        values = _values(found, theirs, linked)
         canonical = table.to_canonical(values, facts)
         state |= {f"optimizer.{kind}.{ours}": t for ours, t in canonical.tensors.items()}
         notes += [f"{theirs} of {lost}: it is no tensor here" for lost in canonical.unknown]
@@ -236,18 +234,15 @@ def _name(found: Entries, moments: Moments) -> str:
         kinds = found.moments.keys()
         fit = (name for name, theirs in moments.optimizers.items() if kinds >= set(theirs))
         name = next(fit, None)
-    if name not in moments.optimizers:
+    if name is None or name not in moments.optimizers:
         what = ", ".join(found.moments) or "no moments"
         known = " or ".join(moments.optimizers)
         raise Malformed(f"optimizer: {what}; expected the state of {known}")
     return name
 
 
-def _values(
-    found: Entries, kind: str, linked: Mapping[Key, Parameter], moments: Moments
-) -> dict[str, Stored]:
+def _values(found: Entries, kind: str, linked: Mapping[Key, Parameter]) -> dict[str, Stored]:
     """The moments of one kind, by the name of their parameter in the file."""
-    rates = {key: group.options.get("lr") for group in found.groups for key in group.keys}
     values = {}
     for key, moment in found.moments.get(kind, {}).items():
         param = linked[key]
@@ -257,16 +252,7 @@ def _values(
                 f"{param.name} {param.shape}"
             )
         values[param.name] = replace(moment, unique="")
-        if moments.rate:
-            values[param.name] = _without_rate(moment, rates.get(key))
     return values
-
-
-def _without_rate(moment: Stored, rate: Node) -> Stored:
-    """The momentum without the factor. float64 keeps all digits of the file."""
-    if not isinstance(rate, int | float) or not rate > 0:
-        raise Malformed(f"optimizer: the momentum holds the learning rate, which is {rate!r}")
-    return Stored("float64", moment.shape, lambda: moment.array().astype(np.float64) / rate)
 
 
 def _notes(found: Entries, kinds: Sequence[str]) -> Iterator[str]:
@@ -275,6 +261,8 @@ def _notes(found: Entries, kinds: Sequence[str]) -> Iterator[str]:
         if kind not in kinds:
             yield f"{kind} of {len(values)} parameters: no optimizer here has it"
     options: Mapping[str, Node] = found.groups[0].options if found.groups else {}
+    if found.steps and not found.groups:
+        yield "betas: Paddle's state holds their powers only; 0.9 and 0.999 are taken"
     for key, plain in UNLIKE.items():
         if options.get(key, plain) not in (plain, None):
             yield f"{key} {options[key]}: no optimizer here has it; training goes on without it"

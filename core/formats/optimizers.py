@@ -1,7 +1,6 @@
 """Writes the state of an optimizer as the files of other systems hold it (see ``moments``)."""
 
 from collections.abc import Mapping
-from typing import cast
 
 import numpy as np
 
@@ -9,7 +8,7 @@ from triptych.core.errors import UserError
 from triptych.core.files.tree import Node, Stored
 from triptych.core.formats.entries import BETAS, Key
 from triptych.core.formats.format import Output, facts_of
-from triptych.core.formats.moments import KINDS, STEP, Moments, Parameter, parameters
+from triptych.core.formats.moments import KINDS, STEP, Moments, parameters
 from triptych.core.parameters import table
 
 
@@ -31,14 +30,13 @@ def optimizer_state(moments: Moments, output: Output) -> Node:
             f"optim.name: {optim.name}: files of this format hold the state of {known}; leave out "
             "the optimizer"
         )
-    options = moments.options(output.spec, 0)
-    state = _moments(moments, output, float(options["lr"]))
+    state = _moments(moments, output)
     if moments.link == "flat":
         return _flat(state, output)
     return _grouped(state, moments, output)
 
 
-def _moments(moments: Moments, output: Output, rate: float) -> dict[str, dict[str, Node]]:
+def _moments(moments: Moments, output: Output) -> dict[str, dict[str, Node]]:
     """The moments of each parameter, by its name in the file."""
     state: dict[str, dict[str, Node]] = {}
     name = output.spec.optim.name
@@ -51,16 +49,8 @@ def _moments(moments: Moments, output: Output, rate: float) -> dict[str, dict[st
         }
         written, _ = output.layout.table.from_canonical(ours, facts_of(output.spec))
         for param, tensor in written.items():
-            if moments.rate:
-                tensor = _times(tensor, rate, output.tensors[param].dtype)
             state.setdefault(param, {})[theirs] = tensor
     return state
-
-
-def _times(moment: Stored, rate: float, dtype: str) -> Stored:
-    """The momentum with the learning rate as a factor."""
-    values = moment.array().astype(np.float64) * rate
-    return Stored.of(values.astype(dtype))
 
 
 def _grouped(

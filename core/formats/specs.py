@@ -16,8 +16,12 @@ from triptych.core.formats.continuing import sections as sections_of
 from triptych.core.formats.detection import Source
 from triptych.core.formats.loading import read_weights
 
-NEEDED = ("heads", "image_size")
-"""Keys of a ViT that its shapes do not show, or not always."""
+NEEDED = (
+    ("model", "vit", "heads"),
+    ("model", "vit", "image_size"),
+    ("method", "moca", "decoder_heads"),
+)
+"""Section, its name and key of what shapes do not show, or not always."""
 
 PREDICTOR, PROJECTOR = "student.predictor.", "student.projector."
 
@@ -107,16 +111,24 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
     }
     if "fc_norm.weight" in encoder_shapes(shapes, branch):
         sections["method"]["pooling"] = "mean"
+    given = {text.partition("=")[0].strip() for text in overrides}
     shown = sections_of(source.optimizer, shapes) if source.optimizer else {}
     for key, value in {**shown, **source.facts}.items():
         section, _, name = key.partition(".")
+        if section == "optim" and given & {"optim", "optim.name"}:
+            continue  # the keys of another optimizer do not fit
         if _counts(section, source.layout.kind, str(sections["model"]["name"])):
             sections.setdefault(section, {})[name] = value
-    given = {text.partition("=")[0].strip().removeprefix("model.") for text in overrides}
-    missing = [k for k in NEEDED if k not in sections["model"] and k not in given]
-    if sections["model"]["name"] == "vit" and missing:
-        keys = " ".join(f"-o model.{key}=NUMBER" for key in missing)
-        names = " and ".join(f"model.{key}" for key in missing)
+    missing = [
+        f"{section}.{key}"
+        for section, name, key in NEEDED
+        if sections[section]["name"] == name
+        and key not in sections[section]
+        and f"{section}.{key}" not in given
+    ]
+    if missing:
+        keys = " ".join(f"-o {key}=NUMBER" for key in missing)
+        names = " and ".join(missing)
         raise UserError(
             f"{path}: {source.format.name}: the file does not say {names}; give -c SPEC or {keys}"
         )
