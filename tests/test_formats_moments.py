@@ -46,7 +46,7 @@ def source(name: str) -> Source:
 
 
 def digest(tensor: Stored) -> str:
-    return hashlib.sha256(np.ascontiguousarray(tensor.bits()).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(tensor.bits()).tobytes()).hexdigest()[:16]
 
 
 def kinds(found: Source) -> dict[str, str]:
