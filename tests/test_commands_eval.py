@@ -1,6 +1,8 @@
 """``eval linear`` and ``eval finetune``: from a pretraining run to the score of a classifier."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from support.double import TINY, finished, install, tiny
 
 from triptych.core import config, formats
 from triptych.core.cli import main
+from triptych.core.commands import eval as eval_command
 from triptych.core.runs.log import read_rows
 
 RECIPE = """\
@@ -137,3 +140,16 @@ def test_initial_weights_and_pixels_are_evaluated_like_trained_weights(capsys, t
     run = tmp_path / "run"
     assert main([*recipe("linear"), "--weights", "initial", "--output", str(run)]) == 0
     assert config.load(run / "spec.yaml").init.weights is None
+
+
+def test_a_request_to_end_leaves_no_unfinished_file(monkeypatch, pretrained):
+    def export(*arguments, **options):
+        assert len(os.listdir("features")) == 1, "the unfinished file"
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(eval_command, "export", export)
+    os.mkdir("features")
+    words = ["eval", "features", "-c", str(pretrained / "spec.yaml"), "--backend", "torch"]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--weights", str(pretrained), "--output", "features/x.npz"])
+    assert (stop.value.code, os.listdir("features")) == (128 + signal.SIGTERM, [])

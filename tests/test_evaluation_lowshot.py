@@ -150,6 +150,7 @@ def test_a_file_name_in_two_classes_is_the_one_of_its_prefix(tmp_path) -> None:
         ("0.png\n1.png", "no labelled image of 1 of the 2 classes: 'n1'"),
         ("0.png\n2.png\n0.png", "it names 1 images twice"),
         ("3.png", "'3.png' has no label"),
+        ("x" * 500, f"1 of its 1 images are not in the training split: '{'x' * 97}[.]{{3}}'$"),
     ],
 )
 def test_a_list_that_does_not_fit_is_one_clear_line(tmp_path, content, said) -> None:

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM while a run starts: the process leaves, with the signal's own status."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -125,3 +126,15 @@ def test_the_handlers_come_back_and_threads_change_none():
     thread.start()
     thread.join()
     assert not failures
+
+
+def test_a_request_to_end_lets_files_be_removed():
+    before, removed = signal.getsignal(signal.SIGTERM), []
+    with pytest.raises(SystemExit) as stop, interrupts.leave_tidily():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            removed.append("an unfinished file")
+    assert (stop.value.code, removed) == (128 + signal.SIGTERM, ["an unfinished file"])
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -7,8 +7,8 @@ from triptych.core.data.scan import order
 from triptych.core.data.source import L, Labelled, Source
 from triptych.core.errors import UserError, printable
 
-SHOWN = 3
-"""Most names in one message."""
+SHOWN, LONGEST = 3, 100
+"""Most names in one message, and most characters shown of a name."""
 
 REMEDIES = {
     "image_folder": "sort the images into one folder per class",
@@ -79,7 +79,11 @@ def absent(bank: Labelled, queries: Labelled, where: str) -> list[str]:
 
 
 def quoted(names: Iterable[str]) -> str:
-    """The first few names, and the number of further ones."""
-    listed = [f"'{printable(name)}'" for name in names]
+    """The first few names, and the number of further ones. The end of a long name is left out."""
+    listed = [f"'{_shortened(printable(name))}'" for name in names]
     more = len(listed) - SHOWN
     return ", ".join(listed[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

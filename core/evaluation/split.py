@@ -149,7 +149,7 @@ class Split:
         if splits.held_out is None:
             raise UserError(
                 f"evaluate: data.name {spec.data.name} has no labelled evaluation split as it is "
-                f"given; set {spec.data.held_out_key}, or evaluate.every to 0"
+                f"given; set {spec.data.held_out_key}"
             )
         self.bank, self.queries = splits.bank, splits.held_out
         self._shared: dict[Subject, Features] | None = None

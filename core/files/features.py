@@ -26,6 +26,7 @@ from triptych.core.contracts import Array
 from triptych.core.errors import UserError
 from triptych.core.files.arrays import MALFORMED
 from triptych.core.files.writing import sync
+from triptych.core.machine.interrupts import leave_tidily
 
 CLOSED = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR}
@@ -168,10 +169,11 @@ def writing(path: Path, header: Header) -> Iterator[Append]:
 
     Raises:
         UserError: as in ``file_format``, or the file cannot be written.
+        SystemExit: there was a SIGTERM.
     """
     made = file_format(path)
     aside = path.with_name(f".{os.getpid()}.{path.name}")
-    with ExitStack() as cleanup:
+    with leave_tidily(), ExitStack() as cleanup:
         cleanup.callback(_remove, aside)
         with _errors_of(path):
             writer = made.open_writer(aside, header)

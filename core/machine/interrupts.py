@@ -40,6 +40,26 @@ def leave_at_once() -> Iterator[None]:
 
 
 @contextmanager
+def leave_tidily() -> Iterator[None]:
+    """SIGTERM inside raises SystemExit with status 128 + 15, as Ctrl-C raises KeyboardInterrupt.
+
+    Use it while an unfinished file has to be removed. A later SIGTERM does not disturb that. A
+    signal that the process ignores stays ignored. In a thread nothing changes, since Python allows
+    no handlers there.
+
+    Raises:
+        SystemExit: there was a SIGTERM.
+    """
+    before = _handlers()
+    if before.get(signal.SIGTERM, signal.SIG_IGN) != signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        _install(before)
+
+
+@contextmanager
 def interrupts_kept() -> Iterator[None]:
     """For imports: after a Ctrl-C inside, the block raises KeyboardInterrupt at its end.
 
@@ -128,3 +148,8 @@ def _leave(number: int, frame: FrameType | None) -> None:
         with suppress(OSError, RuntimeError, ValueError):
             stream.flush()
     os._exit(128 + number)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(128 + number)
