@@ -10,6 +10,7 @@ the new file is whole. What each container holds:
 - "libai": a dictionary with one entry, the name of a checkpoint -> parts; each part is a folder of
   OneFlow. A file beside the checkpoint names it, as LiBai's loader wants.
 - "safetensors", "npz": a dictionary of tensors. npz widens bfloat16 to float32.
+- "pickle": any tree without bytes, with NumPy arrays, as detectron2 opens it.
 - "folder": a dictionary of files, whose suffixes say what they are.
 """
 
@@ -159,6 +160,17 @@ def write_oneflow(path: Path, tree: Node) -> None:
         emitter.stop()
 
 
+def write_folder(path: Path, tree: Node) -> None:
+    """A folder of files."""
+    path.mkdir()
+    for name, content in tree.items():
+        file = path / name
+        if file.suffix == ".json":
+            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        else:
+            WRITERS[FILES[file.suffix]](file, content)
+
+
 def _oneflow_tensor(folder: Path, stored: Stored, kind: str) -> None:
     folder.mkdir()
     dims = "".join(f"  dim: {size}\n" for size in stored.shape)
@@ -190,7 +202,8 @@ def write_folder(path: Path, tree: Node) -> None:
 def write_safetensors(path: Path, tree: Node) -> None:
     """A safetensors file."""
     names = {dtype: name for name, dtype in TYPES.items()}
-    header: dict[str, Any] = {}
+    # transformers refuses a file that does not say which framework it is for.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, stored in _flat(tree, "safetensors"):
         if stored.dtype not in names:
@@ -233,6 +246,7 @@ WRITERS: dict[str, Callable[[Path, Node], None]] = {
     "folder": write_folder,
     "safetensors": write_safetensors,
     "npz": write_npz,
+    "pickle": write_paddle,
 }
 """Container -> what writes it."""
 

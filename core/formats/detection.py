@@ -16,7 +16,12 @@ from triptych.core.errors import UserError, printable
 from triptych.core.files.tree import Content, Malformed, Node, Stored
 from triptych.core.formats import (
     canonical,
+    deit,
+    detectron2,
+    huggingface,
     libai,
+    lightly,
+    mmpretrain,
     moca,
     moco,
     moco_v3,
@@ -25,9 +30,11 @@ from triptych.core.formats import (
     paddlefleetx,
     passl,
     plsc,
+    solo,
     timm,
     torch,
     torchvision,
+    vissl,
 )
 from triptych.core.formats.architecture import contradiction
 from triptych.core.formats.changes import Facts
@@ -42,8 +49,11 @@ FORMATS: dict[str, Format] = {
         torch.FORMAT,
         oneflow.FORMAT,
         paddle.FORMAT,
-        timm.FORMAT,
         torchvision.FORMAT,
+        timm.FORMAT,
+        deit.FORMAT,
+        huggingface.FORMAT,
+        detectron2.FORMAT,
         moco.FORMAT,
         moco_v3.FORMAT,
         moca.FORMAT,
@@ -51,6 +61,10 @@ FORMATS: dict[str, Format] = {
         plsc.FORMAT,
         passl.FORMAT,
         libai.FORMAT,
+        mmpretrain.FORMAT,
+        solo.FORMAT,
+        lightly.FORMAT,
+        vissl.FORMAT,
     )
 }
 """In the order in which equal claims with the same meaning count."""
@@ -176,7 +190,7 @@ def recognise(
 
     Raises:
         UserError: no format or several fit, the file has plain and averaged weights and ``average``
-            is None, or a change of values needs a fact that is not known.
+            is None, a change of values needs a fact that is not known, or the file has a fault.
     """
     formats = FORMATS.values() if wanted is None else [_format(wanted)]
     found = [*_candidates(formats, content, facts or {})]
@@ -186,6 +200,8 @@ def recognise(
     chosen = _chosen(content, [c for c in found if not isinstance(c.renamed, str)], average, spec)
     if chosen is None or isinstance(chosen.renamed, str):
         raise UserError(_unknown(content, wanted, found))
+    if fault := chosen.format.fault(content):
+        raise UserError(f"{printable(str(content.path))}: {chosen.format.name}: {fault}")
     return Source(content, chosen.format, chosen.layout, chosen.place, chosen.renamed, chosen.facts)
 
 

@@ -22,7 +22,7 @@ from triptych.core.parameters import table
 WRAPPER = "module."
 """Prefix of the names of a model that was saved inside a data-parallel wrapper."""
 
-Kind = Literal["pretraining", "encoder", "linear probe", "classifier", "any"]
+Kind = Literal["pretraining", "encoder", "linear probe", "classifier", "distilled", "any"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Layout:
 
     Attributes:
         about: what such a file holds, for messages, e.g. "MoCo v2 pretraining".
-        kind: of the network. "any" is for canonical names.
+        kind: of the network. "distilled" is a ViT with a second token; "any" is for canonical
+            names.
         table: the rules.
         marks: templates of names of which a file must have at least one.
         methods: names of the methods whose states can be written so.
@@ -92,8 +93,10 @@ AVERAGED = ("state_dict_ema", "model_ema")
 def places(content: Content) -> Iterator[Place]:
     """The state dicts under the usual keys and at the top level."""
     tree = content.tree if isinstance(content.tree, dict) else {}
+    # A folder of Hugging Face may have the same weights twice.
+    twice = {"pytorch_model.bin"} if "model.safetensors" in tree else set()
     for key in (*PLAIN, *AVERAGED):
-        if found := tensors_of(tree.get(key)):
+        if key not in twice and (found := tensors_of(tree.get(key))):
             yield place(key, found, average=key in AVERAGED)
     # A number beside the state dict, such as the best accuracy, has a name without a dot.
     flat = tensors_of(tree)
@@ -116,6 +119,11 @@ def tensors_of(node: Node) -> dict[str, Stored]:
     return {str(name): value for name, value in node.items() if isinstance(value, Stored)}
 
 
+def no_fault(content: Content) -> str:
+    """Nothing is known that could be wrong with a file."""
+    return ""
+
+
 def no_facts(content: Content) -> Facts:
     """The facts of a file that says nothing about its model but names and shapes."""
     return {}
@@ -132,6 +140,7 @@ class Output:
         spec: of the run.
         step: number of updates, if it is known.
         epoch: number of whole epochs done, 0 if it is not known.
+        folder: whether the destination is a folder, where a format has both files and folders.
     """
 
     layout: Layout
@@ -140,6 +149,7 @@ class Output:
     spec: RunSpec
     step: int | None = None
     epoch: int = 0
+    folder: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,7 @@ class Format:
         facts: reads facts about the model from the file's own meta data.
         constants: facts that hold for all models of the system, such as the epsilon of its norms.
         moments: how its files hold the state of an optimizer; None: they hold none.
+        fault: why a file of this format must not be used, in a line; "": no reason.
         output: (container, tree) of a file; None: the format is only read.
     """
 
@@ -169,6 +180,7 @@ class Format:
     facts: Callable[[Content], Facts] = no_facts
     constants: Facts = field(default_factory=dict)
     moments: Moments | None = None
+    fault: Callable[[Content], str] = no_fault
     output: Callable[[Output], tuple[str, Node]] | None = None
 
     def layout(self, spec: RunSpec) -> Layout:

@@ -4,13 +4,14 @@ Shapes show widths, depths and sizes. What no shape shows, such as the number of
 the file's own meta data or from the caller. It is never guessed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from triptych.core import config
 from triptych.core.config import yaml12
 from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError, printable
+from triptych.core.formats import canonical
 from triptych.core.formats.architecture import Shapes, encoder_shapes, model_section
 from triptych.core.formats.continuing import sections as sections_of
 from triptych.core.formats.detection import Source
@@ -19,6 +20,7 @@ from triptych.core.formats.loading import read_weights
 NEEDED = (
     ("model", "vit", "heads"),
     ("model", "vit", "image_size"),
+    ("model", "vit", "layer_norm_eps"),
     ("method", "moca", "decoder_heads"),
 )
 """Section, its name and key of what shapes do not show, or not always."""
@@ -38,6 +40,8 @@ def method_section(shapes: Shapes) -> dict[str, object]:
         return _queue(shapes)
     if any(name.startswith(PREDICTOR) for name in shapes):
         return _moco_v3(shapes)
+    if f"{PROJECTOR}0.bias" in shapes:
+        return _head(shapes)
     if classifier := shapes.get("student.classifier.weight"):
         return {"name": "finetune", "classes": classifier[0]}
     return {}
@@ -45,10 +49,20 @@ def method_section(shapes: Shapes) -> dict[str, object]:
 
 def _queue(shapes: Shapes) -> dict[str, object]:
     dim, size = shapes["memory.queue"]
-    found: dict[str, object] = {"name": "moco_v1", "output_dim": dim, "queue_size": size}
-    if f"{PROJECTOR}2.weight" in shapes:
-        found |= {"name": "moco_v2", "hidden_dim": shapes[f"{PROJECTOR}0.weight"][0]}
-    return found
+    return {"output_dim": dim, **_head(shapes), "queue_size": size}
+
+
+def _head(shapes: Shapes) -> dict[str, object]:
+    """MoCo v1 or v2, whose heads have biases. A file without a queue does not show its size."""
+    if f"{PROJECTOR}2.weight" not in shapes:
+        return {"name": "moco_v1", **_output(shapes, 0)}
+    hidden = shapes[f"{PROJECTOR}0.weight"][0]
+    return {"name": "moco_v2", "hidden_dim": hidden, **_output(shapes, 2)}
+
+
+def _output(shapes: Shapes, layer: int) -> dict[str, object]:
+    weight = shapes.get(f"{PROJECTOR}{layer}.weight")
+    return {"output_dim": weight[0]} if weight else {}
 
 
 def _moco_v3(shapes: Shapes) -> dict[str, object]:
@@ -87,6 +101,18 @@ def _moca(shapes: Shapes) -> dict[str, object]:
     }
 
 
+def _fits_table(size: object, model: Mapping[str, object], shapes: Shapes) -> bool:
+    """Whether an image size that a file states has as many patches as the position table."""
+    pair = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+    patch, table = model.get("patch_size"), shapes.get("pos_embed", ())
+    if not isinstance(patch, int) or len(table) != 3:
+        return False
+    height, width = pair
+    if not isinstance(height, int) or not isinstance(width, int):
+        return False
+    return (height // patch) * (width // patch) == table[1] - 1
+
+
 def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
     """The spec of a run with the model of a file.
 
@@ -103,29 +129,25 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
     """
     shapes = source.shapes
     path = printable(str(source.content.path))
-    branch = "student" if encoder_shapes(shapes) else "teacher"
+    encoder = encoder_shapes(shapes) or encoder_shapes(shapes, "teacher")
     sections: dict[str, dict[str, object]] = {
-        "model": model_section(encoder_shapes(shapes, branch)),
+        "model": model_section(encoder),
         "method": method_section(shapes) or {"name": "moco_v3"},
         "train": {"steps": 1},
     }
-    if "fc_norm.weight" in encoder_shapes(shapes, branch):
+    if "fc_norm.weight" in encoder:
         sections["method"]["pooling"] = "mean"
     given = {text.partition("=")[0].strip() for text in overrides}
     shown = sections_of(source.optimizer, shapes) if source.optimizer else {}
     for key, value in {**shown, **source.facts}.items():
         section, _, name = key.partition(".")
+        if key == "model.image_size" and not _fits_table(value, sections["model"], encoder):
+            continue
         if section == "optim" and given & {"optim", "optim.name"}:
             continue  # the keys of another optimizer do not fit
         if _counts(section, source.layout.kind, str(sections["model"]["name"])):
             sections.setdefault(section, {})[name] = value
-    missing = [
-        f"{section}.{key}"
-        for section, name, key in NEEDED
-        if sections[section]["name"] == name
-        and key not in sections[section]
-        and f"{section}.{key}" not in given
-    ]
+    missing = [*_missing(source, sections, given)]
     if missing:
         keys = " ".join(f"-o {key}=NUMBER" for key in missing)
         names = " and ".join(missing)
@@ -133,6 +155,18 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
             f"{path}: {source.format.name}: the file does not say {names}; give -c SPEC or {keys}"
         )
     return config.loads(yaml12.dump(sections), f"{path} (as its tensors show)", overrides)
+
+
+def _missing(
+    source: Source, sections: Mapping[str, Mapping[str, object]], given: Collection[str]
+) -> Iterator[str]:
+    """The keys that neither the file nor the caller says."""
+    for section, name, key in NEEDED:
+        # Our own files hold the key in their manifest.
+        own = key == "layer_norm_eps" and source.layout is canonical.STATE
+        known = own or key in sections[section] or f"{section}.{key}" in given
+        if sections[section]["name"] == name and not known:
+            yield f"{section}.{key}"
 
 
 def _counts(section: str, kind: str, encoder: str) -> bool:

@@ -1,10 +1,18 @@
-"""torchvision's residual networks."""
+"""torchvision's residual networks: bare state dicts."""
 
-from triptych.core.formats.format import Format
+from triptych.core.files.tree import Node
+from triptych.core.formats.format import Format, Output
 from triptych.core.formats.single import RESNET_CLASSIFIER, RESNET_ENCODER
+
+
+def _output(output: Output) -> tuple[str, Node]:
+    """The state dict that ``load_state_dict`` takes."""
+    return "torch", output.tensors
+
 
 FORMAT = Format(
     name="torchvision",
     about="torchvision",
     layouts=(RESNET_CLASSIFIER, RESNET_ENCODER),
+    output=_output,
 )
