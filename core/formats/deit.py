@@ -12,7 +12,7 @@ import numpy as np
 
 from triptych.core.contracts import Array
 from triptych.core.files.tree import Content, Node, Stored
-from triptych.core.formats.format import Format, Layout, Output, Place, places
+from triptych.core.formats.format import Format, Output, Place, places
 from triptych.core.formats.single import VIT_CLASSIFIER, VIT_ENCODER
 
 TABLE, ROW = "pos_embed", "pos_embed.dist_token"

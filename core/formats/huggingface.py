@@ -106,7 +106,7 @@ def _fault(content: Content) -> str:
 
 
 def _output(output: Output) -> tuple[str, Node]:
-    """A folder that ``ViTModel`` or ``ViTForImageClassification`` loads with ``from_pretrained``."""
+    """A folder for ``from_pretrained`` of ``ViTModel`` or ``ViTForImageClassification``."""
     model = output.spec.model
     if not isinstance(model, VitSpec) or model.stem == "conv" or model.fc_norm:
         raise UserError(

@@ -22,7 +22,8 @@ from triptych.core.parameters.param import prefixed
 
 STUDENT, TEACHER = "student.encoder.", "teacher.encoder."
 TABLE = "pos_embed"
-CLASSIFIER = "student.classifier.weight"
+CLASSIFIER_PARTS = "student.classifier."
+CLASSIFIER = f"{CLASSIFIER_PARTS}weight"
 Say = Callable[[str], None]
 
 
@@ -207,7 +208,19 @@ def _fresh_norm(spec: RunSpec) -> bool:
 
 
 def _check_kind(source: Source, init: InitSpec) -> None:
-    """Refuses a classifier that was trained with labels, unless the spec allows it."""
+    """Refuses what is no plain pretrained encoder, unless the spec names what it leaves out.
+
+    These are a classifier that was trained with labels, and a ViT with a second token.
+    """
+    if source.layout.kind == "distilled":
+        heads = [source.named(n) for n in source.tensors if n.startswith(CLASSIFIER_PARTS)]
+        left_out = [*source.renamed.unknown, *heads]
+        if all(_named(name, init.allow_unused) for name in left_out):
+            return
+        raise UserError(
+            f"{source.layout.about}, on which all features depend; to take the encoder without it, "
+            f"set init.allow_unused to [{', '.join(left_out)}]"
+        )
     if source.layout.kind not in ("classifier", "linear probe") or CLASSIFIER not in source.tensors:
         return
     name = source.named(CLASSIFIER)

@@ -14,28 +14,43 @@ from triptych.core.formats.rules import Rule, Table, under
 
 BRANCHES = {"student": "", "teacher": "momentum_"}
 """Prefixes of the names, by canonical branch."""
-BESIDE = ("classifier.{leaf}", "momentum_classifier.{leaf}", "queue", "queue_ptr")
+CLASSIFIERS = ("classifier.{leaf}", "momentum_classifier.{leaf}")
 
 
 def _layout(
-    method: str, mark: str, encoder: Literal["vit", "resnet"], rules: Sequence[Rule]
+    method: str,
+    encoder: Literal["vit", "resnet"],
+    rules: Sequence[Rule],
+    more: Sequence[Rule] = (),
+    beside: tuple[str, ...] = (),
 ) -> Layout:
-    moved = [Rule("predictor.{rest}", "student.predictor.{rest}")]
+    moved = [*more]
     for branch, prefix in BRANCHES.items():
         moved += under(f"{prefix}backbone.", f"{branch}.encoder.", rules)
         moved += [Rule(f"{prefix}projector.{{rest}}", f"{branch}.projector.{{rest}}")]
     about = {"moco_v2": "MoCo v2+ pretraining", "moco_v3": "MoCo v3 pretraining"}[method]
-    return Layout(about, "pretraining", Table(*moved), (mark,), (method,), encoder, BESIDE)
+    return Layout(
+        about,
+        "pretraining",
+        Table(*moved),
+        ("momentum_backbone.{rest}",),
+        (method,),
+        encoder,
+        beside=(*CLASSIFIERS, *beside),
+    )
 
+
+QUEUES = ("queue", "queue_ptr")
+PREDICTOR = [Rule("predictor.{rest}", "student.predictor.{rest}")]
 
 FORMAT = Format(
     name="solo",
     about="solo-learn (vturrisi/solo-learn)",
     layouts=(
-        _layout("moco_v2", "queue", "resnet", resnet()),
-        _layout("moco_v2", "queue", "vit", vit()),
-        _layout("moco_v3", "predictor.{rest}", "vit", vit()),
-        _layout("moco_v3", "predictor.{rest}", "resnet", resnet()),
+        _layout("moco_v2", "resnet", resnet(), beside=QUEUES),
+        _layout("moco_v2", "vit", vit(), beside=QUEUES),
+        _layout("moco_v3", "vit", vit(), PREDICTOR),
+        _layout("moco_v3", "resnet", resnet(), PREDICTOR),
     ),
     keys=frozenset({"state_dict", "pytorch-lightning_version", "optimizer_states"}),
     constants={"model.layer_norm_eps": 1e-6},
