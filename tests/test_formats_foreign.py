@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import TOLERANCE, relative_error
 from support import foreign
@@ -11,7 +12,11 @@ from triptych.core import launch, reference
 from triptych.core.formats.detection import Source
 
 NAMES = foreign.NAMES
-MODELS = ["plsc_moco_v3_vit.pd"]
+MODELS = [
+    "plsc_moco_v3_vit.pd",
+    "mmpretrain_lincls_vit_epoch_1.pth",
+    "huggingface_vit_model_pooler_bin",
+]
 WRONG = 1e-3
 """Relative error of the features below which a fault of the tables would stay unseen."""
 
@@ -76,14 +81,24 @@ def mutated(source: Source, mutation: str) -> Source:
         swapped = {f"{other[n.partition('.')[0]]}.{n.partition('.')[2]}": n for n in tensors
                    if n.startswith(("student.encoder", "teacher.encoder"))}  # fmt: skip
         tensors |= {name: source.tensors[twin] for name, twin in swapped.items()}
+    elif mutation == "query and key":
+        joined = [name for name in tensors if ".blocks.1.attn.qkv." in name]
+        tensors |= {name: tensors[name].changed(tensors[name].shape, exchanged) for name in joined}
     else:
         tensors[mutation] = raw[source.named(mutation)]
     return replace(source, renamed=replace(source.renamed, tensors=tensors))
 
 
+def exchanged(bits: np.ndarray) -> np.ndarray:
+    """The rows of the key before those of the query."""
+    query, key, value = np.split(bits, 3)
+    return np.concatenate([key, query, value])
+
+
 @pytest.mark.parametrize(
     ("file", "mutation"),
     [
+        ("huggingface_vit_model_pooler_bin", "query and key"),
         ("plsc_moco_v3_vit.pd", "student.encoder.blocks.1.attn.proj.weight"),
         ("plsc_moco_v3_vit.pd", "teacher.projector.3.weight"),
         ("plsc_moco_v3_vit.pd", "branches"),
@@ -96,4 +111,19 @@ def test_a_fault_of_a_table_is_seen(file: str, mutation: str, tmp_path: Path) ->
     """A square matrix left as it is, rows not permuted, student and teacher exchanged."""
     wrong = mutated(foreign.source_of(file, tmp_path), mutation)
     assert faults(wrong, file)
+    assert max(errors(wrong, file).values()) > WRONG
+
+
+@pytest.mark.parametrize(
+    ("file", "norm"),
+    [
+        ("mmpretrain_lincls_vit_epoch_1.pth", "student.encoder.norm."),
+        ("huggingface_vit_model_pooler_bin", "student.encoder.blocks.2.norm2."),
+    ],
+)
+def test_a_norm_that_a_table_does_not_rename_is_seen(file: str, norm: str, tmp_path: Path) -> None:
+    source = foreign.source_of(file, tmp_path)
+    tensors = {name: t for name, t in source.tensors.items() if not name.startswith(norm)}
+    assert len(tensors) == len(source.tensors) - 2
+    wrong = replace(source, renamed=replace(source.renamed, tensors=tensors))
     assert max(errors(wrong, file).values()) > WRONG

@@ -160,17 +160,6 @@ def write_oneflow(path: Path, tree: Node) -> None:
         emitter.stop()
 
 
-def write_folder(path: Path, tree: Node) -> None:
-    """A folder of files."""
-    path.mkdir()
-    for name, content in tree.items():
-        file = path / name
-        if file.suffix == ".json":
-            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        else:
-            WRITERS[FILES[file.suffix]](file, content)
-
-
 def _oneflow_tensor(folder: Path, stored: Stored, kind: str) -> None:
     folder.mkdir()
     dims = "".join(f"  dim: {size}\n" for size in stored.shape)

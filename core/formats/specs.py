@@ -110,6 +110,8 @@ def _fits_table(size: object, model: Mapping[str, object], shapes: Shapes) -> bo
     height, width = pair
     if not isinstance(height, int) or not isinstance(width, int):
         return False
+    if height % patch or width % patch:
+        return False
     return (height // patch) * (width // patch) == table[1] - 1
 
 

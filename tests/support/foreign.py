@@ -55,13 +55,18 @@ def facts_of(file: str) -> dict[str, Any]:
 
 
 def source_of(file: str, folder: Path) -> Source:
-    """A recognised file."""
-    return recognise(content_of(file, folder), facts=facts_of(file))
+    """A recognised file. Of plain and averaged weights, the described ones are taken."""
+    average = description(file).get("average")
+    return recognise(content_of(file, folder), average=average, facts=facts_of(file))
 
 
 def spec_of_source(file: str, source: Source) -> RunSpec:
-    """The spec of a file, for training in float64."""
+    """The spec of a file, for training in float64. Parts that the file lacks are small."""
     given = [f"{key}={value}" for key, value in facts_of(file).items()]
+    if "student.projector.0.bias" in source.tensors and "memory.queue" not in source.tensors:
+        given.append("method.queue_size=64")
+    if all(".encoder." in name for name in source.tensors):
+        given.append("method.hidden_dim=8")
     return spec_of(source, [*given, "precision=float64"])
 
 
