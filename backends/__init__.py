@@ -10,6 +10,14 @@ from triptych.core.machine.environment import NAMES, install_command, why_not
 from triptych.core.machine.interrupts import interrupts_kept
 
 BACKENDS = NAMES
+EXPORTERS = {
+    "torch": ("onnx", ("onnx", "onnxscript")),
+    "paddle": ("onnx-paddle", ("paddle2onnx",)),
+}
+"""Backend -> the extra with its exporter's packages, and these packages.
+
+OneFlow has none that works: oneflow_onnx 0.6.2 fails on the graphs of OneFlow 0.9.0.
+"""
 
 
 def installed() -> tuple[str, ...]:
@@ -53,3 +61,26 @@ def load(name: str) -> ModuleType:
             f"backend {name!r}: its framework does not import ({error}); "
             f"run: {install_command(name)} --force-reinstall"
         ) from error
+
+
+def exporter(name: str) -> ModuleType:
+    """The module that writes a backend's networks as ONNX, by its framework's own exporter.
+
+    Returns:
+        A module with the function ``write`` of ``triptych.backends.torch.export``.
+
+    Raises:
+        UserError: the framework has no exporter that works, or a package is not installed.
+    """
+    if name not in EXPORTERS:
+        raise UserError(
+            f"export: {name} has no exporter that works; open the same weights with backend "
+            f"{' or '.join(EXPORTERS)}, which compute the same"
+        )
+    extra, packages = EXPORTERS[name]
+    if missing := [each for each in packages if importlib.util.find_spec(each) is None]:
+        raise UserError(
+            f"export: {' and '.join(missing)} not installed; run: pip install 'triptych[{extra}]'"
+        )
+    load(name)
+    return importlib.import_module(f"triptych.backends.{name}.export")

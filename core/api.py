@@ -58,6 +58,7 @@ class Encoder:
     Attributes:
         spec: of the recipe.
         backend: its name.
+        weights: as in ``get_model``.
     """
 
     def __init__(self, spec: RunSpec, backend: str, weights: Path | None = None) -> None:
@@ -70,16 +71,16 @@ class Encoder:
             UserError: as in ``get_model``.
         """
         self.spec, self.backend = spec, backend
-        self._weights = weights
+        self.weights = weights
         self._engines: dict[str, Engine] = {}
-        self._open("student")
+        self.engine("student")
 
-    def _open(self, branch: str) -> tuple[Engine, str]:
+    def engine(self, branch: str) -> tuple[Engine, str]:
         """The engine that holds a branch, and the name of the branch in that engine."""
         whole = self.spec.method.labelled
         key = "" if whole else branch
         if key not in self._engines:
-            state = self._state()
+            state = self.state()
             self._engines[key] = (
                 open_engine(self.spec, self.backend, state)
                 if whole
@@ -87,10 +88,11 @@ class Encoder:
             )
         return self._engines[key], branch if whole else "student"
 
-    def _state(self) -> State:
-        if self._weights is None:
+    def state(self) -> State:
+        """The canonical tensors of the weights, with those of the file that the encoder lacks."""
+        if self.weights is None:
             return formats.initial_state(self.spec)
-        return formats.load_weights(self._weights, self.spec)
+        return formats.load_weights(self.weights, self.spec)
 
     def encode(
         self, images: Images, *, branch: str = "student", tokens: str = "cls", batch_size: int = 64
@@ -144,7 +146,7 @@ class Encoder:
         count = depth(self.spec)
         if wrong := [layer for layer in layers if not 0 <= layer < count]:
             raise UserError(f"encode: layer {wrong[0]}: the encoder has layers 0 to {count - 1}")
-        engine, held = self._open(branch)
+        engine, held = self.engine(branch)
         parts = [
             engine.embed(batch, branch=held, layers=layers, tokens=tokens)
             for batch in self._batches(images, batch_size)
@@ -208,7 +210,7 @@ class Encoder:
         averaged = parameters.parts(self.spec).teacher == "everything"
         if branch == "teacher" and not averaged:
             raise UserError("predict: branch teacher: the recipe has no mean of weights")
-        engine, held = self._open(branch or ("teacher" if averaged else "student"))
+        engine, held = self.engine(branch or ("teacher" if averaged else "student"))
         parts = [engine.classify(b, branch=held) for b in self._batches(images, batch_size)]
         logits = np.concatenate(parts, axis=1).astype(np.float64)
         if head is None and len(logits) == 1:

@@ -75,6 +75,7 @@ FLOORS = (
     ("report",),
     ("training",),
     ("api", "cli", "results"),
+    ("sharing",),
     ("benchmarks", "commands"),
 )
 """Rooms and single files of core, and backends as core sees them: who imports stands higher."""
@@ -279,6 +280,7 @@ ALONE = {
     "layers.py": "exact and fast forms of what is slow or wrong; PyTorch's own layers need none",
     "kernels.py": "what NumPy computes faster than OneFlow's kernels, on the memory of tensors",
     "runtime.py": "what has to happen before these frameworks are imported",
+    "export.py": "uses the exporter of PyTorch or Paddle; that of OneFlow fails",
     "flat.py": "packs tensors into one buffer, since OneFlow's calls cost more than the arithmetic",
 }
 """Files that a backend may have for itself, and why."""

@@ -148,9 +148,10 @@ class VisionTransformer(nn.Layer):
     def _embed(self, images: Tensor) -> Tensor:
         """The class token and the patches, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
         patches = self.patch_embed(images)
-        x = paddle.concat([self.cls_token.expand_as(patches[:, :1]), patches], axis=1)
+        # Not expand_as: paddle2onnx takes the number of images for a constant there.
+        x = paddle.concat([self.cls_token.expand([patches.shape[0], -1, -1]), patches], axis=1)
         # Expanded first: a sum that broadcasts over the first axis takes twenty times as long.
-        return x + self.pos_embed.expand_as(x)
+        return x + self.pos_embed.expand([x.shape[0], -1, -1])
 
 
 def conv_stem(spec: VitSpec) -> nn.Sequential:

@@ -86,7 +86,8 @@ class VisionTransformer(TimmVisionTransformer):
     def _embed(self, images: Tensor) -> Tensor:
         """The class token and the patches, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
         patches = self.patch_embed(images)
-        cls_token = self.cls_token.expand(len(patches), -1, -1)
+        # Not len(): an exported network takes any number of images.
+        cls_token = self.cls_token.expand(patches.shape[0], -1, -1)
         return torch.cat([cls_token, patches], dim=1) + self.pos_embed
 
 

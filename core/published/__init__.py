@@ -5,9 +5,12 @@ from pathlib import Path
 
 from triptych.core.errors import UserError
 from triptych.core.files.reading import SUFFIXES
-from triptych.core.published import registry, store
+from triptych.core.published import hub, registry, store
 
 __all__ = ["local", "recipe"]
+
+SPEC = "spec.yaml"
+"""Name of the resolved spec in a run's folder and in a model folder."""
 
 
 def local(weights: str | Path) -> Path:
@@ -15,20 +18,23 @@ def local(weights: str | Path) -> Path:
 
     Args:
         weights: a path; or, if there is nothing at that path, a name of the table of published
-            weights.
+            weights, or ``hf://owner/name`` or ``hf://owner/name@revision`` for a model folder of
+            the Hugging Face Hub.
 
     Returns:
-        The path itself if it exists or looks like one; else that of the published file, which is
-        downloaded if it is not here.
+        The path itself if it exists or looks like one; else that of the published file or folder,
+        which is downloaded if it is not here.
 
     Raises:
-        UserError: nothing has this name, or the published file cannot be had.
+        UserError: nothing has this name, or what has it cannot be had.
     """
     name = str(weights)
     if os.path.lexists(weights):
         return Path(weights)
     if name in registry.table():
         return store.fetch(name, registry.table()[name])
+    if address := hub.parse(name):
+        return hub.fetch(address)
     if os.sep in name or Path(name).suffix in SUFFIXES:
         return Path(weights)
     raise UserError(
@@ -37,18 +43,21 @@ def local(weights: str | Path) -> Path:
     )
 
 
-def recipe(weights: str | Path | None) -> str:
-    """The recipe of published weights.
+def recipe(weights: str | Path | None) -> str | Path:
+    """The recipe of published weights, or the spec beside the weights of a run or model folder.
 
     Raises:
-        UserError: there is no such name, and so no recipe.
+        UserError: nothing has this name, or it comes without a spec.
     """
     known = registry.table()
-    if str(weights) in known:
-        return known[str(weights)].recipe
     if weights is None:
         raise UserError("get_model: give a recipe, or the name of published weights")
+    if str(weights) in known:
+        return known[str(weights)].recipe
+    spec = local(weights) / SPEC
+    if spec.is_file():
+        return spec
     raise UserError(
-        f"{weights}: no published weights have this name{registry.hint(str(weights))}, so give "
-        "the recipe too: get_model(NAME, weights=...)"
+        f"{weights}: has no {SPEC} beside its weights; give the recipe too: "
+        "get_model(NAME, weights=...)"
     )

@@ -1,0 +1,61 @@
+"""Writes a network as ONNX with Paddle's own exporter (``paddle.onnx``, ``paddle2onnx``)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import onnx
+import paddle
+from paddle import Tensor, nn
+from paddle.static import InputSpec
+
+from triptych.backends.paddle.engine import Engine
+from triptych.backends.paddle.methods import Pair
+from triptych.core.contracts import Classifier
+
+OPSET = 18
+"""Version of ONNX's operators."""
+
+
+class Exported(nn.Layer):
+    """What the file computes: the feature of each image, or the logits of each classifier."""
+
+    def __init__(self, model: Pair, branch: str, *, logits: bool) -> None:
+        super().__init__()
+        self.model, self.branch, self.logits = model, branch, logits
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(N, C, H, W) -> (N, D), or (N, classes) for each classifier."""
+        if self.logits:
+            return tuple(cast(Classifier, self.model).classify(self.branch, images))
+        return (getattr(self.model, self.branch).encoder(images),)
+
+
+def write(engine: Engine, branch: str, path: Path, names: Sequence[str], *, logits: bool) -> None:
+    """Writes a network in evaluation mode, for any number of images.
+
+    Args:
+        engine: holds the network, in float32 on the CPU.
+        branch: "student" or "teacher".
+        path: of the file, ``*.onnx``.
+        names: of the outputs.
+        logits: whether the outputs are the logits of the classifiers; else the features.
+    """
+    network = Exported(engine.model, branch, logits=logits)
+    network.eval()
+    spec = engine.spec.model
+    images = InputSpec([None, spec.channels, *spec.size], "float32", "images")
+    paddle.onnx.export(network, str(path.with_suffix("")), [images], opset_version=OPSET)
+    _name_outputs(path, names)
+
+
+def _name_outputs(path: Path, names: Sequence[str]) -> None:
+    """Gives the outputs their names. The exporter has numbered them."""
+    model = onnx.load(path)
+    renamed = {output.name: name for output, name in zip(model.graph.output, names, strict=True)}
+    for output in model.graph.output:
+        output.name = renamed[output.name]
+    for node in model.graph.node:
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    onnx.save(model, path)
