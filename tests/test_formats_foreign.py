@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from conftest import TOLERANCE, relative_error
 from support import foreign
+from support.resuming import written
 
-from triptych.core import launch, reference
-from triptych.core.formats.detection import Source
+from triptych.core import formats, launch, reference
+from triptych.core.formats.containers import open_content
+from triptych.core.formats.detection import Source, recognise
+from triptych.core.formats.moments import KINDS
 
 NAMES = foreign.NAMES
 MODELS = [
@@ -17,6 +20,7 @@ MODELS = [
     "mmpretrain_lincls_vit_epoch_1.pth",
     "huggingface_vit_model_pooler_bin",
 ]
+TRAINED = ["plsc_moco_v3_vit.pd"]
 WRONG = 1e-3
 """Relative error of the features below which a fault of the tables would stay unseen."""
 
@@ -127,3 +131,30 @@ def test_a_norm_that_a_table_does_not_rename_is_seen(file: str, norm: str, tmp_p
     assert len(tensors) == len(source.tensors) - 2
     wrong = replace(source, renamed=replace(source.renamed, tensors=tensors))
     assert max(errors(wrong, file).values()) > WRONG
+
+
+def moments(source: Source) -> dict[str, dict[str, str]]:
+    """The hashes of the moments in the layout of the file, by kind and name in the file."""
+    optimizer, known = source.optimizer, source.format.moments
+    assert optimizer and known
+    found = {}
+    for theirs, ours in zip(known.optimizers[optimizer.name], KINDS[optimizer.name], strict=True):
+        prefix = f"optimizer.{ours}."
+        own = {n.removeprefix(prefix): t for n, t in optimizer.tensors.items() if prefix in n}
+        back, _ = source.layout.table.from_canonical(own, source.facts)
+        found[theirs] = {name: foreign.digest(tensor)[2] for name, tensor in back.items()}
+    return found
+
+
+@pytest.mark.parametrize("file", TRAINED)
+def test_each_moment_is_at_its_parameter_there_and_back(file: str, tmp_path: Path) -> None:
+    source, told = foreign.source_of(file, tmp_path), foreign.description(file)["optimizer"]
+    assert moments(source) == told["moments"]
+    spec = foreign.spec_of_source(file, source, "train.batch_size=8")
+    state = formats.load_training_state(source.content.path, spec, print)
+    written(source.format, state, spec, tmp_path / "w")
+    again = recognise(open_content(tmp_path / "w"), facts=foreign.facts_of(file))
+    assert moments(again) == told["moments"]
+    step = state["optimizer.step"]
+    assert (again.optimizer.tensors["optimizer.step"].array() if told["step"] else 0) == step
+    assert step == (told["step"] or 0)

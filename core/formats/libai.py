@@ -3,13 +3,19 @@
 A run folder has a file ``last_checkpoint`` that names the newest folder of weights, and this has a
 folder of OneFlow for each of model, optimizer and scheduler. The blocks have Megatron's names. The
 rows of query, key and value are stored head by head, and no file says the number of heads. The last
-batch norms of the heads have gain and shift. Tensor-parallel runs save whole tensors.
+batch norms of the heads have gain and shift. Tensor-parallel runs save whole tensors. The optimizer
+numbers trained tensors alone: first those with weight decay, then gains, shifts and biases.
 """
 
+from collections.abc import Sequence
+
+from triptych.core.config.spec import RunSpec
 from triptych.core.files.tree import Node
 from triptych.core.formats.changes import INTERLEAVED
 from triptych.core.formats.format import Format, Layout, Output
-from triptych.core.formats.rules import Rule, Table, under
+from triptych.core.formats.moments import KINDS, Moments, Parameter, torch_options
+from triptych.core.formats.optimizers import optimizer_state
+from triptych.core.formats.rules import Rule, Table, fits, under
 from triptych.core.formats.single import STUDENT, SUPERVISED
 
 BRANCHES = {"student": "base_encoder", "teacher": "momentum_encoder"}
@@ -43,7 +49,10 @@ def _pretraining() -> Layout:
         rules += under(f"{theirs}.", f"{branch}.encoder.", VIT)
         rules += [Rule(f"{theirs}.head.{{rest}}", f"{branch}.projector.{{rest}}")]
     marks = tuple(f"{theirs}.blocks.{{i}}.self_attention.{{rest}}" for theirs in BRANCHES.values())
-    return Layout("MoCo v3 pretraining", "pretraining", Table(*rules), marks, ("moco_v3",), "vit")
+    order = (*(f"{theirs}." for theirs in BRANCHES.values()), "predictor.")
+    return Layout(
+        "MoCo v3 pretraining", "pretraining", Table(*rules), marks, ("moco_v3",), "vit", order=order
+    )
 
 
 CLASSIFIER = Layout(
@@ -63,10 +72,36 @@ ENCODER = Layout(
 )
 
 
-def output(made: Output) -> tuple[str, Node]:
+FROZEN = ("momentum_encoder.{rest}", "base_encoder.pos_embed", "base_encoder.patch_embed.{rest}")
+"""Templates of what has no number."""
+
+
+def groups(params: Sequence[Parameter]) -> list[list[Parameter]]:
+    """With decay, and without."""
+    trained = [p for p in params if not any(fits(template, p.name) for template in FROZEN)]
+    decayed = [param for param in trained if len(param.shape) > 1]
+    return [decayed, [param for param in trained if len(param.shape) == 1]]
+
+
+def options(spec: RunSpec, group: int) -> dict[str, Node]:
+    """The hyper-parameters of a group."""
+    found = torch_options(spec, group)
+    if group == 1:
+        found["weight_decay"] = 0.0
+    more = {"initial_lr": found["lr"], "do_bias_correction": True, "fused": False}
+    return {"_options": {**found, **more}, "_enable_clip_grad": False}
+
+
+MOMENTS = Moments({"adamw": KINDS["adamw"]}, groups=groups, step="shared", options=options)
+
+
+def output(output: Output) -> tuple[str, Node]:
     """A run folder. LiBai names a folder of weights by the number of the last step, from 0 on."""
-    last = max((made.step or 0) - 1, 0)
-    return "libai", {f"model_{last:07d}": {"model": made.tensors}}
+    parts: dict[str, Node] = {"model": output.tensors}
+    if output.optimizer:
+        parts["optimizer"] = optimizer_state(MOMENTS, output)
+    last = max((output.step or 0) - 1, 0)
+    return "libai", {f"model_{last:07d}": parts}
 
 
 FORMAT = Format(
@@ -75,5 +110,6 @@ FORMAT = Format(
     layouts=(_pretraining(), CLASSIFIER, ENCODER),
     keys=frozenset({"model", "optimizer", "lr_scheduler"}),
     constants={"model.layer_norm_eps": 1e-5},
+    moments=MOMENTS,
     output=output,
 )

@@ -53,7 +53,8 @@ def load_training_state(path: Path, spec: RunSpec, say: Say) -> State:
     Args:
         path: as in ``load_weights``.
         spec: of the run.
-        say: called with a line for each entry of the optimizer that starts anew or is left out.
+        say: called with a line for each entry of the optimizer that starts anew or is left out, and
+            for each way in which the run differs from one of the file's system.
 
     Raises:
         UserError: as in ``load_weights``, or the state of the optimizer is not that of the run.
@@ -61,6 +62,8 @@ def load_training_state(path: Path, spec: RunSpec, say: Say) -> State:
     state, source = _loaded(path, spec)
     if source.optimizer is None:
         return state
+    for line in source.format.differs:
+        say(f"{path}: {line}")
     try:
         own = training_state(source.optimizer, spec, lambda line: say(f"{path}: {line}"))
     except UserError as error:

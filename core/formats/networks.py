@@ -11,6 +11,12 @@ LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 NORMS = ("norm1", "norm2")
 """Norms of a block of a ViT."""
 
+BIASED = (
+    "running variances of batch norms: Paddle averages the biased variance of each batch, a run "
+    "here the unbiased one"
+)
+"""How batch norms go on in another way. No loss depends on it, only features."""
+
 
 def vit(linear: Change = SAME) -> list[Rule]:
     """The rules of a ViT under timm's names.

@@ -3,18 +3,23 @@
 A checkpoint is a folder: ``model.pdparams`` has the weights, ``model_state.pdopt`` the optimizer,
 ``meta_state.pdopt`` epoch and step. Each branch is a sequence of encoder (0), hidden layer of the
 head (1, nothing in v1) and last layer (2). The encoder has torchvision's names, Paddle's spelling
-of the batch norms, and no counters of batches. Matrices are (in, out).
+of the batch norms, and no counters of batches. Matrices are (in, out). The moving average of the
+teacher covers the statistics of its batch norms.
 """
 
-from triptych.core.files.tree import Node
+from dataclasses import replace
+
+from triptych.core.files.tree import Content, Node
 from triptych.core.formats.changes import MATRICES, VECTOR
 from triptych.core.formats.format import Format, Layout, Output
-from triptych.core.formats.networks import resnet
+from triptych.core.formats.moments import Moments
+from triptych.core.formats.networks import BIASED, resnet
+from triptych.core.formats.optimizers import optimizer_state
 from triptych.core.formats.rules import PADDLE, Rule, Table, under
 from triptych.core.formats.single import STUDENT, SUPERVISED
 from triptych.core.formats.unique import named
 
-MODEL, OPTIMIZER, META = "model.pdparams", "model_state.pdopt", "meta_state.pdopt"
+MODEL, STATE, META = "model.pdparams", "model_state.pdopt", "meta_state.pdopt"
 """Names of the three files."""
 BRANCHES = {"student": "base_encoder", "teacher": "momentum_encoder"}
 """Prefixes in the file, by canonical one."""
@@ -59,11 +64,25 @@ PROBE = Layout(
 )
 
 
-def output(made: Output) -> tuple[str, Node]:
-    """The folder that the engine's ``load`` takes. An epoch is not known here; it starts at 0."""
-    meta = {"epoch": 0, "step": made.step or 0, "cuda_rng_state": []}
-    model = named(made.tensors)
-    return "folder", {MODEL: model, META: meta}
+def _state(content: Content) -> Node:
+    """The state of the optimizer."""
+    return content.tree.get(STATE) if isinstance(content.tree, dict) else None
+
+
+MOMENTS = Moments({"sgd": ("velocity",)}, find=_state, link="flat")
+
+
+def output(output: Output) -> tuple[str, Node]:
+    """The folder that the engine's ``load`` takes."""
+    output = replace(output, tensors=named(output.tensors))
+    step = output.step or 0
+    meta = {"epoch": output.epoch, "step": step, "cuda_rng_state": []}
+    tree: dict[str, Node] = {MODEL: output.tensors, META: meta}
+    if output.optimizer:
+        rate = MOMENTS.options(output.spec, 0)["lr"]
+        schedule = {"LR_Scheduler": {"last_epoch": step, "last_lr": rate}}
+        tree[STATE] = {**optimizer_state(MOMENTS, output), **schedule}
+    return "folder", tree
 
 
 FORMAT = Format(
@@ -74,6 +93,8 @@ FORMAT = Format(
         _pretraining("moco_v2", {"1.mlp.0": "0", "2.fc": "2"}, "base_encoder.1.mlp.{rest}"),
         PROBE,
     ),
-    keys=frozenset({MODEL, OPTIMIZER, META}),
+    keys=frozenset({MODEL, STATE, META}),
+    differs=(BIASED,),
+    moments=MOMENTS,
     output=output,
 )

@@ -2,15 +2,22 @@
 
 A ``.pd`` file is one nested dictionary; an extracted encoder is a flat ``.pdparams``. Names are
 those of the official release, with Paddle's spelling of the batch norms and no counters of batches.
-Matrices are (in, out). The position table comes before the class token.
+Matrices are (in, out). The moving average of the teacher covers the statistics of its batch norms.
+The state of the optimizer is PyTorch's, with Paddle's generated names as keys; they are those of
+the ``(name, values)`` pairs that tensors are in a nested file.
 """
+
+from dataclasses import replace
 
 import numpy as np
 
+from triptych.core.config.spec import RunSpec
 from triptych.core.files.tree import Node, Stored
 from triptych.core.formats.changes import MATRICES, TRANSPOSED
 from triptych.core.formats.format import Format, Layout, Output
-from triptych.core.formats.networks import vit
+from triptych.core.formats.moments import KINDS, Moments, torch_options
+from triptych.core.formats.networks import BIASED, vit
+from triptych.core.formats.optimizers import optimizer_state
 from triptych.core.formats.rules import PADDLE, Rule, Table, under
 from triptych.core.formats.single import STUDENT, SUPERVISED
 from triptych.core.formats.unique import REPLACED, named
@@ -84,16 +91,31 @@ def built(tensors: dict[str, Stored]) -> list[str]:
     return order or layers
 
 
-def output(made: Output) -> tuple[str, Node]:
+def options(spec: RunSpec, group: int) -> dict[str, Node]:
+    """The hyper-parameters of a group."""
+    found = torch_options(spec, group)
+    kept = {key: found[key] for key in ("lr", "betas", "eps", "momentum", "weight_decay")
+            if key in found}  # fmt: skip
+    return {**kept, "lr_func": None, "use_master_param": False, "grad_clip": None}
+
+
+MOMENTS = Moments(
+    {"adamw": KINDS["adamw"], "sgd": ("exp_avg",)}, link="name", step="integer", options=options
+)
+
+
+def output(output: Output) -> tuple[str, Node]:
     """The dictionary that PLSC resumes from, or the flat state of an encoder.
 
-    The epoch is not known here and starts at 0. Loss scale and best accuracy start anew.
+    Loss scale and best accuracy start anew.
     """
-    model = named(made.tensors, built(made.tensors), ROOT)
-    if made.layout.kind == "encoder":
-        return "paddle", model
-    tree = {"epoch": 0, "arch": "moco_vit", "state_dict": model}
-    if made.layout.kind == "linear probe":
+    output = replace(output, tensors=named(output.tensors, built(output.tensors), ROOT))
+    if output.layout.kind == "encoder":
+        return "paddle", output.tensors
+    tree = {"epoch": output.epoch, "arch": "moco_vit", "state_dict": output.tensors}
+    if output.optimizer:
+        tree["optimizer"] = optimizer_state(MOMENTS, output)
+    if output.layout.kind == "linear probe":
         return "paddle", {**tree, "best_acc1": Stored.of(np.zeros((), np.float32))}
     scale = {"scale": Stored.of(np.array([2.0**16], np.float32))}
     return "paddle", {**tree, "scaler": {**scale, **SCALER}}
@@ -105,5 +127,7 @@ FORMAT = Format(
     layouts=(_pretraining(), PROBE, ENCODER),
     keys=frozenset({"epoch", "arch", "state_dict", "optimizer", "scaler", "best_acc1"}),
     constants={"model.layer_norm_eps": 1e-6},
+    differs=(BIASED,),
+    moments=MOMENTS,
     output=output,
 )

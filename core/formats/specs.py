@@ -25,6 +25,8 @@ NEEDED = (
 )
 """Section, its name and key of what shapes do not show, or not always."""
 
+BATCH = 256
+"""Images of a batch, if a file leaves it open."""
 PREDICTOR, PROJECTOR = "student.predictor.", "student.projector."
 
 
@@ -137,6 +139,9 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
         "method": method_section(shapes) or {"name": "moco_v3"},
         "train": {"steps": 1},
     }
+    if "memory.queue" in shapes:
+        # A batch of more images than the queue has keys is refused.
+        sections["train"]["batch_size"] = min(BATCH, shapes["memory.queue"][1])
     if "fc_norm.weight" in encoder:
         sections["method"]["pooling"] = "mean"
     given = {text.partition("=")[0].strip() for text in overrides}

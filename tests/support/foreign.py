@@ -60,14 +60,14 @@ def source_of(file: str, folder: Path) -> Source:
     return recognise(content_of(file, folder), average=average, facts=facts_of(file))
 
 
-def spec_of_source(file: str, source: Source) -> RunSpec:
+def spec_of_source(file: str, source: Source, *overrides: str) -> RunSpec:
     """The spec of a file, for training in float64. Parts that the file lacks are small."""
     given = [f"{key}={value}" for key, value in facts_of(file).items()]
     if "student.projector.0.bias" in source.tensors and "memory.queue" not in source.tensors:
         given.append("method.queue_size=64")
     if all(".encoder." in name for name in source.tensors):
         given.append("method.hidden_dim=8")
-    return spec_of(source, [*given, "precision=float64"])
+    return spec_of(source, [*given, "precision=float64", *overrides])
 
 
 def digest(tensor: Stored) -> list[Any]:
