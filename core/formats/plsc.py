@@ -94,8 +94,8 @@ def built(tensors: dict[str, Stored]) -> list[str]:
 def options(spec: RunSpec, group: int) -> dict[str, Node]:
     """The hyper-parameters of a group."""
     found = torch_options(spec, group)
-    kept = {key: found[key] for key in ("lr", "betas", "eps", "momentum", "weight_decay")
-            if key in found}  # fmt: skip
+    names = ("lr", "betas", "eps", "momentum", "weight_decay")
+    kept = {name: value for name, value in found.items() if name in names}
     return {**kept, "lr_func": None, "use_master_param": False, "grad_clip": None}
 
 
