@@ -92,7 +92,7 @@ class Encoder:
         """The canonical tensors of the weights, with those of the file that the encoder lacks."""
         if self.weights is None:
             return formats.initial_state(self.spec)
-        return formats.load_weights(self.weights, self.spec)
+        return formats.load_encoders(self.weights, self.spec)
 
     def encode(
         self, images: Images, *, branch: str = "student", tokens: str = "cls", batch_size: int = 64
@@ -271,8 +271,9 @@ def get_model(
     """The encoder of a recipe.
 
     Args:
-        name: one of ``list_models()``, or the path of a spec; None: the recipe of the weights, if
-            these are published ones.
+        name: one of ``list_models()``, or the path of a spec; None: the recipe of published
+            weights, else the architecture that the file shows. Overrides give what it does not
+            show, such as the number of heads.
         backend: None: the spec's backend, else the first installed one.
         weights: a run or checkpoint folder, or a file of a known format: of PyTorch (``.pth``),
             Paddle, safetensors or npz; or the name of published weights, which are downloaded once
@@ -282,10 +283,17 @@ def get_model(
     Raises:
         UserError: there is no such recipe or backend, or the weights do not fit the model exactly.
     """
-    if name is None:
-        name = published.recipe(weights)
-    spec = config.load(name, overrides)
+    spec = _spec(name if name is not None else published.recipe(weights), weights, overrides)
     return Encoder(spec, choose_backend(backend, spec, quiet), Path(weights) if weights else None)
+
+
+def _spec(
+    recipe: str | Path | None, weights: str | Path | None, overrides: Sequence[str]
+) -> RunSpec:
+    """The spec of a recipe, or without one that of a file."""
+    if recipe is None:
+        return formats.read_spec(published.local(weights or ""), overrides)
+    return config.load(recipe, overrides)
 
 
 def inference_model(

@@ -187,6 +187,8 @@ def open_encoder(
         raise UserError(
             f"evaluate.branch: {branch}: method {spec.method.name} has none as the spec sets it"
         )
+    if not any(key.startswith(theirs) for key in state):
+        raise UserError(f"evaluate.branch: {branch}: {origin} holds no such encoder")
     alone = spec.model_copy(update={"method": LinearSpec(name="linear", classes=2)})
     chosen: State = {}
     for param in table(alone):

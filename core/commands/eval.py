@@ -357,7 +357,7 @@ def _weights(arguments: argparse.Namespace, spec: RunSpec) -> tuple[State, int]:
     """The weights, and the steps that trained them."""
     if str(arguments.weights) == INITIAL:
         return initial_state(spec), 0
-    weights = formats.load_weights(arguments.weights, spec)
+    weights = formats.load_encoders(arguments.weights, spec)
     return weights, int(weights.get("optimizer.step", 0))
 
 

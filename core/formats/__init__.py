@@ -2,13 +2,14 @@
 
 from triptych.core.formats.detection import FORMATS
 from triptych.core.formats.loading import load_training_state, load_weights, read_arrays
-from triptych.core.formats.pretrained import initial_state, load_encoder
+from triptych.core.formats.pretrained import initial_state, load_encoder, load_encoders
 from triptych.core.formats.specs import read_spec
 
 __all__ = [
     "FORMATS",
     "initial_state",
     "load_encoder",
+    "load_encoders",
     "load_training_state",
     "load_weights",
     "read_arrays",

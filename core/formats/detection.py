@@ -149,6 +149,12 @@ class Source:
                 "alone"
             ) from error
 
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The encoders of the file: "student", "teacher", both or none."""
+        found = (name.split(".")[0] for name in self.tensors if ".encoder." in name)
+        return tuple(dict.fromkeys(found))
+
     def named(self, name: str) -> str:
         """The name in the file of a canonical tensor."""
         return self.renamed.origin[name][0]

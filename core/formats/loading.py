@@ -136,7 +136,7 @@ def read_arrays(path: Path) -> State:
     Raises:
         UserError: the path is none of these, is damaged, or holds other data than numbers.
     """
-    return _read_checkpoint(path)[1] if path.is_dir() else read_file(path)
+    return read_checkpoint(path)[1] if path.is_dir() else read_file(path)
 
 
 def mismatches(state: State, table: Sequence[Param]) -> list[str]:
@@ -180,6 +180,11 @@ def _capped(kind: str, problems: list[str]) -> list[str]:
     return [*lines, f"{kind}: {more} more"] if more else lines
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is that of a checkpoint or run folder, and not of another system."""
+    return path.is_dir() and not containers.is_foreign_folder(path)
+
+
 def read_weights(
     path: Path,
     spec: RunSpec | None,
@@ -205,8 +210,8 @@ def read_weights(
         UserError: the path is none of these or is damaged, or holds no state dict or several.
     """
     path = published.local(path)
-    if path.is_dir() and not containers.is_foreign_folder(path):
-        manifest, arrays = _read_checkpoint(path)
+    if is_checkpoint(path):
+        manifest, arrays = read_checkpoint(path)
         tree = {name: Stored.of(array) for name, array in arrays.items()}
         return manifest, recognise(Content(path, "safetensors", tree))
     content = containers.open_content(path)
@@ -230,7 +235,7 @@ def _array(stored: Stored, *, narrow: bool) -> Array:
     return np.array(values, wide, order="C")
 
 
-def _read_checkpoint(path: Path) -> tuple[Manifest, State]:
+def read_checkpoint(path: Path) -> tuple[Manifest, State]:
     """Manifest and arrays of a checkpoint, or of the newest one of a run."""
     if (path / MANIFEST).exists():
         return read(path)

@@ -1,7 +1,8 @@
 """Takes the encoder out of a file of pretrained weights."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,18 @@ from triptych.core.config.spec import InitSpec, RunSpec, VitSpec
 from triptych.core.contracts import State
 from triptych.core.data.source import native_path
 from triptych.core.errors import UserError
+from triptych.core.formats import canonical
 from triptych.core.formats.architecture import difference
 from triptych.core.formats.detection import Source
 from triptych.core.formats.format import facts_of
-from triptych.core.formats.loading import SHOWN, arrays_of, mismatches, read_weights
+from triptych.core.formats.loading import (
+    SHOWN,
+    arrays_of,
+    is_checkpoint,
+    load_weights,
+    mismatches,
+    read_weights,
+)
 from triptych.core.formats.positions import Grid, resample, square_grid
 from triptych.core.formats.rules import fits
 from triptych.core.parameters import encoder
@@ -107,11 +116,49 @@ def load_encoder(path: Path, spec: RunSpec, init: InitSpec) -> State:
     return read_encoder(path, spec, init).tensors
 
 
+def load_encoders(path: Path, spec: RunSpec) -> State:
+    """What an evaluation needs of a file: the encoders, or the whole of a classifier.
+
+    A file of another system may hold one encoder alone. A checkpoint is loaded as a whole, so that
+    one of another method is refused.
+
+    Args:
+        path: as in ``load_encoder``.
+        spec: of the run.
+
+    Returns:
+        ``student.encoder.*`` and ``teacher.encoder.*`` as far as the file has them, or as
+        ``load_weights``.
+
+    Raises:
+        UserError: as in ``load_encoder`` or ``load_weights``.
+    """
+    if spec.method.labelled or is_checkpoint(path):
+        return load_weights(path, spec)
+    manifest, source = read_weights(path, spec, average=spec.init.average)
+    if source.format is canonical.FORMAT:
+        return load_weights(path, spec)
+    state: State = {}
+    with _named_file(path):
+        for branch in source.branches or ("student",):
+            init = spec.init.model_copy(update={"branch": branch})
+            found = _pretrained(manifest, source, spec, init).tensors
+            state |= {n.replace("student.", f"{branch}.", 1): a for n, a in found.items()}
+    return state
+
+
 def read_encoder(path: Path, spec: RunSpec, init: InitSpec) -> Pretrained:
     """As ``load_encoder``, with what a message says about the encoder."""
     manifest, source = read_weights(path, spec, average=init.average)
-    try:
+    with _named_file(path):
         return _pretrained(manifest, source, spec, init)
+
+
+@contextmanager
+def _named_file(path: Path) -> Iterator[None]:
+    """Puts the file's name before each line of an error."""
+    try:
+        yield
     except UserError as error:
         lines = str(error).splitlines()
         raise UserError("\n".join(f"{path}: {line}" for line in lines)) from error

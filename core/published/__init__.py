@@ -43,11 +43,14 @@ def local(weights: str | Path) -> Path:
     )
 
 
-def recipe(weights: str | Path | None) -> str | Path:
+def recipe(weights: str | Path | None) -> str | Path | None:
     """The recipe of published weights, or the spec beside the weights of a run or model folder.
 
+    Returns:
+        None if the weights come without a spec.
+
     Raises:
-        UserError: nothing has this name, or it comes without a spec.
+        UserError: there are no weights, or nothing has this name.
     """
     known = registry.table()
     if weights is None:
@@ -55,9 +58,4 @@ def recipe(weights: str | Path | None) -> str | Path:
     if str(weights) in known:
         return known[str(weights)].recipe
     spec = local(weights) / SPEC
-    if spec.is_file():
-        return spec
-    raise UserError(
-        f"{weights}: has no {SPEC} beside its weights; give the recipe too: "
-        "get_model(NAME, weights=...)"
-    )
+    return spec if spec.is_file() else None
