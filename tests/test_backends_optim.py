@@ -76,6 +76,37 @@ def test_a_changed_rate_shows_where_it_acts(run, tensor, change):
     assert (max(gaps) < 1e-14) == (run == "lars_wd" and tensor == "bias1")
 
 
+def test_mmpretrains_lars_by_hand():
+    """Two steps of a matrix of norm 5 and of a vector, at rates 0.5 and 0.25."""
+    matrix, vector = np.array([[3.0, 4.0]]), np.array([3.0, 4.0])
+    gradients = np.array([[0.0, 2.0]]), np.array([0.0, 2.0])
+    buffers = np.zeros_like(matrix), np.zeros_like(vector)
+    options = {"momentum": 0.9, "trust_coefficient": 0.1}
+    for value, gradient, buffer in zip((matrix, vector), gradients, buffers, strict=True):
+        decay = 0.2 if value.ndim > 1 else 0.0
+        optim.mmpretrain_lars(value, gradient, buffer, lr=0.5, weight_decay=decay, **options)
+    ratio = 0.1 * 5 / (2 + 0.2 * 5 + 1e-8)
+    np.testing.assert_allclose(buffers[0], [[0.5 * ratio * 0.6, 0.5 * ratio * 2.8]], rtol=1e-15)
+    np.testing.assert_allclose(matrix, [[3, 4]] - buffers[0], rtol=1e-15)
+    np.testing.assert_array_equal(vector, [3, 3])
+    optim.mmpretrain_lars(vector, gradients[1], buffers[1], lr=0.25, weight_decay=0.0, **options)
+    np.testing.assert_allclose(vector, [3, 3 - 0.9 - 0.5], rtol=1e-15)
+
+
+def test_the_forms_of_lars_differ_where_the_rate_changes():
+    """Without decay and at a constant rate, mmpretrain's buffer is MoCo v3's times the rate."""
+    rng = np.random.default_rng(4)
+    gradients = rng.standard_normal((4, 3, 5))
+    options = {"momentum": 0.9, "weight_decay": 0.0, "trust_coefficient": 0.02}
+    for lrs, equal in (([0.3] * 4, True), ([0.1, 0.2, 0.3, 0.4], False)):
+        values, buffers = np.ones((2, 3, 5)), np.zeros((2, 3, 5))
+        for lr, gradient in zip(lrs, gradients, strict=True):
+            optim.lars(values[0], gradient, buffers[0], lr=lr, **options)
+            optim.mmpretrain_lars(values[1], gradient, buffers[1], lr=lr, **options)
+        assert np.allclose(values[0], values[1], rtol=0, atol=1e-8) == equal
+        assert np.allclose(buffers[0] * lrs[-1], buffers[1], rtol=0, atol=1e-8) == equal
+
+
 def rates(step):
     """A warm-up from 0, then a cosine; decay 0 at first."""
     lr = 0.05 * min(step / 4, 0.5 * (1 + math.cos(math.pi * (step - 4) / 12)))
@@ -87,6 +118,7 @@ OPTIONS = {
     "sgd": {"name": "sgd", "momentum": 0.8},
     "lars": {"name": "lars", "trust_coefficient": 0.02},
     "lars clipped": {"name": "lars", "clip_norm": 0.5},
+    "lars of mmpretrain": {"name": "lars", "form": "mmpretrain", "trust_coefficient": 0.02},
     "sgd clipped": {"name": "sgd", "clip_norm": 0.5},
 }
 
@@ -129,6 +161,7 @@ def test_sixteen_steps_with_a_changing_rate(backend, options):
     ("options", "change"),
     [
         ("lars", {"trust_coefficient": 0.0201}),
+        ("lars of mmpretrain", {"form": "moco_v3"}),
         ("sgd", {"momentum": 0.801}),
         ("adamw", {"eps": 1.1e-8}),
     ],
@@ -142,7 +175,7 @@ def mixed_group(name, ndim, spec):
     return groups.Group(scale=(0.5, 1.0, 2.0)[len(name) % 3], decay=(None, 0.0, 0.02)[ndim % 3])
 
 
-@pytest.mark.parametrize("options", ["adamw", "sgd", "lars", "sgd clipped"])
+@pytest.mark.parametrize("options", ["adamw", "sgd", "lars", "lars of mmpretrain", "sgd clipped"])
 def test_every_rule_honours_groups(backend, options, monkeypatch):
     monkeypatch.setattr(groups, "group", mixed_group)
     gaps = gaps_after(backend, OPTIONS[options], 5)

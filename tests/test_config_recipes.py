@@ -102,6 +102,7 @@ def test_queue_recipes_hold_the_published_values():
         name = f"moco_{method}/resnet50{'_800ep' if epochs == 800 else ''}"
         spec = config.load(name)
         assert spec.method.model_dump(exclude={"name", "hidden_dim"}) == {
+            "teacher_statistics": "own",
             "temperature": temperature,
             "output_dim": 128,
             "queue_size": 65536,

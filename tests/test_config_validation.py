@@ -72,8 +72,8 @@ WRONG = [
         "method.name=dino",
         "method.name: 'dino': expected one of finetune, linear, moca, moco_v1",
     ),
-    ("model.name=resnet5", "model.name: 'resnet5': expected one of resnet101, resnet152, resnet18"),
-    ("model.name=[a]", "model.name: ['a']: expected one of resnet101"),
+    ("model.name=resnet5", "model.name: 'resnet5': expected one of resnet, resnet101, resnet152"),
+    ("model.name=[a]", "model.name: ['a']: expected one of resnet, resnet101"),
     # An unknown key, with the nearest one, or the one of this name in another section.
     ("optim.lrr=1", "optim.lrr: unknown key (did you mean 'lr'?)"),
     ("optm.lr=1", "optm: unknown key (did you mean 'optim'?)"),
@@ -84,7 +84,13 @@ WRONG = [
     # A key that belongs to another member of the section.
     ("optim.momentum=0.9", "optim.momentum: unknown key: only where optim.name is lars, sgd"),
     ("method.queue_size=8", "method.queue_size: unknown key: only where method.name is moco_v1"),
-    ("model.zero_init_residual=true", "only where model.name is resnet101, resnet152, resnet18"),
+    ("model.zero_init_residual=true", "only where model.name is resnet, resnet101, resnet152"),
+    (
+        "model.mlp_ratio=2.7",
+        "model.mlp_ratio: 2.7 times width 64 is 172.8: expected a whole number of hidden units",
+    ),
+    ("model.mlp_ratio=1e-9", "model.mlp_ratio: 1e-09 times width 64 is 6.4e-08: expected a whole"),
+    ("model.mlp_ratio=2000", "model.mlp_ratio: 2000: expected a number > 0 and <= 1024"),
     (
         "augment.view1=[{op: grayscale, sigma: [1, 2]}]",
         "augment.view1.0.sigma: unknown key: only where augment.view1.0.op is gaussian_blur",
@@ -175,6 +181,21 @@ WRONG = [
     ("seed=!!python/name:os.system x", "seed: '!!python/name:os.system x': expected an integer"),
     ("augment.view1=[!!python/name:os.system x]", "tag !!python/name:os.system is refused"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("{name: resnet, depths: [1, 1, 1, 1]}", "model.block: missing: expected one of basic"),
+        ("{name: resnet, block: basic}", "model.depths: missing: expected a list of 4, each an"),
+        ("{name: resnet18, depths: [2, 2]}", "model.depths: [2, 2]: expected a list of 4, each"),
+    ],
+)
+def test_a_residual_network_without_a_size_needs_block_and_depths(change, message):
+    with pytest.raises(UserError) as error:
+        config.load("moco_v2/resnet50", [f"model={change}"])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("override", "message"), WRONG)

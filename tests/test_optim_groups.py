@@ -13,6 +13,7 @@ from triptych.core.contracts import Hyper
 from triptych.core.errors import UserError
 from triptych.core.optim import groups
 from triptych.core.optim.plan import Plan
+from triptych.core.parameters import table
 
 TABLES = json.loads((GOLDEN / "eval" / "finetune_groups.json").read_text())
 HYPER = Hyper(step=0, lr=0.004, weight_decay=0.05, ema=0.0)
@@ -76,6 +77,21 @@ def test_rules_of_weight_decay(rule, decayed):
         n for n, d in dimensions.items() if groups.group(f"student.encoder.{n}", d, run)[2] is None
     }
     assert found == decayed
+
+
+def test_libai_decays_weights_and_class_token_only():
+    base = tiny_spec(case="moco_v3_vit", method={"last_norm_affine": True}).model_dump()
+    optim = {"name": "adamw", "decay_on": "matrices", "weight_decay": 0.1}
+    run = RunSpec.model_validate({**base, "optim": optim})
+    trained = [param for param in table(run) if param.trainable]
+    decayed = [p.name for p in trained if groups.group(p.name, len(p.shape), run).decay is None]
+    block, heads = "student.encoder.blocks.{}.", ("projector.0", "projector.3", "projector.6")
+    parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert decayed == [
+        "student.encoder.cls_token",
+        *(f"{block.format(i)}{part}.weight" for i in range(2) for part in parts),
+        *(f"student.{head}.weight" for head in (*heads, "predictor.0", "predictor.3")),
+    ]
 
 
 def test_a_group_without_properties_leaves_the_rates_as_scheduled():

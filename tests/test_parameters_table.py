@@ -7,8 +7,7 @@ import pytest
 from support.native import TINY, tiny_spec
 
 from triptych.core import config, parameters
-from triptych.core.config.model import RESNET_DEPTHS
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import RESNET_PRESETS, RunSpec
 
 
 def recipe(name, **method):
@@ -153,10 +152,51 @@ def test_names_are_those_of_the_torch_modules(case):
     assert state == {p.name: p.shape for p in parameters.table(spec)}
 
 
-@pytest.mark.parametrize("name", RESNET_DEPTHS)
+@pytest.mark.parametrize("name", [name for name, preset in RESNET_PRESETS.items() if preset])
 def test_resnets_have_torchvisions_tensors(name):
     models = pytest.importorskip("torchvision").models
     theirs = getattr(models, name)().state_dict()
     want = [(n, tuple(t.shape)) for n, t in theirs.items() if not n.startswith("fc.")]
     spec = config.load("moco_v2/resnet50", [f"model.name={name}"])
     assert [(p.name, p.shape) for p in parameters.encoder(spec.model)] == want
+    change = [f"model.{key}={value}" for key, value in RESNET_PRESETS[name].items()]
+    change = [text.replace("(", "[").replace(")", "]") for text in change]
+    same = config.load("moco_v2/resnet50", ["model.name=resnet", *change])
+    assert parameters.table(same) == parameters.table(spec)
+
+
+def test_any_residual_network_has_its_blocks():
+    spec = config.load(
+        "moco_v2/resnet50",
+        ["model={name: resnet, block: bottleneck, depths: [2, 1, 2, 1], width: 2}"],
+    )
+    found = by_name(spec)
+    assert spec.model.features == found["student.projector.0.weight"].shape[1] == 64
+    names = {n.split(".")[2] + "." + n.split(".")[3] for n in found if ".layer" in n}
+    assert names == {"layer1.0", "layer1.1", "layer2.0", "layer3.0", "layer3.1", "layer4.0"}
+    assert found["student.encoder.layer4.0.conv3.weight"].shape == (64, 16, 1, 1)
+
+
+def test_the_last_norms_have_gain_and_shift_where_the_spec_says_so():
+    plain, affine = (recipe("vit_small", last_norm_affine=value) for value in (False, True))
+    more = by_name(affine).keys() - by_name(plain).keys()
+    last = ("student.projector.7", "teacher.projector.7", "student.predictor.4")
+    assert more == {f"{norm}.{part}" for norm in last for part in ("weight", "bias")}
+    assert by_name(affine)["student.predictor.4.weight"].shape == (256,)
+    bare = by_name(recipe("vit_small", last_norm_affine=True, predictor_last_norm=False))
+    assert not any(name.startswith("student.predictor.4") for name in bare)
+
+
+def test_the_predictor_may_have_a_hidden_width_of_its_own():
+    found = by_name(recipe("vit_small", hidden_dim=48, predictor_hidden_dim=40))
+    assert found["student.projector.0.weight"].shape[0] == 48
+    assert found["student.predictor.0.weight"].shape == (40, 256)
+    assert found["student.predictor.3.weight"].shape == (256, 40)
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(192, 480), (24, 100), (24, 16), (44, 49)])
+def test_an_mlp_may_have_any_hidden_width(width, hidden):
+    """The ratio that a division of two whole numbers gives is enough to find the hidden width."""
+    change = [f"model.width={width}", "model.heads=1", f"model.mlp_ratio={hidden / width!r}"]
+    spec = config.load("moco_v3/digits", change)
+    assert by_name(spec)["student.encoder.blocks.0.mlp.fc2.weight"].shape == (width, hidden)

@@ -16,6 +16,7 @@ import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import kernels
+from triptych.core.config.spec import BatchNormSpec
 
 Linear = nn.Linear
 
@@ -185,16 +186,18 @@ class _NormalizeInNumpy(flow.autograd.Function):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm with virtual ranks in training. The running variance is unbiased.
+    """Batch norm with virtual ranks in training.
 
     Each of ``virtual_ranks`` contiguous parts of a training batch is normalised separately. The
-    running statistics are those of the first part, which the first rank would save.
+    running statistics are those of the first part, which the first rank would save. The running
+    variance is unbiased unless ``biased`` is set.
 
     OneFlow's batch norm computes the variance as E[x^2] - E[x]^2, which loses digits if the mean is
     large. It also rounds eps and momentum to float32.
     """
 
     virtual_ranks = 1
+    biased = False
 
     def __init__(
         self, width: int, *, affine: bool = True, eps: float = 1e-5, momentum: float = 0.1
@@ -236,7 +239,7 @@ class BatchNorm(nn.Module):
             mean = channel_sum(x) / count
             centred = x - mean
             square = channel_sum(centred * centred)
-            self._track(mean.reshape(-1), (square / (count - 1)).reshape(-1))
+            self._track(mean.reshape(-1), (square / (count - 1)).reshape(-1), count)
             inverse = (square / count + self.eps).rsqrt()
         weight, bias = (flow.cat([tensor] * self.virtual_ranks) for tensor in self._affine())
         return _NormalizeChannels.apply(x, centred, inverse, weight, bias)
@@ -249,7 +252,7 @@ class BatchNorm(nn.Module):
             affine = flow.stack([weight, bias]).numpy()
         keep = flow.is_grad_enabled()
         y, centred, inverse, statistics = kernels.normalize(x.numpy(), affine, self.eps, keep=keep)
-        self._track(*flow.from_numpy(statistics))
+        self._track(*flow.from_numpy(statistics), x.shape[1] * x.shape[3])
         if not keep:
             return flow.from_numpy(y)
         y, centred, factors = map(flow.from_numpy, (y, centred, np.vstack([affine[:1], inverse])))
@@ -271,18 +274,22 @@ class BatchNorm(nn.Module):
         )
 
     @flow.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Takes in the mean and the unbiased variance of ``count`` values of each channel."""
         width, keep = len(self.running_mean), 1.0 - self.momentum
+        if self.biased:
+            variance = variance * ((count - 1) / count)
         self.running_mean.mul_(keep).add_(mean[:width], alpha=self.momentum)
         self.running_var.mul_(keep).add_(variance[:width], alpha=self.momentum)
         self.num_batches_tracked.add_(1)
 
 
-def set_virtual_ranks(model: nn.Module, count: int) -> None:
-    """Sets the number of virtual ranks of all batch norms in a module."""
+def set_batch_norm(model: nn.Module, spec: BatchNormSpec) -> None:
+    """Applies the section ``batch_norm`` to all batch norms in a module."""
     for module in model.modules():
         if isinstance(module, BatchNorm):
-            module.virtual_ranks = count
+            module.virtual_ranks = spec.virtual_ranks
+            module.biased = spec.running_variance == "biased"
 
 
 class _GeluFloat32(flow.autograd.Function):

@@ -11,6 +11,7 @@ from triptych.backends.oneflow import flat
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.contracts import Hyper
 from triptych.core.optim import groups
+from triptych.core.optim.lars import TRUST_EPSILON, buffer_rates
 
 
 class Optimizer(ABC):
@@ -141,7 +142,7 @@ class Sgd(Optimizer):
 
 
 class Lars(Optimizer):
-    """LARS in MoCo v3's form (see ``core.reference.optim.lars``)."""
+    """LARS (see ``core.reference.optim``)."""
 
     kinds = ("momentum_buffer",)
     spec: LarsSpec
@@ -160,23 +161,33 @@ class Lars(Optimizer):
 
     def _prepare(self, hyper: Hyper) -> None:
         """Decays and scales the gradients of tensors of more than one dimension."""
-        for group, value, gradient in self._scaled:
-            _, decay = groups.rates(group, self.spec, hyper)
-            gradient.add_(value, alpha=decay)
-        norms = _norms([value for _, value, _ in self._scaled])
-        decayed = _norms([gradient for _, _, gradient in self._scaled])
-        usable = (norms > 0) & (decayed > 0)
-        trusted = self.spec.trust_coefficient * norms / decayed
-        ratios = flow.where(usable, trusted, flow.ones_like(norms))
+        decays = [groups.rates(group, self.spec, hyper)[1] for group, _, _ in self._scaled]
+        ratios = self._decay(decays)
         for (_, _, gradient), ratio in zip(self._scaled, ratios.split(1), strict=True):
             gradient.mul_(ratio)
+
+    def _decay(self, decays: list[float]) -> Tensor:
+        """Adds the weight decay to the gradients in place, and returns the trust ratios."""
+        gradients = [gradient for _, _, gradient in self._scaled]
+        norms = _norms([value for _, value, _ in self._scaled])
+        trusted = self.spec.trust_coefficient * norms
+        if self.spec.form == "mmpretrain":
+            shares = flow.tensor(decays, dtype=norms.dtype, device=norms.device)
+            ratios = trusted / (_norms(gradients) + shares * norms + TRUST_EPSILON)
+        for (_, value, gradient), decay in zip(self._scaled, decays, strict=True):
+            gradient.add_(value, alpha=decay)
+        if self.spec.form == "moco_v3":
+            decayed = _norms(gradients)
+            usable = (norms > 0) & (decayed > 0)
+            ratios = flow.where(usable, trusted / decayed, flow.ones_like(norms))
+        return ratios
 
     def _update(
         self, lr: float, decay: float, value: Tensor, gradient: Tensor, *moments: Tensor
     ) -> None:
-        (buffer,) = moments
-        buffer.mul_(self.spec.momentum).add_(gradient)
-        value.add_(buffer, alpha=-lr)
+        (buffer,), (entering, leaving) = moments, buffer_rates(self.spec, lr)
+        buffer.mul_(self.spec.momentum).add_(gradient, alpha=entering)
+        value.add_(buffer, alpha=-leaving)
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:

@@ -14,6 +14,8 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn.initializer import Constant
 
+from triptych.core.config.spec import BatchNormSpec
+
 EPSILON = 2.0**-16
 """The epsilon that a norm's kernel gets (see ``exact_epsilon``).
 
@@ -61,11 +63,12 @@ class LayerNorm(nn.Layer):
 
 
 class BatchNorm(nn.Layer):
-    """Batch norm with virtual ranks in training. The running variance is unbiased.
+    """Batch norm with virtual ranks in training.
 
     Each of ``virtual_ranks`` contiguous parts of a training batch is normalised separately. The
     running statistics are those of the first part, which the first rank would save. Unlike in
-    Paddle's batch norm, they are buffers and no parameters.
+    Paddle's batch norm, they are buffers and no parameters. The running variance is unbiased unless
+    ``biased`` is set.
 
     Args:
         momentum: weight of the new batch in the running statistics.
@@ -73,6 +76,7 @@ class BatchNorm(nn.Layer):
     """
 
     virtual_ranks = 1
+    biased = False
 
     def __init__(
         self, width: int, *, affine: bool = True, momentum: float = 0.1, epsilon: float = 1e-5
@@ -116,19 +120,20 @@ class BatchNorm(nn.Layer):
         if track:
             with paddle.no_grad():
                 m = self.momentum
-                unbiased = m / factor**2 * count / (count - 1)
+                share = m / factor**2 * count / (count if self.biased else count - 1)
                 variance = 1.0 / paddle.square(deviation) - epsilon
                 self.running_mean.scale_(1.0 - m).add_(mean * (m / factor))
-                self.running_var.scale_(1.0 - m).add_(variance * unbiased)
+                self.running_var.scale_(1.0 - m).add_(variance * share)
                 paddle.increment(self.num_batches_tracked)
         return y
 
 
-def set_virtual_ranks(model: nn.Layer, count: int) -> None:
-    """Sets the number of virtual ranks of all batch norms in a module."""
+def set_batch_norm(model: nn.Layer, spec: BatchNormSpec) -> None:
+    """Applies the section ``batch_norm`` to all batch norms in a module."""
     for layer in model.sublayers():
         if isinstance(layer, BatchNorm):
-            layer.virtual_ranks = count
+            layer.virtual_ranks = spec.virtual_ranks
+            layer.biased = spec.running_variance == "biased"
 
 
 def statistics_dtype(x: Tensor) -> paddle.dtype:

@@ -16,6 +16,7 @@ from triptych.backends.paddle.layers import plain_forms_serve
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.contracts import Hyper
 from triptych.core.optim import groups
+from triptych.core.optim.lars import TRUST_EPSILON, buffer_rates
 
 EPSILON = 2.0**-27
 """The number that is added instead of eps.
@@ -143,13 +144,14 @@ class Sgd(Optimizer):
 
 
 class Lars(Optimizer):
-    """LARS in MoCo v3's form (see ``core.reference.optim.lars``). Paddle has no such LARS."""
+    """LARS (see ``core.reference.optim``). Paddle has neither form."""
+
+    spec: LarsSpec
 
     def __init__(
         self, named: Mapping[str, Tensor], spec: LarsSpec, members: Mapping[str, groups.Group]
     ) -> None:
         super().__init__(named, spec, members)
-        self._momentum, self._trust = spec.momentum, spec.trust_coefficient
         self._buffers = self._zeros()
 
     def moments(self) -> dict[str, Tensor]:
@@ -160,17 +162,29 @@ class Lars(Optimizer):
         for name, parameter, gradient in self._trained():
             lr, decay = self._rates(name, hyper)
             if parameter.ndim > 1:
-                gradient = (parameter * decay).add_(gradient)
-                _multiply_(gradient, self._ratio(parameter, gradient))
-            buffer = self._buffers[name].scale_(self._momentum).add_(gradient)
-            parameter.subtract_(buffer * lr)
+                decayed = (parameter * decay).add_(gradient)
+                _multiply_(decayed, self._ratio(parameter, gradient, decayed, decay))
+                gradient = decayed
+            entering, leaving = buffer_rates(self.spec, lr)
+            buffer = self._buffers[name].scale_(self.spec.momentum)
+            buffer.add_(gradient if entering == 1.0 else gradient * entering)
+            parameter.subtract_(buffer if leaving == 1.0 else buffer * leaving)
 
-    def _ratio(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        """The factor for a gradient: a scalar on the device, for which the host does not wait."""
-        norm, decayed = (_exact(paddle.sqrt(_squares(x))) for x in (parameter, gradient))
-        ratio = _number(self._trust) * norm / decayed
-        usable = paddle.logical_and(norm != 0.0, decayed != 0.0)
-        return paddle.where(usable, ratio, _number(1.0))
+    def _ratio(self, parameter: Tensor, gradient: Tensor, decayed: Tensor, decay: float) -> Tensor:
+        """The trust ratio: a scalar on the device, for which the host does not wait.
+
+        Args:
+            gradient: without weight decay.
+            decayed: gradient with weight decay.
+            decay: the weight decay.
+        """
+        norm = _norm(parameter)
+        trusted = _number(self.spec.trust_coefficient) * norm
+        if self.spec.form == "mmpretrain":
+            return trusted / (_norm(gradient) + _number(decay) * norm + _number(TRUST_EPSILON))
+        size = _norm(decayed)
+        usable = paddle.logical_and(norm != 0.0, size != 0.0)
+        return paddle.where(usable, trusted / size, _number(1.0))
 
 
 def _multiply_(x: Tensor, factor: Tensor) -> None:
@@ -184,6 +198,11 @@ def _multiply_(x: Tensor, factor: Tensor) -> None:
     else:
         # On the CPU a product with a tensor is broadcast and takes 15 times as long.
         x.scale_(float(factor))
+
+
+def _norm(x: Tensor) -> Tensor:
+    """The L2 norm as a float64 scalar."""
+    return _exact(paddle.sqrt(_squares(x)))
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class Block(nn.Layer):
         self.norm1 = LayerNorm(spec.width, spec.layer_norm_eps)
         self.attn = Attention(spec.width, spec.heads)
         self.norm2 = LayerNorm(spec.width, spec.layer_norm_eps)
-        self.mlp = Mlp(spec.width, spec.width * spec.mlp_ratio)
+        self.mlp = Mlp(spec.width, spec.mlp_width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Adds the attention to its input, then the MLP to its input."""

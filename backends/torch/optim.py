@@ -1,7 +1,7 @@
 """Optimizers of named parameters. The tensors of their state have canonical names."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.contracts import Hyper
 from triptych.core.optim import groups
+from triptych.core.optim.lars import TRUST_EPSILON, buffer_rates
 
 
 class Optimizer(ABC):
@@ -141,11 +142,13 @@ class Sgd(Optimizer):
 
 
 class Lars(Optimizer):
-    """LARS in MoCo v3's form (see ``core.reference.optim.lars``). PyTorch has no LARS.
+    """LARS (see ``core.reference.optim``). PyTorch has none.
 
     The operations on lists (``torch._foreach_*``) have no public names. PyTorch's own optimizers
     use them, too: a loop over the tensors would start a kernel for each one.
     """
+
+    spec: LarsSpec
 
     def __init__(
         self,
@@ -155,7 +158,6 @@ class Lars(Optimizer):
     ) -> None:
         super().__init__(named, spec, members)
         self.count = 0
-        self._momentum, self._trust = spec.momentum, spec.trust_coefficient
         self._buffers = {name: torch.zeros_like(p) for name, p in self.named.items()}
         self._scaled: dict[groups.Group, list[nn.Parameter]] = {}
         for name, parameter in self.named.items():
@@ -169,26 +171,38 @@ class Lars(Optimizer):
     @torch.no_grad()
     def _update(self, hyper: Hyper) -> None:
         self._decay_and_scale(hyper)
-        parameters, buffers = list(self.named.values()), list(self._buffers.values())
-        torch._foreach_mul_(buffers, self._momentum)
-        torch._foreach_add_(buffers, [p.grad for p in parameters])
         for group, names in self.groups.items():
             lr, _ = groups.rates(group, self.spec, hyper)
-            values, steps = ([owner[n] for n in names] for owner in (self.named, self._buffers))
-            torch._foreach_add_(values, steps, alpha=-lr)
+            values, buffers = ([owner[n] for n in names] for owner in (self.named, self._buffers))
+            entering, leaving = buffer_rates(self.spec, lr)
+            torch._foreach_mul_(buffers, self.spec.momentum)
+            torch._foreach_add_(buffers, [p.grad for p in values], alpha=entering)
+            torch._foreach_add_(values, buffers, alpha=-leaving)
         self.count += 1
 
     def _decay_and_scale(self, hyper: Hyper) -> None:
         """Decays and scales the gradients of tensors of more than one dimension, in place."""
         for group, values in self._scaled.items():
             _, decay = groups.rates(group, self.spec, hyper)
-            torch._foreach_add_([p.grad for p in values], values, alpha=decay)
-        scaled = [parameter for values in self._scaled.values() for parameter in values]
-        gradients = [parameter.grad for parameter in scaled]
-        norms = torch.stack(torch._foreach_norm(scaled))
-        decayed = torch.stack(torch._foreach_norm(gradients))
-        ratios = torch.where((norms > 0) & (decayed > 0), self._trust * norms / decayed, 1.0)
-        torch._foreach_mul_(gradients, ratios.unbind())
+            gradients = [parameter.grad for parameter in values]
+            torch._foreach_mul_(gradients, self._decay(values, gradients, decay).unbind())
+
+    def _decay(self, values: list[nn.Parameter], gradients: list[Tensor], decay: float) -> Tensor:
+        """Adds the weight decay to the gradients in place, and returns the trust ratios."""
+        norms = _norms(values)
+        trusted = self.spec.trust_coefficient * norms
+        if self.spec.form == "mmpretrain":
+            ratios = trusted / (_norms(gradients) + decay * norms + TRUST_EPSILON)
+        torch._foreach_add_(gradients, values, alpha=decay)
+        if self.spec.form == "moco_v3":
+            decayed = _norms(gradients)
+            ratios = torch.where((norms > 0) & (decayed > 0), trusted / decayed, 1.0)
+        return ratios
+
+
+def _norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The L2 norms of the tensors. (number of tensors,)."""
+    return torch.stack(torch._foreach_norm(tensors))
 
 
 OPTIMIZERS = {"adamw": AdamW, "sgd": Sgd, "lars": Lars}

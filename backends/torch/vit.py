@@ -33,7 +33,7 @@ class VisionTransformer(TimmVisionTransformer):
             embed_dim=spec.width,
             depth=spec.depth,
             num_heads=spec.heads,
-            mlp_ratio=spec.mlp_ratio,
+            mlp_ratio=_mlp_ratio(spec),
             norm_layer=partial(nn.LayerNorm, eps=spec.layer_norm_eps),
             global_pool="avg" if spec.fc_norm else "token",
             fc_norm=spec.fc_norm,
@@ -106,8 +106,16 @@ def conv_stem(spec: VitSpec) -> nn.Sequential:
 def blocks(spec: VitSpec) -> nn.Sequential:
     """The blocks of a ViT, without embedding and last norm. (N, T, D) -> (N, T, D)."""
     norm = partial(nn.LayerNorm, eps=spec.layer_norm_eps)
-    size = {"num_heads": spec.heads, "mlp_ratio": spec.mlp_ratio, "qkv_bias": True}
+    size = {"num_heads": spec.heads, "mlp_ratio": _mlp_ratio(spec), "qkv_bias": True}
     return nn.Sequential(*[Block(spec.width, **size, norm_layer=norm) for _ in range(spec.depth)])
+
+
+def _mlp_ratio(spec: VitSpec) -> float:
+    """The ratio from which timm computes the hidden width of the MLPs.
+
+    timm rounds the product down, which a quotient without the half may miss by a rounding error.
+    """
+    return (spec.mlp_width + 0.5) / spec.width
 
 
 def class_token(block: Block, x: Tensor) -> Tensor:

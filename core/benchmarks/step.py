@@ -24,7 +24,7 @@ from triptych import backends
 from triptych.core import cli, config, launch, parameters
 from triptych.core.benchmarks import loop
 from triptych.core.benchmarks.cost import COUNTED, step_flops
-from triptych.core.config.spec import EncoderSpec, ResnetSpec, RunSpec, VitSpec
+from triptych.core.config.spec import RESNET_PRESETS, EncoderSpec, ResnetSpec, RunSpec, VitSpec
 from triptych.core.contracts import Batch, Hyper
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
@@ -81,7 +81,9 @@ def _vit(model: EncoderSpec) -> bool:
 
 
 def _resnet(model: EncoderSpec) -> bool:
-    return isinstance(model, ResnetSpec) and (model.stem, model.width) == ("imagenet", 64)
+    if not isinstance(model, ResnetSpec) or (model.stem, model.width) != ("imagenet", 64):
+        return False
+    return RESNET_PRESETS[model.name] == {"block": model.block, "depths": model.depths}
 
 
 PLAIN: dict[str, tuple[str, Callable[[EncoderSpec], bool]]] = {
@@ -103,7 +105,7 @@ def _plain_loop(spec: RunSpec) -> str:
         return module
     raise UserError(
         f"bench step: there is no plain loop of {spec.method.name} on {model.name} (stem "
-        f"{model.stem}) to compare with; take MoCo v3 on a ViT, or v1 or v2 on a ResNet"
+        f"{model.stem}) to compare with; take MoCo v3 on a ViT, or v1 or v2 on a named ResNet"
     )
 
 

@@ -33,7 +33,20 @@ class AnyMethodSpec(Section):
     labelled: ClassVar[bool] = False
 
 
-class QueueSpec(AnyMethodSpec):
+TeacherStatistics = Literal["own", "averaged", "copied"]
+
+
+class MocoSpec(AnyMethodSpec):
+    """The keys that all versions of MoCo share."""
+
+    teacher_statistics: TeacherStatistics = "own"
+    """What an update of the teacher does to the running statistics of its batch norms. own:
+    nothing (MoCo). averaged: it averages them like the weights (PaddleFleetX, PLSC). copied: it
+    copies the student's, with the numbers of batches (mmpretrain). The keys of each step then enter
+    them in any case. No loss depends on them, only the teacher's features."""
+
+
+class QueueSpec(MocoSpec):
     """The keys that MoCo v1 and v2 share. Their negatives come from a queue of earlier keys."""
 
     temperature: PositiveFloat
@@ -66,7 +79,7 @@ class MocoV2Spec(QueueSpec):
     """Width between the two layers; null: the width of the encoder's feature."""
 
 
-class MocoV3Spec(AnyMethodSpec):
+class MocoV3Spec(MocoSpec):
     """MoCo v3 (arXiv 2104.02057)."""
 
     name: Literal["moco_v3"]
@@ -76,8 +89,12 @@ class MocoV3Spec(AnyMethodSpec):
     output_dim: PositiveInt = 256
     projector_layers: Annotated[Int, Field(ge=2)] = 3
     predictor_layers: Annotated[Int, Field(ge=2)] = 2
+    predictor_hidden_dim: PositiveInt | None = None
+    """Width of the hidden layers of the predictor; null: hidden_dim."""
     predictor_last_norm: Bool = True
-    """Batch norm without gain and shift after the predictor (ViT: yes, ResNet: no)."""
+    """Batch norm after the predictor (ViT: yes, ResNet: no)."""
+    last_norm_affine: Bool = False
+    """Whether the batch norms after projector and predictor have gain and shift (LiBai)."""
     momentum: Probability = 0.99
     """EMA momentum of the teacher at the start."""
     momentum_schedule: Literal["cosine", "constant"] = "cosine"

@@ -1,5 +1,6 @@
 """The ``model`` section: encoders."""
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -13,9 +14,13 @@ from triptych.core.config.fields import (
     Pixels,
     PositiveFloat,
     PositiveInt,
+    Ratio,
     Section,
     Width,
 )
+
+WHOLE = 1e-6
+"""Distance from a whole number that counts as a rounding error."""
 
 VIT_PRESETS: dict[str, dict[str, int | str]] = {
     "vit_tiny": {"width": 192, "depth": 12, "heads": 3},
@@ -28,14 +33,16 @@ VIT_PRESETS: dict[str, dict[str, int | str]] = {
     "vit": {},
 }
 
-RESNET_DEPTHS: dict[str, tuple[int, int, int, int]] = {
-    "resnet18": (2, 2, 2, 2),
-    "resnet34": (3, 4, 6, 3),
-    "resnet50": (3, 4, 6, 3),
-    "resnet101": (3, 4, 23, 3),
-    "resnet152": (3, 8, 36, 3),
+RESNET_PRESETS: dict[str, dict[str, str | tuple[int, ...]]] = {
+    "resnet18": {"block": "basic", "depths": (2, 2, 2, 2)},
+    "resnet34": {"block": "basic", "depths": (3, 4, 6, 3)},
+    "resnet50": {"block": "bottleneck", "depths": (3, 4, 6, 3)},
+    "resnet101": {"block": "bottleneck", "depths": (3, 4, 23, 3)},
+    "resnet152": {"block": "bottleneck", "depths": (3, 8, 36, 3)},
+    "resnet": {},
 }
-"""Number of blocks in each of the four stages."""
+
+PRESETS: dict[str, dict[str, Any]] = {**VIT_PRESETS, **RESNET_PRESETS}
 
 
 class EncoderSpec(Section):
@@ -44,6 +51,12 @@ class EncoderSpec(Section):
     image_size: Pixels | tuple[Pixels, Pixels] = 224
     """Size in pixels: one number for a square, or [height, width]."""
     channels: Channels = 3
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, section: Any) -> Any:
+        name = section.get("name") if isinstance(section, dict) else None
+        return {**PRESETS.get(name, {}), **section} if isinstance(name, str) else section
 
     @property
     def size(self) -> tuple[int, int]:
@@ -71,7 +84,8 @@ class VitSpec(EncoderSpec):
     """Width of the tokens. It must be divisible by heads and by 4 (position table)."""
     depth: Depth
     heads: PositiveInt
-    mlp_ratio: PositiveInt = 4
+    mlp_ratio: Ratio = 4.0
+    """Hidden width of the MLPs, relative to width. The product must be whole."""
     stem: Literal["patch", "conv"] = "patch"
     """patch: one projection of each patch. conv: four 3x3 convolutions of stride 2, each with
     batch norm and ReLU, then a 1x1 convolution (arXiv 2106.14881)."""
@@ -90,18 +104,19 @@ class VitSpec(EncoderSpec):
     matrix, the class token is N(0, 0.02), the patch bias is that of PyTorch's convolutions, and
     positions are column first."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, section: Any) -> Any:
-        name = section.get("name") if isinstance(section, dict) else None
-        return {**VIT_PRESETS.get(name, {}), **section} if isinstance(name, str) else section
-
     def contradictions(self) -> Iterator[KeyedError]:
         """Reports widths and sizes that do not divide."""
         if self.width % self.heads:
             yield KeyedError("heads", f"width {self.width} is not divisible by heads {self.heads}")
         if self.width % 4:
             yield KeyedError("width", f"width {self.width} is not divisible by 4 (position table)")
+        hidden = self.width * self.mlp_ratio
+        if self.mlp_width < 1 or abs(hidden - self.mlp_width) > WHOLE:
+            yield KeyedError(
+                "mlp_ratio",
+                f"{self.mlp_ratio:g} times width {self.width} is {hidden:g}: expected a whole "
+                "number of hidden units, 1 or more",
+            )
         if self.stem == "conv" and self.width % 8:
             yield KeyedError("width", f"width {self.width} is not divisible by 8 (stem conv)")
         if self.stem == "conv" and self.patch_size != 16:
@@ -116,6 +131,11 @@ class VitSpec(EncoderSpec):
                     "image_size",
                     f"image size {size} is not divisible by patch_size {self.patch_size}",
                 )
+
+    @property
+    def mlp_width(self) -> int:
+        """Number of hidden units of the MLPs. A fraction is dropped, as in timm."""
+        return math.floor(self.width * self.mlp_ratio + WHOLE)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -134,7 +154,13 @@ class ResnetSpec(EncoderSpec):
     In a bottleneck, the 3x3 convolution has the stride ("version 1.5").
     """
 
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+    name: Literal["resnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+    """A named size sets block and depths. With "resnet", the spec must give both."""
+    block: Literal["basic", "bottleneck"]
+    """Convolutions of a block. basic: two 3x3. bottleneck: 1x1, 3x3 and 1x1; the last one has four
+    times the channels of the other two."""
+    depths: tuple[Depth, Depth, Depth, Depth]
+    """Number of blocks in each of the four stages."""
     width: Width = 64
     """Channels of the first stage. Each later stage has twice as many as the one before."""
     stem: Literal["imagenet", "small"] = "imagenet"
@@ -148,14 +174,9 @@ class ResnetSpec(EncoderSpec):
     fan_in: as in Paddle."""
 
     @property
-    def depths(self) -> tuple[int, int, int, int]:
-        """Number of blocks in each stage."""
-        return RESNET_DEPTHS[self.name]
-
-    @property
     def bottleneck(self) -> bool:
-        """Whether a block has three convolutions (1x1, 3x3, 1x1) instead of two (3x3)."""
-        return self.name not in ("resnet18", "resnet34")
+        """Whether a block has three convolutions instead of two."""
+        return self.block == "bottleneck"
 
     @property
     def expansion(self) -> int:

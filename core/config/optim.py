@@ -97,8 +97,8 @@ class AdamWSpec(OptimSpec):
     decay_on: Literal["all", "matrices", "weights"] = "all"
     """Tensors with weight decay. all: every tensor with a gradient, including biases and norms
     (MoCo v3). matrices: tensors of two or more dimensions that are no bias, including the class and
-    mask tokens (MOCA). weights: those without class token and position table (fine-tuning by timm,
-    DeiT, MOCA and mmpretrain)."""
+    mask tokens (MOCA, LiBai). weights: those without class token and position table (fine-tuning by
+    timm, DeiT, MOCA and mmpretrain)."""
     layer_decay: Fraction = 1.0
     """Factor on the learning rate from each layer of a ViT to the layer before (arXiv 2106.08254).
     The classifier and the last norm have the full rate, the last block layer_decay times the full
@@ -121,20 +121,25 @@ class SgdSpec(OptimSpec):
 
 
 class LarsSpec(OptimSpec):
-    """LARS (arXiv 1708.03888) as in MoCo v3.
+    """LARS (arXiv 1708.03888).
 
-    The learning rate does not enter the momentum buffer. Tensors of at most one dimension (biases,
-    gains and shifts of norms) have no weight decay and no trust ratio.
+    Tensors of at most one dimension (biases, gains and shifts of norms) have no weight decay and no
+    trust ratio.
     """
 
     name: Literal["lars"]
+    form: Literal["moco_v3", "mmpretrain"] = "moco_v3"
+    """moco_v3: the trust ratio is trust_coefficient * |w| / |g + weight_decay * w|, or 1 where a
+    norm is 0, and the momentum buffer holds gradients without the learning rate. mmpretrain: the
+    trust ratio is trust_coefficient * |w| / (|g| + weight_decay * |w| + 1e-8), and the momentum
+    buffer holds gradients times the learning rate of their step. The two differ where the learning
+    rate changes."""
     lr: PositiveFloat = 0.3
     weight_decay: NonNegativeFloat = 1e-6
-    """Weight decay, added to the gradient before the trust ratio."""
+    """Weight decay, added to the gradient. The trust ratio multiplies the sum."""
     momentum: Decay = 0.9
     trust_coefficient: PositiveFloat = 0.001
-    """Factor in the trust ratio: trust_coefficient * norm of the tensor / norm of its gradient with
-    weight decay. The ratio multiplies the gradient."""
+    """Factor in the trust ratio."""
 
 
 def _adamw_by_default(section: Any) -> Any:

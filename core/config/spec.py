@@ -52,9 +52,17 @@ from triptych.core.config.method import (
     Probe,
     QueueSpec,
     SupervisedSpec,
+    TeacherStatistics,
 )
 from triptych.core.config.moca import moca_contradictions
-from triptych.core.config.model import VIT_PRESETS, EncoderSpec, ModelSpec, ResnetSpec, VitSpec
+from triptych.core.config.model import (
+    RESNET_PRESETS,
+    VIT_PRESETS,
+    EncoderSpec,
+    ModelSpec,
+    ResnetSpec,
+    VitSpec,
+)
 from triptych.core.config.optim import (
     AdamWSpec,
     AnyOptimSpec,
@@ -67,6 +75,7 @@ from triptych.core.config.supervised import supervised_contradictions
 
 __all__ = [
     "DEVICES",
+    "RESNET_PRESETS",
     "VIT_PRESETS",
     "AdamWSpec",
     "AnyMethodSpec",
@@ -109,6 +118,7 @@ __all__ = [
     "SgdSpec",
     "Solarize",
     "SupervisedSpec",
+    "TeacherStatistics",
     "TrainSpec",
     "VitSpec",
 ]
@@ -119,12 +129,16 @@ DEVICES = r"auto|cpu|cuda(:[0-9]+)?"
 
 
 class BatchNormSpec(Section):
-    """The images from which batch norm takes its statistics."""
+    """The statistics of batch norms."""
 
     virtual_ranks: PositiveInt = 1
     """Number of contiguous parts of the batch that are normalised separately, as on that many
     devices without synchronised batch norm. The running statistics are those of the first part. 1:
     the whole batch is one part."""
+    running_variance: Literal["unbiased", "biased"] = "unbiased"
+    """The variance of a batch that enters the running variance, with n values of a channel.
+    unbiased: divided by n - 1 (PyTorch, OneFlow). biased: divided by n (Paddle on the CPU). A
+    batch in training is always normalised with the biased variance."""
 
 
 class TrainSpec(Section):

@@ -107,7 +107,7 @@ class Model(Networks, Protocol):
     def update_teacher(self, momentum: float, /) -> None:
         """Sets teacher to momentum * teacher + (1 - momentum) * student, in place.
 
-        The update covers parameters only, no buffers.
+        The running statistics of batch norms follow the key ``method.teacher_statistics``.
         """
 
 

@@ -6,16 +6,19 @@ last. It adds the native code: the parts, and the update of the teacher.
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from triptych.core import parameters
 from triptych.core.config.spec import (
+    BatchNormSpec,
     FinetuneSpec,
     LinearSpec,
     MocaSpec,
+    MocoV3Spec,
     ModelSpec,
     QueueSpec,
     RunSpec,
+    TeacherStatistics,
     VitSpec,
 )
 from triptych.core.contracts import Array, Codebook, Encoder, Memory, Slot, Tensor
@@ -103,7 +106,7 @@ class Kit(NamedTuple):
         branch: ``Branch`` as a module class of the framework.
         encoder: builds the encoder of the section ``model``.
         head: builds a projector or predictor from its plan.
-        set_virtual_ranks: sets the number of virtual ranks of all batch norms in a module.
+        set_batch_norm: applies the section ``batch_norm`` to all batch norms in a module.
         queue: builds the queue from the section ``method``.
         codebook: builds the codebook from the sections ``model`` and ``method``.
         decoder: builds MOCA's decoder from the sections ``model`` and ``method``.
@@ -119,7 +122,7 @@ class Kit(NamedTuple):
     branch: Callable[..., Any]
     encoder: Callable[[ModelSpec], Encoder]
     head: Callable[[Head], Any]
-    set_virtual_ranks: Callable[[Any, int], None]
+    set_batch_norm: Callable[[Any, BatchNormSpec], None]
     queue: Callable[[QueueSpec], Memory]
     codebook: Callable[[VitSpec, MocaSpec], Codebook]
     decoder: Callable[[VitSpec, MocaSpec], Any]
@@ -143,7 +146,7 @@ class Branches:
     """
 
     kit: Kit
-    statistics: Literal["own", "averaged", "copied"] = "own"
+    statistics: TeacherStatistics = "own"
     student: Any
     teacher: Any
 
@@ -160,7 +163,7 @@ class Branches:
             heads["predictor"] = parts.predictor
         built = {name: cls.kit.head(head) for name, head in heads.items()}
         branch = cls.kit.branch(encoder=cls.kit.encoder(spec.model), **built)
-        cls.kit.set_virtual_ranks(branch, spec.batch_norm.virtual_ranks)
+        cls.kit.set_batch_norm(branch, spec.batch_norm)
         return branch
 
     def compute(self, part: Callable[..., Any], *arguments: Any) -> Any:
@@ -210,8 +213,10 @@ class MoCo(Branches):
     """``core.contracts.QueueModel`` of MoCo v1 and v2."""
 
     def __init__(self, spec: RunSpec) -> None:
+        method = cast(QueueSpec, spec.method)
         super().__init__(self.branch(spec, predictor=False), self.branch(spec, predictor=False))
-        self.memory = self.kit.queue(cast(QueueSpec, spec.method))
+        self.statistics = method.teacher_statistics
+        self.memory = self.kit.queue(method)
 
 
 class MoCoV3(Branches):
@@ -219,6 +224,7 @@ class MoCoV3(Branches):
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__(self.branch(spec, predictor=True), self.branch(spec, predictor=False))
+        self.statistics = cast(MocoV3Spec, spec.method).teacher_statistics
 
 
 class MOCA(Branches):
@@ -233,6 +239,7 @@ class MOCA(Branches):
             decoder=kit.decoder(model, method),
             dense_predictor=kit.generator(model, method, method.decoder_width),
         )
+        kit.set_batch_norm(student, spec.batch_norm)
         super().__init__(student, kit.branch(encoder=kit.encoder(model)))
         self.grid, self.early_layer = model.grid, method.early_layer
         self.memory = self.kit.codebook(model, method)
@@ -323,7 +330,7 @@ class Finetune(Branches):
         classes = cast(FinetuneSpec, spec.method).classes
         classifier = cls.kit.linear(spec.model.features, classes)
         branch = cls.kit.branch(encoder=cls.kit.encoder(spec.model), classifier=classifier)
-        cls.kit.set_virtual_ranks(branch, spec.batch_norm.virtual_ranks)
+        cls.kit.set_batch_norm(branch, spec.batch_norm)
         return branch
 
     def predict(self, images: Tensor, keep: Array | None) -> tuple[Tensor, Tensor]:

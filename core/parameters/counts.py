@@ -73,7 +73,7 @@ def _vit_flops(model: VitSpec) -> int:
 def block_flops(model: VitSpec, tokens: int) -> int:
     """Multiply-adds of all blocks and the last norm for ``tokens`` tokens, as ``flops`` counts."""
     width = model.width
-    linear = (4 + 2 * model.mlp_ratio) * tokens * width**2
+    linear = (4 * width + 2 * model.mlp_width) * tokens * width
     attention = 2 * tokens**2 * width
     norms = (2 * model.depth + 1) * tokens * width * 5
     return model.depth * (linear + attention) + norms

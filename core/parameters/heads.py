@@ -60,18 +60,18 @@ def plain(widths: Sequence[int], init: Literal["torch", "paddle"]) -> Head:
     return Head(tuple(layers[:-1]), init)
 
 
-def normed(widths: Sequence[int], *, last_norm: bool) -> Head:
+def normed(widths: Sequence[int], last: Literal["norm", "plain_norm"] | None) -> Head:
     """Linear layers without bias, and batch norm and ReLU between them.
 
     Args:
         widths: as in ``plain``.
-        last_norm: whether a batch norm without gain and shift follows the last linear layer.
+        last: kind of the batch norm after the last linear layer; None: no batch norm.
     """
     layers: list[Layer] = []
     for fan_in, out in itertools.pairwise(widths):
         layers += [Layer("linear", fan_in, out), Layer("norm", out, out), Layer("relu", out, out)]
-    last = [Layer("plain_norm", widths[-1], widths[-1])] if last_norm else []
-    return Head((*layers[:-2], *last))
+    end = [Layer(last, widths[-1], widths[-1])] if last else []
+    return Head((*layers[:-2], *end))
 
 
 def head_params(head: Head) -> list[Param]:

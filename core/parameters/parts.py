@@ -65,10 +65,11 @@ def _moco_v2(spec: RunSpec) -> Parts:
 def _moco_v3(spec: RunSpec) -> Parts:
     method = cast(MocoV3Spec, spec.method)
     out = method.output_dim
+    last: Literal["norm", "plain_norm"] = "norm" if method.last_norm_affine else "plain_norm"
     hidden = [method.hidden_dim] * (method.projector_layers - 1)
-    projector = normed([spec.model.features, *hidden, out], last_norm=True)
-    hidden = [method.hidden_dim] * (method.predictor_layers - 1)
-    predictor = normed([out, *hidden, out], last_norm=method.predictor_last_norm)
+    projector = normed([spec.model.features, *hidden, out], last)
+    hidden = [method.predictor_hidden_dim or method.hidden_dim] * (method.predictor_layers - 1)
+    predictor = normed([out, *hidden, out], last if method.predictor_last_norm else None)
     return Parts(projector, predictor)
 
 

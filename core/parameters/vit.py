@@ -37,7 +37,7 @@ def position_param(spec: VitSpec) -> Param:
 
 def block_params(spec: VitSpec) -> list[Param]:
     """The tensors of all blocks."""
-    d, hidden = spec.width, spec.width * spec.mlp_ratio
+    d, hidden = spec.width, spec.mlp_width
     # The bound of MoCo v3 treats query, key and value as three D x D matrices.
     joint = xavier(d, 3 * d if spec.init == "moca" else d)
     params: list[Param] = []

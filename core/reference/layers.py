@@ -11,6 +11,7 @@ import autograd.numpy as np
 from autograd.scipy.special import erf
 from autograd.tracer import getval
 
+from triptych.core.config.spec import BatchNormSpec
 from triptych.core.contracts import Tensor
 from triptych.core.parameters import Head
 
@@ -25,10 +26,17 @@ class Norms:
         training: whether to normalise with the statistics of the batch and update the running
             statistics. If not, the running statistics normalise.
         virtual_ranks: number of parts of the batch, each of which is normalised separately.
+        biased: whether the biased variance enters the running variance.
     """
 
     training: bool
     virtual_ranks: int = 1
+    biased: bool = False
+
+    @classmethod
+    def of(cls, spec: BatchNormSpec) -> "Norms":
+        """The mode of a training step under the section ``batch_norm``."""
+        return cls(True, spec.virtual_ranks, spec.running_variance == "biased")
 
 
 TRAINING, EVALUATION = Norms(True), Norms(False)
@@ -71,7 +79,8 @@ def batch_norm(
     """Batch norm over all axes of (N, C, ...) but the second (arXiv 1502.03167).
 
     In training, the mean and the biased variance of the batch normalise. The running statistics
-    move by ``momentum`` towards the mean and the unbiased variance. With virtual ranks, only the
+    move by ``momentum`` towards the mean and the unbiased variance, or the biased one if
+    ``norms`` says so. With virtual ranks, only the
     first rank moves them, since a distributed run would save the statistics of that rank.
     """
     shape = (1, -1, *[1] * (x.ndim - 2))
@@ -82,7 +91,8 @@ def batch_norm(
         centred = [part - mean for part, mean in zip(parts, means, strict=True)]
         variances = [np.mean(c * c, axis=axes, keepdims=True) for c in centred]
         n = parts[0].size // x.shape[1]
-        for key, batch in (("mean", means[0]), ("var", variances[0] * n / (n - 1))):
+        variance = variances[0] if norms.biased else variances[0] * n / (n - 1)
+        for key, batch in (("mean", means[0]), ("var", variance)):
             running, new = f"{name}.running_{key}", np.reshape(getval(batch), -1)
             values[running] = (1.0 - momentum) * values[running] + momentum * new
         values[f"{name}.num_batches_tracked"] = values[f"{name}.num_batches_tracked"] + 1

@@ -9,7 +9,7 @@ from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
 from triptych.core.contracts import Array, Tensor
 from triptych.core.methods import ring
 from triptych.core.reference.encoders import block, masked_vit, vit
-from triptych.core.reference.layers import TRAINING, batch_norm, layer_norm, linear, relu
+from triptych.core.reference.layers import Norms, batch_norm, layer_norm, linear, relu
 from triptych.core.reference.ops import l2_normalize
 
 
@@ -25,6 +25,7 @@ class Moca:
         self.values = values
         self.vit, self.method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
         self.grid = self.vit.grid
+        self._norms = Norms.of(spec.batch_norm)
 
     def teacher_tokens(self, images: Tensor) -> Tensor:
         """See ``core.contracts.MocaModel``."""
@@ -65,7 +66,7 @@ class Moca:
         x = l2_normalize(words, eps=1e-5)
         hidden = linear(values, f"{name}.hidden", x)
         # The words form the batch of the batch norm.
-        hidden = relu(batch_norm(values, f"{name}.norm", hidden, TRAINING))
+        hidden = relu(batch_norm(values, f"{name}.norm", hidden, self._norms))
         skip = linear(values, f"{name}.skip", x) if f"{name}.skip.weight" in values else x
         rows = l2_normalize(skip + linear(values, f"{name}.last", hidden), eps=1e-5)
         return values[f"{name}.scale"] * rows

@@ -7,7 +7,15 @@ import autograd.numpy as np
 from autograd.tracer import getval
 
 from triptych.core import parameters
-from triptych.core.config.spec import FinetuneSpec, LinearSpec, RunSpec, VitSpec
+from triptych.core.config.spec import (
+    FinetuneSpec,
+    LinearSpec,
+    MocoV3Spec,
+    QueueSpec,
+    RunSpec,
+    TeacherStatistics,
+    VitSpec,
+)
 from triptych.core.contracts import (
     Array,
     FinetuneModel,
@@ -30,15 +38,20 @@ class Pair:
     Args:
         spec: of the run.
         values: every tensor by its canonical name.
+
+    Attributes:
+        statistics: as in ``core.methods.networks.Branches``.
     """
+
+    statistics: TeacherStatistics = "own"
 
     def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
         self.spec, self.values = spec, values
         self._parts = parameters.parts(spec)
-        self._training = Norms(True, spec.batch_norm.virtual_ranks)
-        self._teacher = [
-            p.name for p in parameters.table(spec) if p.name.startswith("teacher.") and not p.buffer
-        ]
+        self._training = Norms.of(spec.batch_norm)
+        followed = [p for p in parameters.table(spec) if p.name.startswith("teacher.")]
+        self._teacher = [p.name for p in followed if not p.buffer]
+        self._statistics = [p.name for p in followed if p.buffer]
 
     def branch(self, name: str, view: Tensor, norms: Norms) -> Tensor:
         """Encoder and projector of "student" or "teacher". (N, C, H, W) -> (N, D)."""
@@ -59,6 +72,17 @@ class Pair:
         for name in self._teacher:
             source = getval(self.values[name.replace("teacher.", "student.", 1)])
             self.values[name] = momentum * self.values[name] + (1.0 - momentum) * source
+        if self.statistics != "own":
+            self._update_statistics(momentum)
+
+    def _update_statistics(self, momentum: float) -> None:
+        """Averages or copies the running statistics of the teacher's batch norms."""
+        for name in self._statistics:
+            source = self.values[name.replace("teacher.", "student.", 1)]
+            if self.statistics == "copied":
+                self.values[name] = np.array(source)
+            elif not name.endswith("num_batches_tracked"):
+                self.values[name] = momentum * self.values[name] + (1.0 - momentum) * source
 
     def features(
         self, branch: str, images: Tensor, layers: Sequence[int], *, projection: bool
@@ -85,7 +109,16 @@ class MoCo(Pair):
 
     def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
         super().__init__(spec, values)
+        self.statistics = cast(QueueSpec, spec.method).teacher_statistics
         self.memory = Queue(values)
+
+
+class MoCoV3(Pair):
+    """``core.contracts.Model`` of MoCo v3."""
+
+    def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
+        super().__init__(spec, values)
+        self.statistics = cast(MocoV3Spec, spec.method).teacher_statistics
 
 
 class MOCA(Moca, Pair):
@@ -131,9 +164,8 @@ class Finetune(Pair):
 
     def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
         super().__init__(spec, values)
-        self._statistics = [
-            p.name for p in parameters.table(spec) if p.name.startswith("teacher.") and p.buffer
-        ]
+        rule = cast(FinetuneSpec, spec.method).ema_rule
+        self.statistics = "averaged" if rule == "timm" else "copied"
 
     def predict(self, images: Tensor, keep: Array | None) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.FinetuneModel``."""
@@ -144,17 +176,6 @@ class Finetune(Pair):
     def classify(self, branch: str, images: Tensor) -> list[Tensor]:
         """See ``core.contracts.Classifier``."""
         return [self._classified(branch, images, EVALUATION, [])[1]]
-
-    def update_teacher(self, momentum: float) -> None:
-        """See ``core.contracts.FinetuneModel``. It covers the statistics of batch norms, too."""
-        super().update_teacher(momentum)
-        copied = cast(FinetuneSpec, self.spec.method).ema_rule == "mmengine"
-        for name in self._statistics:
-            source = self.values[name.replace("teacher.", "student.", 1)]
-            if copied:
-                self.values[name] = np.array(source)
-            elif not name.endswith("num_batches_tracked"):
-                self.values[name] = momentum * self.values[name] + (1.0 - momentum) * source
 
     def _classified(
         self, branch: str, images: Tensor, norms: Norms, scales: Sequence[Sequence[Tensor]]
@@ -192,14 +213,14 @@ class Queue:
 METHODS: dict[str, type[Pair]] = {
     "moco_v1": MoCo,
     "moco_v2": MoCo,
-    "moco_v3": Pair,
+    "moco_v3": MoCoV3,
     "moca": MOCA,
     "linear": Linear,
     "finetune": Finetune,
 }
 
 _MOCO: type[QueueModel] = MoCo
-_MOCO_V3: type[Model] = Pair
+_MOCO_V3: type[Model] = MoCoV3
 _MOCA: type[MocaModel] = MOCA
 _LINEAR: type[LinearModel] = Linear
 _FINETUNE: type[FinetuneModel] = Finetune

@@ -7,6 +7,7 @@ import numpy as np
 from triptych.core.config.spec import AdamWSpec, AnyOptimSpec, SgdSpec
 from triptych.core.contracts import Array, Hyper, State
 from triptych.core.optim.groups import Group, rates
+from triptych.core.optim.lars import TRUST_EPSILON
 
 
 def adamw(
@@ -85,6 +86,29 @@ def lars(
     value -= lr * momentum_buffer
 
 
+def mmpretrain_lars(
+    value: Array,
+    gradient: Array,
+    momentum_buffer: Array,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    trust_coefficient: float,
+) -> None:
+    """LARS as in mmpretrain. Its buffer holds the learning rate of each step.
+
+    The trust ratio has the norm of the gradient without weight decay, and an epsilon.
+    """
+    if value.ndim > 1:
+        size, slope = float(np.linalg.norm(value)), float(np.linalg.norm(gradient))
+        ratio = trust_coefficient * size / (slope + weight_decay * size + TRUST_EPSILON)
+        gradient = ratio * (gradient + weight_decay * value)
+    momentum_buffer *= momentum
+    momentum_buffer += lr * gradient
+    value -= momentum_buffer
+
+
 def clip_coefficient(gradients: list[Array], max_norm: float) -> float:
     """The factor that clips the global L2 norm of all gradients.
 
@@ -150,7 +174,8 @@ class Optimizer:
         if isinstance(spec, SgdSpec):
             sgd(value, gradient, buffer, lr=lr, momentum=momentum, weight_decay=decay)
         else:
-            lars(
+            rule = lars if spec.form == "moco_v3" else mmpretrain_lars
+            rule(
                 value,
                 gradient,
                 buffer,

@@ -82,7 +82,7 @@ class _Attention(nn.Module):
 class _Block(nn.Module):
     def __init__(self, spec: VitSpec) -> None:
         super().__init__()
-        width, hidden = spec.width, spec.width * spec.mlp_ratio
+        width, hidden = spec.width, spec.mlp_width
         self.norm1 = nn.LayerNorm(width, spec.layer_norm_eps)
         self.norm2 = nn.LayerNorm(width, spec.layer_norm_eps)
         self.attn = _Attention(width, spec.heads)
