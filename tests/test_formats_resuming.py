@@ -1,0 +1,149 @@
+"""Training that goes on from a file of another system, as the system itself went on.
+
+The limits are those of tests/golden/formats/README.md; moments that are forgotten, given to a
+neighbour, or counted anew move the loss of the second step by 1e-4 or more.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import relative_error
+from support.resuming import LIMITS, Resumed, worst, written
+
+from triptych.core import formats, methods
+from triptych.core.config.spec import RunSpec
+from triptych.core.contracts import Batch, Hyper, State
+from triptych.core.formats import FORMATS
+from triptych.core.parameters import initial_state
+from triptych.core.parity.trace import trace
+
+FILES = Path(__file__).parent / "golden" / "formats"
+V3 = "moco_v3_vit_torch1.9.pth.tar"
+CASES = {
+    V3: ["model.heads=4"],
+    "moca_full_vit_torch2.pth": ["model.heads=3", "method.decoder_heads=2"],
+}
+"""File -> keys of the spec that it does not show."""
+
+
+def beyond(errors: list, limits: dict[str, float]) -> list[str]:
+    """The worst error of each kind that is above its limit."""
+    return [
+        f"{e.kind} {e.name} step {e.step}: {e.value:.1e}"
+        for e in worst(errors).values()
+        if not e.value <= limits[e.kind]
+    ]
+
+
+@pytest.mark.parametrize("file", CASES)
+def test_two_steps_are_those_of_the_system(backend, backend_name, file, tmp_path):
+    resumed = Resumed(FILES / file)
+    got = resumed.replay(backend_name, tmp_path, CASES[file])
+    errors = resumed.errors(got, {})
+    assert {e.kind for e in errors} >= {"loss", "grad", "state", "moment"}
+    assert beyond(errors, LIMITS) == []
+    assert resumed.left == set()
+
+
+def forgotten(state: State) -> State:
+    return {n: np.zeros_like(a) if ".exp_avg" in n else a for n, a in state.items()}
+
+
+def exchanged(state: State) -> State:
+    """The moments of two parameters of one shape."""
+    a, b = (f"optimizer.exp_avg_sq.student.encoder.blocks.0.norm{i}.weight" for i in (1, 2))
+    return {**state, a: state[b], b: state[a]}
+
+
+def transposed(state: State) -> State:
+    name = "optimizer.exp_avg_sq.student.encoder.blocks.0.attn.proj.weight"
+    return {**state, name: state[name].T.copy()}
+
+
+def restarted(state: State) -> State:
+    return {**state, "optimizer.step": np.int64(0)}
+
+
+def unchanged(state: State) -> State:
+    return state
+
+
+@pytest.mark.parametrize("change", [unchanged, forgotten, exchanged, transposed, restarted])
+def test_each_fault_of_the_moments_shows(change, tmp_path):
+    resumed = Resumed(FILES / V3)
+    spec = formats.read_spec(FILES / V3, CASES[V3])
+    state = change(formats.load_training_state(FILES / V3, spec, print))
+    written(FORMATS["moco_v3"], state, spec, tmp_path / "w.pth")
+    got = resumed.replay("numpy", tmp_path, CASES[V3], weights=tmp_path / "w.pth")
+    loss = worst(resumed.errors(got, {}))["loss"]
+    assert (loss.value <= LIMITS["loss"]) == (change is unchanged)
+
+
+# ------------------------------------------------------------------------------ the other way
+
+VIT = {"name": "vit", "width": 16, "depth": 2, "heads": 2, "patch_size": 4, "image_size": 32}
+RESNET = {"name": "resnet18", "width": 2, "image_size": 32}
+SGD = {"name": "sgd", "lr": 0.02, "momentum": 0.8}
+RUNS = {
+    "moco v2": ("moco", RESNET, {"name": "moco_v2", "output_dim": 8, "queue_size": 8}, SGD),
+    "moco_v3 ViT": ("moco_v3", VIT, {"name": "moco_v3", "hidden_dim": 16, "output_dim": 8},
+                    {"name": "adamw", "betas": [0.8, 0.95]}),
+    "moco_v3 ResNet": ("moco_v3", RESNET, {"name": "moco_v3", "hidden_dim": 16, "output_dim": 8},
+                       {"name": "lars"}),
+    "moca": ("moca", {**VIT, "freeze_patch_embed": False},
+             {"name": "moca", "words": 16, "new_words": 4, "early_layer": 1, "decoder_width": 8,
+              "decoder_depth": 1, "decoder_heads": 2},
+             {"name": "adamw", "generator_lr": 1e-3, "decay_on": "matrices", "clip_norm": 0.5}),
+}  # fmt: skip
+"""A format, and the sections of a run that its files can hold."""
+DONE, MORE = 2, 2
+
+
+def run_spec(case: str) -> RunSpec:
+    _, model, method, optim = RUNS[case]
+    return RunSpec.model_validate(
+        {"model": model, "method": method, "optim": optim, "precision": "float64", "threads": 2,
+         "train": {"steps": DONE + MORE, "batch_size": 4}}
+    )  # fmt: skip
+
+
+def batches(spec: RunSpec, first: int, last: int) -> Iterator[Batch]:
+    for step in range(first, last):
+        rng = np.random.default_rng(step)
+        views = rng.standard_normal((2, spec.train.batch_size, 3, *spec.model.size))
+        yield Batch(tuple(views), np.arange(spec.train.batch_size))
+
+
+def states(spec: RunSpec, backend: str, state: State, first: int, last: int) -> list[State]:
+    """The states before the steps from ``first`` to ``last``, and the one after them."""
+    method = methods.METHODS[spec.method.name]
+    record = trace(
+        spec, backend, state, batches(spec, first, last), lambda k: method.draws(spec, first + k),
+        lambda k: Hyper(first + k, 0.01, 0.05, 0.9), last - first,
+    )  # fmt: skip
+    found: list[State] = [{} for _ in range(first, last + 1)]
+    for name, array in record:
+        kind, _, rest = name.partition("/")
+        if kind == "state":
+            tensor, _, step = rest.rpartition("/step")
+            found[int(step)][tensor] = array
+    return found
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_a_run_written_for_a_system_goes_on_as_if_never_interrupted(
+    backend, backend_name, case, tmp_path
+):
+    spec = run_spec(case)
+    start = {n: a.astype(np.float64) if a.dtype.kind == "f" else a
+             for n, a in initial_state(spec).items()}  # fmt: skip
+    run = states(spec, backend_name, start, 0, DONE + MORE)
+    written(FORMATS[RUNS[case][0]], run[DONE], spec, tmp_path / "w.pth")
+    read = formats.load_training_state(tmp_path / "w.pth", spec, print)
+    counted = spec.optim.name == "adamw"
+    names = [name for name in run[DONE] if counted or name != "optimizer.step"]
+    assert all(np.array_equal(read[name], run[DONE][name]) for name in names)
+    end = states(spec, backend_name, read, DONE, DONE + MORE)[-1]
+    assert max(relative_error(end[name], run[-1][name]) for name in names) <= 1e-10
