@@ -89,7 +89,7 @@ class Encoder:
         return self._engines[key], branch if whole else "student"
 
     def state(self) -> State:
-        """The canonical tensors of the weights, with those of the file that the encoder lacks."""
+        """The canonical tensors of the weights, or of the spec's seed without weights."""
         if self.weights is None:
             return formats.initial_state(self.spec)
         return formats.load_encoders(self.weights, self.spec)

@@ -234,7 +234,11 @@ def test_a_name_alone_gives_the_recipe_and_the_encoder(server, folder):
     np.testing.assert_array_equal(named.encode(images), other.encode(images))
     untrained = core.get_model("moco_v3/digits", "numpy", overrides=small)
     assert not np.allclose(named.encode(images), untrained.encode(images))
-    for weights, said in ((None, "give a recipe"), ("tiny_v2", "did you mean 'tiny_v1'")):
+    for weights, said in (
+        (None, "give a recipe"),
+        ("tiny_v2", "did you mean 'tiny_v1'"),
+        (folder / "w.npz", "the file does not say model.heads"),
+    ):
         with pytest.raises(UserError, match=said):
             core.get_model(weights=weights)
 

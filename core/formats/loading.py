@@ -195,13 +195,10 @@ def read_weights(
     """A checkpoint or run folder, or a file or folder of any system.
 
     Args:
-        path: of the file or folder.
+        path: of the file or folder, or a name as ``published.local`` takes it.
         spec: of the run, if it is known. It decides where a file can be read in several ways.
         average: whether to take averaged weights, if the file has both.
         facts: about the model. None: those of the spec.
-
-    Args:
-        path: one of these, or a name as ``published.local`` takes it.
 
     Returns:
         The manifest if there is one, and the tensors under canonical names.

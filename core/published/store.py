@@ -52,6 +52,7 @@ def fetch(name: str, weights: Weights) -> Path:
         with alone(path, lambda: _say(f"{name}: another process downloads it; waiting")):
             if not path.is_file():
                 _download(name, weights, path)
+                return path
     if problem := _problem(path, weights.digest):
         raise UserError(f"{printable(str(path))}: {problem}; remove the file to download it anew")
     return path
