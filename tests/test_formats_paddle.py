@@ -9,12 +9,14 @@ import pytest
 from support import foreign
 
 from triptych.core import formats
+from triptych.core.config.spec import InitSpec
 from triptych.core.files.saving import write
 from triptych.core.files.tree import Stored
 from triptych.core.formats import plsc
 from triptych.core.formats.containers import open_content
 from triptych.core.formats.detection import recognise
 from triptych.core.formats.format import Output
+from triptych.core.formats.pretrained import read_encoder
 from triptych.core.formats.specs import spec_of
 from triptych.core.formats.unique import named
 
@@ -53,7 +55,7 @@ def test_a_replaced_layer_has_a_number(tmp_path: Path) -> None:
     assert shifts["linear"] == {7} and shifts["layer_norm"] == {0}
 
 
-@pytest.mark.parametrize("file", [PLSC])
+@pytest.mark.parametrize("file", [FLEETX, PLSC])
 def test_counters_of_batches_begin_at_0_and_are_named(file: str, tmp_path: Path) -> None:
     source = foreign.source_of(file, tmp_path)
     spec = foreign.spec_of_source(file, source)
@@ -66,12 +68,21 @@ def test_counters_of_batches_begin_at_0_and_are_named(file: str, tmp_path: Path)
     assert back.keys() == source.place.tensors.keys()
 
 
-@pytest.mark.parametrize("file", [PLSC, "plsc_lincls_vit.pd"])
+def test_the_counters_of_an_encoder_stand_among_its_initial_values(tmp_path: Path) -> None:
+    source = foreign.source_of(FLEETX, tmp_path)
+    spec = foreign.spec_of_source(FLEETX, source)
+    path = source.content.path
+    line = read_encoder(path, spec, InitSpec()).line(path, {})
+    assert "initial values: student.encoder.bn1.num_batches_tracked, student.encoder.layer1" in line
+
+
+@pytest.mark.parametrize("file", [FLEETX, PLSC, "plsc_lincls_vit.pd", VISION])
 def test_the_own_loader_opens_what_is_written(
     backend: object, backend_name: str, file: str, tmp_path: Path
 ) -> None:
     source = recognise(foreign.content_of(file, tmp_path), facts={"model.heads": 3})
-    spec = spec_of(source, ["model.heads=3"])
+    heads = ["model.heads=3"] if source.layout.encoder == "vit" else []
+    spec = spec_of(source, heads)
     back, _ = source.layout.table.from_canonical(source.tensors, source.facts)
     container, tree = source.format.output(Output(source.layout, back, {}, spec, step=2))
     write(tmp_path / "w", tree, container)

@@ -166,7 +166,7 @@ class Format:
         containers: those that no other format has. There its claim counts before equal ones.
         facts: reads facts about the model from the file's own meta data.
         constants: facts that hold for all models of the system, such as the epsilon of its norms.
-        differs: what a run that goes on here does otherwise than the system, in lines.
+        remarks: lines about ``constants`` that may be otherwise in a run that goes on.
         moments: how its files hold the state of an optimizer; None: they hold none.
         fault: why a file of this format must not be used, in a line; "": no reason.
         output: (container, tree) of a file; None: the format is only read.
@@ -180,7 +180,7 @@ class Format:
     containers: tuple[str, ...] = ()
     facts: Callable[[Content], Facts] = no_facts
     constants: Facts = field(default_factory=dict)
-    differs: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     moments: Moments | None = None
     fault: Callable[[Content], str] = no_fault
     output: Callable[[Output], tuple[str, Node]] | None = None

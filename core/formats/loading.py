@@ -54,7 +54,7 @@ def load_training_state(path: Path, spec: RunSpec, say: Say) -> State:
         path: as in ``load_weights``.
         spec: of the run.
         say: called with a line for each entry of the optimizer that starts anew or is left out, and
-            for each way in which the run differs from one of the file's system.
+            with the remarks of the format.
 
     Raises:
         UserError: as in ``load_weights``, or the state of the optimizer is not that of the run.
@@ -62,7 +62,7 @@ def load_training_state(path: Path, spec: RunSpec, say: Say) -> State:
     state, source = _loaded(path, spec)
     if source.optimizer is None:
         return state
-    for line in source.format.differs:
+    for line in source.format.remarks:
         say(f"{path}: {line}")
     try:
         own = training_state(source.optimizer, spec, lambda line: say(f"{path}: {line}"))

@@ -11,11 +11,15 @@ LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 NORMS = ("norm1", "norm2")
 """Norms of a block of a ViT."""
 
-BIASED = (
-    "running variances of batch norms: Paddle averages the biased variance of each batch, a run "
-    "here the unbiased one"
+PADDLE_FACTS = {
+    "method.teacher_statistics": "averaged",
+    "batch_norm.running_variance": "biased",
+}
+"""What Paddle's batch norms do to their statistics, which are parameters of the model there."""
+PADDLE_CPU = (
+    "batch_norm.running_variance: biased, as Paddle's kernels for CPUs compute it; its GPU kernels "
+    "compute the unbiased one, and no file says which was used"
 )
-"""How batch norms go on in another way. No loss depends on it, only features."""
 
 
 def vit(linear: Change = SAME) -> list[Rule]:

@@ -13,7 +13,7 @@ from triptych.core.files.tree import Content, Node
 from triptych.core.formats.changes import MATRICES, VECTOR
 from triptych.core.formats.format import Format, Layout, Output
 from triptych.core.formats.moments import Moments
-from triptych.core.formats.networks import BIASED, resnet
+from triptych.core.formats.networks import PADDLE_CPU, PADDLE_FACTS, resnet
 from triptych.core.formats.optimizers import optimizer_state
 from triptych.core.formats.rules import PADDLE, Rule, Table, under
 from triptych.core.formats.single import STUDENT, SUPERVISED
@@ -94,7 +94,8 @@ FORMAT = Format(
         PROBE,
     ),
     keys=frozenset({MODEL, STATE, META}),
-    differs=(BIASED,),
+    constants=PADDLE_FACTS,
+    remarks=(PADDLE_CPU,),
     moments=MOMENTS,
     output=output,
 )

@@ -16,7 +16,7 @@ from triptych.core.files.tree import Node, Stored
 from triptych.core.formats.changes import MATRICES, TRANSPOSED
 from triptych.core.formats.format import Format, Layout, Output
 from triptych.core.formats.moments import KINDS, Moments, torch_options
-from triptych.core.formats.networks import BIASED, vit
+from triptych.core.formats.networks import PADDLE_CPU, PADDLE_FACTS, vit
 from triptych.core.formats.optimizers import optimizer_state
 from triptych.core.formats.rules import PADDLE, Rule, Table, under
 from triptych.core.formats.single import STUDENT, SUPERVISED
@@ -126,8 +126,8 @@ FORMAT = Format(
     about="PLSC (PaddlePaddle/PLSC)",
     layouts=(_pretraining(), PROBE, ENCODER),
     keys=frozenset({"epoch", "arch", "state_dict", "optimizer", "scaler", "best_acc1"}),
-    constants={"model.layer_norm_eps": 1e-6},
-    differs=(BIASED,),
+    constants={"model.layer_norm_eps": 1e-6, **PADDLE_FACTS},
+    remarks=(PADDLE_CPU,),
     moments=MOMENTS,
     output=output,
 )

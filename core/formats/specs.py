@@ -69,13 +69,16 @@ def _output(shapes: Shapes, layer: int) -> dict[str, object]:
 
 def _moco_v3(shapes: Shapes) -> dict[str, object]:
     projector, predictor = (_matrices(shapes, prefix) for prefix in (PROJECTOR, PREDICTOR))
+    hidden, inner = (shapes[f"{prefix}0.weight"][0] for prefix in (PROJECTOR, PREDICTOR))
     return {
         "name": "moco_v3",
-        "hidden_dim": shapes[f"{PREDICTOR}0.weight"][0],
+        "hidden_dim": hidden,
+        "predictor_hidden_dim": None if inner == hidden else inner,
         "output_dim": shapes[predictor[-1]][0],
         "projector_layers": len(projector),
         "predictor_layers": len(predictor),
-        "predictor_last_norm": _last_norm(shapes, PREDICTOR, predictor),
+        "predictor_last_norm": _after(PREDICTOR, predictor, "running_mean") in shapes,
+        "last_norm_affine": _after(PROJECTOR, projector, "weight") in shapes,
     }
 
 
@@ -85,9 +88,10 @@ def _matrices(shapes: Shapes, prefix: str) -> list[str]:
     return sorted(names, key=lambda name: int(name.removeprefix(prefix).split(".")[0]))
 
 
-def _last_norm(shapes: Shapes, prefix: str, matrices: Sequence[str]) -> bool:
+def _after(prefix: str, matrices: Sequence[str], leaf: str) -> str:
+    """The name of a tensor of the norm after the last linear layer of a head."""
     last = int(matrices[-1].removeprefix(prefix).split(".")[0])
-    return f"{prefix}{last + 1}.running_mean" in shapes
+    return f"{prefix}{last + 1}.{leaf}"
 
 
 def _moca(shapes: Shapes) -> dict[str, object]:
@@ -178,7 +182,7 @@ def _missing(
 
 def _counts(section: str, kind: str, encoder: str) -> bool:
     """Whether facts about a section concern a file: all about models are about ViTs."""
-    if section in ("method", "optim"):
+    if section in ("method", "optim", "batch_norm"):
         return kind == "pretraining"
     return section != "model" or encoder == "vit"
 

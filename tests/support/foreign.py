@@ -67,7 +67,7 @@ def spec_of_source(file: str, source: Source, *overrides: str) -> RunSpec:
         given.append("method.queue_size=64")
     if all(".encoder." in name for name in source.tensors):
         given.append("method.hidden_dim=8")
-    return spec_of(source, [*given, "precision=float64", *overrides])
+    return spec_of(source, [*given, "precision=float64", "train.batch_size=8", *overrides])
 
 
 def digest(tensor: Stored) -> list[Any]:
@@ -97,7 +97,7 @@ def architecture_of(spec: RunSpec) -> dict[str, Any]:
     both = {**method, **model, "feature": spec.model.features}
     found = {theirs: both.get(key) for theirs, key in ours.items()}
     block = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}.get(model.get("block"))
-    family = "ViT" if "heads" in model else None
+    family = "ViT" if "heads" in model else "ResNet"
     return {
         **both,
         **found,
