@@ -3,7 +3,10 @@
 import importlib.util
 import inspect
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -47,7 +50,6 @@ class Library(ModuleType):
     def __init__(self, folder: Path) -> None:
         super().__init__("huggingface_hub")
         self.models, self.cache = folder / "models", folder / "cache"
-        self.errors = SimpleNamespace(HfHubHTTPError=self.HfHubHTTPError)
         self.calls: list[dict[str, object]] = []
         self.failure: Exception | None = None
 
@@ -79,7 +81,9 @@ class Library(ModuleType):
 @pytest.fixture
 def library(tmp_path, monkeypatch) -> Library:
     stub = Library(tmp_path)
+    errors = SimpleNamespace(HfHubHTTPError=Library.HfHubHTTPError)
     monkeypatch.setitem(sys.modules, "huggingface_hub", stub)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
     return stub
 
 
@@ -225,11 +229,22 @@ def test_the_library_takes_what_it_is_called_with(library, run):
     """The real one, where it is installed, has these functions with these keywords."""
     core.push(run, "hf://a/b")
     published.local("hf://a/b")
-    del sys.modules["huggingface_hub"]
+    del sys.modules["huggingface_hub"], sys.modules["huggingface_hub.errors"]
     if importlib.util.find_spec("huggingface_hub") is None:
         pytest.skip("huggingface_hub is missing: pip install 'triptych[hub]'")
     real = importlib.import_module("huggingface_hub")
     functions = (real.create_repo, real.upload_folder, real.snapshot_download)
     for function, options in zip(functions, library.calls, strict=True):
         inspect.signature(function).bind(**options)
-    assert issubclass(real.errors.HfHubHTTPError, OSError)
+
+
+def test_the_library_itself_fails_in_one_line_without_network(tmp_path):
+    if importlib.util.find_spec("huggingface_hub") is None:
+        pytest.skip("huggingface_hub is missing: pip install 'triptych[hub]'")
+    code = "from triptych.core.published import local; local('hf://somebody/absent@v1')"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    last = done.stderr.splitlines()[-1]
+    assert re.search(r"UserError: hf://somebody/absent: .+; check the name, the network", last)

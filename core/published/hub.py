@@ -58,7 +58,7 @@ def fetch(address: Address) -> Path:
         "library_name": "triptych",
         "library_version": __version__,
     }
-    with _errors_of(hub, address):
+    with _errors_of(address):
         folder = Path(hub.snapshot_download(**options, allow_patterns=list(SAFE)))
         if not any(folder.glob("*.safetensors")):
             patterns = [*SAFE, *(f"*{suffix}" for suffix in SUFFIXES)]
@@ -73,7 +73,7 @@ def upload(folder: Path, address: Address, *, private: bool, message: str) -> st
         UserError: the library is missing, there is no network, or the user may not write there.
     """
     hub = _library()
-    with _errors_of(hub, address):
+    with _errors_of(address):
         hub.create_repo(repo_id=address.repo, private=private, exist_ok=True)
         done = hub.upload_folder(
             repo_id=address.repo,
@@ -94,10 +94,11 @@ def _library() -> ModuleType:
 
 
 @contextmanager
-def _errors_of(hub: ModuleType, address: Address) -> Iterator[None]:
+def _errors_of(address: Address) -> Iterator[None]:
     """The library's errors as one line, the first of its own text."""
+    errors = importlib.import_module("huggingface_hub.errors")
     # The bases of its HTTP error cover the library for HTTP that it is built on, whichever it is.
-    failures = (OSError, ValueError, *hub.errors.HfHubHTTPError.__bases__)
+    failures = (OSError, ValueError, *errors.HfHubHTTPError.__bases__)
     try:
         yield
     except failures as error:
