@@ -52,6 +52,7 @@ bench: $(stamp)  ## speed and memory, side by side with plain loops
 	for name in $$(cat $(stamp)); do $(python) tools/bench.py step --backend $$name || exit; done
 	$(python) tools/bench.py loader
 	$(python) tools/bench.py eval
+	$(python) tools/bench.py convert
 
 lint: $(stamp)  ## style and types
 	$(VENV)/bin/ruff check .

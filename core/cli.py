@@ -16,6 +16,7 @@ from triptych.core.machine.interrupts import leave_at_once, threads_without_sign
 COMMANDS = {
     "train": "train one spec on one backend",
     "eval": "evaluate frozen features",
+    "convert": "turn weights of any system into those of another one",
     "parity": "record a run's numbers, compare two records, or train on every backend",
     "info": "show parameters, FLOPs, schedule and resolved spec of a run; or the environment",
     "bench": "measure a training step, or the loader, beside a plain alternative in the same run",

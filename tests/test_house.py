@@ -276,6 +276,7 @@ def surface(backend: str) -> dict[str, list[str]]:
 
 ALONE = {
     "plain/moca.py": "the plain MOCA loop in PyTorch that the benchmark compares with",
+    "plain/reading.py": "what the benchmark of conversions compares reading with",
     "plain/loader.py": "the usual PyTorch loader that the benchmark compares with",
     "layers.py": "exact and fast forms of what is slow or wrong; PyTorch's own layers need none",
     "kernels.py": "what NumPy computes faster than OneFlow's kernels, on the memory of tensors",

@@ -31,6 +31,9 @@ from triptych.core.checkpoint.retrieval import (
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, State
 from triptych.core.errors import NonFiniteError, UserError
+from triptych.core.files.hashing import hashed
+from triptych.core.files.saving import stream_safetensors, whole
+from triptych.core.files.tree import Stored
 from triptych.core.files.writing import FULL, remedy, set_mode, sync
 from triptych.core.methods.health import first_non_finite
 
@@ -87,23 +90,74 @@ def shard_file(name: str) -> str:
     return name.partition(".")[0] + ".safetensors"
 
 
+def write_alone(
+    path: Path, step: int, tensors: Mapping[str, Stored], spec: RunSpec, extra: Mapping[str, Any]
+) -> None:
+    """Writes a checkpoint outside of a run, one tensor after the other.
+
+    Args:
+        path: of its folder. An earlier one is replaced.
+        step: number of updates behind the state.
+        tensors: by canonical name. They need not be in memory.
+        spec: of the run.
+        extra: as in ``write``.
+
+    Raises:
+        UserError: as in ``core.files.saving.write``.
+    """
+    with whole(path) as aside:
+        aside.mkdir()
+        shards: dict[str, dict[str, Stored]] = {}
+        for name, tensor in tensors.items():
+            shards.setdefault(shard_file(name), {})[name] = tensor
+        files = {file: _stream(aside / file, shard) for file, shard in shards.items()}
+        entries = {
+            name: TensorEntry(file=file, dtype=tensor.dtype, shape=list(tensor.shape))
+            for file, shard in shards.items()
+            for name, tensor in shard.items()
+        }
+        _seal(aside, _manifest(step, spec, extra, files, entries))
+
+
+def _stream(path: Path, shard: Mapping[str, Stored]) -> FileEntry:
+    with hashed(path) as file:
+        stream_safetensors(file, dict(shard))
+    return FileEntry(sha256=file.sha256, size=file.size)
+
+
 def _fill(aside: Path, step: int, state: State, spec: RunSpec, extra: Mapping[str, Any]) -> None:
     """Writes and syncs the files of a checkpoint, the manifest last."""
     shards: dict[str, State] = {}
     for name, array in state.items():
         shards.setdefault(shard_file(name), {})[name] = array
-    manifest = Manifest(
+    files = {file: _save(aside / file, shard) for file, shard in shards.items()}
+    entries = {
+        name: TensorEntry(file=file, dtype=array.dtype.name, shape=list(array.shape))
+        for file, shard in shards.items()
+        for name, array in shard.items()
+    }
+    _seal(aside, _manifest(step, spec, extra, files, entries))
+
+
+def _manifest(
+    step: int,
+    spec: RunSpec,
+    extra: Mapping[str, Any],
+    files: dict[str, FileEntry],
+    tensors: dict[str, TensorEntry],
+) -> Manifest:
+    return Manifest(
         step=step,
         spec=spec.model_dump(mode="json"),
         versions={**versions(), **extra.get("versions", {})},
         extra={key: value for key, value in extra.items() if key != "versions"},
-        files={file: _save(aside / file, shard) for file, shard in shards.items()},
-        tensors={
-            name: TensorEntry(file=file, dtype=array.dtype.name, shape=list(array.shape))
-            for file, shard in shards.items()
-            for name, array in shard.items()
-        },
+        files=files,
+        tensors=tensors,
     )
+
+
+def _seal(aside: Path, manifest: Manifest) -> None:
+    """Writes and syncs the manifest, which makes the checkpoint whole."""
     with open(aside / MANIFEST, "x", encoding="utf-8") as stream:
         stream.write(manifest.to_json())
     sync(aside / MANIFEST)

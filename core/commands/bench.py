@@ -9,6 +9,7 @@ from triptych.core.launch import join
 BENCHMARKS = {
     "step": "a training step beside a plain loop of the same computation",
     "eval": "nearest neighbours and feature extraction beside scikit-learn and a plain loop",
+    "convert": "conversion of a large training state beside cp, and reading beside PyTorch",
     "loader": "two views of JPEG files beside torchvision's DataLoader",
 }
 

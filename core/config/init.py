@@ -27,3 +27,7 @@ class InitSpec(Section):
     """A position table of another grid of patches. exact: an error. Else the table is resampled.
     bicubic: as in MAE and MOCA. bicubic_antialias: as in timm. dino: as in DINO, whose sampling
     step is not quite that of the grids."""
+    channels: Literal["exact", "adapted"] = "exact"
+    """A first layer for another number of channels. exact: an error. adapted: as in timm: one
+    channel gets the sum of the weights; more channels repeat them in order, scaled by the ratio of
+    the numbers."""

@@ -6,7 +6,7 @@ numbers, None, and tensors in the form that the caller chooses.
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from triptych.core.contracts import Array
 from triptych.core.errors import UserError
 from triptych.core.files.tree import Node, Stored
 
-CHUNK = 2**24
+CHUNK = 2**20
 """Bytes that are written at once."""
 
 CODES = {"float16": "f2", "float32": "f4", "float64": "f8", "bfloat16": "u2", "bool": "b1"} | {
@@ -133,7 +133,14 @@ class Emitter:
         self.raw(b".")
 
 
-def stream_values(stream: IO[bytes], array: Array) -> None:
+class Writable(Protocol):
+    """What takes bytes."""
+
+    def write(self, data: Any, /) -> int:
+        """Writes all of ``data``."""
+
+
+def stream_values(stream: Writable, array: Array) -> None:
     """Writes the values in C order and little-endian, in small pieces."""
     little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
     # A bool or an empty array has no plain view of its memory; its bytes have.

@@ -18,8 +18,10 @@ import io
 import json
 import os
 import shutil
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,14 +31,24 @@ import numpy as np
 from triptych.core.errors import UserError
 from triptych.core.files import oneflow
 from triptych.core.files.arrays import TYPES
-from triptych.core.files.emitting import Emitter, stream_values
+from triptych.core.files.emitting import Emitter, Writable, stream_values
 from triptych.core.files.paddle import NAMES
 from triptych.core.files.torch import STORAGES
 from triptych.core.files.tree import Node, Stored, tensors
 from triptych.core.files.writing import sync
+from triptych.core.machine.interrupts import leave_tidily
 
 _npy: Any = np.lib.format
 # Any: it is public, but only some versions annotate it.
+
+PAUSE = 0.25
+"""Seconds between two times at which what is written is brought to the disk."""
+
+LARGE = 2**25
+"""Bytes of a file that is brought to the disk while it is written."""
+
+THREADS = 32
+"""Number of files that are brought to the disk at once."""
 
 ALIGNMENT = 64
 """The values of each tensor begin at a multiple of this, as PyTorch writes them."""
@@ -53,11 +65,59 @@ def write(path: Path, tree: Node, container: str) -> None:
     Raises:
         UserError: the container cannot hold the tree, or the disk is full. The earlier file stays.
     """
+    with whole(path) as aside:
+        WRITERS[container](aside, tree)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path aside for the block to write at. What is there at its end replaces ``path``.
+
+    Raises:
+        UserError: the block could not write. The earlier file or folder stays.
+        SystemExit: there was a SIGTERM.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with _cleaned(path, aside):
-        WRITERS[container](aside, tree)
-        sync(aside)
+        with leave_tidily(), _flushing(aside):
+            yield aside
+        _sync_all(aside)
         _replace(aside, path)
+
+
+def _sync_all(path: Path) -> None:
+    """Waits until a file, or all of a folder, is on the disk."""
+    # Side by side, since the file system brings several files to the disk in one turn.
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(sync, {path, *_files(path)}))
+
+
+def _files(path: Path) -> list[Path]:
+    """The files in a folder and its folders, or the file itself."""
+    return [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+
+
+@contextmanager
+def _flushing(aside: Path) -> Iterator[None]:
+    """Brings what the block writes to the disk meanwhile, so that the end need not wait for it."""
+    done = threading.Event()
+
+    def flush() -> None:
+        sizes: dict[Path, int] = {}
+        while not done.wait(PAUSE):
+            for file in _files(aside) if aside.exists() else ():
+                size = file.stat().st_size
+                if size >= LARGE and sizes.get(file) != size:
+                    sizes[file] = size
+                    sync(file)
+
+    with ThreadPoolExecutor(1) as pool:
+        flushed = pool.submit(flush)
+        try:
+            yield
+        finally:
+            done.set()
+        flushed.result()
 
 
 def write_torch(path: Path, tree: Node) -> None:
@@ -190,6 +250,12 @@ def write_folder(path: Path, tree: Node) -> None:
 
 def write_safetensors(path: Path, tree: Node) -> None:
     """A safetensors file."""
+    with open(path, "wb") as stream:
+        stream_safetensors(stream, tree)
+
+
+def stream_safetensors(stream: Writable, tree: Node) -> None:
+    """The bytes of a safetensors file."""
     names = {dtype: name for name, dtype in TYPES.items()}
     # transformers refuses a file that does not say which framework it is for.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -204,10 +270,9 @@ def write_safetensors(path: Path, tree: Node) -> None:
         position = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for _, stored in _flat(tree, "safetensors"):
-            stream_values(stream, stored.bits())
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for _, stored in _flat(tree, "safetensors"):
+        stream_values(stream, stored.bits())
 
 
 def write_npz(path: Path, tree: Node) -> None:
@@ -232,10 +297,10 @@ WRITERS: dict[str, Callable[[Path, Node], None]] = {
     "paddle": write_paddle,
     "oneflow": write_oneflow,
     "libai": write_libai,
-    "folder": write_folder,
     "safetensors": write_safetensors,
     "npz": write_npz,
     "pickle": write_paddle,
+    "folder": write_folder,
 }
 """Container -> what writes it."""
 
@@ -259,7 +324,7 @@ def _cleaned(path: Path, aside: Path) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{path}: cannot be written: {error}") from error
     finally:
-        _remove(aside)
+        remove(aside)
 
 
 def _replace(aside: Path, path: Path) -> None:
@@ -271,10 +336,11 @@ def _replace(aside: Path, path: Path) -> None:
     earlier = path.with_name(f"{aside.name}.earlier")
     os.rename(path, earlier)
     os.rename(aside, path)
-    _remove(earlier)
+    remove(earlier)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file or folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

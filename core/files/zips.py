@@ -7,6 +7,7 @@ memory; this reader knows only what checkpoints use, and checks all that an arch
 import mmap
 import stat
 import struct
+import weakref
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,9 @@ SLACK = 100 * 2**20
 """Bytes that all packed members together may unpack to, beyond the size of the archive."""
 
 STORED, DEFLATED = 0, 8
+
+_MAPPINGS: "weakref.WeakSet[mmap.mmap]" = weakref.WeakSet()
+"""The mapped files in use."""
 
 
 class Member(NamedTuple):
@@ -104,7 +108,15 @@ def mapped(path: Path) -> memoryview:
     with open(path, "rb") as stream:
         if not stream.seek(0, 2):
             return memoryview(b"")
-        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+        mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    _MAPPINGS.add(mapping)
+    return memoryview(mapping)
+
+
+def release() -> None:
+    """Gives back the memory of all mapped files. Values are read from the file once more."""
+    for mapping in _MAPPINGS:
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def _directory(data: memoryview) -> tuple[int, int, int]:

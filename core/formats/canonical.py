@@ -1,5 +1,6 @@
 """Our own names."""
 
+from triptych.core.formats.arithmetic import networks
 from triptych.core.formats.format import Format, Layout
 from triptych.core.formats.rules import ANY, Rule, Table
 
@@ -22,4 +23,6 @@ STATE = Layout(
     ("moco_v1", "moco_v2", "moco_v3", "moca", "linear", "finetune"),
 )
 
-FORMAT = Format(name="canonical", about="triptych", layouts=(STATE,))
+ARITHMETIC = networks({branch: f"{branch}.encoder." for branch in ("student", "teacher")})
+
+FORMAT = Format(name="canonical", about="triptych", layouts=(STATE,), arithmetic=ARITHMETIC)

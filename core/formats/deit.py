@@ -12,6 +12,7 @@ import numpy as np
 
 from triptych.core.contracts import Array
 from triptych.core.files.tree import Content, Node, Stored
+from triptych.core.formats.arithmetic import Vit
 from triptych.core.formats.format import Format, Output, Place, places
 from triptych.core.formats.single import VIT_CLASSIFIER, VIT_ENCODER
 
@@ -68,5 +69,6 @@ FORMAT = Format(
     keys=frozenset({"model", "optimizer", "lr_scheduler", "epoch", "model_ema", "scaler", "args"}),
     places=_places,
     constants={"model.layer_norm_eps": 1e-6},
+    arithmetic=(Vit(),),
     output=_output,
 )

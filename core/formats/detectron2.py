@@ -6,6 +6,7 @@ the counters of the norms.
 """
 
 from triptych.core.files.tree import Node
+from triptych.core.formats.arithmetic import Resnet
 from triptych.core.formats.format import Format, Layout, Output
 from triptych.core.formats.rules import Rule, Table, under
 
@@ -56,5 +57,13 @@ FORMAT = Format(
         Layout("a ResNet encoder", "encoder", Table(*RESNET), ("stem.conv1.weight",), (), "resnet"),
     ),
     keys=frozenset({"model", "__author__", "matching_heuristics"}),
+    arithmetic=(
+        Resnet(
+            stem=("stem.conv1", "stem.conv1.norm"),
+            stages=("res2", "res3", "res4", "res5"),
+            norm=".conv{i}.norm",
+            shortcut=(".shortcut", ".shortcut.norm"),
+        ),
+    ),
     output=_output,
 )

@@ -14,6 +14,7 @@ from triptych.core.config.spec import RunSpec, VitSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
 from triptych.core.files.tree import Content, Node, Record, Stored
+from triptych.core.formats.arithmetic import Arithmetic
 from triptych.core.formats.changes import Facts
 from triptych.core.formats.moments import Moments
 from triptych.core.formats.rules import Table, fits
@@ -167,6 +168,8 @@ class Format:
         facts: reads facts about the model from the file's own meta data.
         constants: facts that hold for all models of the system, such as the epsilon of its norms.
         remarks: lines about ``constants`` that may be otherwise in a run that goes on.
+        arithmetic: how the system computes the encoders in its files, for the self-check of a
+            converter.
         moments: how its files hold the state of an optimizer; None: they hold none.
         fault: why a file of this format must not be used, in a line; "": no reason.
         output: (container, tree) of a file; None: the format is only read.
@@ -181,6 +184,7 @@ class Format:
     facts: Callable[[Content], Facts] = no_facts
     constants: Facts = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    arithmetic: tuple[Arithmetic, ...] = ()
     moments: Moments | None = None
     fault: Callable[[Content], str] = no_fault
     output: Callable[[Output], tuple[str, Node]] | None = None

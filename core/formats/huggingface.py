@@ -11,6 +11,7 @@ from dataclasses import replace
 from triptych.core.config.spec import VitSpec
 from triptych.core.errors import UserError
 from triptych.core.files.tree import Content, Node
+from triptych.core.formats.arithmetic import Vit
 from triptych.core.formats.changes import Facts, Joined
 from triptych.core.formats.format import Format, Layout, Output, Place, place, places, tensors_of
 from triptych.core.formats.rules import Rule, Table, under
@@ -137,6 +138,22 @@ def _output(output: Output) -> tuple[str, Node]:
     return "folder", {CONFIG: config, "model.safetensors": output.tensors}
 
 
+NAMES = {
+    "class token": "embeddings.cls_token",
+    "positions": "embeddings.position_embeddings",
+    "patches": "embeddings.patch_embeddings.projection",
+    "first norm": f"{BLOCK}layernorm_before",
+    "query": f"{BLOCK}attention.attention.query",
+    "key": f"{BLOCK}attention.attention.key",
+    "value": f"{BLOCK}attention.attention.value",
+    "attention": f"{BLOCK}attention.output.dense",
+    "second norm": f"{BLOCK}layernorm_after",
+    "hidden": f"{BLOCK}intermediate.dense",
+    "output": f"{BLOCK}output.dense",
+    "last norm": "layernorm",
+}
+"""Names of the parts of a ViT in its forward pass."""
+
 FORMAT = Format(
     name="huggingface",
     about="transformers (huggingface/transformers)",
@@ -145,5 +162,6 @@ FORMAT = Format(
     places=_places,
     facts=_facts,
     fault=_fault,
+    arithmetic=(Vit({"student": PREFIX}, NAMES, qkv="separate"), Vit(names=NAMES, qkv="separate")),
     output=_output,
 )

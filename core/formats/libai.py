@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from triptych.core.config.spec import RunSpec
 from triptych.core.files.tree import Node
+from triptych.core.formats.arithmetic import Vit
 from triptych.core.formats.changes import INTERLEAVED
 from triptych.core.formats.format import Format, Layout, Output
 from triptych.core.formats.moments import KINDS, Moments, Parameter, torch_options
@@ -104,6 +105,16 @@ def output(output: Output) -> tuple[str, Node]:
     return "libai", {f"model_{last:07d}": parts}
 
 
+NAMES = {
+    "first norm": "blocks.{i}.input_layernorm",
+    "query, key, value": "blocks.{i}.self_attention.query_key_value",
+    "attention": "blocks.{i}.self_attention.dense",
+    "second norm": "blocks.{i}.post_attention_layernorm",
+    "hidden": "blocks.{i}.mlp.dense_h_to_4h",
+    "output": "blocks.{i}.mlp.dense_4h_to_h",
+}
+"""Names of the parts of a ViT in its forward pass."""
+
 FORMAT = Format(
     name="libai",
     about="LiBai (Oneflow-Inc/libai)",
@@ -111,5 +122,9 @@ FORMAT = Format(
     keys=frozenset({"model", "optimizer", "lr_scheduler"}),
     constants={"model.layer_norm_eps": 1e-5},
     moments=MOMENTS,
+    arithmetic=(
+        Vit({b: f"{name}." for b, name in BRANCHES.items()}, NAMES, qkv="interleaved"),
+        Vit(names=NAMES, qkv="interleaved"),
+    ),
     output=output,
 )

@@ -3,6 +3,7 @@
 The file has no queue. A classifier is trained beside the method.
 """
 
+from triptych.core.formats.arithmetic import Resnet
 from triptych.core.formats.format import Format, Layout
 from triptych.core.formats.networks import resnet
 from triptych.core.formats.rules import Rule, Table, under
@@ -35,4 +36,5 @@ FORMAT = Format(
         ),
     ),
     keys=frozenset({"state_dict", "pytorch-lightning_version", "optimizer_states"}),
+    arithmetic=(Resnet({b: f"{prefix}backbone." for b, prefix in BRANCHES.items()}),),
 )

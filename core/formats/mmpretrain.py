@@ -18,6 +18,7 @@ import numpy as np
 
 from triptych.core.files.tree import Content, Node, Stored
 from triptych.core.files.zips import mapped
+from triptych.core.formats.arithmetic import Resnet, Vit
 from triptych.core.formats.changes import VECTOR, Facts
 from triptych.core.formats.format import Format, Layout, Output, Place, places, tensors_of
 from triptych.core.formats.networks import resnet
@@ -176,6 +177,19 @@ def _output(output: Output) -> tuple[str, Node]:
     }
 
 
+NAMES = {
+    "patches": "patch_embed.projection",
+    "first norm": "layers.{i}.ln1",
+    "query, key, value": "layers.{i}.attn.qkv",
+    "attention": "layers.{i}.attn.proj",
+    "second norm": "layers.{i}.ln2",
+    "hidden": "layers.{i}.ffn.layers.0.0",
+    "output": "layers.{i}.ffn.layers.1",
+    "last norm": "ln1",
+    "norm of the mean": "ln2",
+}
+"""Names of the parts of a ViT in its forward pass."""
+
 FORMAT = Format(
     name="mmpretrain",
     about="mmpretrain (open-mmlab/mmpretrain)",
@@ -192,5 +206,10 @@ FORMAT = Format(
     facts=_facts,
     constants={"model.layer_norm_eps": 1e-6},
     fault=_fault,
+    arithmetic=(
+        Vit({"student": "backbone.", "teacher": "momentum_encoder.module.0."}, NAMES),
+        Resnet({"student": "backbone.", "teacher": "momentum_encoder.module.0."}),
+        Resnet({"student": "backbone.", "teacher": "encoder_k.module.0."}),
+    ),
     output=_output,
 )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from triptych.core.config.spec import AdamWSpec, RunSpec
 from triptych.core.files.tree import Content, Node, Record
+from triptych.core.formats.arithmetic import Vit
 from triptych.core.formats.changes import VECTOR, Facts, Reshaped
 from triptych.core.formats.envelopes import SCALER
 from triptych.core.formats.format import Format, Layout, Output
@@ -156,6 +157,7 @@ FORMAT = Format(
     ),
     keys=frozenset({"model", "optimizer", "epoch", "args", "scaler"}),
     facts=facts,
+    arithmetic=(Vit({b: f"{name}." for b, name in BRANCHES.items()}), Vit()),
     constants={"model.layer_norm_eps": 1e-6},
     moments=MOMENTS,
     output=output,

@@ -7,6 +7,7 @@ encoders, and has momentum for those of the query encoder.
 """
 
 from triptych.core.files.tree import Node
+from triptych.core.formats.arithmetic import Resnet
 from triptych.core.formats.changes import VECTOR
 from triptych.core.formats.envelopes import checkpoint
 from triptych.core.formats.format import Format, Layout, Output
@@ -53,6 +54,7 @@ FORMAT = Format(
         probe(RESNET_CLASSIFIER),
     ),
     keys=frozenset({"epoch", "arch", "state_dict", "optimizer", "best_acc1"}),
+    arithmetic=(Resnet({b: f"{name}." for b, name in BRANCHES.items()}), Resnet()),
     moments=MOMENTS,
     output=output,
 )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from triptych.core.files.tree import Node
+from triptych.core.formats.arithmetic import SINGLE, networks
 from triptych.core.formats.envelopes import SCALER, checkpoint
 from triptych.core.formats.format import Format, Layout, Output
 from triptych.core.formats.moments import KINDS, Moments
@@ -52,6 +53,7 @@ FORMAT = Format(
         probe(RESNET_CLASSIFIER),
     ),
     keys=frozenset({"epoch", "arch", "state_dict", "optimizer", "scaler", "best_acc1"}),
+    arithmetic=networks({b: f"{name}." for b, name in BRANCHES.items()}, SINGLE),
     constants={"model.layer_norm_eps": 1e-6},
     moments=MOMENTS,
     output=output,

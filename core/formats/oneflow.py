@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from triptych.core.files.tree import Content, Node, Stored
-from triptych.core.formats.canonical import STATE
+from triptych.core.formats.arithmetic import Resnet
+from triptych.core.formats.canonical import ARITHMETIC, STATE
 from triptych.core.formats.format import Format, Output, Place, places
 from triptych.core.formats.single import RESNET_CLASSIFIER, RESNET_ENCODER
 
@@ -50,5 +51,6 @@ FORMAT = Format(
     layouts=(STATE, RESNET_CLASSIFIER, RESNET_ENCODER),
     places=own_places,
     containers=CONTAINERS,
+    arithmetic=(*ARITHMETIC, Resnet()),
     output=output,
 )

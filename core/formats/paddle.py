@@ -7,7 +7,8 @@ and a classifier (in, out).
 from dataclasses import replace
 
 from triptych.core.files.tree import Node
-from triptych.core.formats.canonical import STATE
+from triptych.core.formats.arithmetic import Resnet
+from triptych.core.formats.canonical import ARITHMETIC, STATE
 from triptych.core.formats.changes import TRANSPOSED
 from triptych.core.formats.format import Format, Output
 from triptych.core.formats.networks import resnet
@@ -41,5 +42,6 @@ FORMAT = Format(
     about="our own names, for paddle.load; paddle.vision",
     layouts=(STATE, CLASSIFIER, ENCODER),
     containers=("paddle",),
+    arithmetic=(*ARITHMETIC, Resnet(statistics=("_mean", "_variance"))),
     output=output,
 )

@@ -10,6 +10,7 @@ teacher covers the statistics of its batch norms.
 from dataclasses import replace
 
 from triptych.core.files.tree import Content, Node
+from triptych.core.formats.arithmetic import Resnet
 from triptych.core.formats.changes import MATRICES, VECTOR
 from triptych.core.formats.format import Format, Layout, Output
 from triptych.core.formats.moments import Moments
@@ -85,6 +86,9 @@ def output(output: Output) -> tuple[str, Node]:
     return "folder", tree
 
 
+STATISTICS = ("_mean", "_variance")
+"""Names of running mean and variance."""
+
 FORMAT = Format(
     name="paddlefleetx",
     about="PaddleFleetX (PaddlePaddle/PaddleFleetX)",
@@ -97,5 +101,9 @@ FORMAT = Format(
     constants=PADDLE_FACTS,
     remarks=(PADDLE_CPU,),
     moments=MOMENTS,
+    arithmetic=(
+        Resnet({b: f"{name}.0." for b, name in BRANCHES.items()}, statistics=STATISTICS),
+        Resnet({"student": "0."}, statistics=STATISTICS),
+    ),
     output=output,
 )

@@ -4,6 +4,7 @@ A flat ``.pdparams``. The student has the names of PLSC. The momentum branch hol
 predictor (1), and counts its updates. The method has no predictor of the teacher.
 """
 
+from triptych.core.formats.arithmetic import Vit
 from triptych.core.formats.changes import TRANSPOSED
 from triptych.core.formats.format import Format, Layout
 from triptych.core.formats.networks import vit
@@ -35,4 +36,8 @@ FORMAT = Format(
         ENCODER,
     ),
     constants={"model.layer_norm_eps": 1e-6},
+    arithmetic=(
+        Vit({"student": "base_encoder.", "teacher": f"{TEACHER}.0."}, linear="in_out"),
+        Vit(linear="in_out"),
+    ),
 )

@@ -13,6 +13,7 @@ from triptych.core.contracts import State
 from triptych.core.data.source import native_path
 from triptych.core.errors import UserError
 from triptych.core.formats import canonical
+from triptych.core.formats.adapting import FIRST, adapted_channels
 from triptych.core.formats.architecture import difference
 from triptych.core.formats.detection import Source
 from triptych.core.formats.format import facts_of
@@ -45,12 +46,14 @@ class Pretrained:
         source: format and branch in the file.
         fresh: canonical names of the encoder's tensors that the file lacks.
         grid: (rows, columns) of the file's position table if it was resampled, else None.
+        channels: of the file's images if the first layer was adapted, else None.
     """
 
     tensors: State
     source: str
     fresh: tuple[str, ...]
     grid: Grid | None
+    channels: int | None = None
 
     def line(self, path: Path, state: State) -> str:
         """One line that says what came from the file and what has its initial values.
@@ -65,6 +68,8 @@ class Pretrained:
         text = f"init: {path} ({self.source}): {len(self.tensors)} tensors of the encoder"
         if self.grid:
             text += f", positions resampled from {_times(self.grid)}"
+        if self.channels:
+            text += f", first layer adapted from {self.channels} channels"
         return f"{text}; initial values: {', '.join([*kept[:SHOWN], *more]) or 'none'}"
 
 
@@ -172,8 +177,11 @@ def _pretrained(
     shapes = {param.name: param.shape for param in params}
     _check_kind(source, init)
     unused = _unused(source, prefix, found, shapes.keys(), spec, init)
+    channels = _adapt_channels(found, spec, init)
     if other := difference(shapes, {n: a.shape for n, a in found.items()}):
-        raise UserError(f"weights of another architecture: {other}")
+        alone = other.startswith("the file has channels")
+        remedy = "; set init.channels to adapted to change the first layer" if alone else ""
+        raise UserError(f"weights of another architecture: {other}{remedy}")
     if manifest:
         _check_model(manifest, spec)
     else:
@@ -192,7 +200,17 @@ def _pretrained(
     state = {STUDENT + name: found[name] for name in shapes if name in found}
     if problems := mismatches({**state, **unused}, wanted):
         raise UserError("\n".join(problems))
-    return Pretrained(state, label, tuple(STUDENT + n for n in fresh), grid)
+    return Pretrained(state, label, tuple(STUDENT + n for n in fresh), grid, channels)
+
+
+def _adapt_channels(found: State, spec: RunSpec, init: InitSpec) -> int | None:
+    """Adapts the first layer, if the spec wants that; returns the channels of the file then."""
+    name = next((name for name in FIRST if name in found and found[name].ndim == 4), None)
+    channels = found[name].shape[1] if name else 0
+    if name is None or channels == spec.model.channels or init.channels == "exact":
+        return None
+    found[name] = adapted_channels(found[name], spec.model.channels)
+    return channels
 
 
 def _encoder(source: Source, wanted: str) -> tuple[str, str, State]:

@@ -8,6 +8,7 @@ queue has no canonical twin. A classifier is trained beside the method.
 from collections.abc import Sequence
 from typing import Literal
 
+from triptych.core.formats.arithmetic import networks
 from triptych.core.formats.format import Format, Layout
 from triptych.core.formats.networks import resnet, vit
 from triptych.core.formats.rules import Rule, Table, under
@@ -54,4 +55,5 @@ FORMAT = Format(
     ),
     keys=frozenset({"state_dict", "pytorch-lightning_version", "optimizer_states"}),
     constants={"model.layer_norm_eps": 1e-6},
+    arithmetic=networks({b: f"{prefix}backbone." for b, prefix in BRANCHES.items()}),
 )

@@ -138,14 +138,21 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
     shapes = source.shapes
     path = printable(str(source.content.path))
     encoder = encoder_shapes(shapes) or encoder_shapes(shapes, "teacher")
+    try:
+        method = method_section(shapes)
+    except LookupError as error:
+        raise UserError(
+            f"{path}: {source.format.name}: a tensor of the heads is missing ({error}); give -c SPEC"
+        ) from error
     sections: dict[str, dict[str, object]] = {
         "model": model_section(encoder),
-        "method": method_section(shapes) or {"name": "moco_v3"},
+        "method": method or {"name": "moco_v3"},
         "train": {"steps": 1},
     }
     if "memory.queue" in shapes:
         # A batch of more images than the queue has keys is refused.
         sections["train"]["batch_size"] = min(BATCH, shapes["memory.queue"][1])
+    sections |= _images(sections["model"].get("channels", 3))
     if "fc_norm.weight" in encoder:
         sections["method"]["pooling"] = "mean"
     given = {text.partition("=")[0].strip() for text in overrides}
@@ -166,6 +173,13 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
             f"{path}: {source.format.name}: the file does not say {names}; give -c SPEC or {keys}"
         )
     return config.loads(yaml12.dump(sections), f"{path} (as its tensors show)", overrides)
+
+
+def _images(channels: object) -> dict[str, dict[str, object]]:
+    """The keys of ``data`` and ``augment`` that depend on the number of channels."""
+    if channels == 3:
+        return {}
+    return {"data": {"channels": channels}, "augment": {"mean": [0.5], "std": [0.5]}}
 
 
 def _missing(

@@ -9,6 +9,7 @@ has the norm ``fc_norm`` behind the mean and none before.
 from triptych.core.config.spec import VitSpec
 from triptych.core.errors import UserError
 from triptych.core.files.tree import Content, Node
+from triptych.core.formats.arithmetic import SINGLE, networks
 from triptych.core.formats.changes import Facts
 from triptych.core.formats.format import Format, Output
 from triptych.core.formats.single import (
@@ -96,5 +97,6 @@ FORMAT = Format(
     ),
     facts=_facts,
     constants={"model.layer_norm_eps": 1e-6},
+    arithmetic=networks(SINGLE),
     output=_output,
 )

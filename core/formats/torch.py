@@ -1,7 +1,7 @@
 """Our own names in a file of PyTorch, for ``torch.load(weights_only=True)``."""
 
 from triptych.core.files.tree import Node
-from triptych.core.formats.canonical import STATE
+from triptych.core.formats.canonical import ARITHMETIC, STATE
 from triptych.core.formats.format import Format, Output
 
 
@@ -15,5 +15,6 @@ FORMAT = Format(
     about="our own names, for torch.load",
     layouts=(STATE,),
     containers=("torch zip", "torch legacy"),
+    arithmetic=ARITHMETIC,
     output=output,
 )

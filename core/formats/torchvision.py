@@ -1,6 +1,7 @@
 """torchvision's residual networks: bare state dicts."""
 
 from triptych.core.files.tree import Node
+from triptych.core.formats.arithmetic import SINGLE, networks
 from triptych.core.formats.format import Format, Output
 from triptych.core.formats.single import RESNET_CLASSIFIER, RESNET_ENCODER
 
@@ -14,5 +15,6 @@ FORMAT = Format(
     name="torchvision",
     about="torchvision",
     layouts=(RESNET_CLASSIFIER, RESNET_ENCODER),
+    arithmetic=networks(SINGLE),
     output=_output,
 )

@@ -7,6 +7,7 @@ one of the ``heads``. The teacher, the queue and its pointer belong to the ``los
 from collections.abc import Iterator
 
 from triptych.core.files.tree import Content, Node
+from triptych.core.formats.arithmetic import Resnet
 from triptych.core.formats.changes import VECTOR
 from triptych.core.formats.format import Format, Layout, Place, tensors_of
 from triptych.core.formats.networks import resnet
@@ -62,4 +63,5 @@ FORMAT = Format(
     ),
     keys=frozenset({"classy_state_dict", "loss", "iteration", "phase_idx"}),
     places=_places,
+    arithmetic=(Resnet({b: f"{prefix}trunk._feature_blocks." for b, prefix in BRANCHES.items()}),),
 )

@@ -1,0 +1,237 @@
+"""Conversion of a large training state beside ``cp``, and reading beside PyTorch.
+
+The file is a ViT with the state of AdamW, made here. The conversion and ``cp`` take turns on the
+same disk; so do reading with the converter and ``torch.load(mmap=True)``, each followed by a copy
+of every tensor. The peak memory is that of a process that does nothing else.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triptych import backends
+from triptych.core import config, parameters
+from triptych.core.config import yaml12
+from triptych.core.config.spec import RunSpec
+from triptych.core.contracts import Array
+from triptych.core.errors import UserError
+from triptych.core.files import reading, saving
+from triptych.core.files.tree import Stored, tensors
+from triptych.core.formats import destination
+from triptych.core.formats.conversion import Request, plan
+from triptych.core.formats.opening import SPEC
+from triptych.core.formats.selfcheck import NUMPY, check
+from triptych.core.random import stream
+
+MIB = 2**20
+SHARD, SLACK = 1.3, 200
+"""Limit of the peak memory: this many times the largest file of the result, and MiB."""
+COPIES = 3
+"""Files of the size of the state that lie on the disk at once, with room to spare."""
+NOISE = 2**22
+"""Random numbers that the tensors repeat."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``bench convert``."""
+    for name, default, text in (
+        ("width", 1024, "of the tokens"),
+        ("depth", 24, "blocks"),
+        ("heads", 16, "of each block"),
+        ("rounds", 3, "times that each is measured"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{text}; default: {default}"
+        )
+    parser.add_argument("--to", default="canonical", help="format to write; default: canonical")
+    parser.add_argument("--folder", help="where the files are made; default: that of the system")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the comparison."""
+    if arguments.only:
+        name, path = arguments.only
+        print(json.dumps(TASKS[name](Path(path), arguments)))
+        return 0
+    if arguments.rounds < 1:
+        raise UserError(f"--rounds {arguments.rounds}: expected at least 1")
+    with tempfile.TemporaryDirectory(prefix="triptych-bench-", dir=arguments.folder) as folder:
+        result = measure(Path(folder), arguments)
+    print(json.dumps(result, indent=2) if arguments.json else _table(result))
+    return 0
+
+
+def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and peak memory of each task, and the ratios.
+
+    Raises:
+        UserError: the disk is too small.
+    """
+    spec = _spec(arguments)
+    size = 12 * sum(param.size for param in parameters.table(spec))
+    free = shutil.disk_usage(folder).free
+    if free < COPIES * size:
+        raise UserError(
+            f"{folder}: {free // MIB} MiB are free, {COPIES * size // MIB} are needed; give "
+            "--folder or a smaller --width and --depth"
+        )
+    source = folder / "state.pth"
+    saving.write(source, _state(spec), "torch")
+    names = ("convert", "cp", "read", "torch") if "torch" in backends.installed() else TASKS
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for turn in range(arguments.rounds):
+        # The order is reversed at every second turn: the second task finds warmer caches.
+        for name in list(names)[:: -1 if turn % 2 else 1]:
+            rows[name].append(_child(name, source, arguments))
+    return _result(rows, source.stat().st_size)
+
+
+def _result(rows: Mapping[str, list[dict[str, float]]], size: int) -> dict[str, Any]:
+    def ratio(slow: str, fast: str) -> float:
+        pairs = zip(rows[slow], rows[fast], strict=True)
+        return statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
+
+    result: dict[str, Any] = {
+        "mib": size / MIB,
+        "seconds": {n: statistics.median(r["seconds"] for r in found) for n, found in rows.items()},
+        "peak_mib": {n: max(r["peak_mib"] for r in found) for n, found in rows.items()},
+        "self_check_seconds": statistics.median(r["check"] for r in rows["convert"]),
+        "peak_limit_mib": SHARD * max(r["shard"] for r in rows["convert"]) / MIB + SLACK,
+        "speed_over_cp": ratio("cp", "convert"),
+    }
+    if "torch" in rows:
+        result["reading_over_torch"] = ratio("torch", "read")
+    return result
+
+
+def _spec(arguments: argparse.Namespace) -> RunSpec:
+    model = {name: getattr(arguments, name) for name in ("width", "depth", "heads")}
+    sections = {
+        "model": {"name": "vit", **model},
+        "method": {"name": "finetune", "classes": 1000},
+        "optim": {"name": "adamw"},
+        "train": {"steps": 1},
+    }
+    return config.loads(yaml12.dump(sections), "bench convert")
+
+
+def _state(spec: RunSpec) -> dict[str, Any]:
+    """Weights and moments of random numbers, made when they are written."""
+    noise = stream(0, "bench/convert").standard_normal(NOISE, dtype=np.float32)
+    shapes = {param.name: param.shape for param in parameters.table(spec)}
+    shapes |= {
+        f"optimizer.{kind}.{param.name}": param.shape
+        for kind in ("exp_avg", "exp_avg_sq")
+        for param in parameters.table(spec)
+        if param.trainable
+    }
+    tree: dict[str, Any] = {name: _repeated(noise, shape) for name, shape in shapes.items()}
+    step = Stored.of(np.array(1, np.int64))
+    return {SPEC: config.dump(spec), **tree, "optimizer.step": step}
+
+
+def _repeated(noise: Array, shape: tuple[int, ...]) -> Stored:
+    return Stored("float32", shape, lambda: np.resize(noise, shape))
+
+
+def _convert(source: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """The conversion, the size of the largest file of its result, and the time of a self-check."""
+    target = source.with_name("converted")
+    start = time.perf_counter()
+    made = plan(source, Request(target=arguments.to))
+    destination.write(target, made, lambda done: None)
+    seconds, peak = time.perf_counter() - start, _peak()
+    files = [p for p in target.rglob("*") if p.is_file()] if target.is_dir() else [target]
+    shard = max(file.stat().st_size for file in files)
+    saving.remove(target)
+    start = time.perf_counter()
+    check(made, NUMPY)
+    checked = time.perf_counter() - start
+    return {"seconds": seconds, "peak_mib": peak, "shard": shard, "check": checked}
+
+
+def _cp(source: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    target = source.with_name("copied")
+    start = time.perf_counter()
+    subprocess.run(["cp", source, target], check=True)
+    seconds = time.perf_counter() - start
+    target.unlink()
+    return {"seconds": seconds, "peak_mib": _peak()}
+
+
+def _read(source: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    start = time.perf_counter()
+    for _, tensor in tensors(reading.read(source).tree):
+        np.array(tensor.bits())
+    return {"seconds": time.perf_counter() - start, "peak_mib": _peak()}
+
+
+def _torch(source: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    package = backends.load("torch")
+    module = importlib.import_module(f"{package.__name__}.plain.reading")
+    start = time.perf_counter()
+    module.copy_all(os.fspath(source))
+    return {"seconds": time.perf_counter() - start, "peak_mib": _peak()}
+
+
+TASKS: dict[str, Callable[[Path, argparse.Namespace], dict[str, float]]] = {
+    "convert": _convert,
+    "cp": _cp,
+    "read": _read,
+    "torch": _torch,
+}
+"""What is measured, by name."""
+
+
+def _peak() -> float:
+    """Peak memory of this process, MiB. The mapped file counts where it is in memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _child(name: str, source: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Runs a task in a process of its own."""
+    command = [sys.executable, "-m", "triptych.core.cli", "bench", "convert", "--to", arguments.to]
+    command += ["--only", name, os.fspath(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{name}: the benchmark failed: {done.stderr.strip().splitlines()[-1:]}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+TITLES = {
+    "convert": "convert",
+    "cp": "cp",
+    "read": "read, copy every tensor",
+    "torch": "torch.load(mmap=True), copy every tensor",
+}
+
+
+def _table(result: Mapping[str, Any]) -> str:
+    lines = [f"a training state of {result['mib']:.0f} MiB", f"{'':42} seconds  MiB/s  peak MiB"]
+    for name, seconds in result["seconds"].items():
+        speed, peak = result["mib"] / seconds, result["peak_mib"][name]
+        lines.append(f"{TITLES[name]:42} {seconds:7.2f} {speed:6.0f} {peak:9.0f}")
+    lines += [
+        f"convert / cp, speed: {result['speed_over_cp']:.2f}; peak memory at most "
+        f"{result['peak_limit_mib']:.0f} MiB (largest file * {SHARD} + {SLACK})",
+        f"self-check: {result['self_check_seconds']:.2f} s more",
+    ]
+    if "reading_over_torch" in result:
+        lines.append(f"reading / torch, speed: {result['reading_over_torch']:.2f}")
+    return "\n".join(lines)

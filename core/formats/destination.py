@@ -1,0 +1,152 @@
+"""Writes what a conversion planned, one tensor after the other, and whole or not at all."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from triptych.core import config
+from triptych.core.checkpoint import store
+from triptych.core.checkpoint.retrieval import MANIFEST
+from triptych.core.contracts import Array
+from triptych.core.errors import UserError, printable
+from triptych.core.files import saving, zips
+from triptych.core.files.tree import Node, Stored, tensors
+from triptych.core.formats import canonical, containers
+from triptych.core.formats.conversion import Plan
+from triptych.core.formats.format import Output
+from triptych.core.formats.opening import SPEC
+
+HELD = 2**26
+"""Bytes of mapped files that may stay in memory after they are used."""
+
+Advance = Callable[[int], None]
+
+
+def check(path: Path, source: Path, *, force: bool) -> None:
+    """Refuses a destination that would lose something.
+
+    Args:
+        path: of the destination.
+        source: of the file that is converted.
+        force: whether an earlier file, or folder of weights, may be replaced.
+
+    Raises:
+        UserError: see above, or there is no folder to write in.
+    """
+    name = printable(str(path))
+    if not path.parent.is_dir():
+        raise UserError(f"{name}: there is no folder {printable(str(path.parent))}; make it first")
+    if not path.exists():
+        return
+    if not force:
+        raise UserError(f"{name}: exists; give another name, or --force to replace it")
+    if source.resolve().is_relative_to(path.resolve()):
+        raise UserError(f"{name}: holds the file that is converted; give another name")
+    if path.is_dir() and not _replaceable(path):
+        raise UserError(
+            f"{name}: a folder that holds no weights is never replaced; give another name"
+        )
+
+
+def _replaceable(folder: Path) -> bool:
+    """Whether a folder is one that a conversion writes."""
+    return (folder / MANIFEST).is_file() or containers.is_foreign_folder(folder)
+
+
+def write(path: Path, made: Plan, advance: Advance) -> str:
+    """Writes the target of a plan. An earlier file is replaced when the new one is whole.
+
+    Args:
+        path: of the file or folder. For canonical names the suffixes ``.safetensors`` and ``.npz``
+            make one file; another name is the folder of a checkpoint.
+        made: the plan.
+        advance: called with the number of bytes that are done.
+
+    Returns:
+        The container.
+
+    Raises:
+        UserError: a value is not finite, the container cannot hold the tensors, or the disk is
+            full. Nothing was replaced.
+    """
+    container, tree = _tree(path, made)
+    watched = _watched(tree, _Watch(advance))
+    if container == "checkpoint":
+        extra = {
+            "converted": {"format": made.source.format.name, "layout": made.source.layout.about}
+        }
+        store.write_alone(path, made.step or 0, watched, made.spec, extra)
+    else:
+        saving.write(path, watched, container)
+    return container
+
+
+def total(path: Path, made: Plan) -> int:
+    """Bytes of all tensors that ``write`` writes."""
+    return sum(tensor.nbytes for _, tensor in tensors(_tree(path, made)[1]))
+
+
+def _tree(path: Path, made: Plan) -> tuple[str, Node]:
+    """Container and content of the target."""
+    flat = containers.ARRAYS.get(path.suffix)
+    if made.target is canonical.FORMAT:
+        return flat or "checkpoint", {**made.written, **made.optimizer}
+    if made.target.output is None:
+        raise UserError(f"--to {made.target.name}: {made.target.about} is only read")
+    output = Output(
+        made.choice.layout,
+        made.written,
+        made.optimizer,
+        made.spec,
+        made.step,
+        made.epoch,
+        folder=not path.suffix,
+    )
+    container, tree = made.target.output(output)
+    if made.own:
+        tree = {SPEC: config.dump(made.spec), **tree}
+    if flat and all(isinstance(value, Stored) for value in tree.values()):
+        return flat, tree
+    return container, tree
+
+
+class _Watch:
+    """Looks after the tensors while they are written, in their order."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        self._done, self._held = 0, 0
+        self._known: dict[int, Stored] = {}
+
+    def __call__(self, name: str, tensor: Stored) -> Stored:
+        """The same tensor, which reports when its values are used."""
+        if id(tensor) not in self._known:
+            self._known[id(tensor)] = replace(tensor, bits=lambda: self._bits(name, tensor))
+        return self._known[id(tensor)]
+
+    def _bits(self, name: str, tensor: Stored) -> Array:
+        if self._held > HELD:
+            zips.release()
+            self._held = 0
+        bits = tensor.bits()
+        values = bits if tensor.dtype != "bfloat16" else tensor.array()
+        if values.dtype.kind in "fc" and not np.isfinite(values).all():
+            count = values.size - int(np.isfinite(values).sum())
+            raise UserError(f"{name}: {count} of {values.size} values are not finite")
+        self._done += tensor.nbytes
+        self._held += tensor.nbytes
+        self._advance(self._done)
+        return bits
+
+
+def _watched(node: Node, watch: _Watch, name: str = "") -> Node:
+    """The tree with watched tensors."""
+    if isinstance(node, Stored):
+        return watch(name, node)
+    if isinstance(node, dict):
+        return {k: _watched(v, watch, f"{name}.{k}" if name else str(k)) for k, v in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(_watched(value, watch, name) for value in node)
+    return node

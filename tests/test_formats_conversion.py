@@ -1,0 +1,273 @@
+"""Conversions: what is used, what is refused, what is written, and the check of themselves."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import foreign
+from support.golden_weights import official_state
+
+from triptych.core import checkpoint, launch
+from triptych.core.errors import UserError
+from triptych.core.files import reading, saving
+from triptych.core.files.tree import Stored
+from triptych.core.formats import changes, destination
+from triptych.core.formats.adapting import adapted_channels
+from triptych.core.formats.conversion import Plan, Request, plan
+from triptych.core.formats.detection import FORMATS
+from triptych.core.formats.forward import Values, features
+from triptych.core.formats.selfcheck import NUMPY, check
+
+PLSC = foreign.FILES / "plsc_moco_v3_vit.pd"
+MOCA = foreign.FILES / "moca_full_vit_torch2.pth"
+HEADS = ("model.heads=3",)
+MORE = (*HEADS, "method.decoder_heads=2")
+"""Of MOCA, whose decoder has heads, too."""
+FEATURES = 1e-10
+
+
+def planned(path: Path, target: str, **wishes: Any) -> Plan:
+    return plan(path, Request(target, overrides=wishes.pop("overrides", HEADS), **wishes))
+
+
+def converted(path: Path, to: Path, target: str, **wishes: Any) -> Plan:
+    """Converts without the check of the command, so that a fault can be looked at."""
+    made = planned(path, target, **wishes)
+    assert not made.problems
+    destination.write(to, made, lambda done: None)
+    return made
+
+
+def digests(path: Path, target: str) -> dict[str, list[Any]]:
+    """The tensors in all state dicts of a file."""
+    spots = FORMATS[target].places(reading.read(path))
+    return {name: foreign.digest(tensor) for spot in spots for name, tensor in spot.tensors.items()}
+
+
+@pytest.mark.parametrize(("source", "name"), [(PLSC, "plsc"), (MOCA, "moca")])
+def test_every_tensor_comes_back_from_all_containers(source: Path, name: str, tmp_path: Path):
+    heads = MORE if name == "moca" else HEADS
+    first = converted(source, tmp_path / "canonical", "canonical", overrides=heads)
+    last = tmp_path / "canonical"
+    for hop in ("oneflow", "paddle", "torch", "canonical"):
+        made = converted(last, tmp_path / f"{hop}-2", hop, overrides=())
+        assert made.optimizer.keys() == first.optimizer.keys()
+        last = tmp_path / f"{hop}-2"
+    converted(last, tmp_path / "back", name, overrides=())
+    assert digests(tmp_path / "back", name) == digests(source, name)
+
+
+@pytest.mark.parametrize("file", ["plsc_moco_v3_vit.pd", "libai_moco_v3_vit"])
+def test_the_arithmetic_of_a_format_gives_the_features_of_its_system(file: str, tmp_path: Path):
+    source = foreign.source_of(file, tmp_path)
+    spec = foreign.spec_of_source(file, source)
+    images = foreign.images(foreign.description(file)["image_size"])
+    for branch in ("student", "teacher"):
+        how = source.format.arithmetic[0]
+        tokens = features(how, Values(source.place.tensors), branch, images, spec.model)
+        golden = foreign.golden(file)[f"{branch}/tokens"]
+        assert np.abs(tokens - golden).max() < FEATURES * np.abs(golden).max()
+
+
+def test_every_format_states_its_arithmetic():
+    assert all(found.arithmetic for found in FORMATS.values())
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, fault: str) -> tuple[Path, str]:
+    """A conversion with a fault that keeps all names and shapes: its source and target."""
+    transposed = changes.Transposed.to_canonical
+
+    def square_as_it_is(self: Any, parts: Any, facts: Any) -> Stored:
+        rows, columns = parts[0].shape
+        return parts[0] if rows == columns else transposed(self, parts, facts)
+
+    if fault == "a transpose is skipped":
+        monkeypatch.setattr(changes.Transposed, "to_canonical", square_as_it_is)
+    elif fault == "rows are not permuted":
+        monkeypatch.setattr(changes.Interleaved, "from_canonical", lambda self, t, facts: [t])
+    return PLSC, "libai" if fault == "rows are not permuted" else "moco_v3"
+
+
+@pytest.mark.parametrize("fault", ["a transpose is skipped", "rows are not permuted"])
+def test_the_check_sees_a_fault_of_a_change(monkeypatch: pytest.MonkeyPatch, fault: str):
+    source, target = broken(monkeypatch, fault)
+    with pytest.raises(UserError, match=r"student's encoder differ .* nothing was written"):
+        check(planned(source, target), NUMPY)
+
+
+def test_the_check_sees_exchanged_branches_and_positions():
+    made = planned(PLSC, "moco_v3")
+    names = {"student": "base_encoder.cls_token", "teacher": "momentum_encoder.cls_token"}
+    first, second = (made.written[name] for name in names.values())
+    made.written.update(zip(names.values(), (second, first), strict=True))
+    with pytest.raises(UserError, match="the arithmetic of moco_v3"):
+        check(made, NUMPY)
+    made = planned(PLSC, "moco_v3")
+    table = made.written["base_encoder.pos_embed"].array()
+    grid = table[:, 1:].reshape(1, 4, 4, -1).swapaxes(1, 2).reshape(1, 16, -1)
+    made.written["base_encoder.pos_embed"] = Stored.of(np.concatenate([table[:, :1], grid], 1))
+    with pytest.raises(UserError, match="the student's encoder"):
+        check(made, NUMPY)
+
+
+@pytest.mark.parametrize("target", ["timm", "moco_v3", "canonical", "libai"])
+def test_the_encoder_is_that_of_the_branch(target: str, tmp_path: Path):
+    names = {"timm": "cls_token", "moco_v3": "cls_token", "libai": "cls_token",
+             "canonical": "student.encoder.cls_token"}  # fmt: skip
+    raw = planned(PLSC, "canonical").source.place.tensors
+    for branch, prefix in (("student", "base_encoder"), ("teacher", "momentum_encoder")):
+        made = planned(PLSC, target, branch=branch)
+        assert not made.problems and not made.optimizer
+        token = made.written[names[target]]
+        assert np.array_equal(token.array(), raw[f"{prefix}.cls_token"].array())
+        assert [one.branch for one in check(made, NUMPY)] == [branch]
+        assert "predictor.0.weight" in made.left
+
+
+REFUSED = [
+    ("timm", {}, "--to timm: .* of MoCo v3 pretraining .* one encoder: say --branch student or"),
+    ("moco", {}, "--to moco: it can hold MoCo v1 pretraining, .* of a ViT"),
+    ("lightly", {}, "--to lightly: .* is only read"),
+    ("canonical", {"parts": ["classifier"]}, "--parts classifier: the file holds MoCo v3"),
+    ("timm", {"branch": "student", "parts": ["heads"]}, "--to timm: it holds no heads"),
+    ("canonical", {"overrides": ()}, "the file does not say model.heads; give -c SPEC or -o"),
+    ("canonical", {"recipe": "moco_v3/vit_small", "overrides": ()}, "width 24.*width 384"),
+    ("canonical", {"recipe": "moca/digits", "overrides": ()}, "holds MoCo v3 .* give a recipe of"),
+    ("timm", {"branch": "student", "image_size": (48, 32)}, "grid of 4x4 .* 6x4 .*--positions"),
+    ("canonical", {"wanted": "moca"}, "names of no known format .moca.|not moca"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "wishes", "message"), REFUSED)
+def test_what_cannot_be_is_refused(target: str, wishes: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        planned(PLSC, target, **wishes)
+
+
+def npz(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def test_each_missing_and_each_unused_tensor_is_named(tmp_path: Path):
+    arrays = dict(official_state("moco_v3_vit_tiny"))
+    kept = {n: a for n, a in arrays.items() if n != "base_encoder.blocks.1.norm1.bias"}
+    source = npz(tmp_path / "w.npz", {**kept, "strange.weight": np.ones(3, np.float32)})
+    bias = "student.encoder.blocks.1.norm1.bias"
+    made = planned(source, "moco_v3")
+    assert len(made.problems) == 1 and not made.unused  # its own format keeps what it has beside
+    made = planned(source, "plsc")
+    assert [line.partition(";")[0] for line in made.problems] == [
+        "unused strange.weight (3,)",
+        f"missing {bias} (192,)",
+    ]
+    named = {"allow_missing": [bias], "allow_unused": ["strange."]}
+    assert not planned(source, "plsc", **named).problems
+    assert check(planned(source, "plsc", **named), NUMPY) == []
+
+
+def test_what_has_no_twin_is_kept_for_its_own_format(tmp_path: Path):
+    strange = np.arange(3, dtype=np.float32)
+    arrays = {**official_state("moco_v3_vit_tiny"), "strange.weight": strange}
+    source = npz(tmp_path / "w.npz", arrays)
+    converted(source, tmp_path / "c", "canonical")
+    made = planned(tmp_path / "c", "moco_v3", overrides=())
+    assert np.array_equal(made.written["strange.weight"].array(), strange)
+    assert "strange.weight" not in planned(tmp_path / "c", "plsc", overrides=()).written
+
+
+def test_a_whole_state_becomes_a_checkpoint_to_go_on_from(tmp_path: Path):
+    made = converted(MOCA, tmp_path / "moca", "canonical", overrides=MORE)
+    manifest, state = checkpoint.read(tmp_path / "moca")
+    assert manifest.step == int(state["optimizer.step"]) == made.step
+    checkpoint.check_spec(manifest, made.spec)
+    launch.open_engine(made.spec, launch.REFERENCE, state, whole=True)
+    assert manifest.extra["converted"]["format"] == "moca"
+
+
+def test_one_branch_on_other_images_and_channels(tmp_path: Path):
+    wishes = {"branch": "teacher", "image_size": (48, 32), "positions": "bicubic", "channels": 1}
+    made = converted(PLSC, tmp_path / "w.pth", "timm", **wishes)
+    assert made.written["pos_embed"].shape == (1, 25, 24)
+    assert made.written["patch_embed.proj.weight"].shape == (24, 1, 8, 8)
+    assert {row.kind for row in made.rows} >= {"3 to 1 channels", "resized (bicubic)"}
+    assert [one.branch for one in check(made, NUMPY)] == ["teacher"]
+
+
+def test_first_layers_are_adapted_as_in_timm():
+    weight = np.float32(np.random.default_rng(0).standard_normal((4, 3, 2, 2)))
+    assert np.allclose(adapted_channels(weight, 1)[:, 0], weight.sum(axis=1), atol=1e-6)
+    four = adapted_channels(weight, 4)
+    assert four.dtype == np.float32
+    assert np.array_equal(four, weight[:, [0, 1, 2, 0]] * np.float32(0.75))
+    grey = adapted_channels(weight, 6).sum(axis=1)
+    assert np.allclose(grey, weight.sum(axis=1), atol=1e-6)  # six equal channels give the same
+
+
+def test_nothing_is_replaced_by_a_half_written_file(tmp_path: Path):
+    arrays = dict(official_state("moco_v3_vit_tiny"))
+    arrays["predictor.3.weight"] = np.full_like(arrays["predictor.3.weight"], np.nan)
+    source = npz(tmp_path / "w.npz", arrays)
+    for name, target in (("out.pth", "moco_v3"), ("out", "canonical")):
+        path = tmp_path / name
+        saving.write(path, {"x": Stored.of(np.ones(2))}, "torch")
+        before = path.read_bytes()
+        with pytest.raises(UserError, match=r"predictor.3.weight: 16384 of 16384 .* not finite"):
+            converted(source, path, target)
+        assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.pth", "w.npz"]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(stream: Any, array: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(saving, "stream_values", full)
+    with pytest.raises(UserError, match=r"out: cannot write: No space left on device; free some"):
+        converted(PLSC, tmp_path / "out", "canonical")
+    assert not list(tmp_path.iterdir())
+
+
+def test_destinations_that_would_lose_something_are_refused(tmp_path: Path):
+    folder, file = tmp_path / "mine", tmp_path / "file"
+    folder.mkdir()
+    file.touch()
+    for path, force, message in (
+        (file, False, "exists; give another name, or --force"),
+        (folder, True, "a folder that holds no weights is never replaced"),
+        (tmp_path, True, "holds the file that is converted"),
+        (tmp_path / "a" / "b", False, "there is no folder .*a; make it first"),
+    ):
+        with pytest.raises(UserError, match=message):
+            destination.check(path, file if path == tmp_path else PLSC, force=force)
+    destination.check(file, PLSC, force=True)
+
+
+SLOW = """
+import sys, time
+from triptych.core.cli import main
+from triptych.core.files import saving
+write = saving.stream_values
+def slowly(stream, array):
+    print("writing", flush=True)
+    time.sleep(60)
+saving.stream_values = slowly
+sys.exit(main(["convert", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals):
+    command = [sys.executable, "-c", SLOW, str(PLSC), str(tmp_path / "out"), "--to", "canonical"]
+    command += ["-o", *HEADS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert any(line == "writing\n" for line in process.stdout)
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
+    assert not list(tmp_path.iterdir())
