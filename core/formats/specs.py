@@ -142,7 +142,7 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
         method = method_section(shapes)
     except LookupError as error:
         raise UserError(
-            f"{path}: {source.format.name}: a tensor of the heads is missing ({error}); give -c SPEC"
+            f"{path}: {source.format.name}: the heads lack {error}; give -c SPEC"
         ) from error
     sections: dict[str, dict[str, object]] = {
         "model": model_section(encoder),
