@@ -21,7 +21,8 @@ from triptych.core.formats.adapting import adapted_channels
 from triptych.core.formats.conversion import Plan, Request, plan
 from triptych.core.formats.detection import FORMATS
 from triptych.core.formats.forward import Values, features
-from triptych.core.formats.selfcheck import NUMPY, check
+from triptych.core.formats.selfcheck import check
+from triptych.core.launch import REFERENCE
 
 PLSC = foreign.FILES / "plsc_moco_v3_vit.pd"
 MOCA = foreign.FILES / "moca_full_vit_torch2.pth"
@@ -97,7 +98,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, fault: str) -> tuple[Path, str]:
 def test_the_check_sees_a_fault_of_a_change(monkeypatch: pytest.MonkeyPatch, fault: str):
     source, target = broken(monkeypatch, fault)
     with pytest.raises(UserError, match=r"student's encoder differ .* nothing was written"):
-        check(planned(source, target), NUMPY)
+        check(planned(source, target), REFERENCE)
 
 
 def test_the_check_sees_exchanged_branches_and_positions():
@@ -106,13 +107,13 @@ def test_the_check_sees_exchanged_branches_and_positions():
     first, second = (made.written[name] for name in names.values())
     made.written.update(zip(names.values(), (second, first), strict=True))
     with pytest.raises(UserError, match="the arithmetic of moco_v3"):
-        check(made, NUMPY)
+        check(made, REFERENCE)
     made = planned(PLSC, "moco_v3")
     table = made.written["base_encoder.pos_embed"].array()
     grid = table[:, 1:].reshape(1, 4, 4, -1).swapaxes(1, 2).reshape(1, 16, -1)
     made.written["base_encoder.pos_embed"] = Stored.of(np.concatenate([table[:, :1], grid], 1))
     with pytest.raises(UserError, match="the student's encoder"):
-        check(made, NUMPY)
+        check(made, REFERENCE)
 
 
 @pytest.mark.parametrize("target", ["timm", "moco_v3", "canonical", "libai"])
@@ -125,7 +126,7 @@ def test_the_encoder_is_that_of_the_branch(target: str, tmp_path: Path):
         assert not made.problems and not made.optimizer
         token = made.written[names[target]]
         assert np.array_equal(token.array(), raw[f"{prefix}.cls_token"].array())
-        assert [one.branch for one in check(made, NUMPY)] == [branch]
+        assert [one.branch for one in check(made, REFERENCE)] == [branch]
         assert "predictor.0.weight" in made.left
 
 
@@ -168,7 +169,7 @@ def test_each_missing_and_each_unused_tensor_is_named(tmp_path: Path):
     ]
     named = {"allow_missing": [bias], "allow_unused": ["strange."]}
     assert not planned(source, "plsc", **named).problems
-    assert check(planned(source, "plsc", **named), NUMPY) == []
+    assert check(planned(source, "plsc", **named), REFERENCE) == []
 
 
 def test_what_has_no_twin_is_kept_for_its_own_format(tmp_path: Path):
@@ -186,7 +187,7 @@ def test_a_whole_state_becomes_a_checkpoint_to_go_on_from(tmp_path: Path):
     manifest, state = checkpoint.read(tmp_path / "moca")
     assert manifest.step == int(state["optimizer.step"]) == made.step
     checkpoint.check_spec(manifest, made.spec)
-    launch.open_engine(made.spec, launch.REFERENCE, state, whole=True)
+    launch.open_engine(made.spec, REFERENCE, state, whole=True)
     assert manifest.extra["converted"]["format"] == "moca"
 
 
@@ -196,7 +197,7 @@ def test_one_branch_on_other_images_and_channels(tmp_path: Path):
     assert made.written["pos_embed"].shape == (1, 25, 24)
     assert made.written["patch_embed.proj.weight"].shape == (24, 1, 8, 8)
     assert {row.kind for row in made.rows} >= {"3 to 1 channels", "resized (bicubic)"}
-    assert [one.branch for one in check(made, NUMPY)] == ["teacher"]
+    assert [one.branch for one in check(made, REFERENCE)] == ["teacher"]
 
 
 def test_first_layers_are_adapted_as_in_timm():

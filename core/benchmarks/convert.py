@@ -33,7 +33,7 @@ from triptych.core.files.tree import Stored, tensors
 from triptych.core.formats import destination
 from triptych.core.formats.conversion import Request, plan
 from triptych.core.formats.opening import SPEC
-from triptych.core.formats.selfcheck import NUMPY, check
+from triptych.core.launch import REFERENCE
 from triptych.core.random import stream
 
 MIB = 2**20
@@ -151,6 +151,9 @@ def _repeated(noise: Array, shape: tuple[int, ...]) -> Stored:
 
 def _convert(source: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """The conversion, the size of the largest file of its result, and the time of a self-check."""
+    # Imported here, since the reference is slow to import, and ``--help`` does not need it.
+    from triptych.core.formats.selfcheck import check
+
     target = source.with_name("converted")
     start = time.perf_counter()
     made = plan(source, Request(target=arguments.to))
@@ -160,7 +163,7 @@ def _convert(source: Path, arguments: argparse.Namespace) -> dict[str, float]:
     shard = max(file.stat().st_size for file in files)
     saving.remove(target)
     start = time.perf_counter()
-    check(made, NUMPY)
+    check(made, REFERENCE)
     checked = time.perf_counter() - start
     return {"seconds": seconds, "peak_mib": peak, "shard": shard, "check": checked}
 

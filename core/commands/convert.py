@@ -9,8 +9,8 @@ from triptych.core import cli
 from triptych.core.errors import UserError, printable
 from triptych.core.formats import destination
 from triptych.core.formats.choice import PARTS
-from triptych.core.formats.conversion import Plan, Request, plan
-from triptych.core.formats.selfcheck import NUMPY, Check, check
+from triptych.core.formats.conversion import Check, Plan, Request, plan
+from triptych.core.launch import REFERENCE
 from triptych.core.report import conversion
 from triptych.core.training.terminal import Terminal
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="format of SRC; default: auto")  # fmt: skip
     parser.add_argument("--to", metavar="FORMAT", help="format of DST; see --list")
     cli.add_spec_arguments(parser, required=False)
-    cli.add_backend_argument(parser, NUMPY, default=f"{NUMPY}; it computes the self-check")
+    cli.add_backend_argument(parser, REFERENCE, default=f"{REFERENCE}; it computes the self-check")
     parser.add_argument("--average", choices=("true", "false"),
                         help="whether to take averaged weights (EMA), if SRC has both")  # fmt: skip
     parser.add_argument("--branch", choices=("student", "teacher"), help="the encoder to take")
@@ -72,8 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _convert(arguments: argparse.Namespace) -> None:
     # With --json a program reads standard output, so messages go to standard error.
     say = partial(cli.say, errors=arguments.json)
+    # Imported here, since the reference is slow to import, and no error before needs it.
+    from triptych.core.formats.selfcheck import check
+
     made = plan(arguments.source, _request(arguments))
-    checks = [] if made.problems else check(made, arguments.backend or NUMPY)
+    checks = [] if made.problems else check(made, arguments.backend or REFERENCE)
     _show(arguments, made, checks)
     if made.problems:
         name = printable(str(arguments.source))

@@ -135,6 +135,21 @@ class Plan:
         return self.choice.layout is canonical.FORMAT.layouts[0]
 
 
+class Check(NamedTuple):
+    """The result of a self-check.
+
+    Attributes:
+        branch: whose encoder.
+        reading: relative difference between the converted features and those of the file's own
+            arithmetic.
+        writing: the same for the target's arithmetic.
+    """
+
+    branch: str
+    reading: float
+    writing: float
+
+
 def plan(path: Path, request: Request) -> Plan:
     """Plans a conversion.
 

@@ -18,7 +18,7 @@ from triptych.core.errors import UserError, printable
 from triptych.core.files.tree import Stored
 from triptych.core.formats.arithmetic import Arithmetic
 from triptych.core.formats.choice import part_of
-from triptych.core.formats.conversion import Plan
+from triptych.core.formats.conversion import Check, Plan
 from triptych.core.formats.forward import Values
 from triptych.core.formats.forward import features as forward
 from triptych.core.random import stream
@@ -27,9 +27,6 @@ from triptych.core.reference.layers import EVALUATION
 
 LIMIT = 1e-10
 """Largest relative difference between two ways of float64 arithmetic."""
-
-NUMPY = "numpy"
-"""The name of the reference engine in messages."""
 
 
 class Side(NamedTuple):
@@ -76,13 +73,13 @@ def converted(tensors: Mapping[str, Stored], branch: str, spec: RunSpec, backend
         tensors: by canonical name.
         branch: "student" or "teacher".
         spec: of the run.
-        backend: a backend's name, or ``NUMPY``.
+        backend: a backend's name, or ``launch.REFERENCE``.
 
     Returns:
         As ``core.formats.forward.features``; a backend leaves out the token of the mean.
     """
     pixels, name = probe(spec), f"{branch}.encoder"
-    if backend != NUMPY:
+    if backend != launch.REFERENCE:
         return _by_backend(tensors, branch, spec, backend)
     values = _Widened(tensors)
     if not isinstance(spec.model, VitSpec):
@@ -128,21 +125,6 @@ def difference(ours: Array, theirs: Array) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-
-class Check(NamedTuple):
-    """The result of a self-check.
-
-    Attributes:
-        branch: whose encoder.
-        reading: relative difference between the converted features and those of the file's own
-            arithmetic.
-        writing: the same for the target's arithmetic.
-    """
-
-    branch: str
-    reading: float
-    writing: float
 
 
 def check(made: Plan, backend: str) -> list[Check]:

@@ -5,10 +5,9 @@ from typing import Any
 
 from triptych.core.config.spec import ModelSpec, VitSpec
 from triptych.core.errors import printable
-from triptych.core.formats.conversion import Plan, Row
+from triptych.core.formats.conversion import Check, Plan, Row
 from triptych.core.formats.detection import FORMATS
 from triptych.core.formats.format import Format
-from triptych.core.formats.selfcheck import Check
 
 SHOWN = 3
 """Number of tensors of one kind that the table lists."""
