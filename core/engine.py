@@ -16,8 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial, reduce
-from operator import add
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -36,13 +35,16 @@ from triptych.core.contracts import (
     Ops,
     Optimizer,
     Outcome,
+    Replicas,
     Slot,
     State,
+    Step,
     Tensor,
 )
 from triptych.core.errors import NonFiniteError
 from triptych.core.machine.failures import device_failures
 from triptych.core.methods import METHODS
+from triptych.core.methods.accumulate import Accumulation
 from triptych.core.methods.health import feature_std, first_non_finite
 
 PICK: dict[str, Callable[[Tensor], Tensor]] = {
@@ -64,6 +66,7 @@ class Engine(ABC):
     def __init__(self, spec: RunSpec, ops: Ops, context: Context) -> None:
         self.spec, self.ops, self.context = spec, ops, context
         self.method: Method[Any, Any] = METHODS[spec.method.name]
+        self.replicas = Replicas()
 
     # ------------------------------------------------------------------ the tensor parts: native
 
@@ -80,8 +83,10 @@ class Engine(ABC):
         """Sets the gradients of all trainable parameters to 0."""
 
     @abstractmethod
-    def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of ``loss`` to those of the trainable parameters."""
+    def differentiate(
+        self, compute: Callable[..., Outcome], /, *inputs: Tensor
+    ) -> tuple[Outcome, list[Tensor]]:
+        """See ``core.methods.accumulate.Autograd``."""
 
     @abstractmethod
     def gradients(self) -> Iterable[tuple[str, Callable[[], Array]]]:
@@ -312,17 +317,13 @@ class Engine(ABC):
 
     def _differentiate(self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper) -> Outcome:
         """The loss and the gradients of a step, computed in ``train.accumulate`` parts."""
+        section = self.spec.method
+        step = Step(self.ops, self.model, section, draws, hyper, self.replicas)
         with self._device_failures():
-            parts = self._parts(self.method.prepare(batch, draws, self.spec.method))
+            batch = self.method.prepare(batch, draws, section)
             self.clear_gradients()
-            if len(parts) == 1:
-                return self._differentiate_part(self._tensors(parts[0]), draws, hyper)
-            outcomes = []
-            for part in parts:
-                share = self.tensor(np.array(len(part.index) / len(batch.index)))
-                part = self._tensors(part)
-                outcomes.append(self._differentiate_part(part, draws, hyper, share))
-            return self._joined(outcomes)
+            parts = [self._tensors(part) for part in self._parts(batch)]
+            return Accumulation(self, self.method, step, batch, parts).differentiate()
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """The micro-batches of a batch, in order."""
@@ -330,40 +331,10 @@ class Engine(ABC):
         return [batch.part(slice(i, i + size)) for i in range(0, len(batch.index), size)]
 
     def _tensors(self, batch: Batch) -> Batch:
-        """The batch as ``Method.forward`` takes it."""
+        """The batch as the networks take it."""
         views = tuple(self.tensor(view) for view in batch.views)
         targets = None if batch.targets is None else self.tensor(batch.targets)
         return replace(batch, views=views, targets=targets)
-
-    def _differentiate_part(
-        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper, share: Tensor | None = None
-    ) -> Outcome:
-        """Adds the gradients of one micro-batch.
-
-        Args:
-            batch: with tensors.
-            share: scalar factor of the loss and the metrics, the part's share of the images; None:
-                the part is the whole batch.
-        """
-        outcome: Outcome = self.method.forward(
-            self.ops, self.model, batch, draws, hyper, self.spec.method
-        )
-        if share is not None:
-            outcome.loss = outcome.loss * share
-            outcome.metrics = {name: value * share for name, value in outcome.metrics.items()}
-        self.backward(outcome.loss)
-        return outcome
-
-    def _joined(self, outcomes: Sequence[Outcome]) -> Outcome:
-        """The outcome of the whole batch from those of its parts."""
-        with self.ops.no_grad():
-            first = outcomes[0]
-            metrics = {n: reduce(add, (o.metrics[n] for o in outcomes)) for n in first.metrics}
-            features = {
-                name: self.ops.concat([o.features[name] for o in outcomes], axis=0)
-                for name in first.features
-            }
-            return Outcome(reduce(add, (o.loss for o in outcomes)), metrics, features)
 
     def _record(self, outcome: Outcome) -> tuple[dict[str, Array], State]:
         """(metrics and features, gradients), by name."""

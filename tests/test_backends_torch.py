@@ -9,8 +9,10 @@ from conftest import relative_error, requested
 from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych import backends
-from triptych.core.methods import moco_v3
-from triptych.core.reference import ops as reference_ops
+from triptych.core.contracts import Replicas, Step
+from triptych.core.methods.accumulate import Accumulation
+from triptych.core.methods.losses import info_nce
+from triptych.core.reference import ops
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +22,19 @@ def package():
     return backends.load("torch")
 
 
+class Forward:
+    """Computes without a backward pass."""
+
+    def differentiate(self, compute):
+        return compute(), []
+
+
 def forward(engine, spec):
     """One forward pass; the loss has no backward pass yet."""
     batch = random_batch(spec)
     batch = replace(batch, views=tuple(engine.tensor(view) for view in batch.views))
-    return engine.method.forward(engine.ops, engine.model, batch, draws(spec), hyper(), spec.method)
+    step = Step(engine.ops, engine.model, spec.method, draws(spec), hyper(), Replicas())
+    return Accumulation(Forward(), engine.method, step, batch, [batch]).differentiate()
 
 
 # ------------------------------------------------------------------------- a GPU that is not there
@@ -156,7 +166,12 @@ def test_behind_the_features_nothing_is_lost_in_mixed_precision(package):
     spec = tiny_spec("bfloat16")
     engine = package.build(spec, lively_state(spec))
     values, _ = engine.loss_and_grads(random_batch(spec), draws(spec), hyper())
-    names = ("q1", "q2", "k1", "k2")
-    features = [values[f"feature/{name}"].astype(np.float64) for name in names]
-    want = moco_v3.outcome(reference_ops, *features, spec.method).loss
+    q1, q2, k1, k2 = (
+        ops.l2_normalize(values[f"feature/{name}"].astype(np.float64))
+        for name in ("q1", "q2", "k1", "k2")
+    )
+    want = sum(
+        info_nce(ops, query, key, np.arange(len(key)), temperature=spec.method.temperature)
+        for query, key in ((q1, k2), (q2, k1))
+    )
     assert relative_error(values["loss"], want) < 1e-6

@@ -36,7 +36,7 @@ WRONG = [
     ("train.steps=10000000000000000000", "expected an integer > 0 and <= 1000000000 or null"),
     ("train.batch_size=-8", "train.batch_size: -8: expected an integer > 0"),
     ("seed=-1", "seed: -1: expected an integer >= 0 and < 9223372036854775808"),
-    ("train.accumulate=2", "train.accumulate: 2: method moco_v3 needs 1"),
+    ("train.accumulate=3", "train.accumulate: train.batch_size"),
     ("train.accumulate=0", "train.accumulate: 0: expected an integer > 0"),
     ("parallel.data=true", "parallel.data: true: expected 1"),
     ("data.channels=true", "data.channels: true: expected an integer >= 1 and <= 4"),

@@ -25,11 +25,11 @@ WRONG = {
         "def chance(spec: RunSpec) -> float",
         "def chance(spec: RunSpec) -> str",
     ),
-    "forward": (
+    "predict": (
         "core/methods/moco_v3.py",
         "Method[Model, MocoV3Spec]",
-        "    hyper: Hyper,\n",
-        "",
+        "part: Batch, number: int) -> Tensor",
+        "part: Batch) -> Tensor",
     ),
 }
 """Name -> file, its contract, and what is changed to what."""

@@ -277,47 +277,48 @@ def test_wrong_weights_are_noticed(backend, backend_name, change):
     assert disagreements(replay(backend_name, CASE, steps=1, change=change), CASE)
 
 
-def views_swapped(ops, model, batch, draws, hyper, spec):
-    return FORWARD(ops, model, replace(batch, views=batch.views[::-1]), draws, hyper, spec)
+MOCA = methods.moca
+PARTS = ("targets", "predict", "loss")
+HONEST = {name: getattr(MOCA, name) for name in (*PARTS, "prepare")}
 
 
-def other_coin(ops, model, batch, draws, hyper, spec):
-    coin = np.array(1.0 - draws["codebook_coin"])
-    return FORWARD(ops, model, batch, {**draws, "codebook_coin": coin}, hyper, spec)
+def every(change):
+    """All functions of the step, with another ``Step``."""
+    return {
+        name: lambda step, *rest, honest=HONEST[name]: honest(change(step), *rest) for name in PARTS
+    }
 
 
-def rounds_alike(ops, model, batch, draws, hyper, spec):
-    ids = {"mask_ids_round2": draws["mask_ids_round1"]}
-    return FORWARD(ops, model, batch, {**draws, **ids}, hyper, spec)
+def drawn(change):
+    """All functions of the step, with other draws."""
+    return every(lambda step: replace(step, draws={**step.draws, **change(step.draws)}))
 
 
-def without_ema(ops, model, batch, draws, hyper, spec):
-    still = Hyper(hyper.step, hyper.lr, hyper.weight_decay, 1.0)
-    return FORWARD(ops, model, batch, draws, still, spec)
+def uncrossed(step, parts):
+    """The bags of words are those of the same view."""
+    targets = HONEST["targets"](step, parts)
+    (values,) = targets.values
+    half = len(values["bows"]) // 2
+    values["bows"] = step.ops.concat([values["bows"][half:], values["bows"][:half]], axis=0)
+    return targets
 
 
-FORWARD = methods.moca.forward
+STEPS = {
+    "views swapped": {
+        "prepare": lambda batch, draws, spec: replace(batch, views=batch.views[::-1])
+    },
+    "other coin": drawn(lambda draws: {"codebook_coin": np.array(1.0 - draws["codebook_coin"])}),
+    "rounds alike": drawn(lambda draws: {"mask_ids_round2": draws["mask_ids_round1"]}),
+    "without EMA": every(lambda step: replace(step, hyper=replace(step.hyper, ema=1.0))),
+    "codes of the same view": {"targets": uncrossed},
+}
 
 
-@pytest.mark.parametrize("forward", [views_swapped, other_coin, rounds_alike, without_ema])
-def test_a_wrong_step_is_noticed(backend, backend_name, forward, monkeypatch):
-    monkeypatch.setattr(methods.moca, "forward", forward)
+@pytest.mark.parametrize("name", STEPS)
+def test_a_wrong_step_is_noticed(backend, backend_name, name, monkeypatch):
+    for part, function in STEPS[name].items():
+        monkeypatch.setattr(MOCA, part, function)
     assert disagreements(replay(backend_name, CASE, steps=1), CASE)
-
-
-def test_codes_of_the_same_view_would_be_noticed(backend, backend_name, monkeypatch):
-    """Bags of words must be those of the other view."""
-
-    def uncrossed(ops, model, images, draws, spec):
-        codes, bows, kept = TARGETS(ops, model, images, draws, spec)
-        half = len(images) // 2
-        return codes, ops.concat([bows[half:], bows[:half]], axis=0), kept
-
-    monkeypatch.setattr(methods.moca, "targets", uncrossed)
-    assert disagreements(replay(backend_name, CASE, steps=1), CASE)
-
-
-TARGETS = methods.moca.targets
 
 
 def test_the_codebook_takes_the_oldest_rows(backend):

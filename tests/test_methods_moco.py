@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core import reference
-from triptych.core.contracts import Batch
+from triptych.core.contracts import Batch, Replicas, Step
 from triptych.core.methods import moco, ring
 from triptych.core.methods.losses import queue_logits
 
@@ -76,25 +76,25 @@ def test_differentiating_alone_leaves_the_queue_as_it_was(engines):
     assert all(np.array_equal(before[n], after[n]) for n in before if n.startswith("memory."))
 
 
-def early(ops, model, batch, draws, hyper, spec):
+def early(step, part, features, targets, number):
     """The keys enter before the backward pass, and no copy of the queue was made."""
-    outcome = FORWARD(ops, model, batch, draws, hyper, spec)
-    with ops.no_grad():
-        model.memory.enqueue(outcome.features["key"])
+    outcome = LOSS(step, part, features, targets, number)
+    with step.ops.no_grad():
+        step.model.memory.enqueue(targets["key"])
     return outcome
 
 
-FORWARD = moco.forward
+LOSS = moco.loss
 
 
-def gradient_error(backend, forward, monkeypatch):
+def gradient_error(backend, loss_of_step, monkeypatch):
     """Relative error of a gradient's largest element; inf where the framework refuses to give one.
 
     Measured against differences of losses, which no early key can touch: a reference that made the
     same mistake would agree with it.
     """
     spec, name = tiny_spec(case=CASE), "student.projector.0.weight"
-    monkeypatch.setattr(moco, "forward", forward)
+    monkeypatch.setattr(moco, "loss", loss_of_step)
     # At an EMA of 1 the keys do not move with the student.
     inputs = random_batch(spec), draws(spec), hyper(ema=1.0)
     try:
@@ -111,13 +111,13 @@ def gradient_error(backend, forward, monkeypatch):
         engine.import_state(state)
         return float(engine.loss_and_grads(*inputs)[0]["loss"])
 
-    monkeypatch.setattr(moco, "forward", FORWARD)
+    monkeypatch.setattr(moco, "loss", LOSS)
     difference = (loss(1e-5) - loss(-1e-5)) / 2e-5
     return abs(gradients[name][largest] - difference) / abs(difference)
 
 
 def test_keys_that_enter_before_the_backward_pass_are_noticed(backend, monkeypatch):
-    assert gradient_error(backend, moco.forward, monkeypatch) < 1e-6
+    assert gradient_error(backend, LOSS, monkeypatch) < 1e-6
     assert gradient_error(backend, early, monkeypatch) > 1e-3
 
 
@@ -187,12 +187,13 @@ class Recording:
         self.memory = self
         self.queue = engine.tensor(np.eye(4))
 
-    def query(self, view):
+    def encoded(self, branch, view):
+        if branch == "teacher":
+            self.seen = self.engine.array(view)
         return view
 
-    def key(self, view):
-        self.seen = self.engine.array(view)
-        return view
+    def projected(self, branch, features):
+        return features
 
     def update_teacher(self, momentum):
         assert momentum == 0.9
@@ -203,28 +204,35 @@ def test_keys_come_back_in_the_order_of_their_queries(engines):
     order = np.array([2, 0, 3, 1])
     for engine in engines:
         model, images = Recording(engine), engine.tensor(np.eye(4))
-        method = tiny_spec(case=CASE).method
+        method, drawn = tiny_spec(case=CASE).method, {"shuffle_perm": order}
+        step = Step(engine.ops, model, method, drawn, hyper(), Replicas())
         batch = Batch((images, images), np.arange(4))
-        outcome = moco.forward(engine.ops, model, batch, {"shuffle_perm": order}, hyper(), method)
+        targets = moco.targets(step, [batch])
+        outcome = moco.loss(step, batch, images, targets.values[0], 0)
         np.testing.assert_array_equal(model.seen.argmax(1), order)
-        np.testing.assert_array_equal(engine.array(outcome.features["key"]), np.eye(4))
+        np.testing.assert_array_equal(engine.array(targets.features["key"]), np.eye(4))
         assert float(engine.array(outcome.metrics["acc1"])) == 0.0  # the queue has the keys as well
 
 
+def outputs(engine, branch, images):
+    """What encoder and heads give in training mode."""
+    model = engine.model
+    return engine.array(model.projected(branch, model.encoded(branch, engine.tensor(images))))
+
+
 @pytest.mark.parametrize("case", ["moco_v2_resnet50", "moco_v3_vit_conv", "moco_v3_resnet18"])
-@pytest.mark.parametrize("branch", ["query", "key"])
+@pytest.mark.parametrize("branch", ["student", "teacher"])
 def test_virtual_ranks_are_parts_by_themselves(backend, case, branch):
     """The features of each part, and the running statistics of the first, as if it were alone."""
     split, whole = (tiny_spec(case=case, batch_norm={"virtual_ranks": r}) for r in (4, 1))
     images = random_batch(split).views[0].astype(np.float64)
     for package in (backend, reference):
         engine = package.build(split, lively_state(split))
-        got = engine.array(getattr(engine.model, branch)(engine.tensor(images)))
+        got = outputs(engine, branch, images)
         parts = []
         for i in range(0, 8, 2):
             alone = package.build(whole, lively_state(whole))
-            x = alone.tensor(images[i : i + 2])
-            parts.append(alone.array(getattr(alone.model, branch)(x)))
+            parts.append(outputs(alone, branch, images[i : i + 2]))
             if i == 0:
                 first = alone.export_state()
         assert_close(got, np.concatenate(parts), 1e-9, branch)
@@ -240,7 +248,7 @@ def test_virtual_ranks_are_not_the_whole_batch(backend):
     for ranks in (1, 2):
         spec = tiny_spec(case=CASE, batch_norm={"virtual_ranks": ranks})
         engine = backend.build(spec, lively_state(spec))
-        found.append(engine.array(engine.model.query(engine.tensor(images))))
+        found.append(outputs(engine, "student", images))
     assert np.abs(found[0] - found[1]).max() > 1e-2
 
 

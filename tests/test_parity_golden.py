@@ -23,6 +23,7 @@ from support.golden_weights import GOLDEN, official_state, views
 
 from triptych.core import formats, methods
 from triptych.core.cli import main
+from triptych.core.contracts import Targets
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -113,88 +114,92 @@ def test_wrong_weights_of_a_queue_method_are_noticed(backend, backend_name, chan
     assert disagreements(replay(backend_name, case, steps=1, change=change), case)
 
 
-def key_before_ema(ops, model, batch, draws, hyper, spec):
+V3 = methods.moco_v3
+PREDICT, LOSS = V3.predict, V3.loss
+
+
+def key_before_ema(targets):
     """The teacher moves too late: its keys are those of the step before."""
-    q1, q2 = model.query(batch.views[0]), model.query(batch.views[1])
-    with ops.no_grad():
-        k1, k2 = model.key(batch.views[0]), model.key(batch.views[1])
-        model.update_teacher(hyper.ema)
-    return methods.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
+
+    def late(step, parts):
+        keys = targets(replace(step, hyper=replace(step.hyper, ema=1.0)), parts)
+        step.model.update_teacher(step.hyper.ema)
+        return keys
+
+    return late
 
 
-def detached_query(ops, model, batch, draws, hyper, spec):
-    """The second view's query passes no gradient."""
-    q1 = model.query(batch.views[0])
-    with ops.no_grad():
-        q2 = model.query(batch.views[1])
-        model.update_teacher(hyper.ema)
-        k1, k2 = model.key(batch.views[0]), model.key(batch.views[1])
-    return methods.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
+def detached_view(step, part, number):
+    """The second view's features pass no gradient."""
+    if number == 0:
+        return PREDICT(step, part, number)
+    with step.ops.no_grad():
+        return PREDICT(step, part, number)
 
 
-def views_joined(ops, model, batch, draws, hyper, spec):
-    """The student sees view 2 first: its running statistics move in another order."""
-    q2, q1 = model.query(batch.views[1]), model.query(batch.views[0])
-    with ops.no_grad():
-        model.update_teacher(hyper.ema)
-        k1, k2 = model.key(batch.views[0]), model.key(batch.views[1])
-    return methods.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
-
-
-def keys_swapped(ops, model, batch, draws, hyper, spec):
+def keys_swapped(step, part, features, targets, number):
     """Each query meets the key of its own view."""
-    q1, q2 = model.query(batch.views[0]), model.query(batch.views[1])
-    with ops.no_grad():
-        model.update_teacher(hyper.ema)
-        k2, k1 = model.key(batch.views[0]), model.key(batch.views[1])
-    return methods.moco_v3.outcome(ops, q1, q2, k1, k2, spec)
+    swapped = {"key1": targets["key2"], "key2": targets["key1"]}
+    return LOSS(step, part, features, swapped, number)
 
 
-@pytest.mark.parametrize("forward", [key_before_ema, detached_query, views_joined, keys_swapped])
-def test_a_wrong_step_is_noticed(backend, backend_name, forward, monkeypatch):
-    monkeypatch.setattr(methods.moco_v3, "forward", forward)
+V3_STEPS = {
+    "key before EMA": {"targets": key_before_ema(V3.targets)},
+    "second view detached": {"predict": detached_view},
+    # The student sees view 2 first: its running statistics move in another order.
+    "views in another order": {
+        "predict": lambda step, part, number: PREDICT(step, part, 1 - number),
+        "loss": lambda *given: LOSS(*given[:-1], 1 - given[-1]),
+    },
+    "keys swapped": {"loss": keys_swapped},
+}
+
+
+def wrong(monkeypatch, method, functions):
+    for name, function in functions.items():
+        monkeypatch.setattr(method, name, function)
+
+
+@pytest.mark.parametrize("name", V3_STEPS)
+def test_a_wrong_step_is_noticed(backend, backend_name, name, monkeypatch):
+    wrong(monkeypatch, V3, V3_STEPS[name])
     case = "moco_v3_vit_tiny"
     assert disagreements(replay(backend_name, case, steps=1), case)
 
 
-def moco_step(order_of_keys=np.argsort, late_ema=False):
-    """MoCo's forward pass, with the keys put in the order ``order_of_keys(shuffle_perm)``."""
+def moco_keys(order_of_keys=np.argsort):
+    """MoCo's keys, put in the order ``order_of_keys(shuffle_perm)``."""
 
-    def forward(ops, model, batch, draws, hyper, spec):
-        query, order = model.query(batch.views[0]), draws["shuffle_perm"]
-        with ops.no_grad():
-            if not late_ema:
-                model.update_teacher(hyper.ema)
-            shuffled = ops.l2_normalize(model.key(ops.gather_rows(batch.views[1], order)))
-            key = ops.gather_rows(shuffled, order_of_keys(order))
-            if late_ema:
-                model.update_teacher(hyper.ema)
-        return methods.moco.outcome(ops, model, query, key, spec)
+    def targets(step, parts):
+        ops, model, order = step.ops, step.model, step.draws["shuffle_perm"]
+        model.update_teacher(step.hyper.ema)
+        images = ops.gather_rows(parts[0].views[1], order)
+        shuffled = model.projected("teacher", model.encoded("teacher", images))
+        key = ops.gather_rows(ops.l2_normalize(shuffled), order_of_keys(order))
+        return Targets([{"key": key}], features={"key": key}, kept={"key": key})
 
-    return forward
-
-
-def swapped_views(ops, model, batch, draws, hyper, spec):
-    return moco_step()(ops, model, replace(batch, views=batch.views[::-1]), draws, hyper, spec)
+    return targets
 
 
 QUEUE_STEPS = {
-    "key before EMA": moco_step(late_ema=True),
-    "not unshuffled": moco_step(lambda order: np.arange(len(order))),
-    "shuffled twice": moco_step(lambda order: order),
-    "views swapped": swapped_views,
+    "key before EMA": {"targets": key_before_ema(methods.moco.targets)},
+    "not unshuffled": {"targets": moco_keys(lambda order: np.arange(len(order)))},
+    "shuffled twice": {"targets": moco_keys(lambda order: order)},
+    "views swapped": {
+        "prepare": lambda batch, draws, spec: replace(batch, views=batch.views[::-1])
+    },
 }
 
 
 @pytest.mark.parametrize("name", QUEUE_STEPS)
 def test_a_wrong_step_of_a_queue_method_is_noticed(backend, backend_name, name, monkeypatch):
-    monkeypatch.setattr(methods.moco, "forward", QUEUE_STEPS[name])
+    wrong(monkeypatch, methods.moco, QUEUE_STEPS[name])
     case = "moco_v1_resnet18"
     assert disagreements(replay(backend_name, case, steps=1), case)
 
 
 def test_the_right_step_of_a_queue_method_is_right(backend, backend_name, monkeypatch):
-    monkeypatch.setattr(methods.moco, "forward", moco_step())
+    monkeypatch.setattr(methods.moco, "targets", moco_keys())
     case = "moco_v1_resnet18"
     assert disagreements(replay(backend_name, case, steps=1), case) == []
 

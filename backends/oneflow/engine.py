@@ -12,7 +12,7 @@ from triptych.backends.oneflow.optim import OPTIMIZERS, Optimizer
 from triptych.backends.oneflow.state import NUMPY, slots, tensor_slot, to_array
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array, Slot
+from triptych.core.contracts import Array, Outcome, Slot
 from triptych.core.optim import groups
 
 
@@ -51,9 +51,14 @@ class Engine(core.Engine):
         """See ``core.engine.Engine``."""
         self.optimizer.zero_grad()
 
-    def backward(self, loss: Tensor) -> None:
+    def differentiate(
+        self, compute: Callable[..., Outcome], /, *inputs: Tensor
+    ) -> tuple[Outcome, list[Tensor | None]]:
         """See ``core.engine.Engine``."""
-        loss.backward()
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        outcome = compute(*leaves)
+        outcome.loss.backward()
+        return outcome, [leaf.grad for leaf in leaves]
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""

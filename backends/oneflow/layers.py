@@ -189,8 +189,8 @@ class BatchNorm(nn.Module):
     """Batch norm with virtual ranks in training.
 
     Each of ``virtual_ranks`` contiguous parts of a training batch is normalised separately. The
-    running statistics are those of the first part, which the first rank would save. The running
-    variance is unbiased unless ``biased`` is set.
+    running statistics are those of the first part, which the first rank would save. They stay as
+    they are while ``tracking`` is False. The running variance is unbiased unless ``biased`` is set.
 
     OneFlow's batch norm computes the variance as E[x^2] - E[x]^2, which loses digits if the mean is
     large. It also rounds eps and momentum to float32.
@@ -198,6 +198,7 @@ class BatchNorm(nn.Module):
 
     virtual_ranks = 1
     biased = False
+    tracking = True
 
     def __init__(
         self, width: int, *, affine: bool = True, eps: float = 1e-5, momentum: float = 0.1
@@ -276,6 +277,8 @@ class BatchNorm(nn.Module):
     @flow.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Takes in the mean and the unbiased variance of ``count`` values of each channel."""
+        if not self.tracking:
+            return
         width, keep = len(self.running_mean), 1.0 - self.momentum
         if self.biased:
             variance = variance * ((count - 1) / count)
@@ -290,6 +293,13 @@ def set_batch_norm(model: nn.Module, spec: BatchNormSpec) -> None:
         if isinstance(module, BatchNorm):
             module.virtual_ranks = spec.virtual_ranks
             module.biased = spec.running_variance == "biased"
+
+
+def set_tracking(model: nn.Module, flag: bool) -> None:
+    """Sets whether the batch norms in a module move their running statistics."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.tracking = flag
 
 
 class _GeluFloat32(flow.autograd.Function):

@@ -41,6 +41,7 @@ KIT = networks.Kit(
     encoder=encoder,
     head=head,
     set_batch_norm=layers.set_batch_norm,
+    set_tracking=layers.set_tracking,
     queue=Queue,
     codebook=Codebook,
     decoder=Decoder,

@@ -66,9 +66,9 @@ class BatchNorm(nn.Layer):
     """Batch norm with virtual ranks in training.
 
     Each of ``virtual_ranks`` contiguous parts of a training batch is normalised separately. The
-    running statistics are those of the first part, which the first rank would save. Unlike in
-    Paddle's batch norm, they are buffers and no parameters. The running variance is unbiased unless
-    ``biased`` is set.
+    running statistics are those of the first part, which the first rank would save. They stay as
+    they are while ``tracking`` is False. Unlike in Paddle's batch norm, they are buffers and no
+    parameters. The running variance is unbiased unless ``biased`` is set.
 
     Args:
         momentum: weight of the new batch in the running statistics.
@@ -77,6 +77,7 @@ class BatchNorm(nn.Layer):
 
     virtual_ranks = 1
     biased = False
+    tracking = True
 
     def __init__(
         self, width: int, *, affine: bool = True, momentum: float = 0.1, epsilon: float = 1e-5
@@ -103,9 +104,9 @@ class BatchNorm(nn.Layer):
             x = x if factor == 1.0 else x * factor
             return F.batch_norm(x, mean, variance, self.weight, self.bias, epsilon=epsilon)
         if self.virtual_ranks == 1:
-            return self._normalise(x, track=True)
+            return self._normalise(x, track=self.tracking)
         first, *others = paddle.split(x, self.virtual_ranks)
-        parts = [self._normalise(first, track=True)]
+        parts = [self._normalise(first, track=self.tracking)]
         parts += [self._normalise(part, track=False) for part in others]
         return paddle.concat(parts)
 
@@ -134,6 +135,13 @@ def set_batch_norm(model: nn.Layer, spec: BatchNormSpec) -> None:
         if isinstance(layer, BatchNorm):
             layer.virtual_ranks = spec.virtual_ranks
             layer.biased = spec.running_variance == "biased"
+
+
+def set_tracking(model: nn.Layer, flag: bool) -> None:
+    """Sets whether the batch norms in a module move their running statistics."""
+    for layer in model.sublayers():
+        if isinstance(layer, BatchNorm):
+            layer.tracking = flag
 
 
 def statistics_dtype(x: Tensor) -> paddle.dtype:

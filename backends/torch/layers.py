@@ -12,28 +12,31 @@ class BatchNorm(_BatchNorm):
     """PyTorch's batch norm for any number of dimensions, with virtual ranks in training.
 
     Each of ``virtual_ranks`` contiguous parts of a training batch is normalised separately. The
-    running statistics are those of the first part, which the first rank would save. The running
-    variance is unbiased unless ``biased`` is set.
+    running statistics are those of the first part, which the first rank would save. They stay as
+    they are while ``tracking`` is False. The running variance is unbiased unless ``biased`` is set.
 
     The base class has no public name. The public classes accept one number of dimensions each.
     """
 
     virtual_ranks = 1
     biased = False
+    tracking = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises over all axes but the second. (N, C, ...) -> (N, C, ...)."""
         if not self.training:
             return super().forward(x)
         track = self._track_biased if self.biased else super().forward
+        if not self.tracking:
+            track = self._normalise
         if self.virtual_ranks == 1:
             return track(x)
         first, *others = x.chunk(self.virtual_ranks)
-        parts = [track(first)]
-        for part in others:
-            gain, shift = self.weight, self.bias
-            parts.append(F.batch_norm(part, None, None, gain, shift, training=True, eps=self.eps))
-        return torch.cat(parts)
+        return torch.cat([track(first), *map(self._normalise, others)])
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        """Normalises without running statistics."""
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
     def _track_biased(self, x: Tensor) -> Tensor:
         """Normalises by the statistics of ``x``, which enter the running ones."""
@@ -59,3 +62,10 @@ def set_batch_norm(model: nn.Module, spec: BatchNormSpec) -> None:
         if isinstance(module, BatchNorm):
             module.virtual_ranks = spec.virtual_ranks
             module.biased = spec.running_variance == "biased"
+
+
+def set_tracking(model: nn.Module, flag: bool) -> None:
+    """Sets whether the batch norms in a module move their running statistics."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.tracking = flag

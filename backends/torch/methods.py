@@ -10,7 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from triptych.backends.torch.encoders import encoder
 from triptych.backends.torch.heads import head
-from triptych.backends.torch.layers import set_batch_norm
+from triptych.backends.torch.layers import set_batch_norm, set_tracking
 from triptych.backends.torch.memory import Codebook, Queue
 from triptych.backends.torch.moca import Decoder, Generator
 from triptych.core.config.spec import RunSpec
@@ -40,6 +40,7 @@ KIT = networks.Kit(
     encoder=encoder,
     head=head,
     set_batch_norm=set_batch_norm,
+    set_tracking=set_tracking,
     queue=Queue,
     codebook=Codebook,
     decoder=Decoder,

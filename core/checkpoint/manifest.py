@@ -27,6 +27,7 @@ FREE_KEYS = (
     "log",
     "parallel",
     "threads",
+    "train.accumulate",
     "train.stop_at",
 )
 """Keys and whole sections that may differ on resume.

@@ -151,7 +151,8 @@ class TrainSpec(Section):
     """Global batch size: images per optimizer step over all ranks."""
     accumulate: PositiveInt = 1
     """Number of micro-batches whose gradients a step adds up. They need less memory and change no
-    number. This version accumulates for linear probes and fine-tuning."""
+    number: teacher, queue and codebook move once in a step. An encoder with batch norm needs
+    batch_norm.virtual_ranks, so that each micro-batch holds whole virtual ranks."""
     drop_last: Bool = True
     """Whether the images left over at the end of an epoch are left out. false: they make a last,
     smaller batch."""
@@ -292,23 +293,28 @@ class RunSpec(Section):
 
     def _accumulation_contradictions(self) -> Iterator[KeyedError]:
         count, batch = self.train.accumulate, self.train.batch_size
-        if count > 1 and not self.method.labelled:
-            yield KeyedError("train.accumulate", f"{count}: method {self.method.name} needs 1")
-        elif batch % count:
-            yield KeyedError(
-                "train.accumulate", f"train.batch_size {batch} is not divisible by {count}"
-            )
-        elif count > 1 and isinstance(self.method, FinetuneSpec) and self._batch_norm:
-            yield KeyedError(
-                "train.accumulate",
+        ranks = self.batch_norm.virtual_ranks
+        reason = None
+        if batch % count:
+            reason = f"train.batch_size {batch} is not divisible by {count}"
+        elif count > 1 and ranks == 1 and self._batch_norm:
+            reason = (
                 f"{count}: the batch norms of {self.model.name} need the whole batch at once; "
-                "set it to 1",
+                "set it to 1"
             )
+        elif ranks % count and self._batch_norm:
+            reason = (
+                f"{count}: batch_norm.virtual_ranks {ranks} is not divisible by {count}, and a "
+                "micro-batch holds whole virtual ranks"
+            )
+        if reason is not None:
+            yield KeyedError("train.accumulate", reason)
 
     @property
     def _batch_norm(self) -> bool:
-        """Whether the encoder has batch norms."""
-        return isinstance(self.model, ResnetSpec) or self.model.stem == "conv"
+        """Whether the encoder is trained and has batch norms."""
+        frozen = isinstance(self.method, LinearSpec)
+        return not frozen and (isinstance(self.model, ResnetSpec) or self.model.stem == "conv")
 
     def _batch_contradictions(self) -> Iterator[KeyedError]:
         yield from self._accumulation_contradictions()

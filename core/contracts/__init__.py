@@ -5,6 +5,7 @@ mypy checks ``core`` and every backend against the protocols (``make lint``).
 
 from triptych.core.contracts.method import (
     Method,
+    Step,
 )
 from triptych.core.contracts.networks import (
     Classifier,
@@ -31,8 +32,10 @@ from triptych.core.contracts.step import (
     Hyper,
     Outcome,
     Ranks,
+    Replicas,
     Slot,
     State,
+    Targets,
     Tensor,
 )
 
@@ -58,7 +61,10 @@ __all__ = [
     "Outcome",
     "QueueModel",
     "Ranks",
+    "Replicas",
     "Slot",
     "State",
+    "Step",
+    "Targets",
     "Tensor",
 ]

@@ -1,18 +1,43 @@
 """The functions that a method provides to the engine, the training loop and the reports."""
 
-from collections.abc import Mapping
-from typing import Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts.ops import Ops
-from triptych.core.contracts.step import Array, Batch, Hyper, Outcome
+from triptych.core.contracts.step import Array, Batch, Hyper, Outcome, Replicas, Targets
 
-ModelT = TypeVar("ModelT", contravariant=True)
-SectionT = TypeVar("SectionT", contravariant=True)
+ModelT = TypeVar("ModelT")
+SectionT = TypeVar("SectionT")
+
+
+@dataclass(frozen=True)
+class Step(Generic[ModelT, SectionT]):
+    """What the functions of a method work with in one step.
+
+    Attributes:
+        ops: the tensor operations.
+        model: the networks and the memory.
+        spec: the method's section of the spec.
+        draws: the random numbers of the step, by name.
+        hyper: the scheduled scalars of the step.
+        replicas: the copies of the model that share the batch.
+    """
+
+    ops: Ops
+    model: ModelT
+    spec: SectionT
+    draws: Mapping[str, Array]
+    hyper: Hyper
+    replicas: Replicas
 
 
 class Method(Protocol[ModelT, SectionT]):
     """The part of a method that needs no framework. A module of ``core.methods``.
+
+    A step calls ``prepare``, then ``targets``, then ``predict`` and ``loss`` for each loss and
+    micro-batch (see ``core.methods.accumulate``), and ``finish`` after the optimizer's update.
 
     Type parameters:
         ModelT: the networks that the method's step needs.
@@ -25,6 +50,12 @@ class Method(Protocol[ModelT, SectionT]):
     """Advice against a collapse, besides a lower learning rate."""
     CHANCE: str
     """Text about the chance level in the summary of a spec. The level replaces "{:.4f}"."""
+    LOSSES: int
+    """Number of losses whose sum is the loss of a step. Each is differentiated before the features
+    of the next one are computed, so the activations of one of them at a time are in memory."""
+    WHOLE: bool
+    """Whether ``loss`` needs the features of the whole batch, since batch norm in the heads joins
+    its images. If not, the loss of a batch is the mean of the losses of its micro-batches."""
 
     def chance(self, spec: RunSpec, /) -> float:
         """The chance level: the loss of features that do not distinguish images; > 0."""
@@ -58,20 +89,39 @@ class Method(Protocol[ModelT, SectionT]):
     def prepare(self, batch: Batch, draws: Mapping[str, Array], spec: SectionT, /) -> Batch:
         """The batch as the forward pass needs it. The work is done on the host, on arrays."""
 
-    def forward(
-        self,
-        ops: Ops,
-        model: ModelT,
-        batch: Batch,
-        draws: Mapping[str, Array],
-        hyper: Hyper,
-        spec: SectionT,
-        /,
-    ) -> Outcome:
-        """The forward pass of one step. It updates a teacher that follows the student's past.
+    def targets(self, step: Step[ModelT, SectionT], parts: Sequence[Batch], /) -> Targets:
+        """What the student is to predict, without gradient.
+
+        It updates a teacher that follows the student's past.
 
         Args:
-            batch: views and targets are tensors.
+            parts: the micro-batches in order, with tensors.
+        """
+
+    def predict(self, step: Step[ModelT, SectionT], part: Batch, number: int, /) -> Any:
+        """The student's features of a micro-batch: a tensor (N, D) if ``WHOLE`` is set.
+
+        Args:
+            part: with tensors.
+            number: of the loss, from 0.
+        """
+
+    def loss(
+        self,
+        step: Step[ModelT, SectionT],
+        part: Batch,
+        features: Any,
+        targets: Mapping[str, Any],
+        number: int,
+        /,
+    ) -> Outcome:
+        """One of the losses of a micro-batch, or of the whole batch if ``WHOLE`` is set.
+
+        Args:
+            part: the images of the features.
+            features: of ``predict``.
+            targets: the entry of ``Targets.values`` for these images.
+            number: of the loss, from 0.
         """
 
     def finish(self, model: ModelT, outcome: Outcome, hyper: Hyper, /) -> None:

@@ -94,15 +94,38 @@ class Networks(Protocol):
     def counters(self) -> dict[str, Slot]:
         """The counters of the state that live on the host, by canonical name."""
 
+    def track(self, branch: str, flag: bool, /) -> None:
+        """Sets whether batch norms in training update their running statistics.
+
+        Of several micro-batches, only the first one moves the running statistics.
+
+        Args:
+            branch: "student" or "teacher".
+            flag: whether they update them from now on.
+        """
+
 
 class Model(Networks, Protocol):
     """The networks of MoCo, as the method's step uses them. A native module of the backend."""
 
-    def query(self, view: Tensor, /) -> Tensor:
-        """Student encoder, projector and predictor in training mode. (N, C, H, W) -> (N, D)."""
+    def encoded(self, branch: str, view: Tensor, /) -> Tensor:
+        """The encoder's feature in training mode. (N, C, H, W) -> (N, D).
 
-    def key(self, view: Tensor, /) -> Tensor:
-        """Teacher encoder and projector in training mode. (N, C, H, W) -> (N, D)."""
+        Args:
+            branch: "student" or "teacher".
+            view: (N, C, H, W).
+        """
+
+    def projected(self, branch: str, features: Tensor, /) -> Tensor:
+        """The output of the projector, and of the predictor if there is one, in training mode.
+
+        Args:
+            branch: "student" or "teacher".
+            features: (N, D), of ``encoded``.
+
+        Returns:
+            (N, output width).
+        """
 
     def update_teacher(self, momentum: float, /) -> None:
         """Sets teacher to momentum * teacher + (1 - momentum) * student, in place.

@@ -19,7 +19,7 @@ State = dict[str, Array]
 
 @dataclass(frozen=True)
 class Batch:
-    """The images of one step. ``Method.forward`` gets views and targets as tensors.
+    """The images of one step. A method's networks get views and targets as tensors.
 
     Attributes:
         views: arrays (N, C, H, W), float32, normalised: as many as the method has views. With
@@ -62,14 +62,34 @@ class Hyper:
 
 
 @dataclass
+class Targets:
+    """What the student is to predict in one step. No tensor carries a gradient.
+
+    Attributes:
+        values: the tensors that ``Method.loss`` needs, by name: an entry for each micro-batch, or
+            one for the whole batch if ``Method.WHOLE`` is set.
+        metrics: as in ``Outcome``.
+        features: as in ``Outcome``.
+        kept: as in ``Outcome``.
+        tracked: whether the running statistics of the student have moved in this step already.
+    """
+
+    values: list[dict[str, Tensor]]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    features: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    tracked: bool = False
+
+
+@dataclass
 class Outcome:
-    """The result of a method's forward pass.
+    """The loss of a step, or one of the losses that add up to it.
 
     Attributes:
         loss: scalar to differentiate.
         metrics: scalars to log, by name.
         features: features that parity compares and health measures, by name.
-        kept: tensors that ``Method.finish`` needs, by name; they carry no gradient.
+        kept: tensors that ``Method.finish`` needs, by name. The engine takes them from ``Targets``.
     """
 
     loss: Tensor
@@ -129,6 +149,31 @@ class Ranks:
 
 ALONE = Ranks()
 """A single process, which waits for no other."""
+
+
+class Replicas:
+    """The copies of a model that share each batch in data parallelism, as one of them sees them.
+
+    This class itself describes a single copy.
+
+    Attributes:
+        rank: number of this copy, from 0. Copy i has the i-th part of the rows of a batch.
+        count: number of copies.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The rows of all copies, in the order of their ranks, without gradient.
+
+        Args:
+            x: (N, ...), the same shape on all copies.
+
+        Returns:
+            (count * N, ...).
+        """
+        return x
 
 
 class Slot(NamedTuple):

@@ -11,35 +11,44 @@ from typing import cast
 import numpy as np
 
 from triptych.core.config.spec import FinetuneSpec, RunSpec, VitSpec
-from triptych.core.contracts import Array, Batch, FinetuneModel, Hyper, Ops, Outcome
+from triptych.core.contracts import Array, Batch, FinetuneModel, Hyper, Outcome, Step, Tensor
 from triptych.core.methods import mixing
 from triptych.core.methods.supervised import (
     CHANCE,
     FLAT,
+    LOSSES,
     REMEDY,
+    WHOLE,
     chance,
     judged,
     settled,
     spread,
     status,
+    targets,
 )
 from triptych.core.random import stream
 
 __all__ = [
     "CHANCE",
     "FLAT",
+    "LOSSES",
     "REMEDY",
+    "WHOLE",
     "chance",
     "check_draws",
     "draws",
     "finish",
-    "forward",
     "judged",
+    "loss",
+    "predict",
     "prepare",
     "settled",
     "spread",
     "status",
+    "targets",
 ]
+
+FinetuneStep = Step[FinetuneModel, FinetuneSpec]
 
 
 def draws(spec: RunSpec, step: int) -> dict[str, Array]:
@@ -80,27 +89,36 @@ def prepare(batch: Batch, draws: Mapping[str, Array], spec: FinetuneSpec) -> Bat
     return replace(batch, views=(images,), targets=targets)
 
 
-def forward(
-    ops: Ops,
-    model: FinetuneModel,
-    batch: Batch,
-    draws: Mapping[str, Array],
-    hyper: Hyper,
-    spec: FinetuneSpec,
+def predict(step: FinetuneStep, part: Batch, number: int) -> tuple[Tensor, Tensor]:
+    """The feature (N, D) of each image, and the logits (N, classes).
+
+    Args:
+        part: one view (N, C, H, W).
+    """
+    keep = step.draws.get("drop_path_keep")
+    if keep is not None:
+        # The last batch of an epoch may be smaller than its draws.
+        keep = keep[:, part.rows][:, : len(part.index)]
+    scales = None if keep is None else branch_scales(keep, step.spec.drop_path)
+    return step.model.predict(part.views[0], scales)
+
+
+def loss(
+    step: FinetuneStep,
+    part: Batch,
+    features: tuple[Tensor, Tensor],
+    targets: Mapping[str, Tensor],
+    number: int,
 ) -> Outcome:
     """The cross-entropy between predicted and wanted probabilities of the classes.
 
     Args:
-        batch: one view (N, C, H, W), and targets.
+        part: with the wanted probabilities.
+        features: feature and logits.
     """
-    keep = draws.get("drop_path_keep")
-    if keep is not None:
-        # The last batch of an epoch may be smaller than its draws.
-        keep = keep[:, batch.rows][:, : len(batch.index)]
-    scales = None if keep is None else branch_scales(keep, spec.drop_path)
-    feature, logits = model.predict(batch.views[0], scales)
-    loss = ops.kl_divergence(batch.targets, logits) + ops.entropy(batch.targets)
-    return Outcome(loss, features={"feature": feature, "logits": logits})
+    feature, logits = features
+    value = step.ops.kl_divergence(part.targets, logits) + step.ops.entropy(part.targets)
+    return Outcome(value, features={"feature": feature, "logits": logits})
 
 
 def finish(model: FinetuneModel, outcome: Outcome, hyper: Hyper) -> None:

@@ -10,31 +10,38 @@ from operator import add
 from typing import cast
 
 from triptych.core.config.spec import LinearSpec, RunSpec
-from triptych.core.contracts import Array, Batch, Hyper, LinearModel, Ops, Outcome
+from triptych.core.contracts import Array, Batch, Hyper, LinearModel, Outcome, Step, Tensor
 from triptych.core.methods.supervised import (
     CHANCE,
     FLAT,
+    LOSSES,
     REMEDY,
+    WHOLE,
     chance,
     settled,
     spread,
+    targets,
 )
 from triptych.core.methods.supervised import status as accuracies
 
 __all__ = [
     "CHANCE",
     "FLAT",
+    "LOSSES",
     "REMEDY",
+    "WHOLE",
     "chance",
     "check_draws",
     "draws",
     "finish",
-    "forward",
     "judged",
+    "loss",
+    "predict",
     "prepare",
     "settled",
     "spread",
     "status",
+    "targets",
 ]
 
 
@@ -68,35 +75,44 @@ def prepare(batch: Batch, draws: Mapping[str, Array], spec: LinearSpec) -> Batch
     return batch
 
 
-def forward(
-    ops: Ops,
-    model: LinearModel,
-    batch: Batch,
-    draws: Mapping[str, Array],
-    hyper: Hyper,
-    spec: LinearSpec,
+def predict(step: Step[LinearModel, LinearSpec], part: Batch, number: int) -> Tensor:
+    """The features that the classifiers get, (N, D), without gradient.
+
+    Args:
+        part: one view, (N, C, H, W); or cached features (N, D).
+    """
+    if step.spec.features == "cached":
+        return part.views[0]
+    with step.ops.no_grad():
+        return step.model.frozen(part.views[0])
+
+
+def loss(
+    step: Step[LinearModel, LinearSpec],
+    part: Batch,
+    features: Tensor,
+    targets: Mapping[str, Tensor],
+    number: int,
 ) -> Outcome:
     """The sum of the classifiers' losses. No classifier's gradient depends on another.
 
     The logged loss is the mean over the classifiers. Of several, each has its own "loss_<i>".
 
     Args:
-        batch: one view, and labels. The view is (N, C, H, W), or cached features (N, D).
+        part: with labels.
+        features: (N, D).
     """
-    features = batch.views[0]
-    if spec.features == "augmented":
-        with ops.no_grad():
-            features = model.frozen(features)
-    logits = model.logits(features)
-    labels = ops.labels(cast(Array, batch.labels), logits[0])
+    ops = step.ops
+    logits = step.model.logits(features)
+    labels = ops.labels(cast(Array, part.labels), logits[0])
     losses = [ops.cross_entropy(scores, labels) for scores in logits]
-    loss = reduce(add, losses)
-    metrics = {"loss": loss / len(losses)}
+    total = reduce(add, losses)
+    metrics = {"loss": total / len(losses)}
     if len(losses) == 1:
         metrics["acc1"], metrics["acc5"] = ops.accuracy(logits[0], labels, top=(1, 5))
     else:
         metrics.update({f"loss_{i}": value for i, value in enumerate(losses)})
-    return Outcome(loss, metrics, {"features": features})
+    return Outcome(total, metrics, {"features": features})
 
 
 def finish(model: LinearModel, outcome: Outcome, hyper: Hyper) -> None:

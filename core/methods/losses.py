@@ -5,8 +5,6 @@ The caller passes keys gathered from all ranks, and labels; the losses know no r
 Shape letters: N queries, M keys, D feature width.
 """
 
-import numpy as np
-
 from triptych.core.contracts import Array, Ops, Tensor
 
 
@@ -23,31 +21,6 @@ def info_nce(ops: Ops, query: Tensor, keys: Tensor, labels: Array, *, temperatur
     logits = ops.matmul(query / temperature, keys, transpose_b=True)
     loss = ops.cross_entropy(logits, ops.labels(labels, logits))
     return 2.0 * temperature * loss
-
-
-def symmetric_info_nce(
-    ops: Ops, query1: Tensor, query2: Tensor, key1: Tensor, key2: Tensor, *, temperature: float
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The loss of each view's queries against the other view's keys (MoCo v3, algorithm 1).
-
-    Args:
-        query1: (N, D), predictor outputs of view 1, not normalised.
-        query2: (N, D), predictor outputs of view 2, not normalised.
-        key1: (N, D), teacher outputs of view 1, not normalised.
-        key2: (N, D), teacher outputs of view 2, not normalised.
-        temperature: dimensionless.
-
-    Returns:
-        The sum of the two terms, and the terms: query1 against key2, query2 against key1.
-    """
-    labels = np.arange(len(query1), dtype=np.int64)
-    term1 = info_nce(
-        ops, ops.l2_normalize(query1), ops.l2_normalize(key2), labels, temperature=temperature
-    )
-    term2 = info_nce(
-        ops, ops.l2_normalize(query2), ops.l2_normalize(key1), labels, temperature=temperature
-    )
-    return term1 + term2, (term1, term2)
 
 
 def queue_logits(

@@ -4,14 +4,28 @@ Shape letters: N images of both views (view 1 first), L tokens per image, D widt
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import cast
 
 import numpy as np
 
+from triptych.core.config.method import Round
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
-from triptych.core.contracts import Array, Batch, Hyper, MocaModel, Ops, Outcome, Tensor
+from triptych.core.contracts import (
+    Array,
+    Batch,
+    Hyper,
+    MocaModel,
+    Ops,
+    Outcome,
+    Step,
+    Targets,
+    Tensor,
+)
 from triptych.core.methods import masking
+from triptych.core.methods.accumulate import joined
 from triptych.core.methods.health import EQUAL_SPREAD
 from triptych.core.random import check_order, stream
 
@@ -19,12 +33,16 @@ FLAT = EQUAL_SPREAD
 """MOCA's pooled features are not normalised, and nearly parallel in a good run as well."""
 REMEDY = "clip harder (optim.clip_norm) or let the teacher follow more slowly (method.momentum)"
 CHANCE = "below {:.4f}; the level moves with the words and is logged at each step"
+LOSSES = 1
+WHOLE = False
 TOLD_SCALE = 10.0
 """Scale (1/nat) of a bag's information about its image in ``spread``.
 
 The scaled information is compared with ``FLAT``, so less than 0.001 nat counts as collapsed. The
 feature spread is compared with ``FLAT`` without a scale.
 """
+
+MocaStep = Step[MocaModel, MocaSpec]
 
 
 def chance(spec: RunSpec) -> float:
@@ -110,90 +128,109 @@ def prepare(batch: Batch, draws: Mapping[str, Array], spec: MocaSpec) -> Batch:
     return batch
 
 
-def forward(
-    ops: Ops,
-    model: MocaModel,
-    batch: Batch,
-    draws: Mapping[str, Array],
-    hyper: Hyper,
-    spec: MocaSpec,
-) -> Outcome:
-    """Updates the teacher, computes its codes, then the student's two masking rounds and losses.
-
-    Args:
-        batch: two views (batch, C, H, W).
-    """
-    images = ops.concat(batch.views, axis=0)
-    orders = [draws["mask_ids_round1"], draws["mask_ids_round2"]]
-    with ops.no_grad():
-        # The teacher takes the student's weights from before this step's update.
-        model.update_teacher(hyper.ema)
-        codes, bows, kept = targets(ops, model, images, draws, spec)
-    rounds = spec.rounds(orders[0].shape[1])
-    encoded = [
-        model.encode(images, ids[:, : size.visible])
-        for ids, size in zip(orders, rounds, strict=True)
-    ]
-    pooled = [_pool(ops, last, spec) for _, last in encoded]
-    weights = model.image_weights(model.memory.words)
-    image_losses = [
-        ops.kl_divergence(bows, ops.matmul(x, weights, transpose_b=True)) for x in pooled
-    ]
-    decoded = [
-        model.decode(x, early, ids[:, : size.decoded])
-        for x, (early, _), ids, size in zip(pooled, encoded, orders, rounds, strict=True)
-    ]
-    weights = model.dense_weights(model.memory.words)
-    dense_targets = [
-        _at(ops, codes, ids[:, : size.decoded]) for ids, size in zip(orders, rounds, strict=True)
-    ]
-    dense_losses = [
-        ops.kl_divergence(target, ops.matmul(x, weights, transpose_b=True))
-        for x, target in zip(decoded, dense_targets, strict=True)
-    ]
-    # Each loss is twice its mean over the two rounds: the factor and the mean cancel.
-    image, dense = image_losses[0] + image_losses[1], dense_losses[0] + dense_losses[1]
-    with ops.no_grad():
-        metrics = {
-            "loss_img": image,
-            "loss_loc": dense,
-            **_word_metrics(ops, bows, dense_targets[1], spec),
-        }
-    features = {"x_cls_round1": pooled[0], "x_cls_round2": pooled[1], "cross_view_bows": bows}
-    loss = spec.image_weight * image + spec.dense_weight * dense
-    return Outcome(loss, metrics, features, kept)
-
-
-def targets(
-    ops: Ops, model: MocaModel, images: Tensor, draws: Mapping[str, Array], spec: MocaSpec
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The targets of the student, and the data for the codebook's update.
+def targets(step: MocaStep, parts: Sequence[Batch]) -> Targets:
+    """Updates the teacher, and computes what the student predicts and the codebook needs.
 
     Returns:
-        codes: (N, L, K), codes of each token.
-        bows: (N, K), bag of words of each image's other view.
-        kept: new words, and each view's difference of cosines, for ``finish``.
+        For each micro-batch: ``bows`` (N, K), the bag of words of each image's other view;
+        ``codes1`` and ``codes2`` (N * M, K), the codes of the tokens that a round decodes. To keep
+        are the new words, and each view's difference of cosines.
     """
-    memory = model.memory
-    tokens = model.teacher_tokens(images)
+    ops, model = step.ops, step.model
+    # The teacher takes the student's weights from before this step's update.
+    model.update_teacher(step.hyper.ema)
+    tokens = [model.teacher_tokens(ops.concat(part.views, axis=0)) for part in parts]
+    assigned = [_assign(step, part, x) for part, x in zip(parts, tokens, strict=True)]
+    values = [value for value, _ in assigned]
+    difference = joined(ops, [x for _, x in assigned], parts)
+    half = len(difference) // 2
+    kept = {
+        "words": _new_words(step, joined(ops, tokens, parts)),
+        "difference1": difference[:half].mean(),
+        "difference2": difference[half:].mean(),
+    }
+    bows = joined(ops, [value["bows"] for value in values], parts)
+    metrics = _word_metrics(ops, bows, [value["codes2"] for value in values], step.spec)
+    return Targets(values, metrics, {"cross_view_bows": bows}, kept)
+
+
+def _assign(step: MocaStep, part: Batch, tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The targets of a micro-batch, and its tokens' difference of cosines (N,).
+
+    Args:
+        tokens: (N, L, D), of the teacher.
+    """
+    ops, spec, memory = step.ops, step.spec, step.model.memory
     codes, differences = ops.soft_assign(
         tokens, memory.words, spec.inverse_delta / memory.distance_used
     )
-    half, inner = len(images) // 2, masking.interior(model.grid, spec.border)
-    bows = ops.mean_tokens(codes, inner)
+    bows = ops.mean_tokens(codes, masking.interior(step.model.grid, spec.border))
+    half = len(bows) // 2
     # Each code sums to 1, and so does a mean of codes: no normalisation is needed.
-    crossed = ops.concat([bows[half:], bows[:half]], axis=0)
+    values = {"bows": ops.concat([bows[half:], bows[:half]], axis=0)}
+    for i, (order, size) in enumerate(_rounds(step, part), 1):
+        values[f"codes{i}"] = _at(ops, codes, order[:, : size.decoded])
+    return values, differences
+
+
+def _new_words(step: MocaStep, tokens: Tensor) -> Tensor:
+    """The words that enter the codebook, unit rows. tokens: (N, L, D), of the teacher."""
+    draws, inner = step.draws, masking.interior(step.model.grid, step.spec.border)
     token = inner[draws["codebook_token_pick"]]
     image = draws["codebook_image_perm"][: len(token)]
     if draws["codebook_coin"] >= 0.5:
-        image = image + half
-    words = ops.l2_normalize(ops.gather_tokens(tokens, image, token), eps=1e-5)
-    kept = {
-        "words": words,
-        "difference1": differences[:half].mean(),
-        "difference2": differences[half:].mean(),
-    }
-    return codes, crossed, kept
+        image = image + len(tokens) // 2
+    return step.ops.l2_normalize(step.ops.gather_tokens(tokens, image, token), eps=1e-5)
+
+
+def predict(step: MocaStep, part: Batch, number: int) -> list[tuple[Tensor, Tensor]]:
+    """The student's features in both masking rounds.
+
+    Returns:
+        For each round the features of the images (N, D), and those of the decoded tokens
+        (N * M, decoder width).
+    """
+    ops, model = step.ops, step.model
+    images = ops.concat(part.views, axis=0)
+    rounds = _rounds(step, part)
+    encoded = [model.encode(images, order[:, : size.visible]) for order, size in rounds]
+    pooled = [_pool(ops, last, step.spec) for _, last in encoded]
+    decoded = [
+        model.decode(x, early, order[:, : size.decoded])
+        for x, (early, _), (order, size) in zip(pooled, encoded, rounds, strict=True)
+    ]
+    return list(zip(pooled, decoded, strict=True))
+
+
+def loss(
+    step: MocaStep,
+    part: Batch,
+    features: Sequence[tuple[Tensor, Tensor]],
+    targets: Mapping[str, Tensor],
+    number: int,
+) -> Outcome:
+    """The image loss and the dense loss of both rounds.
+
+    Args:
+        features: of ``predict``.
+        targets: an entry of the ``values`` of ``targets``.
+    """
+    ops, spec, words = step.ops, step.spec, step.model.memory.words
+    pooled, decoded = zip(*features, strict=True)
+    weights = step.model.image_weights(words)
+    image_losses = [
+        ops.kl_divergence(targets["bows"], ops.matmul(x, weights, transpose_b=True)) for x in pooled
+    ]
+    weights = step.model.dense_weights(words)
+    dense_losses = [
+        ops.kl_divergence(targets[f"codes{i}"], ops.matmul(x, weights, transpose_b=True))
+        for i, x in enumerate(decoded, 1)
+    ]
+    # Each loss is twice its mean over the two rounds: the factor and the mean cancel.
+    image, dense = image_losses[0] + image_losses[1], dense_losses[0] + dense_losses[1]
+    total = spec.image_weight * image + spec.dense_weight * dense
+    pools = {"x_cls_round1": pooled[0], "x_cls_round2": pooled[1]}
+    return Outcome(total, {"loss_img": image, "loss_loc": dense}, pools)
 
 
 def finish(model: MocaModel, outcome: Outcome, hyper: Hyper) -> None:
@@ -205,6 +242,15 @@ def finish(model: MocaModel, outcome: Outcome, hyper: Hyper) -> None:
     model.memory.update(kept["words"], (kept["difference1"], kept["difference2"]))
 
 
+def _rounds(step: MocaStep, part: Batch) -> list[tuple[Array, Round]]:
+    """The order of the tokens of a micro-batch's images (N, L) in each round, with its sizes."""
+    orders = [step.draws[f"mask_ids_round{i}"] for i in (1, 2)]
+    length = orders[0].shape[1]
+    by_view = [order.reshape(2, -1, length)[:, part.rows] for order in orders]
+    chosen = [order.reshape(-1, length) for order in by_view]
+    return list(zip(chosen, step.spec.rounds(length), strict=True))
+
+
 def _pool(ops: Ops, tokens: Tensor, spec: MocaSpec) -> Tensor:
     """The student's feature of each image. (N, 1+T, D) -> (N, D)."""
     patches = np.arange(1, tokens.shape[1])
@@ -214,16 +260,17 @@ def _pool(ops: Ops, tokens: Tensor, spec: MocaSpec) -> Tensor:
 def _at(ops: Ops, codes: Tensor, ids: Array) -> Tensor:
     """The codes of the tokens ``ids``, image by image. (N, L, K), (N, M) -> (N * M, K)."""
     count, length = ids.shape
-    with ops.no_grad():
-        return ops.gather_tokens(codes, np.repeat(np.arange(count), length), ids.reshape(-1))
+    return ops.gather_tokens(codes, np.repeat(np.arange(count), length), ids.reshape(-1))
 
 
-def _word_metrics(ops: Ops, bows: Tensor, codes: Tensor, spec: MocaSpec) -> dict[str, Tensor]:
+def _word_metrics(
+    ops: Ops, bows: Tensor, codes: Sequence[Tensor], spec: MocaSpec
+) -> dict[str, Tensor]:
     """Metrics that show whether the assignments still distinguish images and tokens.
 
     Args:
         bows: (rows, K), bags of words.
-        codes: (rows, K), codes of tokens.
+        codes: of each micro-batch, (rows, K), codes of tokens.
 
     Returns:
         ``word_entropy``: nats, of the mean bag of words; ln K if all words are used equally.
@@ -231,11 +278,17 @@ def _word_metrics(ops: Ops, bows: Tensor, codes: Tensor, spec: MocaSpec) -> dict
         ``code_entropy``: nats, mean over single tokens.
         ``chance``: the loss of the best prediction that ignores the image.
     """
-    words, bow, code = ops.entropy(bows.mean(0)[None]), ops.entropy(bows), ops.entropy(codes)
-    image, dense = words - bow, ops.entropy(codes.mean(0)[None]) - code
+    words, bow = ops.entropy(bows.mean(0)[None]), ops.entropy(bows)
+    code, mean = _mean([ops.entropy(x) for x in codes]), _mean([x.mean(0) for x in codes])
+    image, dense = words - bow, ops.entropy(mean[None]) - code
     return {
         "word_entropy": words,
         "bow_entropy": bow,
         "code_entropy": code,
         "chance": 2.0 * (spec.image_weight * image + spec.dense_weight * dense),
     }
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    """The mean of tensors of one shape."""
+    return values[0] if len(values) == 1 else reduce(add, values) / len(values)

@@ -4,13 +4,14 @@ The two versions differ in heads, temperature and augmentation. The spec holds a
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
 
 from triptych.core.config.spec import QueueSpec, RunSpec
-from triptych.core.contracts import Array, Batch, Hyper, Ops, Outcome, QueueModel, Tensor
+from triptych.core.contracts import Array, Batch, Hyper, Outcome, QueueModel, Step, Targets, Tensor
+from triptych.core.methods.accumulate import by_parts, joined, rows_of
 from triptych.core.methods.health import FLAT_SPREAD
 from triptych.core.methods.losses import queue_logits
 from triptych.core.random import check_order, stream
@@ -19,6 +20,9 @@ FLAT = FLAT_SPREAD
 REMEDY = "raise method.momentum, or keep batch_norm.virtual_ranks above 1"
 
 CHANCE = "the loss is {:.4f} where nothing is learned"
+
+LOSSES = 1
+WHOLE = False
 
 
 def chance(spec: RunSpec) -> float:
@@ -69,45 +73,57 @@ def prepare(batch: Batch, draws: Mapping[str, Array], spec: QueueSpec) -> Batch:
     return batch
 
 
-def forward(
-    ops: Ops,
-    model: QueueModel,
-    batch: Batch,
-    draws: Mapping[str, Array],
-    hyper: Hyper,
-    spec: QueueSpec,
+def targets(step: Step[QueueModel, QueueSpec], parts: Sequence[Batch]) -> Targets:
+    """Updates the teacher, and computes the keys of the second view, unit rows."""
+    ops, model = step.ops, step.model
+    # The teacher may follow running statistics of the student that this step has moved.
+    tracked = step.spec.teacher_statistics != "own"
+    if tracked:
+        by_parts(step, parts, "student", lambda part: predict(step, part, 0))
+    # The teacher takes the student's weights from before this step's update (section 3.2).
+    model.update_teacher(step.hyper.ema)
+    # The shuffle gives the batch norm of a key other images than that of its query (section 3.3).
+    order = step.draws["shuffle_perm"]
+    images = ops.gather_rows(joined(ops, [part.views[1] for part in parts], parts), order)
+    shuffled = by_parts(
+        step, parts, "teacher", lambda part: _features(model, "teacher", rows_of(images, part))
+    )
+    key = ops.gather_rows(ops.l2_normalize(shuffled), np.argsort(order))
+    values = [{"key": rows_of(key, part)} for part in parts]
+    return Targets(values, features={"key": key}, kept={"key": key}, tracked=tracked)
+
+
+def predict(step: Step[QueueModel, QueueSpec], part: Batch, number: int) -> Tensor:
+    """The queries of the first view, not normalised. (N, C, H, W) -> (N, D)."""
+    return _features(step.model, "student", part.views[0])
+
+
+def _features(model: QueueModel, branch: str, view: Tensor) -> Tensor:
+    """Encoder and projector, which has no batch norm. (N, C, H, W) -> (N, D)."""
+    return model.projected(branch, model.encoded(branch, view))
+
+
+def loss(
+    step: Step[QueueModel, QueueSpec],
+    part: Batch,
+    features: Tensor,
+    targets: Mapping[str, Tensor],
+    number: int,
 ) -> Outcome:
-    """Computes queries, updates the teacher, then computes shuffled keys and the loss.
-
-    Args:
-        batch: two views (N, C, H, W), the first for queries and the second for keys.
-    """
-    query = model.query(batch.views[0])
-    with ops.no_grad():
-        # The teacher takes the student's weights from before this step's update (section 3.2).
-        model.update_teacher(hyper.ema)
-        # The shuffle gives the batch norm of a key other images than that of its query
-        # (section 3.3).
-        order = draws["shuffle_perm"]
-        shuffled = ops.l2_normalize(model.key(ops.gather_rows(batch.views[1], order)))
-        key = ops.gather_rows(shuffled, np.argsort(order))
-    return outcome(ops, model, query, key, spec)
-
-
-def outcome(ops: Ops, model: QueueModel, query: Tensor, key: Tensor, spec: QueueSpec) -> Outcome:
     """The loss against positive keys and queue, the accuracy, and the features.
 
     The accuracy ("acc1", "acc5") says how often the positive key is among the nearest 1 or 5.
 
     Args:
-        query: (N, D), not normalised.
-        key: (N, D), unit rows.
+        features: (N, D), queries, not normalised.
+        targets: "key", unit rows.
     """
-    logits = queue_logits(ops, query, key, model.memory.queue, temperature=spec.temperature)
-    labels = ops.labels(np.zeros(len(query), np.int64), logits)
+    ops, queue = step.ops, step.model.memory.queue
+    logits = queue_logits(ops, features, targets["key"], queue, temperature=step.spec.temperature)
+    labels = ops.labels(np.zeros(len(features), np.int64), logits)
     top1, top5 = ops.accuracy(logits, labels, top=(1, 5))
-    loss = ops.cross_entropy(logits, labels)
-    return Outcome(loss, {"acc1": top1, "acc5": top5}, {"q_raw": query, "key": key}, {"key": key})
+    value = ops.cross_entropy(logits, labels)
+    return Outcome(value, {"acc1": top1, "acc5": top5}, {"q_raw": features})
 
 
 def finish(model: QueueModel, outcome: Outcome, hyper: Hyper) -> None:

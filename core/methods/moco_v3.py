@@ -1,18 +1,25 @@
 """MoCo v3: the order of one step over ``ops`` (arXiv 2104.02057, algorithm 1)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
+import numpy as np
+
 from triptych.core.config.spec import MocoV3Spec, RunSpec
-from triptych.core.contracts import Array, Batch, Hyper, Model, Ops, Outcome, Tensor
+from triptych.core.contracts import Array, Batch, Hyper, Model, Outcome, Step, Targets, Tensor
+from triptych.core.methods.accumulate import by_parts
 from triptych.core.methods.health import FLAT_SPREAD
-from triptych.core.methods.losses import symmetric_info_nce
+from triptych.core.methods.losses import info_nce
 
 FLAT = FLAT_SPREAD
 REMEDY = "keep model.freeze_patch_embed on"
 
 CHANCE = "the loss is {:.4f} where nothing is learned"
+
+LOSSES = 2
+"""Each view's queries against the other view's keys (algorithm 1). The loss is the sum."""
+WHOLE = True
 
 
 def chance(spec: RunSpec) -> float:
@@ -54,42 +61,62 @@ def prepare(batch: Batch, draws: Mapping[str, Array], spec: MocoV3Spec) -> Batch
     return batch
 
 
-def forward(
-    ops: Ops,
-    model: Model,
-    batch: Batch,
-    draws: Mapping[str, Array],
-    hyper: Hyper,
-    spec: MocoV3Spec,
+def targets(step: Step[Model, MocoV3Spec], parts: Sequence[Batch]) -> Targets:
+    """Updates the teacher, and computes the keys of both views, view 1 first.
+
+    Each view passes the networks separately, so batch norm sees one view at a time.
+    """
+    # The teacher may follow running statistics of the student that this step has moved.
+    tracked = step.spec.teacher_statistics != "own"
+    if tracked:
+        for view in range(2):
+            _outputs(step, parts, "student", view)
+    # The teacher takes the student's weights from before this step's update (section 3).
+    step.model.update_teacher(step.hyper.ema)
+    keys = [_outputs(step, parts, "teacher", view) for view in range(2)]
+    gathered = [step.replicas.gather(step.ops.l2_normalize(key)) for key in keys]
+    values = {"key1": gathered[0], "key2": gathered[1]}
+    return Targets([values], features={"k1": keys[0], "k2": keys[1]}, tracked=tracked)
+
+
+def _outputs(
+    step: Step[Model, MocoV3Spec], parts: Sequence[Batch], branch: str, view: int
+) -> Tensor:
+    """What the networks of a branch give for one view. (N, D)."""
+    model = step.model
+    features = by_parts(step, parts, branch, lambda part: model.encoded(branch, part.views[view]))
+    return model.projected(branch, features)
+
+
+def predict(step: Step[Model, MocoV3Spec], part: Batch, number: int) -> Tensor:
+    """The features of one view: number 0 is view 1. (N, C, H, W) -> (N, D)."""
+    return step.model.encoded("student", part.views[number])
+
+
+def loss(
+    step: Step[Model, MocoV3Spec],
+    part: Batch,
+    features: Tensor,
+    targets: Mapping[str, Tensor],
+    number: int,
 ) -> Outcome:
-    """Computes queries of both views, updates the teacher, then computes keys and the loss.
+    """The loss of one view's queries against the other view's keys.
 
     Args:
-        batch: two views (N, C, H, W). Each passes the networks separately, so batch norm sees
-            one view at a time, view 1 first.
+        features: (N, D), of ``predict``.
+        targets: "key1" and "key2", unit rows of all replicas.
     """
-    query1, query2 = model.query(batch.views[0]), model.query(batch.views[1])
-    with ops.no_grad():
-        # The teacher takes the student's weights from before this step's update (section 3).
-        model.update_teacher(hyper.ema)
-        key1, key2 = model.key(batch.views[0]), model.key(batch.views[1])
-    return outcome(ops, query1, query2, key1, key2, spec)
-
-
-def outcome(
-    ops: Ops, query1: Tensor, query2: Tensor, key1: Tensor, key2: Tensor, spec: MocoV3Spec
-) -> Outcome:
-    """The loss of both views, its two terms and the features.
-
-    Args:
-        query1: (N, D), predictor outputs of view 1, not normalised.
-        query2: (N, D), predictor outputs of view 2, not normalised.
-        key1: (N, D), teacher outputs of view 1, not normalised.
-        key2: (N, D), teacher outputs of view 2, not normalised.
-    """
-    loss, terms = symmetric_info_nce(ops, query1, query2, key1, key2, temperature=spec.temperature)
-    features = {"q1": query1, "q2": query2, "k1": key1, "k2": key2}
-    return Outcome(loss, {"loss_q1k2": terms[0], "loss_q2k1": terms[1]}, features)
+    ops, count = step.ops, len(features)
+    query = step.model.projected("student", features)
+    labels = np.arange(count, dtype=np.int64) + step.replicas.rank * count
+    term = info_nce(
+        ops,
+        ops.l2_normalize(query),
+        targets[f"key{2 - number}"],
+        labels,
+        temperature=step.spec.temperature,
+    )
+    return Outcome(term, {f"loss_q{1 + number}k{2 - number}": term}, {f"q{1 + number}": query})
 
 
 def finish(model: Model, outcome: Outcome, hyper: Hyper) -> None:

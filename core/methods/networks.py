@@ -88,7 +88,11 @@ class Branch:
 
     def forward(self, images: Tensor) -> Tensor:
         """The projection, or the prediction if there is a predictor. (N, C, H, W) -> (N, D)."""
-        x = self.projector(self.encoder(images))
+        return self.projected(self.encoder(images))
+
+    def projected(self, features: Tensor) -> Tensor:
+        """Likewise, from the encoder's features (N, D)."""
+        x = self.projector(features)
         return self.predictor(x) if hasattr(self, "predictor") else x
 
     def classified(
@@ -107,6 +111,7 @@ class Kit(NamedTuple):
         encoder: builds the encoder of the section ``model``.
         head: builds a projector or predictor from its plan.
         set_batch_norm: applies the section ``batch_norm`` to all batch norms in a module.
+        set_tracking: sets whether the batch norms in a module move their running statistics.
         queue: builds the queue from the section ``method``.
         codebook: builds the codebook from the sections ``model`` and ``method``.
         decoder: builds MOCA's decoder from the sections ``model`` and ``method``.
@@ -123,6 +128,7 @@ class Kit(NamedTuple):
     encoder: Callable[[ModelSpec], Encoder]
     head: Callable[[Head], Any]
     set_batch_norm: Callable[[Any, BatchNormSpec], None]
+    set_tracking: Callable[[Any, bool], None]
     queue: Callable[[QueueSpec], Memory]
     codebook: Callable[[VitSpec, MocaSpec], Codebook]
     decoder: Callable[[VitSpec, MocaSpec], Any]
@@ -163,8 +169,16 @@ class Branches:
             heads["predictor"] = parts.predictor
         built = {name: cls.kit.head(head) for name, head in heads.items()}
         branch = cls.kit.branch(encoder=cls.kit.encoder(spec.model), **built)
-        cls.kit.set_batch_norm(branch, spec.batch_norm)
+        cls.set_batch_norm(branch, spec)
         return branch
+
+    @classmethod
+    def set_batch_norm(cls, branch: Any, spec: RunSpec) -> None:
+        """Sets the batch norms. The encoder sees a micro-batch, the heads the whole batch."""
+        cls.kit.set_batch_norm(branch, spec.batch_norm)
+        ranks = max(1, spec.batch_norm.virtual_ranks // spec.train.accumulate)
+        of_part = spec.batch_norm.model_copy(update={"virtual_ranks": ranks})
+        cls.kit.set_batch_norm(branch.encoder, of_part)
 
     def compute(self, part: Callable[..., Any], *arguments: Any) -> Any:
         """The output of a part of the networks, computed in the precision of the run.
@@ -174,13 +188,13 @@ class Branches:
         """
         return part(*arguments)
 
-    def query(self, view: Tensor) -> Tensor:
+    def encoded(self, branch: str, view: Tensor) -> Tensor:
         """See ``core.contracts.Model``."""
-        return self.compute(self.student, view)
+        return self.compute(getattr(self, branch).encoder, view)
 
-    def key(self, view: Tensor) -> Tensor:
+    def projected(self, branch: str, features: Tensor) -> Tensor:
         """See ``core.contracts.Model``."""
-        return self.compute(self.teacher, view)
+        return self.compute(getattr(self, branch).projected, features)
 
     def features(
         self, branch: str, images: Tensor, layers: Sequence[int], *, projection: bool
@@ -207,6 +221,10 @@ class Branches:
         memory = getattr(self, "memory", None)
         names: Sequence[str] = getattr(memory, "counters", ())
         return {f"memory.{name}": Slot.counter(memory, name) for name in names}
+
+    def track(self, branch: str, flag: bool) -> None:
+        """See ``core.contracts.Networks``."""
+        self.kit.set_tracking(getattr(self, branch), flag)
 
 
 class MoCo(Branches):
@@ -330,7 +348,7 @@ class Finetune(Branches):
         classes = cast(FinetuneSpec, spec.method).classes
         classifier = cls.kit.linear(spec.model.features, classes)
         branch = cls.kit.branch(encoder=cls.kit.encoder(spec.model), classifier=classifier)
-        cls.kit.set_batch_norm(branch, spec.batch_norm)
+        cls.set_batch_norm(branch, spec)
         return branch
 
     def predict(self, images: Tensor, keep: Array | None) -> tuple[Tensor, Tensor]:

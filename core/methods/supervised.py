@@ -1,14 +1,17 @@
 """What linear probe and fine-tuning share as methods."""
 
 import math
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from triptych.core.config.spec import RunSpec, SupervisedSpec
+from triptych.core.contracts import Batch, Step, Targets
 
 FLAT = 0.0
 REMEDY = "a supervised run does not collapse"
 CHANCE = "the loss is {:.4f} where all classes are equally likely"
+LOSSES = 1
+WHOLE = False
 
 
 def chance(spec: RunSpec) -> float:
@@ -34,3 +37,8 @@ def spread(values: Mapping[str, float]) -> float:
 def status(values: Mapping[str, float]) -> list[str]:
     """The accuracy on the batch, where the step has measured it."""
     return [f"acc1 {values['acc1']:.1f} %"] if "acc1" in values else []
+
+
+def targets(step: Step[Any, Any], parts: Sequence[Batch]) -> Targets:
+    """Nothing: the batch holds the labels."""
+    return Targets([{} for _ in parts])

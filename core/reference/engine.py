@@ -9,7 +9,7 @@ from autograd.tracer import getval
 from triptych.core import engine as core
 from triptych.core import parameters
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array, Batch, Context, Hyper, Outcome, Slot, State, Tensor
+from triptych.core.contracts import Array, Context, Outcome, Slot, State, Tensor
 from triptych.core.optim import groups
 from triptych.core.reference import ops
 from triptych.core.reference.model import METHODS, Pair
@@ -44,8 +44,28 @@ class Engine(core.Engine):
         """See ``core.engine.Engine``."""
         self.grads = {}
 
-    def backward(self, loss: Tensor) -> None:
-        """Nothing: ``_differentiate_part`` computes the gradients with the forward pass."""
+    def differentiate(
+        self, compute: Callable[..., Outcome], /, *inputs: Tensor
+    ) -> tuple[Outcome, list[Tensor]]:
+        """See ``core.engine.Engine``."""
+        values = self.model.values
+        outcomes: list[Outcome] = []
+
+        def loss(trainable: dict[str, Tensor], leaves: list[Tensor]) -> Tensor:
+            values.update(trainable)
+            outcomes.append(compute(*leaves))
+            return outcomes[-1].loss
+
+        start = {name: values[name] for name in self.trainable}
+        _, (grads, at_inputs) = value_and_grad(loss, (0, 1))(start, list(inputs))
+        values.update(start)
+        self.grads = {name: grads[name] + self.grads.get(name, 0.0) for name in grads}
+        outcome = outcomes[-1]
+        return Outcome(
+            getval(outcome.loss),
+            {name: getval(value) for name, value in outcome.metrics.items()},
+            {name: getval(value) for name, value in outcome.features.items()},
+        ), at_inputs
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""
@@ -69,28 +89,4 @@ class Engine(core.Engine):
             values[name].shape,
             lambda: np.array(values[name]),
             lambda a: values.__setitem__(name, self.tensor(a)),
-        )
-
-    def _differentiate_part(
-        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper, share: Tensor | None = None
-    ) -> Outcome:
-        values = self.model.values
-        outcomes: list[Outcome] = []
-        part = super()._differentiate_part
-
-        def loss(trainable: dict[str, Tensor]) -> Tensor:
-            values.update(trainable)
-            outcomes.append(part(batch, draws, hyper, share))
-            return outcomes[-1].loss
-
-        start = {name: values[name] for name in self.trainable}
-        _, grads = value_and_grad(loss)(start)
-        values.update(start)
-        self.grads = {name: grads[name] + self.grads.get(name, 0.0) for name in grads}
-        outcome = outcomes[-1]
-        return Outcome(
-            getval(outcome.loss),
-            {name: getval(value) for name, value in outcome.metrics.items()},
-            {name: getval(value) for name, value in outcome.features.items()},
-            {name: getval(value) for name, value in outcome.kept.items()},
         )

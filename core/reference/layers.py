@@ -27,11 +27,13 @@ class Norms:
             statistics. If not, the running statistics normalise.
         virtual_ranks: number of parts of the batch, each of which is normalised separately.
         biased: whether the biased variance enters the running variance.
+        tracking: whether to update the running statistics in training.
     """
 
     training: bool
     virtual_ranks: int = 1
     biased: bool = False
+    tracking: bool = True
 
     @classmethod
     def of(cls, spec: BatchNormSpec) -> "Norms":
@@ -90,12 +92,13 @@ def batch_norm(
         means = [np.mean(part, axis=axes, keepdims=True) for part in parts]
         centred = [part - mean for part, mean in zip(parts, means, strict=True)]
         variances = [np.mean(c * c, axis=axes, keepdims=True) for c in centred]
-        n = parts[0].size // x.shape[1]
-        variance = variances[0] if norms.biased else variances[0] * n / (n - 1)
-        for key, batch in (("mean", means[0]), ("var", variance)):
-            running, new = f"{name}.running_{key}", np.reshape(getval(batch), -1)
-            values[running] = (1.0 - momentum) * values[running] + momentum * new
-        values[f"{name}.num_batches_tracked"] = values[f"{name}.num_batches_tracked"] + 1
+        if norms.tracking:
+            n = parts[0].size // x.shape[1]
+            variance = variances[0] if norms.biased else variances[0] * n / (n - 1)
+            for key, batch in (("mean", means[0]), ("var", variance)):
+                running, new = f"{name}.running_{key}", np.reshape(getval(batch), -1)
+                values[running] = (1.0 - momentum) * values[running] + momentum * new
+            values[f"{name}.num_batches_tracked"] = values[f"{name}.num_batches_tracked"] + 1
         pairs = zip(centred, variances, strict=True)
         normal = np.concatenate([c / np.sqrt(variance + eps) for c, variance in pairs])
     else:

@@ -21,11 +21,12 @@ class Moca:
         values: every tensor by its canonical name.
     """
 
+    head_norms: dict[str, Norms]
+
     def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
         self.values = values
         self.vit, self.method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
         self.grid = self.vit.grid
-        self._norms = Norms.of(spec.batch_norm)
 
     def teacher_tokens(self, images: Tensor) -> Tensor:
         """See ``core.contracts.MocaModel``."""
@@ -66,7 +67,7 @@ class Moca:
         x = l2_normalize(words, eps=1e-5)
         hidden = linear(values, f"{name}.hidden", x)
         # The words form the batch of the batch norm.
-        hidden = relu(batch_norm(values, f"{name}.norm", hidden, self._norms))
+        hidden = relu(batch_norm(values, f"{name}.norm", hidden, self.head_norms["student"]))
         skip = linear(values, f"{name}.skip", x) if f"{name}.skip.weight" in values else x
         rows = l2_normalize(skip + linear(values, f"{name}.last", hidden), eps=1e-5)
         return values[f"{name}.scale"] * rows

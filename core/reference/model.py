@@ -1,6 +1,7 @@
 """The networks of every method in NumPy: student, teacher and memory."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import autograd.numpy as np
@@ -48,24 +49,35 @@ class Pair:
     def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
         self.spec, self.values = spec, values
         self._parts = parameters.parts(spec)
-        self._training = Norms.of(spec.batch_norm)
+        norms = Norms.of(spec.batch_norm)
+        ranks = max(1, norms.virtual_ranks // spec.train.accumulate)
+        branches = ("student", "teacher")
+        self.head_norms = dict.fromkeys(branches, norms)
+        self.encoder_norms = dict.fromkeys(branches, replace(norms, virtual_ranks=ranks))
         followed = [p for p in parameters.table(spec) if p.name.startswith("teacher.")]
         self._teacher = [p.name for p in followed if not p.buffer]
         self._statistics = [p.name for p in followed if p.buffer]
 
-    def branch(self, name: str, view: Tensor, norms: Norms) -> Tensor:
-        """Encoder and projector of "student" or "teacher". (N, C, H, W) -> (N, D)."""
-        tokens = encode(self.values, f"{name}.encoder", view, self.spec.model, norms)["final"]
-        return head(self.values, f"{name}.projector", tokens[:, 0], self._parts.projector, norms)
-
-    def query(self, view: Tensor) -> Tensor:
+    def encoded(self, branch: str, view: Tensor) -> Tensor:
         """See ``core.contracts.Model``."""
-        x = self.branch("student", view, self._training)
-        return head(self.values, "student.predictor", x, self._parts.predictor, self._training)
+        model, norms = self.spec.model, self.encoder_norms[branch]
+        return encode(self.values, f"{branch}.encoder", view, model, norms)["final"][:, 0]
 
-    def key(self, view: Tensor) -> Tensor:
+    def projected(self, branch: str, features: Tensor) -> Tensor:
         """See ``core.contracts.Model``."""
-        return self.branch("teacher", view, self._training)
+        plans = {"projector": self._parts.projector}
+        if branch == "student":
+            plans["predictor"] = self._parts.predictor
+        for name, plan in plans.items():
+            features = head(
+                self.values, f"{branch}.{name}", features, plan, self.head_norms[branch]
+            )
+        return features
+
+    def track(self, branch: str, flag: bool) -> None:
+        """See ``core.contracts.Networks``."""
+        for norms in (self.encoder_norms, self.head_norms):
+            norms[branch] = replace(norms[branch], tracking=flag)
 
     def update_teacher(self, momentum: float) -> None:
         """See ``core.contracts.Model``."""
@@ -91,7 +103,8 @@ class Pair:
         tokens = encode(self.values, f"{branch}.encoder", images, self.spec.model, EVALUATION)
         features = {name: tokens[name] for name in ("final", *(f"layer{i}" for i in layers))}
         if projection:
-            features["projection"] = self.branch(branch, images, EVALUATION)
+            plan, x = self._parts.projector, tokens["final"][:, 0]
+            features["projection"] = head(self.values, f"{branch}.projector", x, plan, EVALUATION)
         return features
 
     def attention(self, branch: str, images: Tensor) -> Tensor:
@@ -171,7 +184,7 @@ class Finetune(Pair):
         """See ``core.contracts.FinetuneModel``."""
         rows = [] if keep is None else [row[:, None, None] for row in keep]
         scales = list(zip(rows[::2], rows[1::2], strict=True))
-        return self._classified("student", images, self._training, scales)
+        return self._classified("student", images, self.encoder_norms["student"], scales)
 
     def classify(self, branch: str, images: Tensor) -> list[Tensor]:
         """See ``core.contracts.Classifier``."""

@@ -1,0 +1,188 @@
+"""The loss and the gradients of a step, computed micro-batch by micro-batch.
+
+The loss of most methods is a mean over images, so the gradients of the micro-batches add up. Batch
+norm in the heads of MoCo v3 joins all images of a batch. Its gradients pass in two phases (gradient
+cache, arXiv 2101.06983): the loss of the whole batch gives the gradient at the encoder's features,
+then each micro-batch passes the encoder once more, which turns this gradient into those of the
+parameters. The two passes are equal, since each draw belongs to one sample.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial, reduce
+from operator import add
+from typing import Any, Protocol
+
+import numpy as np
+
+from triptych.core.contracts import Array, Batch, Method, Ops, Outcome, Step, Targets, Tensor
+
+AnyStep = Step[Any, Any]
+
+
+class Autograd(Protocol):
+    """Differentiates on one framework. ``core.engine.Engine`` implements it."""
+
+    def tensor(self, array: Array, /) -> Tensor:
+        """An array as a tensor of the run's device and precision."""
+
+    def differentiate(
+        self, compute: Callable[..., Outcome], /, *inputs: Tensor
+    ) -> tuple[Outcome, list[Tensor]]:
+        """Adds the gradients of the loss of ``compute(*inputs)`` to those of the parameters.
+
+        Returns:
+            The outcome, and the gradient of its loss at each of ``inputs``.
+        """
+
+
+@dataclass(frozen=True)
+class Accumulation:
+    """One step of a method in micro-batches.
+
+    Attributes:
+        autograd: differentiates.
+        method: of the step.
+        step: what the method's functions work with.
+        batch: the whole batch.
+        parts: its micro-batches in order, with tensors.
+    """
+
+    autograd: Autograd
+    method: Method[Any, Any]
+    step: AnyStep
+    batch: Batch
+    parts: Sequence[Batch]
+
+    def differentiate(self) -> Outcome:
+        """The outcome of the step. Its gradients are added to those of the parameters."""
+        with self.step.ops.no_grad():
+            targets = self.method.targets(self.step, self.parts)
+        two_phases = self.method.WHOLE and len(self.parts) > 1
+        outcomes = [
+            self._in_two_phases(targets, number) if two_phases else self._in_shares(targets, number)
+            for number in range(self.method.LOSSES)
+        ]
+        with self.step.ops.no_grad():
+            loss = reduce(add, (outcome.loss for outcome in outcomes))
+        return Outcome(
+            loss,
+            _merged([*(outcome.metrics for outcome in outcomes), targets.metrics]),
+            _merged([*(outcome.features for outcome in outcomes), targets.features]),
+            targets.kept,
+        )
+
+    def _in_shares(self, targets: Targets, number: int) -> Outcome:
+        """One loss, as the sum of the shares of its micro-batches."""
+        outcomes = []
+        for i, (part, wanted) in enumerate(zip(self.parts, targets.values, strict=True)):
+            with tracking(self.step, "student", i == 0 and not targets.tracked):
+                compute = partial(self._share, part, wanted, number)
+                outcomes.append(self.autograd.differentiate(compute)[0])
+        with self.step.ops.no_grad():
+            first = outcomes[0]
+            metrics = {n: reduce(add, (o.metrics[n] for o in outcomes)) for n in first.metrics}
+            features = {
+                name: joined(self.step.ops, [o.features[name] for o in outcomes], self.parts)
+                for name in first.features
+            }
+            return Outcome(reduce(add, (o.loss for o in outcomes)), metrics, features)
+
+    def _share(self, part: Batch, wanted: Mapping[str, Tensor], number: int) -> Outcome:
+        """A micro-batch's share of one loss."""
+        features = self.method.predict(self.step, part, number)
+        outcome = self.method.loss(self.step, part, features, wanted, number)
+        if len(self.parts) == 1:
+            return outcome
+        share = self.autograd.tensor(np.array(len(part.index) / len(self.batch.index)))
+        metrics = {name: value * share for name, value in outcome.metrics.items()}
+        return Outcome(outcome.loss * share, metrics, outcome.features)
+
+    def _in_two_phases(self, targets: Targets, number: int) -> Outcome:
+        """One loss of the whole batch, with the activations of one micro-batch at a time."""
+        step, method, first = self.step, self.method, not targets.tracked
+
+        def predict(part: Batch) -> Tensor:
+            return method.predict(step, part, number)
+
+        with step.ops.no_grad():
+            features = by_parts(step, self.parts, "student", predict, first=first)
+        with tracking(step, "student", first):
+            outcome, (gradient,) = self.autograd.differentiate(
+                lambda x: method.loss(step, self.batch, x, targets.values[0], number), features
+            )
+        with tracking(step, "student", False):
+            for part in self.parts:
+                compute = partial(_surrogate, predict, part, gradient[part.rows])
+                self.autograd.differentiate(compute)
+        return outcome
+
+
+def by_parts(
+    step: AnyStep,
+    parts: Sequence[Batch],
+    branch: str,
+    compute: Callable[[Batch], Tensor],
+    *,
+    first: bool = True,
+) -> Tensor:
+    """The rows that networks in training mode give for the whole batch, one micro-batch at a time.
+
+    Args:
+        branch: whose networks ``compute`` uses, "student" or "teacher".
+        compute: gives the rows of a micro-batch.
+        first: whether the first micro-batch moves the running statistics of batch norms. No other
+            one does.
+    """
+    rows = []
+    for i, part in enumerate(parts):
+        with tracking(step, branch, first and i == 0):
+            rows.append(compute(part))
+    return joined(step.ops, rows, parts)
+
+
+def joined(ops: Ops, rows: Sequence[Tensor], parts: Sequence[Batch]) -> Tensor:
+    """The rows of the whole batch from those of its micro-batches.
+
+    Args:
+        rows: of each micro-batch, (V * n, ...): n images in each of V views, view 1 first.
+
+    Returns:
+        (V * N, ...), view 1 first.
+    """
+    if len(parts) == 1:
+        return rows[0]
+    sizes = [len(part.index) for part in parts]
+    views = len(rows[0]) // sizes[0]
+    pieces = [
+        x[view * size : (view + 1) * size]
+        for view in range(views)
+        for x, size in zip(rows, sizes, strict=True)
+    ]
+    return ops.concat(pieces, axis=0)
+
+
+def rows_of(x: Tensor, part: Batch) -> Tensor:
+    """The rows of a micro-batch. x: (N, ...), of the whole batch."""
+    return x if len(x) == len(part.index) else x[part.rows]
+
+
+@contextmanager
+def tracking(step: AnyStep, branch: str, flag: bool) -> Iterator[None]:
+    """Whether batch norms of a branch move their running statistics in the block."""
+    if flag:
+        yield
+        return
+    step.model.track(branch, False)
+    yield
+    step.model.track(branch, True)
+
+
+def _surrogate(predict: Callable[[Batch], Tensor], part: Batch, gradient: Tensor) -> Outcome:
+    """A loss whose gradient at the features of a micro-batch is ``gradient``."""
+    return Outcome((predict(part) * gradient).sum())
+
+
+def _merged(groups: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: value for group in groups for name, value in group.items()}
