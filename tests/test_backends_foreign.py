@@ -139,3 +139,25 @@ def test_the_teachers_statistics_follow_the_students(backend, case, kind):
             elif "running_" in name and kind == "copied":
                 want = source
             np.testing.assert_allclose(after[name], want, rtol=0, atol=1e-14, err_msg=name)
+
+
+@pytest.mark.parametrize("case", ["moco_v1_resnet18", "moco_v3_resnet18"])
+def test_the_teacher_follows_statistics_that_the_step_has_moved(backend, case):
+    """The student's passes come first, then the update of the teacher, then the keys."""
+    spec = tiny_spec(case=case, method={"teacher_statistics": "copied"})
+    given, batch = draws(spec), random_batch(spec)
+    engine, by_hand = (backend.build(spec, lively_state(spec)) for _ in range(2))
+    engine.loss_and_grads(batch, given, hyper())
+    views = [by_hand.tensor(view) for view in batch.views]
+    both = case.startswith("moco_v3")
+    student, teacher = (views, views) if both else (views[:1], views[1:])
+    if not both:
+        teacher = [by_hand.ops.gather_rows(views[1], given["shuffle_perm"])]
+    for branch, seen in (("student", student), ("teacher", teacher)):
+        for view in seen:
+            by_hand.model.projected(branch, by_hand.model.encoded(branch, view))
+        if branch == "student":
+            by_hand.model.update_teacher(hyper().ema)
+    want = by_hand.export_state()
+    for name, array in engine.export_state().items():
+        np.testing.assert_allclose(array, want[name], rtol=1e-13, atol=1e-14, err_msg=name)
