@@ -15,8 +15,6 @@ from triptych.core.formats.detection import Source, recognise
 from triptych.core.formats.moments import KINDS
 
 NAMES = foreign.NAMES
-PADDLE = ["plsc_moco_v3_vit.pd", "paddlefleetx_moco_v2_bottleneck"]
-TRAINED = ["libai_moco_v3_vit", *PADDLE]
 WRONG = 1e-3
 """Relative error of the features below which a fault of the tables would stay unseen."""
 
@@ -65,7 +63,7 @@ def test_the_features_are_those_of_the_system(file: str, tmp_path: Path) -> None
     assert {"student/feature"} < found.keys()
 
 
-@pytest.mark.parametrize("file", PADDLE)
+@pytest.mark.parametrize("file", foreign.PADDLE)
 def test_the_features_are_those_of_the_system_on_each_backend(
     backend: object, backend_name: str, file: str, tmp_path: Path
 ) -> None:
@@ -143,7 +141,7 @@ def moments(source: Source) -> dict[str, dict[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("file", TRAINED)
+@pytest.mark.parametrize("file", foreign.TRAINED)
 def test_each_moment_is_at_its_parameter_there_and_back(file: str, tmp_path: Path) -> None:
     source, told = foreign.source_of(file, tmp_path), foreign.description(file)["optimizer"]
     assert moments(source) == told["moments"]

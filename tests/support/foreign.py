@@ -23,6 +23,9 @@ from triptych.core.reference.layers import EVALUATION, head
 FILES = Path(__file__).resolve().parents[1] / "golden" / "formats"
 NAMES = sorted(path.name.removesuffix(".golden.json") for path in FILES.glob("*.golden.json"))
 """The described files. A folder of many files is packed, and Paddle's files have an ending."""
+PADDLE = ["plsc_moco_v3_vit.pd", "paddlefleetx_moco_v2_bottleneck"]
+TRAINED = ["libai_moco_v3_vit", *PADDLE]
+"""Files with an optimizer, of systems whose kernels round numbers to float32."""
 HASH = 16
 """Hexadecimal digits of a hash that the descriptions keep."""
 
@@ -39,13 +42,18 @@ def golden(file: str) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def content_of(file: str, folder: Path) -> Content:
-    """The content of a file. A folder of many files is packed; it is unpacked into ``folder``."""
+def path_of(file: str, folder: Path) -> Path:
+    """A file. A folder of many files is packed; it is unpacked into ``folder``."""
     packed = FILES / f"{file}.tar.xz"
     if packed.exists():
         shutil.unpack_archive(packed, folder / file)
-        return open_content(folder / file)
-    return open_content(next(p for p in (FILES / file, FILES / f"{file}.pdparams") if p.exists()))
+        return folder / file
+    return next(path for path in (FILES / file, FILES / f"{file}.pdparams") if path.exists())
+
+
+def content_of(file: str, folder: Path) -> Content:
+    """The content of a file; ``folder`` is as in ``path_of``."""
+    return open_content(path_of(file, folder))
 
 
 def facts_of(file: str) -> dict[str, Any]:

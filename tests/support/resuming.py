@@ -72,10 +72,11 @@ class Resumed:
     Args:
         path: of the checkpoint.
         binary: whether to take the second run, whose numbers float32 holds exactly.
+        checkpoint: where the checkpoint is, if not at ``path``.
     """
 
-    def __init__(self, path: Path, *, binary: bool = False) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, binary: bool = False, checkpoint: Path | None = None) -> None:
+        self.path = checkpoint or path
         self.told = json.loads(Path(f"{path}.resume.json").read_text())
         with np.load(f"{path}.resume.npz") as arrays:
             self.arrays = dict(arrays)
