@@ -5,7 +5,7 @@
 #   VENV=.venv                where the environment is
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-all results test soak fuzz bench lint test-paddle26
+.PHONY: help demo demo-all results test soak fuzz bench lint test-paddle26 test-onnx
 
 VENV ?= .venv
 BACKENDS ?= torch oneflow paddle
@@ -64,3 +64,9 @@ test-paddle26: .venv-paddle26/stamp  ## the Paddle backend's tests on PaddlePadd
 
 .venv-paddle26/stamp: $(inputs)
 	scripts/setup.sh $@ constraints/paddle26.txt dev paddle
+
+test-onnx: .venv-onnx/stamp  ## ONNX files of PyTorch and Paddle, with the packages that they need
+	TRIPTYCH_BACKENDS="torch paddle" .venv-onnx/bin/python -m pytest tests/test_sharing_export.py
+
+.venv-onnx/stamp: $(inputs)
+	scripts/setup.sh $@ constraints/pins.txt dev,onnx,onnx-paddle torch paddle

@@ -1,6 +1,8 @@
 """Encoders as ONNX files: what they compute, and what is refused."""
 
 import importlib.util
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,6 +78,31 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, name):
     said = f"{packages[-1]} not installed; run: pip install 'triptych\\[{extra}\\]'"
     with pytest.raises(UserError, match=said):
         backends.exporter(name)
+
+
+class _Session:
+    """Runs no file: the outputs are the sum of each image's pixels, times a factor."""
+
+    factor = 1.0
+
+    def __init__(self, path: str, providers: list[str]) -> None:
+        """Opens nothing."""
+
+    def run(self, names, inputs):
+        return [inputs["images"].sum(axis=(1, 2, 3)) * self.factor for _ in names]
+
+
+@pytest.mark.parametrize(("factor", "difference"), [(1.0, 0.0), (1.5, 0.5), (np.nan, np.nan)])
+def test_the_difference_is_the_largest_of_all_outputs(monkeypatch, tmp_path, factor, difference):
+    monkeypatch.setitem(sys.modules, RUNTIME, SimpleNamespace(InferenceSession=_Session))
+    monkeypatch.setattr(_Session, "factor", factor)
+    images = np.arange(12.0).reshape(3, 1, 2, 2)
+    sums, zeros = images.sum(axis=(1, 2, 3)), np.zeros((1, 1, 2, 2))
+    expected = [(images, {"a": sums, "b": sums}), (zeros, {"a": np.zeros(1)})]
+    found = exporting._difference(tmp_path / "x.onnx", expected)
+    assert found == pytest.approx(difference, nan_ok=True)
+    monkeypatch.setitem(sys.modules, RUNTIME, None)
+    assert exporting._difference(tmp_path / "x.onnx", expected) is None
 
 
 class _Exporter:
