@@ -137,6 +137,20 @@ def test_what_a_file_lacks_starts_anew_and_is_said() -> None:
     ]
 
 
+def test_the_momentum_of_lars_takes_the_form_of_the_run() -> None:
+    name = "optimizer.momentum_buffer.student.encoder.conv1.weight"
+    run = {"model": {"name": "resnet18", "width": 2}, "train": {"steps": 1},
+           "method": {"name": "moco_v3", "hidden_dim": 8, "output_dim": 8}}  # fmt: skip
+    buffer = Stored.of(np.full((2, 3, 7, 7), 3.0, np.float32))
+    group = moments.Options({"lr": 0.5}, ())
+    for form, values in (("mmpretrain", 3.0), ("moco_v3", 6.0)):
+        spec = RunSpec.model_validate({**run, "optim": {"name": "lars", "form": form}})
+        found = moments.Optimizer("lars", {name: buffer}, (group,), "mmpretrain")
+        assert np.array_equal(training_state(found, spec, str)[name], np.full((2, 3, 7, 7), values))
+    with pytest.raises(UserError, match=r"optim.form: moco_v3: .* needs the rate, which is None"):
+        training_state(moments.Optimizer("lars", {name: buffer}, (), "mmpretrain"), spec, print)
+
+
 def test_another_optimizer_or_model_is_refused() -> None:
     other = formats.read_spec(FILES / V3, [*OVERRIDES[V3], "optim={name: sgd}"])
     with pytest.raises(UserError, match=r"optim.name: sgd: the file holds the state of adamw"):

@@ -1,15 +1,16 @@
 """What the state of a foreign optimizer gives to a run here: keys of the spec, and a state."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import LarsSpec, RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
-from triptych.core.files.tree import Node
+from triptych.core.files.tree import Malformed, Node
 from triptych.core.formats.architecture import Shapes
-from triptych.core.formats.moments import KINDS, STEP, Optimizer
+from triptych.core.formats.moments import KINDS, STEP, Optimizer, in_form
 from triptych.core.parameters import table
 
 Say = Callable[[str], None]
@@ -52,6 +53,8 @@ def sections(optimizer: Optimizer, shapes: Shapes) -> dict[str, object]:
         named = {ours: values[theirs] for theirs, ours in OPTIONS.items() if theirs in values}
         found |= {f"optim.{k}": v for k, v in named.items() if k in KEYS[optimizer.name]}
         found |= _rates(optimizer)
+    if optimizer.name == "lars":
+        found["optim.form"] = optimizer.form
     trained = {name.split(".", 2)[2] for name in optimizer.tensors if name != STEP}
     if trained:
         frozen = {key: name not in trained for key, name in FREEZABLE.items() if name in shapes}
@@ -92,6 +95,7 @@ def training_state(optimizer: Optimizer, spec: RunSpec, say: Say) -> State:
             f"optim.name: {spec.optim.name}: the file holds the state of {optimizer.name}; set "
             "optim.name, or save its state dict alone to begin with a fresh optimizer"
         )
+    optimizer = _in_form(optimizer, spec)
     params = {param.name: param for param in table(spec) if param.trainable}
     state: State = {}
     for kind in KINDS[optimizer.name]:
@@ -115,6 +119,21 @@ def training_state(optimizer: Optimizer, spec: RunSpec, say: Say) -> State:
         say(f"{STEP}: starts anew at 0: the file holds none{why}")
     step = optimizer.tensors[STEP].array() if STEP in optimizer.tensors else 0
     return {**state, STEP: np.asarray(step, np.int64)}
+
+
+def _in_form(optimizer: Optimizer, spec: RunSpec) -> Optimizer:
+    """The state with the momentum of LARS in the form of the run."""
+    if not isinstance(spec.optim, LarsSpec):
+        return optimizer
+    lr = optimizer.options[0].values.get("lr") if optimizer.options else None
+    try:
+        tensors = {
+            name: tensor if name == STEP else in_form(tensor, optimizer.form, spec.optim.form, lr)
+            for name, tensor in optimizer.tensors.items()
+        }
+    except Malformed as error:
+        raise UserError(f"optim.form: {spec.optim.form}: {error}") from error
+    return replace(optimizer, tensors=tensors)
 
 
 def _missing(optimizer: Optimizer, prefix: str, params: Mapping[str, object]) -> list[str]:

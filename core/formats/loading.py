@@ -1,6 +1,6 @@
 """Loads the weights of a run from a file of any known format."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ def load_training_state(path: Path, spec: RunSpec, say: Say) -> State:
     state, source = _loaded(path, spec)
     if source.optimizer is None:
         return state
-    for line in source.format.remarks:
+    for line in (*source.format.remarks, *_contradicted(source, spec)):
         say(f"{path}: {line}")
     try:
         own = training_state(source.optimizer, spec, lambda line: say(f"{path}: {line}"))
@@ -71,6 +71,16 @@ def load_training_state(path: Path, spec: RunSpec, say: Say) -> State:
     if bad := [name for name, array in own.items() if not np.isfinite(array).all()]:
         raise UserError(f"{path}: {bad[0]}: not finite ({len(bad)} such entries)")
     return {**state, **own}
+
+
+def _contradicted(source: Source, spec: RunSpec) -> Iterator[str]:
+    """The keys by which training goes on here in another way than in the file's system."""
+    sections = spec.model_dump()
+    for key, value in source.format.constants.items():
+        section, _, name = key.partition(".")
+        own = sections[section].get(name, value)
+        if section != "model" and own != value:
+            yield f"{key}: {own}; {source.format.about} has {value}"
 
 
 def _loaded(path: Path, spec: RunSpec) -> tuple[State, Source]:

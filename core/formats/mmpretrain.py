@@ -204,7 +204,7 @@ FORMAT = Format(
     keys=frozenset({"meta", "state_dict", "message_hub", "optimizer", "param_schedulers"}),
     places=_places,
     facts=_facts,
-    constants={"model.layer_norm_eps": 1e-6},
+    constants={"model.layer_norm_eps": 1e-6, "method.teacher_statistics": "copied"},
     fault=_fault,
     arithmetic=(
         Vit({"student": "backbone.", "teacher": "momentum_encoder.module.0."}, NAMES),

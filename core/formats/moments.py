@@ -96,6 +96,7 @@ class Moments:
         step: how a written file holds the number of updates: a float32 scalar of each parameter, an
             integer of each parameter, or one integer for all, under "step".
         options: hyper-parameters of the group with this position, for a written file.
+        form: of LARS in the files, as in ``LarsSpec.form``.
     """
 
     optimizers: Mapping[str, tuple[str, ...]]
@@ -104,6 +105,7 @@ class Moments:
     link: Literal["number", "name", "flat"] = "number"
     step: Literal["tensor", "integer", "shared"] = "tensor"
     options: Callable[[RunSpec, int], dict[str, Node]] = torch_options
+    form: str = "moco_v3"
 
 
 class Options(NamedTuple):
@@ -126,13 +128,35 @@ class Optimizer:
         name: of our optimizer, e.g. "sgd".
         tensors: moments and number of updates, by canonical name.
         options: of the groups. Paddle's own state has none.
+        form: of LARS, as in ``LarsSpec.form``.
         notes: what of the state is not taken, and why.
     """
 
     name: str
     tensors: dict[str, Stored] = field(default_factory=dict)
     options: tuple[Options, ...] = ()
+    form: str = "moco_v3"
     notes: tuple[str, ...] = ()
+
+
+def in_form(moment: Stored, before: str, after: str, lr: Node) -> Stored:
+    """The momentum of LARS in another form. That of mmpretrain has the learning rate as a factor.
+
+    Args:
+        moment: momentum buffer.
+        before: its form, as in ``LarsSpec.form``.
+        after: the wanted form.
+        lr: learning rate of the last update.
+
+    Raises:
+        Malformed: the learning rate is not known.
+    """
+    if before == after:
+        return moment
+    if not isinstance(lr, int | float) or not lr > 0:
+        raise Malformed(f"the momentum of LARS in the form {before} needs the rate, which is {lr}")
+    factor = lr if after == "mmpretrain" else 1.0 / lr
+    return Stored("float64", moment.shape, lambda: moment.array().astype(np.float64) * factor)
 
 
 def parameters(tensors: Mapping[str, Stored], ours: Mapping[str, str]) -> list[Parameter]:
@@ -203,7 +227,7 @@ def read(
         Options(group.options, tuple(linked[k].ours for k in group.keys if k in linked))
         for group in found.groups
     )
-    return Optimizer(name, state, options, tuple(notes))
+    return Optimizer(name, state, options, moments.form, tuple(notes))
 
 
 def _linked(

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from triptych.core.config.spec import LarsSpec
 from triptych.core.errors import UserError
 from triptych.core.files.tree import Node, Stored
 from triptych.core.formats.entries import BETAS, Key
 from triptych.core.formats.format import Output, facts_of
-from triptych.core.formats.moments import KINDS, STEP, Moments, parameters
+from triptych.core.formats.moments import KINDS, STEP, Moments, in_form, parameters
 from triptych.core.parameters import table
 
 
@@ -39,11 +40,13 @@ def optimizer_state(moments: Moments, output: Output) -> Node:
 def _moments(moments: Moments, output: Output) -> dict[str, dict[str, Node]]:
     """The moments of each parameter, by its name in the file."""
     state: dict[str, dict[str, Node]] = {}
-    name = output.spec.optim.name
+    optim, name = output.spec.optim, output.spec.optim.name
+    form = optim.form if isinstance(optim, LarsSpec) else moments.form
+    lr = moments.options(output.spec, 0).get("lr")
     for kind, theirs in zip(KINDS[name], moments.optimizers[name], strict=True):
         prefix = f"optimizer.{kind}."
         ours = {
-            key.removeprefix(prefix): tensor
+            key.removeprefix(prefix): in_form(tensor, form, moments.form, lr)
             for key, tensor in output.optimizer.items()
             if key.startswith(prefix)
         }
