@@ -62,11 +62,11 @@ RUNS = {
 """Between them, all that the networks of supervised runs can do."""
 
 
-def settings(name):
+def settings(name, runs=RUNS):
     """A run of a second on the digits."""
-    model = RUNS[name].get("model", {})
+    model = runs[name].get("model", {})
     base = {key: VIT[key] for key in ("image_size", "channels")} if "name" in model else VIT
-    method = {"classes": 10, **RUNS[name]["method"]}
+    method = {"classes": 10, **runs[name]["method"]}
     return {
         "threads": 1,
         "precision": "float64",
@@ -74,7 +74,7 @@ def settings(name):
         "augment": {"mean": [0.3], "std": [0.4]},
         "model": {**base, **model},
         "method": method,
-        "optim": {"scale_lr_by": None, **RUNS[name]["optim"]},
+        "optim": {"scale_lr_by": None, **runs[name]["optim"]},
         "train": {"steps": STEPS, "batch_size": 16},
         "log": {"every": 1, "tensorboard": False},
         "evaluate": {"every": 0},
