@@ -63,6 +63,18 @@ def test_every_tensor_comes_back_from_all_containers(source: Path, name: str, tm
     assert digests(tmp_path / "back", name) == digests(source, name)
 
 
+def test_a_classifier_without_counters_comes_back(tmp_path: Path):
+    """With a branch, a system's own names of one network; without, the canonical ones."""
+    source = foreign.FILES / "paddle_resnet18_adamw.pdparams"
+    made = converted(source, tmp_path / "c", "canonical", overrides=())
+    assert sum(row.kind == "new, at its initial value" for row in made.rows) == 20
+    assert [one.branch for one in check(made, REFERENCE)] == ["student"]
+    converted(tmp_path / "c", tmp_path / "w", "paddle", overrides=(), branch="student")
+    assert digests(tmp_path / "w", "paddle") == digests(source, "paddle")
+    made = planned(source, "paddle", overrides=())
+    assert "student.encoder.bn1.num_batches_tracked" in made.written
+
+
 @pytest.mark.parametrize("file", ["plsc_moco_v3_vit.pd", "libai_moco_v3_vit"])
 def test_the_arithmetic_of_a_format_gives_the_features_of_its_system(file: str, tmp_path: Path):
     source = foreign.source_of(file, tmp_path)

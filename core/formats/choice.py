@@ -10,6 +10,7 @@ from triptych.core.files.tree import Stored
 from triptych.core.formats import canonical
 from triptych.core.formats.detection import Source
 from triptych.core.formats.format import Format, Layout
+from triptych.core.formats.rules import COUNTER
 
 Part = Literal["encoder", "heads", "classifier", "optimizer"]
 PARTS: tuple[Part, ...] = ("encoder", "heads", "classifier", "optimizer")
@@ -19,6 +20,7 @@ STUDENT, TEACHER = "student.", "teacher."
 SINGLE = {"encoder", "classifier"}
 """Parts of a single network."""
 NO_PLACE, UNWANTED = "the target has no place for it", "--parts leaves it out"
+UNCOUNTED = "no batches are counted there"
 WHOLE = ("pretraining", "any")
 """Kinds of layouts with both branches."""
 
@@ -42,6 +44,7 @@ class Choice:
         single: whether the target gets one branch alone, under the names of the student.
         extras: whether the optimizer, and what has no canonical twin, go along.
         parts: what is converted.
+        branch: the one that the target gets; "": both.
         names: name in the target's canonical form -> canonical name in the file.
         left: canonical name in the file -> why it is not converted.
     """
@@ -50,6 +53,7 @@ class Choice:
     single: bool
     extras: bool
     parts: frozenset[str]
+    branch: str = ""
     names: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
 
@@ -86,10 +90,10 @@ def choose(
         )
     alone = len(encoders) == 1 and "heads" not in held
     whole = any(layout.kind in WHOLE and layout.holds(spec) for layout in target.layouts)
-    if branch is None and whole and not alone:
+    if branch is None and whole and _is_whole(source):
         return _both(source, target.layout(spec), asked or frozenset(held))
     wanted = asked or frozenset(held if branch is None else held & SINGLE)
-    layout = _single(source, target, spec, wanted)
+    layout = _single(source, target, spec, wanted, branch)
     chosen = _branch(source, encoders, branch, target)
     choice = _one(source, layout, chosen, wanted, extras=branch is None)
     homeless = {str(part_of(name)) for name, why in choice.left.items() if why == NO_PLACE}
@@ -113,11 +117,19 @@ def _branch(source: Source, encoders: list[str], branch: str | None, target: For
     return branch or encoders[0]
 
 
+def _is_whole(source: Source) -> bool:
+    """Whether a file should hold both branches. A single network has neither teacher nor memory."""
+    both = any(name.startswith((TEACHER, "memory.")) for name in source.tensors)
+    return source.layout.kind == "pretraining" or (source.layout.kind == "any" and both)
+
+
 def _listed(target: Format) -> str:
     return ", ".join(dict.fromkeys(layout.about for layout in target.layouts))
 
 
-def _single(source: Source, target: Format, spec: RunSpec, parts: frozenset[str]) -> Layout:
+def _single(
+    source: Source, target: Format, spec: RunSpec, parts: frozenset[str], branch: str | None
+) -> Layout:
     """The layout of one encoder, with heads or classifier where the target knows them."""
     kind = "vit" if isinstance(spec.model, VitSpec) else "resnet"
     fitting = [layout for layout in target.layouts if layout.encoder in ("", kind)]
@@ -126,7 +138,9 @@ def _single(source: Source, target: Format, spec: RunSpec, parts: frozenset[str]
     classifiers = [x for x in fitting if x.kind in ("classifier", "linear probe")]
     first = classifiers if "classifier" in parts else encoders
     own = [layout for layout in fitting if layout.kind == "any"]
-    for layout in (*own, *with_heads, *first, *encoders, *classifiers):
+    single = (*with_heads, *first, *encoders, *classifiers)
+    # Where a system has a network of its own for one branch, the choice of a branch means that.
+    for layout in (*own, *single) if branch is None else (*single, *own):
         return layout
     raise UserError(
         f"--to {target.name}: it can hold {_listed(target)}, and the file has "
@@ -151,7 +165,7 @@ def _one(
     source: Source, layout: Layout, branch: str, parts: frozenset[str], *, extras: bool
 ) -> Choice:
     """One branch under the names of the student."""
-    choice = Choice(layout, single=True, extras=extras, parts=parts)
+    choice = Choice(layout, single=True, extras=extras, parts=parts, branch=branch)
     for name in source.tensors:
         part = part_of(name)
         new = name.replace(f"{branch}.", STUDENT, 1)
@@ -162,7 +176,7 @@ def _one(
         elif not name.startswith(f"{branch}."):
             choice.left[name] = f"not of the {branch}"
         elif layout.table.theirs(new) is None:
-            choice.left[name] = NO_PLACE
+            choice.left[name] = UNCOUNTED if name.endswith(COUNTER) else NO_PLACE
         else:
             choice.names[new] = name
     return choice

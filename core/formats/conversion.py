@@ -16,7 +16,15 @@ from triptych.core.errors import UserError, printable
 from triptych.core.files.tree import Stored
 from triptych.core.formats import canonical, checks
 from triptych.core.formats.adapting import adapted
-from triptych.core.formats.choice import STUDENT, Choice, choose, foreign, part_of
+from triptych.core.formats.choice import (
+    NO_PLACE,
+    STUDENT,
+    UNCOUNTED,
+    Choice,
+    choose,
+    foreign,
+    part_of,
+)
 from triptych.core.formats.continuing import training_state
 from triptych.core.formats.detection import FORMATS, Source
 from triptych.core.formats.format import Format, facts_of
@@ -187,9 +195,7 @@ def _planned(source: Source, before: RunSpec, target: Format, request: Request) 
     made = Plan(source, target, choice, before, spec)
     everything = {**source.tensors, **source.fresh}
     chosen = {ours: everything[name] for ours, name in choice.names.items()}
-    chosen |= {
-        n: t for n, t in source.fresh.items() if not choice.single and "heads" in choice.parts
-    }
+    chosen |= _fresh(source, choice)
     changed = adapted(chosen, before.model, spec.model, request.positions)
     made.tensors.update({**chosen, **{name: tensor for name, (tensor, _) in changed.items()}})
     made.left.update({source.named(name): why for name, why in choice.left.items()})
@@ -197,6 +203,16 @@ def _planned(source: Source, before: RunSpec, target: Format, request: Request) 
     _optimizer(made, changed.keys())
     _account(made, request)
     return made
+
+
+def _fresh(source: Source, choice: Choice) -> dict[str, Stored]:
+    """What no file of the format has, for the networks that are converted."""
+    found = {}
+    for name, tensor in source.fresh.items():
+        new = name.replace(f"{choice.branch}.", STUDENT, 1) if choice.single else name
+        if new.rpartition(".")[0] + ".running_mean" in choice.names:
+            found[new] = tensor
+    return found
 
 
 def _wanted_spec(spec: RunSpec, request: Request) -> RunSpec:
@@ -223,10 +239,10 @@ def _write(made: Plan, changed: Mapping[str, str]) -> None:
         theirs = renamed.origin.get(origin, ())
         if found is None:
             counter = name.endswith(COUNTER)
-            why = "no batches are counted there" if counter else "the target has no place for it"
+            why = UNCOUNTED if counter else NO_PLACE
             made.left.update(dict.fromkeys(theirs, why))
             if not counter:
-                made.problems.append(f"{name}: the target has no place for it")
+                made.problems.append(f"{name}: {NO_PLACE}")
             continue
         names, change = found
         parts = dict(zip(names, change.from_canonical(tensor, facts), strict=True))
@@ -308,10 +324,12 @@ def _required(made: Plan) -> list[Param]:
     The heads of one branch are not all of the method's heads.
     """
     single, parts = made.choice.single, made.choice.parts
+    counted = COUNTER in made.choice.layout.table.norms
+    params = [p for p in table(made.spec) if counted or not p.name.endswith(COUNTER)]
     if not single:
-        return [param for param in table(made.spec) if part_of(param.name) in parts]
+        return [param for param in params if part_of(param.name) in parts]
     parts &= {part_of(name) for name in made.choice.names} - {"heads"}
-    return [param for param in table(made.spec)
+    return [param for param in params
             if part_of(param.name) in parts and param.name.startswith(STUDENT)]  # fmt: skip
 
 
