@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from triptych.core import checkpoint, config
+from triptych.core import checkpoint, config, published
 from triptych.core.checkpoint.manifest import Manifest
 from triptych.core.checkpoint.retrieval import FOLDER, MANIFEST
 from triptych.core.config.document import parse_override
@@ -55,7 +55,8 @@ def opened(
     The spec is the given recipe, or the one that the file holds, or what the tensors show.
 
     Args:
-        path: a checkpoint or run folder of our own, or a file or folder of any system.
+        path: a checkpoint or run folder of our own, or a file or folder of any system, or a name as
+            ``published.local`` takes it.
         wanted: name of the file's format; None: it is recognised.
         recipe: of the run, as in ``config.load``; None: the file's own.
         overrides: keys of the spec.
@@ -65,7 +66,7 @@ def opened(
         UserError: the file is unusable, or is not what the recipe says.
     """
     given = config.load(recipe, overrides) if recipe else None
-    manifest, content = _content(path)
+    manifest, content = _content(published.local(path))
     text = _own_spec(manifest, content)
     known = given or (config.loads(text, str(path), overrides) if text else None)
     facts = facts_of(known) if known else _facts(overrides)
