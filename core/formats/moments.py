@@ -20,7 +20,7 @@ from triptych.core.config.spec import AdamWSpec, LarsSpec, RunSpec
 from triptych.core.files.tree import Content, Malformed, Node, Stored
 from triptych.core.formats.changes import Facts
 from triptych.core.formats.entries import Entries, Key, entries
-from triptych.core.formats.rules import Renamed, Table
+from triptych.core.formats.rules import Renamed, Table, fits
 from triptych.core.optim import schedules
 
 KINDS = {
@@ -97,6 +97,8 @@ class Moments:
             integer of each parameter, or one integer for all, under "step".
         options: hyper-parameters of the group with this position, for a written file.
         form: of LARS in the files, as in ``LarsSpec.form``.
+        frozen: templates of parameters that may have no number. Of these, a file numbers none, or
+            leaves out those of the first templates.
     """
 
     optimizers: Mapping[str, tuple[str, ...]]
@@ -106,6 +108,7 @@ class Moments:
     step: Literal["tensor", "integer", "shared"] = "tensor"
     options: Callable[[RunSpec, int], dict[str, Node]] = torch_options
     form: str = "moco_v3"
+    frozen: tuple[str, ...] = ()
 
 
 class Options(NamedTuple):
@@ -237,7 +240,7 @@ def _linked(
     keys = [key for group in found.groups for key in group.keys]
     used = [key for values in found.moments.values() for key in values]
     if all(isinstance(key, int) for key in [*keys, *used]):
-        numbered = [param for group in moments.groups(params) for param in group]
+        numbered = _numbered(moments, params, len(keys))
         if len(keys) != len(numbered):
             raise Malformed(
                 f"optimizer: it numbers {len(keys)} parameters, the model has {len(numbered)}"
@@ -248,6 +251,17 @@ def _linked(
     if lost := next((key for key in used if key not in linked), None):
         raise Malformed(f"optimizer: {lost!r} is the key of no parameter of the model")
     return linked
+
+
+def _numbered(moments: Moments, params: Sequence[Parameter], count: int) -> list[Parameter]:
+    """The parameters with a number: all, or those without frozen ones if that gives the count."""
+    every = [param for group in moments.groups(params) for param in group]
+    for last in range(len(moments.frozen) + 1):
+        out = moments.frozen[:last]
+        found = [p for p in every if not any(fits(template, p.name) for template in out)]
+        if len(found) == count:
+            return found
+    return every
 
 
 def _name(found: Entries, moments: Moments) -> str:
