@@ -19,6 +19,7 @@ from triptych.core.formats.changes import Facts
 from triptych.core.formats.continuing import Say, training_state
 from triptych.core.formats.detection import Source, recognise
 from triptych.core.formats.format import facts_of
+from triptych.core.formats.rules import fits
 from triptych.core.parameters import Param, table
 
 OPTIONAL = "optimizer."
@@ -119,8 +120,12 @@ def _fitted(source: Source, spec: RunSpec) -> tuple[State, list[str]]:
         name if name in known or name not in source.tensors or own else source.named(name): array
         for name, array in state.items()
     }
-    beside = {name: tensor.array() for name, tensor in source.renamed.unknown.items()}
-    return state, mismatches({**named, **beside}, params)
+    unknown = {
+        name: tensor.array()
+        for name, tensor in source.renamed.unknown.items()
+        if not any(fits(template, name) for template in source.layout.beside)
+    }
+    return state, mismatches({**named, **unknown}, params)
 
 
 def _check_checkpoint(manifest: Manifest, spec: RunSpec, path: Path, *, fits: bool) -> None:
