@@ -21,7 +21,7 @@ from triptych.core.files.zips import mapped
 from triptych.core.formats import format as formats
 from triptych.core.formats.changes import Facts
 from triptych.core.formats.format import Output, Place, tensors_of
-from triptych.core.formats.moments import KINDS, Moments, Parameter, torch_options
+from triptych.core.formats.moments import KINDS, STEP, Moments, Parameter, torch_options
 from triptych.core.formats.optimizers import optimizer_state
 from triptych.core.parameters import table
 
@@ -118,7 +118,7 @@ def _optimizer(made: Output) -> Node:
 
     def options(spec: RunSpec, group: int) -> dict[str, Node]:
         found = torch_options(spec, group)
-        found["eta"] = found.pop("trust_coefficient")
+        found |= {"eta": found.pop("trust_coefficient"), "dampening": 0, "nesterov": False}
         decayed = group >= len(groups) or len(groups[group][0].shape) > 1
         return found if decayed else {**found, "weight_decay": 0.0, "lars_exclude": True}
 
@@ -128,13 +128,14 @@ def _optimizer(made: Output) -> Node:
 def output(made: Output) -> tuple[str, Node]:
     """A file of mmengine's ``Runner``, which resumes from it."""
     tensors = dict(made.tensors)
+    count = made.step or int(made.optimizer[STEP].array() if STEP in made.optimizer else 0)
     for name in STEPS:
         teacher = f"{name.removesuffix('steps')}module."
         if any(key.startswith(teacher) for key in tensors):
-            tensors.setdefault(name, Stored.of(np.array(max(made.step or 1, 1), np.int64)))
+            tensors.setdefault(name, Stored.of(np.array(max(count, 1), np.int64)))
     empty: Node = {}
     tree: dict[str, Node] = {
-        "meta": {"epoch": made.epoch, "iter": made.step or 0},
+        "meta": {"epoch": made.epoch, "iter": count},
         "state_dict": tensors,
         "message_hub": {"log_scalars": empty, "runtime_info": empty, "resumed_keys": empty},
     }
