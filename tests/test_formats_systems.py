@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import foreign
+from support.resuming import written
 from test_formats_hubs import content, refusal, same, vit_spec
 
+from triptych.core.errors import UserError
 from triptych.core.files.tree import Node, Stored
 from triptych.core.formats import FORMATS
 from triptych.core.formats.containers import open_content
+from triptych.core.formats.continuing import training_state
 from triptych.core.formats.detection import recognise
 from triptych.core.formats.format import Output
+from triptych.core.formats.specs import spec_of
 
 FILES = foreign.FILES
 MOCO = "moco_v2_resnet18_torch1.9.pth.tar"
@@ -179,3 +183,45 @@ def test_mmengine_would_copy_the_weights_at_step_0() -> None:
     kept = {**names, **source.renamed.unknown}
     tensors = FORMATS["mmpretrain"].output(Output(source.layout, kept, {}, vit_spec()))[1]
     assert tensors["state_dict"]["momentum_encoder.steps"].array() == 2
+
+
+def test_frozen_parameters_may_have_no_number() -> None:
+    """With options by parameter, mmengine numbers what is trained alone."""
+    source = recognise(open_content(FILES / LARS))
+    optimizer = source.content.tree["optimizer"]
+    assert len(optimizer["param_groups"]) == 68
+    # The teacher's 64 parameters come last.
+    groups = [{"momentum": 0.9, "params": [*range(68 + 64)]}]
+    every = {**source.content.tree, "optimizer": {**optimizer, "param_groups": groups}}
+    other = recognise(replace(source.content, tree=every)).optimizer
+    assert source.optimizer and other and (source.optimizer.name, other.name) == ("lars", "sgd")
+    assert source.optimizer.tensors.keys() == other.tensors.keys()
+
+
+def test_the_momentum_of_lars_holds_the_learning_rate() -> None:
+    source = recognise(open_content(FILES / LARS))
+    spec = spec_of(source)
+    assert spec.optim.form == "mmpretrain" and spec.method.teacher_statistics == "copied"
+    other = spec_of(source, ["optim={name: lars, form: moco_v3}"])
+    with pytest.raises(UserError, match=r"optim.form: moco_v3: the file holds .* form mmpretrain"):
+        training_state(source.optimizer, other, print)
+    state = {name: tensor.array() for name, tensor in source.tensors.items()}
+    state |= training_state(source.optimizer, spec, print)
+    with pytest.raises(UserError, match=r"optim.form: mmpretrain: files of this format hold LARS"):
+        written(FORMATS["moco_v3"], state, spec, Path("w"))
+
+
+def test_lars_has_a_group_for_each_trained_parameter(tmp_path: Path) -> None:
+    source = recognise(open_content(FILES / LARS))
+    spec = spec_of(source)
+    state = {name: tensor.array() for name, tensor in source.tensors.items()}
+    state |= training_state(source.optimizer, spec, print)
+    written(FORMATS["mmpretrain"], state, spec, tmp_path / "w.pth")
+    before, after = (
+        content.tree["optimizer"]["param_groups"]
+        for content in (source.content, open_content(tmp_path / "w.pth"))
+    )
+    keys = ("params", "weight_decay", "eta", "momentum", "lars_exclude")
+    assert [[group.get(key) for key in keys] for group in before] == [
+        [group.get(key) for key in keys] for group in after
+    ]

@@ -40,7 +40,7 @@ def method_section(shapes: Shapes) -> dict[str, object]:
         return _moca(shapes)
     if "memory.queue" in shapes:
         return _queue(shapes)
-    if any(name.startswith(PREDICTOR) for name in shapes):
+    if {f"{PREDICTOR}0.weight", f"{PROJECTOR}0.weight"} <= shapes.keys():
         return _moco_v3(shapes)
     if f"{PROJECTOR}0.bias" in shapes:
         return _head(shapes)
