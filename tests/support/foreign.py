@@ -72,7 +72,7 @@ def spec_of_source(file: str, source: Source, *overrides: str) -> RunSpec:
     """The spec of a file, for training in float64. Parts that the file lacks are small."""
     given = [f"{key}={value}" for key, value in facts_of(file).items()]
     if "student.projector.0.bias" in source.tensors and "memory.queue" not in source.tensors:
-        given.append("method.queue_size=64")
+        given.append("method.queue_size=256")
     if all(".encoder." in name for name in source.tensors):
         given.append("method.hidden_dim=8")
     return spec_of(source, [*given, "precision=float64", "train.batch_size=8", *overrides])
