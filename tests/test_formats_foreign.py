@@ -143,7 +143,7 @@ def moments(source: Source) -> dict[str, dict[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("file", foreign.TRAINED)
+@pytest.mark.parametrize("file", [*foreign.TRAINED, "mmpretrain_mocov3_resnet18_lars_epoch_1.pth"])
 def test_each_moment_is_at_its_parameter_there_and_back(file: str, tmp_path: Path) -> None:
     source, told = foreign.source_of(file, tmp_path), foreign.description(file)["optimizer"]
     assert moments(source) == told["moments"]
