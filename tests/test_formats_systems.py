@@ -12,7 +12,6 @@ from support import foreign
 from support.resuming import written
 from test_formats_hubs import content, refusal, same, vit_spec
 
-from triptych.core.errors import UserError
 from triptych.core.files.tree import Node, Stored
 from triptych.core.formats import FORMATS
 from triptych.core.formats.containers import open_content
@@ -198,17 +197,20 @@ def test_frozen_parameters_may_have_no_number() -> None:
     assert source.optimizer.tensors.keys() == other.tensors.keys()
 
 
-def test_the_momentum_of_lars_holds_the_learning_rate() -> None:
+def test_the_momentum_of_lars_holds_the_learning_rate(tmp_path: Path) -> None:
     source = recognise(open_content(FILES / LARS))
     spec = spec_of(source)
     assert spec.optim.form == "mmpretrain" and spec.method.teacher_statistics == "copied"
-    other = spec_of(source, ["optim={name: lars, form: moco_v3}"])
-    with pytest.raises(UserError, match=r"optim.form: moco_v3: the file holds .* form mmpretrain"):
-        training_state(source.optimizer, other, print)
+    plain = ["optim={name: lars, form: moco_v3, lr: 0.5, scale_lr_by: null}"]
+    other = spec_of(source, plain)
     state = {name: tensor.array() for name, tensor in source.tensors.items()}
-    state |= training_state(source.optimizer, spec, print)
-    with pytest.raises(UserError, match=r"optim.form: mmpretrain: files of this format hold LARS"):
-        written(FORMATS["moco_v3"], state, spec, Path("w"))
+    own, moved = (training_state(source.optimizer, each, print) for each in (spec, other))
+    name = "optimizer.momentum_buffer.student.encoder.conv1.weight"
+    rate = source.content.tree["optimizer"]["param_groups"][0]["lr"]
+    np.testing.assert_allclose(moved[name] * rate, own[name], rtol=1e-14)
+    written(FORMATS["mmpretrain"], {**state, **moved}, other, tmp_path / "w.pth")
+    again = recognise(open_content(tmp_path / "w.pth"))
+    np.testing.assert_allclose(again.optimizer.tensors[name].array(), moved[name] * 0.5)
 
 
 def test_lars_has_a_group_for_each_trained_parameter(tmp_path: Path) -> None:
