@@ -11,7 +11,7 @@ from support import foreign
 from triptych.core import formats
 from triptych.core.config.spec import InitSpec
 from triptych.core.files.saving import write
-from triptych.core.files.tree import Stored
+from triptych.core.files.tree import Content, Stored
 from triptych.core.formats import plsc
 from triptych.core.formats.containers import open_content
 from triptych.core.formats.detection import recognise
@@ -101,3 +101,41 @@ def test_the_own_loader_opens_what_is_written(
         for name, tensor in source.place.tensors.items():
             assert np.array_equal(weights[name].numpy(), tensor.bits())
             assert weights[name].name == again.place.tensors[name].unique
+
+
+def test_the_second_predictor_of_passl_is_kept_beside_the_model(tmp_path: Path) -> None:
+    source = foreign.source_of(PLSC, tmp_path)
+    theirs = {
+        name.replace("momentum_encoder.", "momentum_encoder.model.0."): tensor
+        for name, tensor in source.place.tensors.items()
+    }
+    second = {
+        name.replace("predictor.", "momentum_encoder.model.1."): tensor
+        for name, tensor in theirs.items()
+        if name.startswith("predictor.")
+    }
+    steps = {"momentum_encoder.steps": Stored.of(np.array(7))}
+    tree = {**theirs, **second, **steps}
+    found = recognise(Content(tmp_path / "w.pdparams", "paddle", tree))
+    assert found.format.name == "passl" and found.renamed.unknown.keys() == {*second, *steps}
+    assert {n: foreign.digest(t) for n, t in found.tensors.items()} == {
+        n: foreign.digest(t) for n, t in source.tensors.items()
+    }
+    back, _ = found.layout.table.from_canonical(found.tensors, found.facts)
+    spec = foreign.spec_of_source(PLSC, source)
+    container, written = found.format.output(
+        Output(found.layout, {**back, **found.renamed.unknown}, {}, spec)
+    )
+    assert container == "paddle" and written.keys() == tree.keys()
+    assert len({tensor.unique for tensor in written.values()}) == len(tree)
+
+
+def test_a_state_of_ours_shows_its_optimizer(tmp_path: Path) -> None:
+    for file, name in ((FLEETX, "sgd"), (PLSC, "adamw")):
+        source = foreign.source_of(file, tmp_path)
+        tree = {**source.tensors, **source.fresh, **source.optimizer.tensors}
+        own = recognise(Content(tmp_path / "w.npz", "npz", tree))
+        spec = foreign.spec_of_source(file, own)
+        assert own.format.name == "canonical" and spec.optim.name == name
+        if name == "adamw":
+            assert spec.model.freeze_patch_embed and spec.model.freeze_positions

@@ -1,6 +1,6 @@
 """What the state of a foreign optimizer gives to a run here: keys of the spec, and a state."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -55,11 +55,32 @@ def sections(optimizer: Optimizer, shapes: Shapes) -> dict[str, object]:
         found |= _rates(optimizer)
     if optimizer.name == "lars":
         found["optim.form"] = optimizer.form
-    trained = {name.split(".", 2)[2] for name in optimizer.tensors if name != STEP}
-    if trained:
-        frozen = {key: name not in trained for key, name in FREEZABLE.items() if name in shapes}
-        found |= frozen
-    return found
+    return {**found, **_frozen(optimizer.tensors, shapes)}
+
+
+def own_sections(shapes: Shapes) -> dict[str, object]:
+    """As ``sections``, of a state under canonical names, which holds no hyper-parameters.
+
+    SGD and LARS have the same moments. MoCo v3 trains a ResNet by LARS.
+
+    Args:
+        shapes: of all tensors, by canonical name.
+    """
+    entries = [name for name in shapes if name.startswith("optimizer.") and name != STEP]
+    kinds = {name.split(".")[1] for name in entries}
+    names = [name for name, own in KINDS.items() if kinds == set(own)]
+    if not names:
+        return {}
+    lars = "student.predictor.0.weight" in shapes and CLASS not in shapes
+    name = "lars" if lars and "lars" in names else names[0]
+    return {"optim.name": name, **_frozen(entries, shapes)}
+
+
+def _frozen(entries: Iterable[str], shapes: Shapes) -> dict[str, object]:
+    """Whether tensors that may be frozen are, by the moments that there are."""
+    trained = {name.split(".", 2)[2] for name in entries if name != STEP}
+    frozen = {key: name not in trained for key, name in FREEZABLE.items() if name in shapes}
+    return dict(frozen) if trained else {}
 
 
 def _rates(optimizer: Optimizer) -> dict[str, object]:

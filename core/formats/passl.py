@@ -4,14 +4,22 @@ A flat ``.pdparams``. The student has the names of PLSC. The momentum branch hol
 predictor (1), and counts its updates. The method has no predictor of the teacher.
 """
 
+from triptych.core.files.tree import Node
 from triptych.core.formats.arithmetic import Vit
 from triptych.core.formats.changes import TRANSPOSED
-from triptych.core.formats.format import Format, Layout
+from triptych.core.formats.format import Format, Layout, Output
 from triptych.core.formats.networks import vit
 from triptych.core.formats.plsc import ENCODER, head
 from triptych.core.formats.rules import PADDLE, Table, under
+from triptych.core.formats.unique import layers_of, named
 
 TEACHER = "momentum_encoder.model"
+
+
+def output(output: Output) -> tuple[str, Node]:
+    """A flat state."""
+    return "paddle", named(output.tensors, layers_of(output.tensors), "mo_co_v3_vi_t")
+
 
 FORMAT = Format(
     name="passl",
@@ -36,6 +44,7 @@ FORMAT = Format(
         ENCODER,
     ),
     constants={"model.layer_norm_eps": 1e-6},
+    output=output,
     arithmetic=(
         Vit({"student": "base_encoder.", "teacher": f"{TEACHER}.0."}, linear="in_out"),
         Vit(linear="in_out"),

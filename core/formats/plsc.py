@@ -21,7 +21,7 @@ from triptych.core.formats.networks import PADDLE_CPU, PADDLE_FACTS, vit
 from triptych.core.formats.optimizers import optimizer_state
 from triptych.core.formats.rules import PADDLE, Rule, Table, under
 from triptych.core.formats.single import STUDENT, SUPERVISED
-from triptych.core.formats.unique import REPLACED, named
+from triptych.core.formats.unique import REPLACED, layers_of, named
 
 BRANCHES = {"student": "base_encoder", "teacher": "momentum_encoder"}
 """Prefixes in the file, by canonical one."""
@@ -82,7 +82,7 @@ def built(tensors: dict[str, Stored]) -> list[str]:
 
     Each branch begins with a classifier. The heads, built later, replace it.
     """
-    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
+    layers = layers_of(tensors)
     order: list[str] = []
     for branch in BRANCHES.values():
         own = [n for n in layers if n.startswith(branch) and not n.startswith(f"{branch}.head.")]

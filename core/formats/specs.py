@@ -13,6 +13,7 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError, printable
 from triptych.core.formats import canonical
 from triptych.core.formats.architecture import Shapes, encoder_shapes, model_section
+from triptych.core.formats.continuing import own_sections
 from triptych.core.formats.continuing import sections as sections_of
 from triptych.core.formats.detection import Source
 from triptych.core.formats.loading import read_weights
@@ -156,7 +157,8 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
     if "fc_norm.weight" in encoder:
         sections["method"]["pooling"] = "mean"
     given = {text.partition("=")[0].strip() for text in overrides}
-    shown = sections_of(source.optimizer, shapes) if source.optimizer else {}
+    theirs = source.optimizer
+    shown = sections_of(theirs, shapes) if theirs else own_sections(shapes)
     for key, value in {**shown, **source.facts}.items():
         section, _, name = key.partition(".")
         if key == "model.image_size" and not _fits_table(value, sections["model"], encoder):
@@ -197,7 +199,7 @@ def _missing(
 def _counts(section: str, kind: str, encoder: str) -> bool:
     """Whether facts about a section concern a file: all about models are about ViTs."""
     if section in ("method", "optim", "batch_norm"):
-        return kind == "pretraining"
+        return kind in ("pretraining", "any")
     return section != "model" or encoder == "vit"
 
 

@@ -16,6 +16,8 @@ WEIGHTS = ("weight", *PADDLE.values())
 """Last words of the names of a layer's tensors, in the order of their numbers."""
 TOKENS = {"cls_token": "w_1", "pos_embed": "w_2"}
 """Parameters that a ViT has beside its layers, and the ends of their generated names."""
+LEAVES = {*WEIGHTS, "bias", *TOKENS}
+"""Last words of the names of parameters. Other tensors are buffers."""
 REPLACED = "replaced"
 """Stands in an order of layers for a linear layer that was built and then replaced."""
 
@@ -35,7 +37,9 @@ def named(tensors: Tensors, built: Sequence[str] = (), root: str = "") -> dict[s
     generated: dict[str, str] = {}
     kind = ""
     for layer in built or residual(parts):
-        leaves = parts.get(layer, {})
+        leaves = {leaf: n for leaf, n in parts.get(layer, {}).items() if leaf in LEAVES}
+        if not leaves and layer != REPLACED:
+            continue
         kind = _kind({leaf: tensors[name].shape for leaf, name in leaves.items()}, kind, root)
         weights = [leaf for leaf in WEIGHTS if leaf in leaves]
         ends = {leaf: f"w_{i}" for i, leaf in enumerate(weights)} | {"bias": "b_0"} | TOKENS
@@ -45,6 +49,11 @@ def named(tensors: Tensors, built: Sequence[str] = (), root: str = "") -> dict[s
     buffers = (name for name in tensors if name not in generated)
     generated |= {name: f"eager_tmp_{i}" for i, name in enumerate(buffers)}
     return {name: replace(tensor, unique=generated[name]) for name, tensor in tensors.items()}
+
+
+def layers_of(tensors: Iterable[str]) -> list[str]:
+    """The prefixes of the layers, in the order of the file."""
+    return list(_parts(tensors))
 
 
 def residual(layers: Iterable[str]) -> list[str]:
@@ -85,4 +94,4 @@ def _kind(shapes: Mapping[str, tuple[int, ...]], before: str, root: str) -> str:
     if "_mean" in shapes:
         return "batch_norm2d" if before == "conv2d" else "batch_norm1d"
     classes = {1: "layer_norm", 2: "linear", 4: "conv2d"}
-    return classes[len(shapes["weight"])] if shapes else "linear"
+    return classes[len(shapes.get("weight", (0,)))] if shapes else "linear"
