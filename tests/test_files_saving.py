@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from triptych import backends
 from triptych.core.errors import UserError
+from triptych.core.files import zips
 from triptych.core.files.reading import read
 from triptych.core.files.saving import write
 from triptych.core.files.tree import Stored, tensors
@@ -213,3 +214,22 @@ def test_every_backend_has_its_container():
     from triptych.core.files.saving import WRITERS
 
     assert set(backends.BACKENDS) <= set(WRITERS)
+
+
+def test_the_memory_of_mapped_files_is_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    values = np.arange(2**18, dtype=np.float32)
+    write(path, {"x": Stored.of(values)}, "torch")
+    stored = read(path).tree["x"]
+    assert stored.bits().sum() and mapped_kib(path) > 900
+    zips.release()
+    assert mapped_kib(path) == 0
+    assert np.array_equal(stored.bits(), values)
+
+
+def mapped_kib(path: Path) -> int:
+    """How much of a file is in the memory of this process, KiB."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    starts = [i for i, line in enumerate(lines) if line.endswith(str(path))]
+    rows = [next(x for x in lines[i:] if x.startswith("Rss:")) for i in starts]
+    return sum(int(row.split()[1]) for row in rows)

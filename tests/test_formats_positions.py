@@ -108,3 +108,18 @@ def test_a_convolutional_stem_has_the_same_table(tmp_path):
     larger = supervised(V3, stem="conv", image_size=64)
     loaded = load(saved(tmp_path, plain), larger, positions="bicubic")
     assert loaded[f"{ENCODER}pos_embed"].shape == (1, 17, 192)
+
+
+def test_a_first_layer_for_other_channels_is_adapted_only_on_request(tmp_path):
+    spec = supervised(V3)
+    grey = spec.model_copy(update={"model": spec.model.model_copy(update={"channels": 1})})
+    path = saved(tmp_path, encoder_of(V3))
+    assert refusal(path, grey) == [
+        "weights of another architecture: the file has channels 3; the model channels 1; set "
+        "init.channels to adapted to change the first layer"
+    ]
+    loaded = load(path, grey, channels="adapted")[f"{ENCODER}patch_embed.proj.weight"]
+    weight = encoder_of(V3)["patch_embed.proj.weight"]
+    np.testing.assert_allclose(loaded, weight.sum(axis=1, keepdims=True), rtol=0, atol=1e-6)
+    equal = load(path, spec, channels="adapted")[f"{ENCODER}patch_embed.proj.weight"]
+    assert np.array_equal(equal, weight)
