@@ -14,11 +14,14 @@ from support import foreign
 from support.resuming import BINARY, LIMITS, Resumed, worst, written
 
 from triptych.core import formats, methods
+from triptych.core.cli import main
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Batch, Hyper, State
 from triptych.core.formats import FORMATS
+from triptych.core.formats.containers import open_content
 from triptych.core.parameters import initial_state
 from triptych.core.parity.trace import trace
+from triptych.core.training.resume import Start, find_start
 
 FILES = Path(__file__).parent / "golden" / "formats"
 V3 = "moco_v3_vit_torch1.9.pth.tar"
@@ -105,6 +108,47 @@ def test_each_fault_of_the_moments_shows(change, tmp_path):
     got = resumed.replay("numpy", tmp_path, CASES[V3], weights=tmp_path / "w.pth")
     loss = worst(resumed.errors(got, {}))["loss"]
     assert (loss.value <= LIMITS["loss"]) == (change is unchanged)
+
+
+# -------------------------------------------------------------------------- from the commands
+
+
+def test_a_trace_takes_its_spec_from_the_file(tmp_path, capsys):
+    keys = ["model.heads=4", "train.batch_size=2", "data={name: digits}"]
+    out = str(tmp_path / "t.npz")
+    words = ["--backend", "numpy", "--steps", "1", "-o", *keys, "--output", out]
+    assert main(["parity", "trace", "--weights", str(FILES / V3), *words]) == 0
+    with np.load(out) as record:
+        assert int(record["state/optimizer.step/step0"]) == 2
+        assert record["state/optimizer.exp_avg.student.encoder.cls_token/step0"].any()
+    assert main(["parity", "trace", *words]) != 0
+    assert "expected -c SPEC or --weights PATH" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_from_a_file(tmp_path):
+    said: list[str] = []
+    spec = formats.read_spec(FILES / V3, CASES[V3])
+    begin, state = find_start(spec, tmp_path / "run", str(FILES / V3), {}, said.append, 10)
+    assert begin == Start(step=2, whole=True)
+    assert state["optimizer.exp_avg.student.encoder.cls_token"].any()
+    assert said == [f"going on from {FILES / V3} (MoCo v3 (facebookresearch/moco-v3)), step 2; "
+                    "the order of the images is that of this run"]  # fmt: skip
+    # SGD counts no updates, but the file counts epochs.
+    path = FILES / "moco_v2_resnet18_torch1.9.pth.tar"
+    spec, epoch = formats.read_spec(path), open_content(path).tree["epoch"]
+    begin, state = find_start(spec, tmp_path / "run", str(path), {}, said.append, 10)
+    assert epoch and begin.step == state["optimizer.step"] == 10 * epoch
+
+
+def test_a_run_goes_on_from_a_converted_checkpoint(tmp_path):
+    keys = ["-o", *CASES[V3]]
+    assert main(["convert", str(FILES / V3), str(tmp_path / "w"), "--to", "canonical", *keys]) == 0
+    spec = formats.read_spec(FILES / V3, [*CASES[V3], "optim.lr=1", "train.batch_size=4"])
+    begin, state = find_start(spec, tmp_path / "run", str(tmp_path / "w"), {}, print)
+    assert begin == Start(step=2, whole=True)
+    again = formats.load_training_state(FILES / V3, spec, print)
+    assert state.keys() == again.keys()
+    assert all(np.array_equal(state[name], again[name]) for name in again)
 
 
 # ------------------------------------------------------------------------------ the other way

@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         type=os.path.expanduser,
         metavar="auto|PATH",
-        help="go on from the newest whole checkpoint of --output, or from this checkpoint or run",
+        help="go on from the newest whole checkpoint of --output, from this checkpoint or run, or "
+        "from this file or folder of another system",
     )
     parser.add_argument(
         "--output", type=cli.path, metavar="DIR", help="default: runs/<recipe>-<backend>"

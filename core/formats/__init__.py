@@ -1,7 +1,12 @@
 """The conversion of foreign checkpoint names and layouts to canonical ones."""
 
 from triptych.core.formats.detection import FORMATS
-from triptych.core.formats.loading import load_training_state, load_weights, read_arrays
+from triptych.core.formats.loading import (
+    load_training_state,
+    load_weights,
+    read_arrays,
+    read_training,
+)
 from triptych.core.formats.pretrained import initial_state, load_encoder, load_encoders
 from triptych.core.formats.specs import read_spec
 
@@ -14,4 +19,5 @@ __all__ = [
     "load_weights",
     "read_arrays",
     "read_spec",
+    "read_training",
 ]

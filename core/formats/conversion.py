@@ -311,11 +311,9 @@ def _account(made: Plan, request: Request) -> None:
     refused = {n: s for n, s in made.missing.items() if not _named(n, request.allow_missing)}
     made.problems += _listed("missing", refused, "--allow-missing NAME")
     made.problems += _misfits(params, made.tensors)
-    tree = source.content.tree if isinstance(source.content.tree, dict) else {}
     step = made.optimizer.get("optimizer.step")
     made.step = None if step is None else int(step.array())
-    epoch = tree.get("epoch")
-    made.epoch = epoch if isinstance(epoch, int) else 0
+    made.epoch = source.format.epochs(source.content) or 0
 
 
 def _required(made: Plan) -> list[Param]:

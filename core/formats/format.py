@@ -130,6 +130,12 @@ def no_facts(content: Content) -> Facts:
     return {}
 
 
+def epochs(content: Content) -> int | None:
+    """The number of whole epochs behind the state, under the key "epoch"; None: not known."""
+    found = content.tree.get("epoch") if isinstance(content.tree, dict) else None
+    return found if isinstance(found, int) and found >= 0 else None
+
+
 @dataclass(frozen=True)
 class Output:
     """What is written.
@@ -171,6 +177,7 @@ class Format:
         arithmetic: how the system computes the encoders in its files, for the self-check of a
             converter.
         moments: how its files hold the state of an optimizer; None: they hold none.
+        epochs: reads the number of whole epochs behind a training state.
         fault: why a file of this format must not be used, in a line; "": no reason.
         output: (container, tree) of a file; None: the format is only read.
     """
@@ -186,6 +193,7 @@ class Format:
     remarks: tuple[str, ...] = ()
     arithmetic: tuple[Arithmetic, ...] = ()
     moments: Moments | None = None
+    epochs: Callable[[Content], int | None] = epochs
     fault: Callable[[Content], str] = no_fault
     output: Callable[[Output], tuple[str, Node]] | None = None
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,20 @@ OPTIONAL = "optimizer."
 
 SHOWN = 8
 """Number of lines printed for each kind of problem."""
+
+
+class Training(NamedTuple):
+    """A training state.
+
+    Attributes:
+        state: weights, and the entries of the optimizer if the file has one.
+        about: the system that it comes from.
+        epochs: number of whole epochs behind it; None: not known.
+    """
+
+    state: State
+    about: str
+    epochs: int | None
 
 
 def load_weights(path: Path, spec: RunSpec) -> State:
@@ -60,9 +75,15 @@ def load_training_state(path: Path, spec: RunSpec, say: Say) -> State:
     Raises:
         UserError: as in ``load_weights``, or the state of the optimizer is not that of the run.
     """
+    return read_training(path, spec, say).state
+
+
+def read_training(path: Path, spec: RunSpec, say: Say) -> Training:
+    """As ``load_training_state``, with what the file says about the run so far."""
     state, source = _loaded(path, spec)
+    epochs = source.format.epochs(source.content)
     if source.optimizer is None:
-        return state
+        return Training(state, source.format.about, epochs)
     for line in (*source.format.remarks, *_contradicted(source, spec)):
         say(f"{path}: {line}")
     try:
@@ -71,7 +92,7 @@ def load_training_state(path: Path, spec: RunSpec, say: Say) -> State:
         raise UserError(f"{path}: {error}") from error
     if bad := [name for name, array in own.items() if not np.isfinite(array).all()]:
         raise UserError(f"{path}: {bad[0]}: not finite ({len(bad)} such entries)")
-    return {**state, **own}
+    return Training({**state, **own}, source.format.about, epochs)
 
 
 def _contradicted(source: Source, spec: RunSpec) -> Iterator[str]:

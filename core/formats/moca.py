@@ -12,7 +12,7 @@ from triptych.core.files.tree import Content, Node, Record
 from triptych.core.formats.arithmetic import Vit
 from triptych.core.formats.changes import VECTOR, Facts, Reshaped
 from triptych.core.formats.envelopes import SCALER
-from triptych.core.formats.format import Format, Layout, Output
+from triptych.core.formats.format import Format, Layout, Output, epochs
 from triptych.core.formats.moments import KINDS, Moments, Parameter, torch_options
 from triptych.core.formats.networks import vit
 from triptych.core.formats.optimizers import optimizer_state
@@ -129,9 +129,16 @@ def facts(content: Content) -> Facts:
     return facts
 
 
+def finished(content: Content) -> int | None:
+    """The number of whole epochs. The entry is that of the last one, counted from 0."""
+    last = epochs(content)
+    return None if last is None else last + 1
+
+
 def output(output: Output) -> tuple[str, Node]:
     """A checkpoint as the program writes it, without its arguments."""
-    tree: dict[str, Node] = {"model": output.tensors, "epoch": output.epoch}
+    last = max(output.epoch - 1, 0)
+    tree: dict[str, Node] = {"model": output.tensors, "epoch": last}
     if output.optimizer:
         tree["optimizer"] = optimizer_state(MOMENTS, output)
         tree["scaler"] = SCALER
@@ -160,5 +167,6 @@ FORMAT = Format(
     arithmetic=(Vit({b: f"{name}." for b, name in BRANCHES.items()}), Vit()),
     constants={"model.layer_norm_eps": 1e-6},
     moments=MOMENTS,
+    epochs=finished,
     output=output,
 )

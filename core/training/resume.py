@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from triptych.core import checkpoint, formats
 from triptych.core.checkpoint import Manifest
-from triptych.core.checkpoint.retrieval import FOLDER, listed, step_of
+from triptych.core.checkpoint.retrieval import FOLDER, MANIFEST, listed, step_of
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
+from triptych.core.formats.containers import is_foreign_folder
+from triptych.core.formats.moments import STEP
 
 Say = Callable[[str], None]
 
@@ -21,10 +25,11 @@ class Start:
 
     Attributes:
         step: number of updates behind the state.
-        path: the checkpoint of the state, or None for initial weights.
+        path: the checkpoint of the state, or None for initial weights and files of other systems.
         before: the folder of the checkpoint's run, if that is another run.
         seconds: training time so far.
         evaluating: time of the evaluations so far, seconds.
+        whole: whether the state has the entries of the optimizer.
     """
 
     step: int = 0
@@ -32,17 +37,25 @@ class Start:
     before: Path | None = None
     seconds: float = 0.0
     evaluating: float = 0.0
+    whole: bool = False
 
 
 def find_start(
-    spec: RunSpec, run_dir: Path, resume: str | None, stamp: Mapping[str, Any], say: Say
+    spec: RunSpec,
+    run_dir: Path,
+    resume: str | None,
+    stamp: Mapping[str, Any],
+    say: Say,
+    steps_per_epoch: int = 0,
 ) -> tuple[Start, State]:
     """Finds where a run in ``run_dir`` begins, and its first state. Writes nothing.
 
     Args:
-        resume: "auto", the path of a checkpoint or a run, or None for a fresh run.
+        resume: "auto", the path of a checkpoint or a run, a file or folder of another system, or
+            None for a fresh run.
         stamp: the new process's values of what checkpoints store, such as versions.
         say: called with a warning for each difference from the checkpoint.
+        steps_per_epoch: number of full batches in one pass over the data; 0: not known.
 
     Raises:
         UserError: the folder already holds a run, or the checkpoint is damaged or of another spec.
@@ -57,6 +70,13 @@ def find_start(
                 "or give another --output"
             )
         return Start(), formats.initial_state(spec, say)
+    if resume != "auto" and _is_foreign(Path(resume)):
+        if saved:
+            raise UserError(
+                f"--resume {resume}: {run_dir} holds {saved[0].name}, which is not to be "
+                "overwritten; give another --output"
+            )
+        return _from_elsewhere(Path(resume), spec, steps_per_epoch, say)
     path = checkpoint.resolve(resume, run_dir, say)
     if path is None:
         say(f"--resume auto: nothing saved in {run_dir}, starting from the beginning")
@@ -72,8 +92,40 @@ def find_start(
     for warning in [*checkpoint.check_spec(manifest, spec), *_differences(manifest, stamp)]:
         say(f"warning: {warning}")
     say(f"resuming from {path} ({manifest.extra.get('backend')}, step {manifest.step})")
-    times = [float(manifest.extra.get(name, 0.0)) for name in ("seconds", "evaluate_seconds")]
-    return Start(manifest.step, path, before if elsewhere else None, *times), state
+    seconds, evaluating = (
+        float(manifest.extra.get(name, 0.0)) for name in ("seconds", "evaluate_seconds")
+    )
+    run = before if elsewhere else None
+    return Start(manifest.step, path, run, seconds, evaluating, whole=True), state
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a path is no checkpoint of a run here: another system's, or a converted one."""
+    if (path / MANIFEST).is_file():
+        return "converted" in checkpoint.verify(path).extra
+    return path.is_file() or (path.is_dir() and is_foreign_folder(path))
+
+
+def _from_elsewhere(
+    path: Path, spec: RunSpec, steps_per_epoch: int, say: Say
+) -> tuple[Start, State]:
+    """A run that goes on from a file of another system.
+
+    Its place in the schedules is the optimizer's number of updates, or the number of epochs that
+    the file holds.
+    """
+    state, about, epochs = formats.read_training(path, spec, say)
+    whole = any(name.startswith("optimizer.") for name in state)
+    step = int(state.get(STEP, 0))
+    if not step and epochs and steps_per_epoch:
+        step = epochs * steps_per_epoch
+    if whole:
+        state[STEP] = np.asarray(step, np.int64)
+    known = f"step {step}" if step else "step 0, since the file holds no number of updates"
+    say(f"going on from {path} ({about}), {known}; the order of the images is that of this run")
+    if not whole:
+        say(f"warning: {path}: holds no state of an optimizer; it begins anew")
+    return Start(step, whole=whole), state
 
 
 def _differences(manifest: Manifest, stamp: Mapping[str, Any]) -> list[str]:

@@ -77,9 +77,9 @@ def train(
             pipeline = stack.enter_context(Pipeline(spec, splits.train))
             plan = Plan(spec, pipeline.steps_per_epoch)
             split = _open_split(spec, splits)
-            begin, state = find_start(spec, run_dir, resume, stamp, say)
-            origin, whole = str(begin.path), begin.path is not None
-            engine = open_engine(spec, backend, state, whole=whole, origin=origin)
+            begin, state = find_start(spec, run_dir, resume, stamp, say, plan.steps_per_epoch)
+            origin = str(begin.path or resume)
+            engine = open_engine(spec, backend, state, whole=begin.whole, origin=origin)
             stack.enter_context(closing(engine))
         del state  # the engine has a copy
         _check_start(begin, ranks)
