@@ -10,6 +10,8 @@ from triptych.core.machine.environment import NAMES, install_command, why_not
 from triptych.core.machine.interrupts import interrupts_kept
 
 BACKENDS = NAMES
+PARALLEL: dict[str, tuple[str, ...]] = {"torch": (), "oneflow": (), "paddle": ()}
+"""Backend -> the keys of the section ``parallel`` that it implements."""
 EXPORTERS = {
     "torch": ("onnx", ("onnx", "onnxscript")),
     "paddle": ("onnx-paddle", ("paddle2onnx",)),

@@ -19,6 +19,7 @@ from triptych.core.engine import Engine
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.machine.devices import prepare_libraries
 from triptych.core.machine.resources import cpu_threads
+from triptych.core.parallel.degrees import check_supported, check_world
 from triptych.core.parameters import table
 
 REFERENCE = "numpy"
@@ -101,6 +102,20 @@ def choose_backend(asked: str | None, spec: RunSpec, say: Say = print) -> str:
     return name
 
 
+def check_layout(spec: RunSpec, name: str, world: int) -> None:
+    """Checks that a backend can divide a run among the processes that run.
+
+    Args:
+        name: a backend's name.
+        world: number of processes.
+
+    Raises:
+        UserError: the backend lacks a kind of parallelism, or the degrees need another number.
+    """
+    check_supported(spec, name, backends.PARALLEL[name])
+    check_world(spec, world)
+
+
 def load(spec: RunSpec, name: str) -> ModuleType:
     """The backend's package. Its framework is imported with the spec's threads and precision.
 
@@ -141,9 +156,11 @@ def open_engine(
         origin: the file or folder of the state, for messages.
 
     Raises:
-        UserError: this machine lacks the backend, device or precision. Or tensors are missing or
+        UserError: the machine lacks the backend, device or precision, or the backend a kind of
+            parallelism. Or tensors are missing or
             have wrong shapes, or a whole state has further tensors; each has a line.
     """
+    check_supported(spec, name, backends.PARALLEL.get(name, ()))
     module = load(spec, name)
     shapes = {param.name: tuple(param.shape) for param in table(spec)}
     problems = [f"missing {tensor} {shapes[tensor]}" for tensor in shapes if tensor not in state]

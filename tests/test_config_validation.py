@@ -38,7 +38,12 @@ WRONG = [
     ("seed=-1", "seed: -1: expected an integer >= 0 and < 9223372036854775808"),
     ("train.accumulate=3", "train.accumulate: train.batch_size"),
     ("train.accumulate=0", "train.accumulate: 0: expected an integer > 0"),
-    ("parallel.data=true", "parallel.data: true: expected 1"),
+    ("parallel.data=true", "parallel.data: true: expected an integer > 0"),
+    ("parallel.data=3", "is not divisible by data 3 x accumulate 1 x micro_batches 1 = 3"),
+    ("parallel.tensor=3", "parallel.tensor: model.heads"),
+    ("parallel.pipeline=64", "parallel.pipeline: 64 stages, but model.depth"),
+    ("parallel.micro_batches=2", "parallel.micro_batches: 2: a pipeline of one stage has none"),
+    ("parallel.shard_optimizer=true", "one copy of the model has nothing to share"),
     ("data.channels=true", "data.channels: true: expected an integer >= 1 and <= 4"),
     ("threads=0", "threads: 0: expected an integer > 0 and <= 1024 or auto"),
     (

@@ -63,7 +63,7 @@ FLOORS = (
     ("config",),
     ("contracts",),
     ("parameters", "machine"),
-    ("optim", "methods", "files"),
+    ("optim", "methods", "files", "parallel"),
     ("engine",),
     ("backends", "data", "reference"),
     ("evaluation",),

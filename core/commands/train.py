@@ -4,7 +4,7 @@ import argparse
 import os
 
 from triptych.core import cli, config
-from triptych.core.launch import choose_backend, join, quiet, together
+from triptych.core.launch import check_layout, choose_backend, join, quiet, together
 from triptych.core.machine.interrupts import leave_at_once
 from triptych.core.training.run import default_output, train
 
@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         changes = config.changes(arguments.config, arguments.overrides)
         say(f"spec: {arguments.config}" + (f" with {', '.join(changes)}" if changes else ""))
         backend = choose_backend(arguments.backend, spec, say)
+        check_layout(spec, backend, ranks.world)
     output = arguments.output or default_output(arguments.config, backend)
     # Before the first step a signal ends the process; after that it asks for a save.
     with leave_at_once():

@@ -30,7 +30,6 @@ Byte = Annotated[Int, Field(ge=0, le=255)]
 Channels = Annotated[Int, Field(ge=1, le=4)]
 SixteenBits = Annotated[Int, Field(ge=8, le=16)]
 """Number of bits that samples use which are stored in 16 bits."""
-One = Annotated[Int, Field(ge=1, le=1)]
 
 
 Pair = TypeVar("Pair", tuple[float, float], tuple[int, int])

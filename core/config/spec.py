@@ -33,7 +33,6 @@ from triptych.core.config.fields import (
     Int,
     KeyedError,
     NonNegativeInt,
-    One,
     PositiveInt,
     Section,
     Str,
@@ -70,6 +69,11 @@ from triptych.core.config.optim import (
     OptimSpec,
     SgdSpec,
     layer_decay_contradictions,
+)
+from triptych.core.config.parallel import (
+    ParallelSpec,
+    architecture_contradictions,
+    parallel_contradictions,
 )
 from triptych.core.config.supervised import supervised_contradictions
 
@@ -195,16 +199,6 @@ class CheckpointSpec(Section):
     """Number of newest checkpoints to keep."""
 
 
-class ParallelSpec(Section):
-    """Degrees of parallelism. This version runs one process."""
-
-    data: One = 1
-    tensor: One = 1
-    pipeline: One = 1
-    micro_batches: One = 1
-    shard_optimizer: Literal[False] = False
-
-
 class RunSpec(Section):
     """One run: pretraining, a linear probe or fine-tuning."""
 
@@ -268,6 +262,10 @@ class RunSpec(Section):
                 "optim.generator_lr", f"method {self.method.name} has no weight generators"
             )
         yield from layer_decay_contradictions(self.optim, self.model)
+        yield from parallel_contradictions(
+            self.parallel, train.batch_size, train.accumulate, self.batch_norm.virtual_ranks
+        )
+        yield from architecture_contradictions(self.parallel, self.model, self.method)
         if self.evaluate.every and self.data.lacks_held_out:
             yield KeyedError(
                 "evaluate.every",

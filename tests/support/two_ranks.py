@@ -118,5 +118,6 @@ def _run(
     ranks = PipeRanks(rank, links[rank])
     backends.load = lambda name: ahead
     train.join = lambda: ranks
+    train.check_layout = lambda *_: None  # each has the whole batch
     change(ranks)
     sys.exit(cli.main(arguments))

@@ -1,0 +1,1 @@
+"""How a run is divided among processes. No framework is needed here; a backend applies it."""
