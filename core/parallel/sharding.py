@@ -38,19 +38,17 @@ class Split:
         """
         if self.axis is None:
             return array
+        groups = np.split(array, self.groups, self.axis)
         return np.concatenate(
-            [np.split(group, count, self.axis)[rank] for group in self._groups(array)], self.axis
+            [np.split(group, count, self.axis)[rank] for group in groups], self.axis
         )
 
     def joined(self, parts: Sequence[Array]) -> Array:
         """The whole array, from the parts of all processes in order."""
         if self.axis is None:
             return parts[0]
-        pieces = zip(*(self._groups(part) for part in parts), strict=True)
+        pieces = zip(*(np.split(part, self.groups, self.axis) for part in parts), strict=True)
         return np.concatenate([piece for group in pieces for piece in group], self.axis)
-
-    def _groups(self, array: Array) -> list[Array]:
-        return np.split(array, self.groups, self.axis)
 
 
 WHOLE, OUTPUTS, INPUTS = Split(), Split(0), Split(1)
