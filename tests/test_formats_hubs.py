@@ -17,6 +17,7 @@ from triptych.core.files.saving import write
 from triptych.core.files.tree import Content, Node, Record, Stored
 from triptych.core.formats import FORMATS
 from triptych.core.formats.containers import open_content
+from triptych.core.formats.conversion import Request, plan
 from triptych.core.formats.detection import Source, recognise
 from triptych.core.formats.format import Output
 from triptych.core.formats.specs import spec_of
@@ -241,6 +242,15 @@ def test_encoders_that_no_vit_of_hugging_face_has_are_refused(tmp_path: Path) ->
     spec = vit_spec(pooling="mean", fc_norm=True)
     with pytest.raises(UserError, match="this encoder has not"):
         FORMATS["huggingface"].output(Output(FORMATS["huggingface"].layouts[0], {}, {}, spec))
+
+
+def test_an_epsilon_that_the_target_has_in_its_code_is_said() -> None:
+    wishes = {"parts": ["encoder"], "allow_unused": ["pooler."]}
+    notes = {
+        to: plan(FILES / POOLER, Request(to, **wishes)).notes for to in ("timm", "huggingface")
+    }
+    assert notes["huggingface"] == []
+    assert notes["timm"][0].startswith("model.layer_norm_eps: 1e-12; timm (huggingface/pytorch-")
 
 
 # ------------------------------------------------------------------------------------- detectron2

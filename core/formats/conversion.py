@@ -114,7 +114,7 @@ class Plan:
         left: name in the file -> why it is left out.
         unused: names in the file that nothing explains, with shapes.
         missing: canonical names that the file lacks, with shapes.
-        notes: what starts anew, and why.
+        notes: what starts anew, and what the target's system computes otherwise.
         problems: a line for each reason against the conversion.
         step: number of updates, if it is known.
         epoch: number of whole epochs, 0 if it is not known.
@@ -202,7 +202,19 @@ def _planned(source: Source, before: RunSpec, target: Format, request: Request) 
     _write(made, {name: how for name, (_, how) in changed.items()})
     _optimizer(made, changed.keys())
     _account(made, request)
+    made.notes.extend(_fixed(made))
     return made
+
+
+def _fixed(made: Plan) -> Iterator[str]:
+    """What the target's system computes otherwise than the model, since its code fixes it."""
+    told = facts_of(made.spec)
+    for key, value in made.target.constants.items():
+        if (own := told.get(key, value)) != value:
+            yield (
+                f"{key}: {own}; {made.target.about} computes with {value} and no file says so: set "
+                "it there, or the features differ"
+            )
 
 
 def _fresh(source: Source, choice: Choice) -> dict[str, Stored]:
