@@ -171,6 +171,15 @@ def test_heads_of_a_named_architecture_need_its_width_and_depth() -> None:
     assert recognise(content(tree)).facts["model.heads"] == 12
 
 
+def test_a_vit_of_mmpretrain_has_one_of_two_classifiers() -> None:
+    file = recognise(open_content(FILES / EMA), average=True)
+    plain = {name.replace("layers.head", "fc"): t for name, t in file.place.tensors.items()}
+    source = recognise(content({"state_dict": plain, "meta": {}}))
+    assert same(source, file.tensors)
+    names, _ = source.layout.table.from_canonical(source.tensors, {})
+    assert names.keys() == plain.keys()
+
+
 def test_mmengine_would_copy_the_weights_at_step_0() -> None:
     source = recognise(open_content(FILES / LARS))
     names, _ = source.layout.table.from_canonical(source.tensors, {})

@@ -112,6 +112,7 @@ FORMAT = Format(
         _moco_v3("vit", _vit()),
         _moco_v3("resnet", resnet()),
         *_single("vit", "layers.head", _vit()),
+        _single("vit", "fc", _vit())[0],
         *_single("resnet", "fc", resnet()),
     ),
     keys=frozenset({"meta", "state_dict", "message_hub", "optimizer", "param_schedulers"}),
