@@ -18,7 +18,6 @@ import io
 import json
 import os
 import shutil
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,12 +39,6 @@ from triptych.core.machine.interrupts import leave_tidily
 
 _npy: Any = np.lib.format
 # Any: it is public, but only some versions annotate it.
-
-PAUSE = 0.25
-"""Seconds between two times at which what is written is brought to the disk."""
-
-LARGE = 2**25
-"""Bytes of a file that is brought to the disk while it is written."""
 
 THREADS = 32
 """Number of files that are brought to the disk at once."""
@@ -79,10 +72,12 @@ def whole(path: Path) -> Iterator[Path]:
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with _cleaned(path, aside):
-        with leave_tidily(), _flushing(aside):
+        with leave_tidily():
             yield aside
-        _sync_all(aside)
-        _replace(aside, path)
+            if path.exists():
+                # A power cut must not lose both. A new file is written as cp writes one.
+                _sync_all(aside)
+            _replace(aside, path)
 
 
 def _sync_all(path: Path) -> None:
@@ -95,29 +90,6 @@ def _sync_all(path: Path) -> None:
 def _files(path: Path) -> list[Path]:
     """The files in a folder and its folders, or the file itself."""
     return [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-
-
-@contextmanager
-def _flushing(aside: Path) -> Iterator[None]:
-    """Brings what the block writes to the disk meanwhile, so that the end need not wait for it."""
-    done = threading.Event()
-
-    def flush() -> None:
-        sizes: dict[Path, int] = {}
-        while not done.wait(PAUSE):
-            for file in _files(aside) if aside.exists() else ():
-                size = file.stat().st_size
-                if size >= LARGE and sizes.get(file) != size:
-                    sizes[file] = size
-                    sync(file)
-
-    with ThreadPoolExecutor(1) as pool:
-        flushed = pool.submit(flush)
-        try:
-            yield
-        finally:
-            done.set()
-        flushed.result()
 
 
 def write_torch(path: Path, tree: Node) -> None:
