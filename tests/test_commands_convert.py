@@ -63,7 +63,7 @@ def test_the_list_has_each_format(capsys: pytest.CaptureFixture[str]):
     widths = {line.index(line.split("  ")[-1].strip()) for line in lines}
     assert len(widths) <= 2  # columns
     assert any(line.split()[:3] == ["plsc", "read,", "write"] for line in lines)
-    assert any(line.split()[:2] == ["passl", "read"] for line in lines)
+    assert any(line.split()[:2] == ["solo", "read"] for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -63,16 +63,26 @@ def test_every_tensor_comes_back_from_all_containers(source: Path, name: str, tm
     assert digests(tmp_path / "back", name) == digests(source, name)
 
 
-def test_a_classifier_without_counters_comes_back(tmp_path: Path):
-    """With a branch, a system's own names of one network; without, the canonical ones."""
+@pytest.mark.parametrize("branch", [None, "student"])
+def test_a_classifier_without_counters_comes_back(tmp_path: Path, branch: str | None):
     source = foreign.FILES / "paddle_resnet18_adamw.pdparams"
     made = converted(source, tmp_path / "c", "canonical", overrides=())
     assert sum(row.kind == "new, at its initial value" for row in made.rows) == 20
     assert [one.branch for one in check(made, REFERENCE)] == ["student"]
-    converted(tmp_path / "c", tmp_path / "w", "paddle", overrides=(), branch="student")
+    converted(tmp_path / "c", tmp_path / "w", "paddle", overrides=(), branch=branch)
     assert digests(tmp_path / "w", "paddle") == digests(source, "paddle")
-    made = planned(source, "paddle", overrides=())
-    assert "student.encoder.bn1.num_batches_tracked" in made.written
+
+
+def test_a_single_network_has_the_names_that_can_hold_all_of_it(tmp_path: Path):
+    """paddle.vision counts no batches, so counters go there under canonical names."""
+    source = last = foreign.FILES / "torchvision_resnet18_half_legacy.pth"
+    names = {"oneflow": "bn1.running_mean", "paddle": "student.encoder.bn1.num_batches_tracked",
+             "torch": "student.encoder.bn1.running_mean", "torchvision": "bn1.weight"}  # fmt: skip
+    for hop, name in names.items():
+        made = converted(last, tmp_path / hop, hop, overrides=())
+        assert name in made.written
+        last = tmp_path / hop
+    assert digests(last, "torchvision") == digests(source, "torchvision")
 
 
 @pytest.mark.parametrize("file", ["plsc_moco_v3_vit.pd", "libai_moco_v3_vit"])

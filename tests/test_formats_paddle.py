@@ -10,6 +10,7 @@ from support import foreign
 
 from triptych.core import formats
 from triptych.core.config.spec import InitSpec
+from triptych.core.errors import UserError
 from triptych.core.files.saving import write
 from triptych.core.files.tree import Content, Stored
 from triptych.core.formats import plsc
@@ -139,3 +140,9 @@ def test_a_state_of_ours_shows_its_optimizer(tmp_path: Path) -> None:
         assert own.format.name == "canonical" and spec.optim.name == name
         if name == "adamw":
             assert spec.model.freeze_patch_embed and spec.model.freeze_positions
+
+
+@pytest.mark.parametrize("file", [f"{FLEETX}/model_state.pdopt", f"{VISION}.pdopt"])
+def test_the_state_of_an_optimizer_alone_is_named(file: str) -> None:
+    with pytest.raises(UserError, match=r"state of an optimizer \(conv2d_0.w_0_.* and no weights"):
+        recognise(open_content(foreign.FILES / file))

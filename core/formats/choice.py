@@ -140,11 +140,23 @@ def _single(
     own = [layout for layout in fitting if layout.kind == "any"]
     single = (*with_heads, *first, *encoders, *classifiers)
     # Where a system has a network of its own for one branch, the choice of a branch means that.
-    for layout in (*own, *single) if branch is None else (*single, *own):
+    # Without a choice, canonical names are for what the system's own names cannot say.
+    whole = [layout for layout in single if branch or _holds_all(layout, source)]
+    for layout in (*whole, *own, *single):
         return layout
     raise UserError(
         f"--to {target.name}: it can hold {_listed(target)}, and the file has "
         f"{source.layout.about} ({source.format.name}) of a {'ViT' if kind == 'vit' else 'ResNet'}"
+    )
+
+
+def _holds_all(layout: Layout, source: Source) -> bool:
+    """Whether a layout has a name for everything in a file, except for counters at 0."""
+    if source.renamed.unknown or source.optimizer:
+        return False
+    return all(
+        layout.table.theirs(name) or (name.endswith(COUNTER) and not tensor.array().any())
+        for name, tensor in source.tensors.items()
     )
 
 

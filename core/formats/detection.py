@@ -38,6 +38,7 @@ from triptych.core.formats import (
 )
 from triptych.core.formats.architecture import contradiction
 from triptych.core.formats.changes import Facts
+from triptych.core.formats.entries import FLAT
 from triptych.core.formats.format import PLAIN, Claim, Format, Layout, Place, claim
 from triptych.core.formats.moments import Optimizer, read
 from triptych.core.formats.rules import COUNTER, Renamed
@@ -297,6 +298,11 @@ def _unknown(content: Content, wanted: str | None, found: list[_Candidate]) -> s
     if found:
         reasons = dict.fromkeys(f"not {c.format.name}: {c.renamed}" for c in found)
         return f"{path}: {container}: {'; '.join(reasons)}"
+    if all(map(FLAT.fullmatch, names)):
+        return (
+            f"{path}: holds the state of an optimizer ({_listed(names)}) and no weights; give the "
+            "file of the model that was saved with it"
+        )
     known = wanted or ", ".join(FORMATS)
     return f"{path}: holds {_listed(names)}: names of no known format ({known})"
 
