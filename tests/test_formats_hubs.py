@@ -101,6 +101,15 @@ def test_a_size_that_does_not_fit_the_position_table_is_not_believed() -> None:
         spec_of(source)
 
 
+def test_what_is_no_number_is_no_fact() -> None:
+    for heads in (Stored.of(np.array(2)), {"a": 2}, b"2", None, [[2]]):
+        arguments = Record("argparse.Namespace", {"model_kwargs": {"num_heads": heads}})
+        assert "model.heads" not in recognise(content(timm_tree(args=arguments))).facts
+    arguments = Record("argparse.Namespace", {"model_kwargs": {"num_heads": "many"}})
+    with pytest.raises(UserError, match=r"model.heads: 'many': expected an integer"):
+        spec_of(recognise(content(timm_tree(args=arguments))))
+
+
 def test_a_folder_with_the_weights_twice_is_read_once() -> None:
     tensors = timm_tree()["state_dict"]
     tree = {"model.safetensors": tensors, "pytorch_model.bin": tensors}

@@ -177,7 +177,7 @@ def _slice(start: int, rows: int) -> Callable[[Array], Array]:
 
 def _heads(tensor: Stored, facts: Facts) -> int:
     heads = facts.get("model.heads")
-    if heads is None:
+    if not isinstance(heads, int) or heads < 1:
         raise UserError(
             "model.heads: rows of query, key and value are stored head by head, and the file does "
             "not say the number of heads; give -c SPEC or -o model.heads=NUMBER"

@@ -220,13 +220,21 @@ def _format(name: str) -> Format:
 
 def _candidates(formats: Iterable[Format], content: Content, facts: Facts) -> Iterator[_Candidate]:
     for found in formats:
-        known = {**found.constants, **found.facts(content), **facts}
+        told = {key: value for key, value in found.facts(content).items() if _is_plain(value)}
+        known = {**found.constants, **told, **facts}
         for spot in found.places(content):
             for layout in found.layouts:
                 made = claim(found, layout, content, spot)
                 if made and made.explained >= ENOUGH:
                     renamed = _renamed(layout, spot, known)
                     yield _Candidate(found, layout, spot, made, renamed, known)
+
+
+def _is_plain(value: Node) -> bool:
+    """Whether a file says a number, a word, or a few numbers. Other objects are no facts."""
+    if isinstance(value, list | tuple):
+        return len(value) <= 8 and all(isinstance(each, int | float) for each in value)
+    return isinstance(value, int | float | str)
 
 
 def _renamed(layout: Layout, spot: Place, facts: Facts) -> Renamed | str:
