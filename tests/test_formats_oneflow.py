@@ -5,13 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import foreign
+from support.resuming import written
 
 from triptych.core import formats
 from triptych.core.errors import UserError
 from triptych.core.files.saving import write
+from triptych.core.files.tree import Stored
+from triptych.core.formats import libai
 from triptych.core.formats.containers import open_content
 from triptych.core.formats.detection import recognise
 from triptych.core.formats.format import Output
+from triptych.core.formats.moments import parameters
 
 LIBAI, FLOWVISION = "libai_moco_v3_vit", "oneflow_resnet18_sgd"
 
@@ -70,3 +74,29 @@ def test_a_whole_state_survives_under_canonical_names(container: str, tmp_path: 
     for name, tensor in {**source.tensors, **moments}.items():
         assert again.tensors[name].dtype == tensor.dtype
         assert np.array_equal(again.tensors[name].bits(), tensor.bits())
+
+
+def test_oneflow_goes_on_from_what_is_written(tmp_path: Path) -> None:
+    """OneFlow's AdamW with LiBai's two groups takes the moments, and counts on."""
+    flow = pytest.importorskip("oneflow")
+    source = foreign.source_of(LIBAI, tmp_path)
+    spec = foreign.spec_of_source(LIBAI, source)
+    state = formats.load_training_state(source.content.path, spec, print)
+    written(source.format, state, spec, tmp_path / "run")
+    folder = tmp_path / "run" / "model_0000000"
+    model = flow.load(str(folder / "model"))
+    tensors = source.place.tensors
+    ours = {theirs: name for name, (theirs, *_) in source.renamed.origin.items()}
+    groups = libai.groups(parameters(tensors, ours))
+    params = {p.name: flow.nn.Parameter(model[p.name].clone()) for group in groups for p in group}
+    optimizer = flow.optim.AdamW([{"params": [params[p.name] for p in g]} for g in groups], lr=0.5)
+    optimizer.load_state_dict(flow.load(str(folder / "optimizer")))
+    told = foreign.description(LIBAI)["optimizer"]
+    found = optimizer.state_dict()
+    assert found["state"]["step"] == told["step"] == 2
+    assert [g["_options"]["weight_decay"] for g in found["param_groups"]] == [0.1, 0.0]
+    numbered = [param.name for group in groups for param in group]
+    for kind, hashes in told["moments"].items():
+        for i, name in enumerate(numbered):
+            moment = Stored.of(found["state"][i][kind].numpy())
+            assert foreign.digest(moment)[2] == hashes[name], (kind, name)

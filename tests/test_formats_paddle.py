@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import foreign
+from support.resuming import written
 
 from triptych.core import formats
 from triptych.core.config.spec import InitSpec
@@ -146,3 +147,36 @@ def test_a_state_of_ours_shows_its_optimizer(tmp_path: Path) -> None:
 def test_the_state_of_an_optimizer_alone_is_named(file: str) -> None:
     with pytest.raises(UserError, match=r"state of an optimizer \(conv2d_0.w_0_.* and no weights"):
         recognise(open_content(foreign.FILES / file))
+
+
+def test_paddle_goes_on_from_what_is_written(tmp_path: Path) -> None:
+    """Paddle itself finds each velocity by the name of its parameter."""
+    paddle = pytest.importorskip("paddle")
+    source = foreign.source_of(FLEETX, tmp_path)
+    spec = foreign.spec_of_source(FLEETX, source)
+    state = formats.load_training_state(source.content.path, spec, print)
+    state |= {n: a * 2 for n, a in state.items() if n.startswith("optimizer.momentum")}
+    written(source.format, state, spec, tmp_path / "w")
+    model = paddle.load(str(tmp_path / "w" / "model.pdparams"))
+    trained = {
+        ours: model[theirs]
+        for ours, (theirs, *_) in source.renamed.origin.items()
+        if f"optimizer.momentum_buffer.{ours}" in state
+    }
+    params = {}
+    for ours, tensor in trained.items():
+        made = paddle.create_parameter(tensor.shape, "float32", name=tensor.name)
+        made.set_value(tensor)
+        made.stop_gradient = False
+        params[ours] = made
+    optimizer = paddle.optimizer.Momentum(0.5, 0.75, parameters=list(params.values()))
+    optimizer.set_state_dict(paddle.load(str(tmp_path / "w" / "model_state.pdopt")))
+    paddle.add_n([param.sum() for param in params.values()]).backward()  # every gradient is 1
+    optimizer.step()
+    assert len(params) == 73
+    for ours, param in params.items():
+        theirs = source.renamed.origin[ours][0]
+        velocity = state[f"optimizer.momentum_buffer.{ours}"]
+        velocity = velocity.T if velocity.ndim == 2 else velocity
+        expected = trained[ours].numpy() - 0.5 * (0.75 * velocity + 1.0)
+        np.testing.assert_allclose(param.numpy(), expected, 1e-5, 1e-6, err_msg=theirs)
