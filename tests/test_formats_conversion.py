@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from support import foreign
 from support.golden_weights import official_state
+from test_formats_pretrained import encoder_of
 
-from triptych.core import checkpoint, launch
+from triptych.core import checkpoint, config, launch
 from triptych.core.errors import UserError
 from triptych.core.files import reading, saving
 from triptych.core.files.tree import Stored
@@ -170,6 +171,26 @@ REFUSED = [
 def test_what_cannot_be_is_refused(target: str, wishes: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         planned(PLSC, target, **wishes)
+
+
+def test_a_recipe_of_pretraining_describes_the_encoder_of_a_classifier(tmp_path: Path):
+    arrays = dict(encoder_of("moco_v3_vit_tiny"))
+    arrays |= {"head.weight": np.ones((5, 192)), "head.bias": np.ones(5)}
+    source = npz(tmp_path / "w.npz", arrays)
+    keys = ["model.width=192", "model.depth=3", "model.heads=3", "model.channels=3"]
+    more = ["model.image_size=64", "model.patch_size=16", "data.channels=3"]
+    pixels = [
+        "augment.mean=[0.5]",
+        "augment.std=[0.5]",
+        "data.name=image_folder",
+        "data.root=x",
+        "evaluate.every=0",
+    ]
+    recipe = tmp_path / "spec.yaml"
+    recipe.write_text(config.dump(config.load("moco_v3/digits", [*keys, *more, *pixels])))
+    made = planned(source, "canonical", recipe=str(recipe), overrides=())
+    assert not made.problems and made.spec.method.name == "finetune"
+    assert made.spec.model.heads == 3 and "student.classifier.weight" in made.written
 
 
 def npz(path: Path, arrays: dict[str, np.ndarray]) -> Path:

@@ -10,6 +10,7 @@ from triptych.core.files.tree import Stored
 from triptych.core.formats import canonical
 from triptych.core.formats.detection import Source
 from triptych.core.formats.format import Format, Layout
+from triptych.core.formats.opening import WHOLE
 from triptych.core.formats.rules import COUNTER
 
 Part = Literal["encoder", "heads", "classifier", "optimizer"]
@@ -21,8 +22,6 @@ SINGLE = {"encoder", "classifier"}
 """Parts of a single network."""
 NO_PLACE, UNWANTED = "the target has no place for it", "--parts leaves it out"
 UNCOUNTED = "no batches are counted there"
-WHOLE = ("pretraining", "any")
-"""Kinds of layouts with both branches."""
 
 
 def part_of(name: str) -> Part | None:

@@ -1,5 +1,6 @@
 """Opens a file for a conversion: its format, and the spec of the run that it comes from."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from triptych.core.formats.specs import spec_of
 
 SPEC = "spec"
 """Key under which files of our own hold the spec of the run, as YAML."""
+WHOLE = ("pretraining", "any")
+"""Kinds of layouts that hold a whole run."""
 TOLD = ("model.heads", "model.layer_norm_eps")
 """Facts about an encoder that no shape shows."""
 
@@ -71,9 +74,13 @@ def opened(
     known = given or (config.loads(text, str(path), overrides) if text else None)
     facts = facts_of(known) if known else _facts(overrides)
     source = recognise(content, wanted=wanted, average=average, spec=known, facts=facts)
-    spec = known or spec_of(source, overrides)
     if given:
         _check(source, given)
+    if given and source.layout.kind not in WHOLE and not given.method.labelled:
+        # A single network has no run of pretraining: the recipe says what its encoder is.
+        model = given.model.model_dump(mode="json").items()
+        known = spec_of(source, [f"model.{key}={json.dumps(value)}" for key, value in model])
+    spec = known or spec_of(source, overrides)
     return Opened(source, spec, manifest)
 
 
