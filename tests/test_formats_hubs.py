@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,22 @@ def test_what_is_no_number_is_no_fact() -> None:
     arguments = Record("argparse.Namespace", {"model_kwargs": {"num_heads": "many"}})
     with pytest.raises(UserError, match=r"model.heads: 'many': expected an integer"):
         spec_of(recognise(content(timm_tree(args=arguments))))
+
+
+@pytest.mark.parametrize("name", ["pos_embed", "cls_token", "patch_embed.proj.weight"])
+@pytest.mark.parametrize("shape", [(), (0,), (1, 0, 0), (2, 2, 2, 2, 2)])
+def test_a_misshapen_tensor_is_no_crash(name: str, shape: tuple[int, ...]) -> None:
+    tensors = {**timm_tree()["state_dict"], name: Stored.of(np.zeros(shape, np.float32))}
+    with suppress(UserError):
+        spec_of(recognise(content({"state_dict": tensors})), ["model.heads=4"])
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 0, 0, 0)])
+def test_a_misshapen_convolution_is_named(shape: tuple[int, ...]) -> None:
+    tensors = {"conv1.weight": Stored.of(np.zeros(shape)), "fc.weight": Stored.of(np.ones((5, 8))),
+               "layer1.0.conv1.weight": Stored.of(np.ones((2, 2, 3, 3)))}  # fmt: skip
+    with pytest.raises(UserError, match=r"model.width: (null|0): expected"):
+        spec_of(recognise(content({"state_dict": tensors})))
 
 
 def test_a_folder_with_the_weights_twice_is_read_once() -> None:

@@ -87,19 +87,20 @@ def model_section(shapes: Shapes) -> dict[str, object]:
             "name": "resnet",
             "block": "bottleneck" if found["convolutions in a block"] == 3 else "basic",
             "depths": [int(n) for n in str(found["blocks"]).split("-")],
-            "width": found["width"],
-            "channels": found["channels"],
-            "stem": "imagenet" if found["first kernel"] == 7 else "small",
+            "width": found.get("width"),
+            "channels": found.get("channels"),
+            "stem": "imagenet" if found.get("first kernel") == 7 else "small",
         }
     model: dict[str, object] = {"name": "vit"}
     model |= {key: found[key] for key in ("width", "depth", "stem", "channels") if key in found}
     patch = 16 if found["stem"] == "conv" else found.get("patch size")
     model["patch_size"] = patch
-    if "mlp width" in found and "width" in found:
+    if "mlp width" in found and found.get("width"):
         ratio = Fraction(cast(int, found["mlp width"]), cast(int, found["width"]))
         model["mlp_ratio"] = int(ratio) if ratio.denominator == 1 else float(ratio)
-    side = isqrt(shapes["pos_embed"][1] - 1) if "pos_embed" in shapes else 0
-    if side and side**2 == shapes["pos_embed"][1] - 1 and isinstance(patch, int):
+    table = shapes.get("pos_embed", ())
+    side = isqrt(max(table[1] - 1, 0)) if len(table) == 3 else 0
+    if side and side**2 == table[1] - 1 and isinstance(patch, int):
         model["image_size"] = side * patch
     if "fc_norm.weight" in shapes:
         model["fc_norm"] = True
