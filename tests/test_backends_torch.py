@@ -175,3 +175,33 @@ def test_behind_the_features_nothing_is_lost_in_mixed_precision(package):
         for query, key in ((q1, k2), (q2, k1))
     )
     assert relative_error(values["loss"], want) < 1e-6
+
+
+# ----------------------------------------------------------------------- activations computed again
+
+
+@pytest.mark.parametrize(
+    ("precision", "case"), [("float64", "moca_vit"), ("bfloat16", "moco_v3_vit")]
+)
+def test_activations_that_are_computed_again_are_the_same(package, precision, case):
+    """Equal to the last bit, with fewer values kept for the backward pass."""
+    import torch
+
+    results, kept = [], []
+    for recompute in (False, True):
+        spec = tiny_spec(precision, case, parallel={"recompute": recompute})
+        engine, sizes = package.build(spec, lively_state(spec)), []
+
+        def pack(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            forward(engine, spec)
+        results.append(engine.trace_step(random_batch(spec), draws(spec), hyper()))
+        kept.append(sum(sizes))
+    for want, got in zip(*results, strict=True):
+        assert got.keys() == want.keys()
+        for name, array in want.items():
+            np.testing.assert_array_equal(got[name], array, err_msg=name)
+    assert kept[1] < 0.6 * kept[0]

@@ -67,7 +67,7 @@ def test_a_layout_that_a_method_refuses(case, sections, message):
     ("override", "message"),
     [
         ("parallel.data=2", "error: parallel.data: 2: torch does not support it"),
-        ("parallel.recompute=true", "error: parallel.recompute: true: torch does not support it"),
+        ("parallel.tensor=2", "error: parallel.tensor: 2: torch does not support it"),
     ],
 )
 def test_what_a_backend_lacks_is_refused_before_anything_is_written(
@@ -81,6 +81,6 @@ def test_what_a_backend_lacks_is_refused_before_anything_is_written(
 
 
 def test_the_reference_refuses_it_too():
-    spec = tiny_spec(parallel={"data": 2})
-    with pytest.raises(UserError, match="numpy does not support it"):
+    spec = tiny_spec(parallel={"recompute": True})
+    with pytest.raises(UserError, match="recompute: true: numpy does not support it"):
         launch.open_engine(spec, launch.REFERENCE, {})

@@ -9,6 +9,7 @@ from triptych.backends.torch import ops, parallel
 from triptych.backends.torch.methods import METHODS, Pair
 from triptych.backends.torch.optim import OPTIMIZERS, Optimizer
 from triptych.backends.torch.state import slots, tensor_slot, to_array
+from triptych.backends.torch.vit import VisionTransformer
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Outcome, Slot
@@ -28,6 +29,9 @@ class Engine(core.Engine):
         model = METHODS[spec.method.name](spec).to(device=device, dtype=self.dtype)
         self.model = model.train()
         self.model.mixed = spec.precision == "bfloat16"
+        for module in self.model.modules():
+            if isinstance(module, VisionTransformer):
+                module.recompute = spec.parallel.recompute
         self.load_model(state)
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         members = groups.assign(trainable, spec)

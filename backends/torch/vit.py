@@ -3,7 +3,7 @@
 Shape letters: N images, L patches, T tokens, D width, H heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from triptych.backends.torch.layers import BatchNorm
 from triptych.core import parameters
@@ -22,7 +23,12 @@ class VisionTransformer(TimmVisionTransformer):
     """timm's network without its classifier. Parameters have timm's names and shapes.
 
     Position table and patch projection are trained only if the spec says so.
+
+    Attributes:
+        recompute: whether the backward pass computes the activations of each block again.
     """
+
+    recompute = False
 
     def __init__(self, spec: VitSpec) -> None:
         super().__init__(
@@ -47,7 +53,7 @@ class VisionTransformer(TimmVisionTransformer):
 
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
         """See ``core.contracts.Encoder``."""
-        x, outputs = run(self._embed(images), self.blocks, layers)
+        x, outputs = run(self._embed(images), self._layers(), layers)
         return {"final": self.norm(x), **{f"layer{i}": y for i, y in outputs.items()}}
 
     def pooled(
@@ -56,7 +62,7 @@ class VisionTransformer(TimmVisionTransformer):
         """See ``core.contracts.Encoder``."""
         if pooling == "cls" and not scales:
             return self(images)
-        x, _ = run(self._embed(images), walk(self.blocks, scales))
+        x, _ = run(self._embed(images), self._layers(scales))
         x = self.norm(x)
         return self.fc_norm(x[:, 0] if pooling == "cls" else x[:, 1:].mean(1))
 
@@ -67,7 +73,7 @@ class VisionTransformer(TimmVisionTransformer):
         token = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
         x = torch.cat([token, patches], dim=1)
         early_block = len(self.blocks) - 1 - early
-        x, outputs = run(x, self.blocks, (early_block,))
+        x, outputs = run(x, self._layers(), (early_block,))
         final = self.norm(x)
         return outputs[early_block] if early else final, final
 
@@ -79,9 +85,20 @@ class VisionTransformer(TimmVisionTransformer):
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
-        *blocks, last = self.blocks
-        x, _ = run(self._embed(images), blocks)
-        return self.norm(class_token(last, x))
+        x, _ = run(self._embed(images), self._layers()[:-1])
+        return self.norm(self._kept(class_token)(self.blocks[-1], x))
+
+    def _layers(
+        self, scales: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> list[Callable[[Tensor], Tensor]]:
+        """The blocks as functions of the tokens."""
+        return [self._kept(block) for block in walk(self.blocks, scales)]
+
+    def _kept(self, layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The layer, which keeps its activations or computes them again in the backward pass."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return layer
+        return partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
 
     def _embed(self, images: Tensor) -> Tensor:
         """The class token and the patches, with their positions. (N, C, H, W) -> (N, 1+L, D)."""

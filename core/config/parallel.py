@@ -22,8 +22,8 @@ class ParallelSpec(Section):
     shard_optimizer: Bool = False
     """Whether each copy of the model has a part of the optimizer's state only."""
     recompute: Bool = False
-    """Whether the backward pass computes the activations of each block of a ViT again, instead of
-    keeping them. It needs less memory and more time."""
+    """Whether the backward pass computes the activations of each block of the encoder, a ViT, again
+    instead of keeping them. It needs less memory and more time."""
 
     def contradictions(self) -> Iterator[KeyedError]:
         """Reports what has no effect."""
