@@ -18,12 +18,14 @@ def test_each_task_is_measured_beside_its_alternative(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     # In this process: a new one for each task would take seconds.
-    monkeypatch.setattr(convert, "_child", lambda name, *rest: convert.TASKS[name](*rest))
+    monkeypatch.setattr(convert, "_child", lambda name, source: convert.TASKS[name](source))
     assert main(["bench", "convert", *TINY, "--folder", str(tmp_path), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    tasks = {"convert", "cp", "read", *({"torch"} & set(backends.installed()))}
+    written = {f"to {name}" for name in convert.TARGETS}
+    tasks = {*written, "cp", "read", *({"torch"} & set(backends.installed()))}
     assert result["seconds"].keys() == result["peak_mib"].keys() == tasks
-    assert result["speed_over_cp"] > 0 and result["self_check_seconds"] > 0
+    assert result["speed_over_cp"].keys() == result["peak_limit_mib"].keys() == written
+    assert min(result["speed_over_cp"].values()) > 0 and result["self_check_seconds"] > 0
     assert ("reading_over_torch" in result) == ("torch" in tasks)
     assert not list(tmp_path.iterdir())
 

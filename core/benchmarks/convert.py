@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ from triptych.core.formats.opening import SPEC
 from triptych.core.launch import REFERENCE
 from triptych.core.random import stream
 
+TARGETS = {"canonical": "canonical", "safetensors": "canonical", "torch": "torch"}
+"""What is written -> the format of it. The first is a folder, the others are files."""
+SUFFIXES = {"safetensors": ".safetensors", "torch": ".pth"}
+"""End of the name of a file."""
 MIB = 2**20
 SHARD, SLACK = 1.3, 200
 """Limit of the peak memory: this many times the largest file of the result, and MiB."""
@@ -56,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", type=int, default=default, metavar="N", help=f"{text}; default: {default}"
         )
-    parser.add_argument("--to", default="canonical", help="format to write; default: canonical")
+    parser.add_argument("--to", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="NAME",
+                        help=f"what to write: {', '.join(TARGETS)}; default: all")  # fmt: skip
     parser.add_argument("--folder", help="where the files are made; default: that of the system")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
@@ -66,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints the comparison."""
     if arguments.only:
         name, path = arguments.only
-        print(json.dumps(TASKS[name](Path(path), arguments)))
+        print(json.dumps(TASKS[name](Path(path))))
         return 0
     if arguments.rounds < 1:
         raise UserError(f"--rounds {arguments.rounds}: expected at least 1")
@@ -92,12 +98,13 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         )
     source = folder / "state.pth"
     saving.write(source, _state(spec), "torch")
-    names = ("convert", "cp", "read", "torch") if "torch" in backends.installed() else TASKS
+    written = [f"to {name}" for name in dict.fromkeys(arguments.to)]
+    names = [*written, "cp", "read", *({"torch"} & set(backends.installed()))]
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for turn in range(arguments.rounds):
         # The order is reversed at every second turn: the second task finds warmer caches.
-        for name in list(names)[:: -1 if turn % 2 else 1]:
-            rows[name].append(_child(name, source, arguments))
+        for name in names[:: -1 if turn % 2 else 1]:
+            rows[name].append(_child(name, source))
     return _result(rows, source.stat().st_size)
 
 
@@ -106,13 +113,14 @@ def _result(rows: Mapping[str, list[dict[str, float]]], size: int) -> dict[str, 
         pairs = zip(rows[slow], rows[fast], strict=True)
         return statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
 
+    written = [name for name in rows if name.startswith("to ")]
     result: dict[str, Any] = {
         "mib": size / MIB,
         "seconds": {n: statistics.median(r["seconds"] for r in found) for n, found in rows.items()},
         "peak_mib": {n: max(r["peak_mib"] for r in found) for n, found in rows.items()},
-        "self_check_seconds": statistics.median(r["check"] for r in rows["convert"]),
-        "peak_limit_mib": SHARD * max(r["shard"] for r in rows["convert"]) / MIB + SLACK,
-        "speed_over_cp": ratio("cp", "convert"),
+        "peak_limit_mib": {name: SHARD * rows[name][0]["shard"] / MIB + SLACK for name in written},
+        "self_check_seconds": statistics.median(r["check"] for n in written for r in rows[n]),
+        "speed_over_cp": {name: ratio("cp", name) for name in written},
     }
     if "torch" in rows:
         result["reading_over_torch"] = ratio("torch", "read")
@@ -149,14 +157,14 @@ def _repeated(noise: Array, shape: tuple[int, ...]) -> Stored:
     return Stored("float32", shape, lambda: np.resize(noise, shape))
 
 
-def _convert(source: Path, arguments: argparse.Namespace) -> dict[str, float]:
+def _convert(source: Path, name: str) -> dict[str, float]:
     """The conversion, the size of the largest file of its result, and the time of a self-check."""
     # Imported here, since the reference is slow to import, and ``--help`` does not need it.
     from triptych.core.formats.selfcheck import check
 
-    target = source.with_name("converted")
+    target = source.with_name(f"converted{SUFFIXES.get(name, '')}")
     start = time.perf_counter()
-    made = plan(source, Request(target=arguments.to))
+    made = plan(source, Request(target=TARGETS[name]))
     destination.write(target, made, lambda done: None)
     seconds, peak = time.perf_counter() - start, _peak()
     files = [p for p in target.rglob("*") if p.is_file()] if target.is_dir() else [target]
@@ -168,7 +176,7 @@ def _convert(source: Path, arguments: argparse.Namespace) -> dict[str, float]:
     return {"seconds": seconds, "peak_mib": peak, "shard": shard, "check": checked}
 
 
-def _cp(source: Path, arguments: argparse.Namespace) -> dict[str, float]:
+def _cp(source: Path) -> dict[str, float]:
     target = source.with_name("copied")
     start = time.perf_counter()
     subprocess.run(["cp", source, target], check=True)
@@ -177,14 +185,14 @@ def _cp(source: Path, arguments: argparse.Namespace) -> dict[str, float]:
     return {"seconds": seconds, "peak_mib": _peak()}
 
 
-def _read(source: Path, arguments: argparse.Namespace) -> dict[str, float]:
+def _read(source: Path) -> dict[str, float]:
     start = time.perf_counter()
     for _, tensor in tensors(reading.read(source).tree):
         np.array(tensor.bits())
     return {"seconds": time.perf_counter() - start, "peak_mib": _peak()}
 
 
-def _torch(source: Path, arguments: argparse.Namespace) -> dict[str, float]:
+def _torch(source: Path) -> dict[str, float]:
     package = backends.load("torch")
     module = importlib.import_module(f"{package.__name__}.plain.reading")
     start = time.perf_counter()
@@ -192,8 +200,8 @@ def _torch(source: Path, arguments: argparse.Namespace) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "peak_mib": _peak()}
 
 
-TASKS: dict[str, Callable[[Path, argparse.Namespace], dict[str, float]]] = {
-    "convert": _convert,
+TASKS: dict[str, Callable[[Path], dict[str, float]]] = {
+    **{f"to {name}": partial(_convert, name=name) for name in TARGETS},
     "cp": _cp,
     "read": _read,
     "torch": _torch,
@@ -206,9 +214,9 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _child(name: str, source: Path, arguments: argparse.Namespace) -> dict[str, float]:
+def _child(name: str, source: Path) -> dict[str, float]:
     """Runs a task in a process of its own."""
-    command = [sys.executable, "-m", "triptych.core.cli", "bench", "convert", "--to", arguments.to]
+    command = [sys.executable, "-m", "triptych.core.cli", "bench", "convert"]
     command += ["--only", name, os.fspath(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -218,7 +226,9 @@ def _child(name: str, source: Path, arguments: argparse.Namespace) -> dict[str, 
 
 
 TITLES = {
-    "convert": "convert",
+    "to canonical": "convert to a checkpoint, hashed",
+    "to safetensors": "convert to one safetensors file",
+    "to torch": "convert to a file of PyTorch, with checksums",
     "cp": "cp",
     "read": "read, copy every tensor",
     "torch": "torch.load(mmap=True), copy every tensor",
@@ -226,13 +236,16 @@ TITLES = {
 
 
 def _table(result: Mapping[str, Any]) -> str:
-    lines = [f"a training state of {result['mib']:.0f} MiB", f"{'':42} seconds  MiB/s  peak MiB"]
+    head = f"{'':45}seconds  MiB/s  peak MiB  at most  speed / cp"
+    lines = [f"a training state of {result['mib']:.0f} MiB", head]
     for name, seconds in result["seconds"].items():
         speed, peak = result["mib"] / seconds, result["peak_mib"][name]
-        lines.append(f"{TITLES[name]:42} {seconds:7.2f} {speed:6.0f} {peak:9.0f}")
+        line = f"{TITLES[name]:44} {seconds:7.2f} {speed:6.0f} {peak:9.0f}"
+        if limit := result["peak_limit_mib"].get(name):
+            line += f" {limit:8.0f} {result['speed_over_cp'][name]:11.2f}"
+        lines.append(line)
     lines += [
-        f"convert / cp, speed: {result['speed_over_cp']:.2f}; peak memory at most "
-        f"{result['peak_limit_mib']:.0f} MiB (largest file * {SHARD} + {SLACK})",
+        f"at most: {SHARD} times the largest file that is written, and {SLACK} MiB",
         f"self-check: {result['self_check_seconds']:.2f} s more",
     ]
     if "reading_over_torch" in result:
