@@ -193,6 +193,19 @@ def test_a_recipe_of_pretraining_describes_the_encoder_of_a_classifier(tmp_path:
     assert made.spec.model.heads == 3 and "student.classifier.weight" in made.written
 
 
+def test_a_norm_that_the_target_lacks_is_named(tmp_path: Path):
+    arrays = dict(encoder_of("moco_v3_vit_tiny"))
+    arrays |= {f"fc_norm.{n}": arrays.pop(f"norm.{n}") for n in ("weight", "bias")}
+    arrays |= {"head.weight": np.ones((5, 192)), "head.bias": np.ones(5)}
+    with pytest.raises(UserError, match="no place for student.encoder.fc_norm.weight, student"):
+        planned(npz(tmp_path / "w.npz", arrays), "huggingface")
+
+
+def test_zero_channels_are_refused():
+    with pytest.raises(UserError, match=r"model.channels=0: .*expected an integer >= 1"):
+        planned(PLSC, "timm", branch="student", channels=0)
+
+
 def npz(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     np.savez(path, **arrays)
     return path
@@ -232,6 +245,57 @@ def test_a_whole_state_becomes_a_checkpoint_to_go_on_from(tmp_path: Path):
     checkpoint.check_spec(manifest, made.spec)
     launch.open_engine(made.spec, REFERENCE, state, whole=True)
     assert manifest.extra["converted"]["format"] == "moca"
+
+
+@pytest.mark.parametrize("target", ["plsc", "passl", "libai"])
+def test_a_convolutional_stem_goes_to_each_system(target: str, tmp_path: Path):
+    path = npz(tmp_path / "w.npz", dict(official_state("moco_v3_vit_conv_tiny")))
+    made = converted(path, tmp_path / "w", target)
+    assert {one.branch for one in check(made, REFERENCE)} == {"student", "teacher"}
+
+
+def shrunk(path: Path, name: str, array: np.ndarray | None) -> Path:
+    """A file of MoCo v3 in which one tensor is another one, or is missing."""
+    arrays = dict(official_state("moco_v3_vit_tiny"))
+    del arrays[name]
+    return npz(path, arrays if array is None else {**arrays, name: array})
+
+
+FIRST_TENSORS = [
+    ("cls_token", None, "cls_token or conv1.weight.*the file has none; give -c"),
+    ("cls_token", np.ones(192), r"base_encoder.cls_token \(192,\): expected 3 dimensions"),
+    ("pos_embed", np.ones((1, 0, 192)), r"base_encoder.pos_embed .*none of them empty"),
+    ("blocks.0.mlp.fc1.bias", np.ones(()), r"blocks.0.mlp.fc1.bias \(\): expected 1 dimensions"),
+    ("patch_embed.proj.weight", np.ones((1, 3)), r"proj.weight \(1, 3\): expected 4 dimensions"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "array", "message"), FIRST_TENSORS)
+def test_shapes_that_no_model_has_are_named(
+    name: str, array: np.ndarray | None, message: str, tmp_path: Path
+):
+    path = shrunk(tmp_path / "w.npz", f"base_encoder.{name}", array)
+    with pytest.raises(UserError, match=rf"w.npz: .*{message}"):
+        planned(path, "canonical")
+
+
+def test_an_encoder_with_numbers_that_are_none_is_named(tmp_path: Path):
+    bias = np.full(192, np.nan, np.float32)
+    path = shrunk(tmp_path / "w.npz", "base_encoder.norm.bias", bias)
+    with pytest.raises(UserError, match=r"base_encoder.norm.bias: 192 of 192 numbers are not fin"):
+        check(planned(path, "timm", branch="student"), REFERENCE)
+
+
+def test_one_branch_is_taken_beside_an_optimizer_that_does_not_fit(tmp_path: Path):
+    content = reading.read(PLSC).tree
+    assert isinstance(content, dict) and isinstance(content["state_dict"], dict)
+    del content["state_dict"]["predictor.0.weight"]
+    path = tmp_path / "w.pd"
+    saving.write(path, content, "paddle")
+    with pytest.raises(UserError, match="--parts encoder,heads"):
+        planned(path, "canonical")
+    for wishes in ({"branch": "student"}, {"parts": ["encoder"]}):
+        assert not planned(path, "canonical", **wishes).problems
 
 
 def test_one_branch_on_other_images_and_channels(tmp_path: Path):

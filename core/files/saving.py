@@ -176,7 +176,10 @@ def write_oneflow(path: Path, tree: Node) -> None:
 
     def tensor(emitter: Emitter, stored: Stored) -> None:
         if stored.dtype not in types or stored.dtype == "bfloat16":
-            raise UserError(f"OneFlow loads no tensors of type {stored.dtype}: convert them first")
+            raise UserError(
+                f"OneFlow loads no tensors of type {stored.dtype}, and one of shape {stored.shape} "
+                "has it; torch, paddle and canonical hold it"
+            )
         if id(stored) not in folders:
             folders[id(stored)] = f"tensor_{len(folders)}"
             _oneflow_tensor(path / folders[id(stored)], stored, types[stored.dtype])

@@ -11,6 +11,25 @@ from triptych.core.parameters import encoder
 FIRST = {"cls_token", "conv1.weight"}
 """Names of the first tensors of an encoder."""
 
+RANKS = {
+    "encoder.conv1.weight": 4,
+    "encoder.cls_token": 3,
+    "encoder.pos_embed": 3,
+    "encoder.patch_embed.proj.weight": 4,
+    "encoder.patch_embed.proj.0.weight": 4,
+    "encoder.blocks.0.mlp.fc1.weight": 2,
+    "encoder.blocks.0.mlp.fc1.bias": 1,
+    "projector.0.weight": 2,
+    "projector.2.weight": 2,
+    "predictor.0.weight": 2,
+    "classifier.weight": 2,
+    "decoder.mask_token": 3,
+    "image_predictor.hidden.weight": 2,
+    "memory.queue": 2,
+    "memory.words": 2,
+}
+"""Number of dimensions of the tensors whose shapes show the architecture, without the branch."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -133,13 +152,17 @@ class Contradiction(NamedTuple):
 
 
 def contradiction(shapes: Shapes) -> Contradiction | None:
-    """The first tensor of a ViT's block whose shape excludes that matrices are (out, in).
+    """The first tensor whose shape no model has, or excludes that matrices are (out, in).
 
-    Such a file has another layout than was assumed, for example that of Paddle.
+    The latter file has another layout than was assumed, for example that of Paddle.
 
     Args:
         shapes: by canonical name, with prefixes.
     """
+    for name, shape in shapes.items():
+        rank = RANKS.get(name.removeprefix("student.").removeprefix("teacher."), len(shape))
+        if len(shape) != rank or (0 in shape and rank > 1):
+            return Contradiction(name, f"{shape}: expected {rank} dimensions, none of them empty")
     for branch in ("student.encoder.", "teacher.encoder."):
         token = shapes.get(f"{branch}cls_token", ())
         if not token:

@@ -29,6 +29,10 @@ TIMM = {
 """Names of the parts of a ViT in timm."""
 
 
+PADDLE_STATISTICS = ("_mean", "_variance")
+"""Names of running mean and running variance in Paddle."""
+
+
 @dataclass(frozen=True)
 class Vit:
     """A vision transformer.
@@ -40,12 +44,14 @@ class Vit:
         linear: order of the values of a matrix. "out_in": y = x W^T + b; "in_out": y = x W + b.
         qkv: order of the outputs of query, key and value. "joined": (3, H, D/H). "interleaved":
             (H, 3, D/H). "separate": three matrices.
+        statistics: names of running mean and running variance in the norms of a stem.
     """
 
     prefixes: Mapping[str, str] = field(default_factory=lambda: SINGLE)
     names: Mapping[str, str] = field(default_factory=dict)
     linear: Literal["out_in", "in_out"] = "out_in"
     qkv: Literal["joined", "interleaved", "separate"] = "joined"
+    statistics: tuple[str, str] = ("running_mean", "running_var")
 
     def first(self, branch: str) -> str:
         """A name that files with this encoder have."""

@@ -182,9 +182,11 @@ def _heads(tensor: Stored, facts: Facts) -> int:
             "model.heads: rows of query, key and value are stored head by head, and the file does "
             "not say the number of heads; give -c SPEC or -o model.heads=NUMBER"
         )
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
+        raise UserError(f"model.heads: {heads}: expected an integer > 0")
     if not tensor.shape or tensor.shape[0] % (3 * heads):
         raise Malformed(f"the rows of {tensor.shape} are no multiple of 3 * {heads} heads")
-    return int(heads)
+    return heads
 
 
 def _swapped(bits: Array, outer: int, inner: int) -> Array:

@@ -21,6 +21,8 @@ STUDENT, TEACHER = "student.", "teacher."
 SINGLE = {"encoder", "classifier"}
 """Parts of a single network."""
 NO_PLACE, UNWANTED = "the target has no place for it", "--parts leaves it out"
+SHOWN = 6
+"""Number of names that a message lists."""
 UNCOUNTED = "no batches are counted there"
 
 
@@ -96,7 +98,12 @@ def choose(
     chosen = _branch(source, encoders, branch, target)
     choice = _one(source, layout, chosen, wanted, extras=branch is None)
     homeless = {str(part_of(name)) for name, why in choice.left.items() if why == NO_PLACE}
-    if lost := sorted(homeless & (asked or (SINGLE if alone else set()))):
+    lost = sorted(homeless & (asked or (SINGLE if alone else set())))
+    if "encoder" in lost:
+        names = [n for n, why in choice.left.items() if why == NO_PLACE and part_of(n) == "encoder"]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        raise UserError(f"--to {target.name}: no place for {', '.join(names[:SHOWN])}{more}")
+    if lost:
         raise UserError(
             f"--to {target.name}: it holds no {' and no '.join(lost)}; leave this out by --parts, "
             "e.g. --parts encoder"

@@ -170,7 +170,14 @@ def plan(path: Path, request: Request) -> Plan:
             single tensors stand in ``Plan.problems``.
     """
     target = _target(request.target)
-    found = opened(path, request.wanted, request.recipe, request.overrides, average=request.average)
+    found = opened(
+        path,
+        request.wanted,
+        request.recipe,
+        request.overrides,
+        average=request.average,
+        trained=_trained(request),
+    )
     try:
         return _planned(found.source, found.spec, target, request)
     except UserError as error:
@@ -179,6 +186,11 @@ def plan(path: Path, request: Request) -> Plan:
         raise UserError(
             "\n".join(line if line.startswith(name) else f"{name}: {line}" for line in lines)
         ) from error
+
+
+def _trained(request: Request) -> bool:
+    """Whether the state of the optimizer is wanted. Otherwise its faults do not count."""
+    return "optimizer" in request.parts if request.parts else request.branch is None
 
 
 def _target(name: str) -> Format:
@@ -230,9 +242,9 @@ def _fresh(source: Source, choice: Choice) -> dict[str, Stored]:
 def _wanted_spec(spec: RunSpec, request: Request) -> RunSpec:
     """The spec with another image size or number of channels."""
     overrides = []
-    if request.image_size:
+    if request.image_size is not None:
         overrides.append(f"model.image_size={list(request.image_size)}")
-    if request.channels:
+    if request.channels is not None:
         overrides += [f"{section}.channels={request.channels}" for section in ("model", "data")]
         # The normalisation has a number for each channel, or one for all.
         for key in ("mean", "std"):
@@ -282,6 +294,8 @@ def _optimizer(made: Plan, changed: Collection[str]) -> None:
     source = made.source
     own = {n: t for n, t in source.tensors.items() if part_of(n) == "optimizer"}
     if not own and source.optimizer is None:
+        if source.layout.kind == "pretraining" and made.choice.extras:
+            made.notes.append("optimizer: starts anew: the file holds none")
         return
     if "optimizer" not in made.choice.parts or not made.choice.extras:
         made.left["optimizer"] = "--parts or --branch leaves it out"

@@ -76,8 +76,13 @@ ENOUGH = 0.5
 DETECTOR = ("fpn", "rpn", "roi_head", "bbox_head", "mask_head", "proposal_generator")
 """Parts of the names of a detector's tensors."""
 
-OPTIMIZERS = ("param_groups", "StructuredToParameterName@@", "LR_Scheduler", "master_weights")
+OPTIMIZERS = (
+    "param_groups", "StructuredToParameterName@@", "LR_Scheduler", "master_weights", "optimizer"
+)  # fmt: skip
 """Keys of a file that holds the state of an optimizer alone."""
+
+MOMENTS = ("_moment1_0", "_moment2_0", "_velocity_0", ".exp_avg", ".momentum_buffer")
+"""Last words of the names of an optimizer's tensors."""
 
 SHOWN = 8
 """Number of names that a message lists."""
@@ -94,6 +99,7 @@ class Source:
         place: where its state dict is.
         renamed: its tensors.
         facts: about the model, from the file and the format.
+        trained: whether the state of the optimizer is wanted.
     """
 
     content: Content
@@ -102,6 +108,7 @@ class Source:
     place: Place
     renamed: Renamed
     facts: Facts
+    trained: bool = True
 
     @property
     def tensors(self) -> dict[str, Stored]:
@@ -130,7 +137,7 @@ class Source:
         """The state of the optimizer of a pretraining; None if the format knows none in the file.
 
         Raises:
-            UserError: the state does not fit the model.
+            UserError: the state does not fit the model, and it is wanted.
         """
         if self.format.moments is None or self.layout.kind != "pretraining":
             return None
@@ -144,10 +151,12 @@ class Source:
                 self.facts,
             )
         except Malformed as error:
+            if not self.trained:
+                return None
             path = printable(str(self.content.path))
             raise UserError(
-                f"{path}: {self.format.name}: {error}; to go on without it, save the state dict "
-                "alone"
+                f"{path}: {self.format.name}: {error}; to go on without it, convert the file with "
+                "--parts encoder,heads"
             ) from error
 
     @property
@@ -200,7 +209,10 @@ def recognise(
             is None, a change of values needs a fact that is not known, or the file has a fault.
     """
     formats = FORMATS.values() if wanted is None else [_format(wanted)]
-    found = [*_candidates(formats, content, facts or {})]
+    try:
+        found = [*_candidates(formats, content, facts or {})]
+    except UserError as error:
+        raise UserError(f"{printable(str(content.path))}: {error}") from error
     # What explains less of the file is no second choice.
     most = max((c.claim.explained for c in found), default=0.0)
     found = [c for c in found if c.claim.explained == most]
@@ -303,6 +315,11 @@ def _unknown(content: Content, wanted: str | None, found: list[_Candidate]) -> s
     names = [name for spot in spots.values() for name in spot.tensors]
     if detector := next((n for n in names if any(part in n for part in DETECTOR)), None):
         return f"{path}: holds a detector ({detector}), not an encoder or classifier"
+    if moment := next((n for n in names if n.endswith(MOMENTS)), None):
+        return (
+            f"{path}: {container}: an optimizer's state ({printable(moment)}) and no weights; give "
+            "the file of the model's weights"
+        )
     if found:
         reasons = dict.fromkeys(f"not {c.format.name}: {c.renamed}" for c in found)
         return f"{path}: {container}: {'; '.join(reasons)}"

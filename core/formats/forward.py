@@ -99,7 +99,7 @@ class _Vit:
         x, layers = images, sorted(_layers(name, values))
         for layer in layers[:-1]:
             x = convolution(values[f"{name}.{layer}.weight"], x, stride=2, padding=1)
-            x = relu(_batch_norm(values, f"{name}.{layer + 1}", x))
+            x = relu(_batch_norm(values, f"{name}.{layer + 1}", x, self.how.statistics))
         last = f"{name}.{layers[-1]}"
         x = convolution(values[f"{last}.weight"], x) + values[f"{last}.bias"].reshape(1, -1, 1, 1)
         return _positions(x)

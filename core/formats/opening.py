@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -52,6 +52,7 @@ def opened(
     overrides: Sequence[str],
     *,
     average: bool | None,
+    trained: bool = True,
 ) -> Opened:
     """Opens a file or folder.
 
@@ -64,6 +65,8 @@ def opened(
         recipe: of the run, as in ``config.load``; None: the file's own.
         overrides: keys of the spec.
         average: as in ``recognise``.
+        trained: whether the state of the optimizer is wanted. Otherwise one that does not fit the
+            model is left alone.
 
     Raises:
         UserError: the file is unusable, or is not what the recipe says.
@@ -74,6 +77,7 @@ def opened(
     known = given or (config.loads(text, str(path), overrides) if text else None)
     facts = facts_of(known) if known else _facts(overrides)
     source = recognise(content, wanted=wanted, average=average, spec=known, facts=facts)
+    source = replace(source, trained=trained)
     if given:
         _check(source, given)
     if given and source.layout.kind not in WHOLE and not given.method.labelled:

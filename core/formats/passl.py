@@ -5,7 +5,7 @@ predictor (1), and counts its updates. The method has no predictor of the teache
 """
 
 from triptych.core.files.tree import Node
-from triptych.core.formats.arithmetic import Vit
+from triptych.core.formats.arithmetic import PADDLE_STATISTICS, Vit
 from triptych.core.formats.changes import TRANSPOSED
 from triptych.core.formats.format import Format, Layout, Output
 from triptych.core.formats.networks import vit
@@ -46,7 +46,11 @@ FORMAT = Format(
     constants={"model.layer_norm_eps": 1e-6},
     output=output,
     arithmetic=(
-        Vit({"student": "base_encoder.", "teacher": f"{TEACHER}.0."}, linear="in_out"),
-        Vit(linear="in_out"),
+        Vit(
+            {"student": "base_encoder.", "teacher": f"{TEACHER}.0."},
+            linear="in_out",
+            statistics=PADDLE_STATISTICS,
+        ),
+        Vit(linear="in_out", statistics=PADDLE_STATISTICS),
     ),
 )

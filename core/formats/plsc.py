@@ -13,7 +13,7 @@ import numpy as np
 
 from triptych.core.config.spec import RunSpec
 from triptych.core.files.tree import Node, Stored
-from triptych.core.formats.arithmetic import Vit
+from triptych.core.formats.arithmetic import PADDLE_STATISTICS, Vit
 from triptych.core.formats.changes import MATRICES, TRANSPOSED
 from triptych.core.formats.format import Format, Layout, Output
 from triptych.core.formats.moments import KINDS, Moments, torch_options
@@ -131,8 +131,12 @@ FORMAT = Format(
     remarks=(PADDLE_CPU,),
     moments=MOMENTS,
     arithmetic=(
-        Vit({b: f"{name}." for b, name in BRANCHES.items()}, linear="in_out"),
-        Vit(linear="in_out"),
+        Vit(
+            {b: f"{name}." for b, name in BRANCHES.items()},
+            linear="in_out",
+            statistics=PADDLE_STATISTICS,
+        ),
+        Vit(linear="in_out", statistics=PADDLE_STATISTICS),
     ),
     output=output,
 )

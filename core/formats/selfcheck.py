@@ -62,7 +62,12 @@ def features(side: Side, branch: str, spec: RunSpec) -> Array:
     """
     for way in side.ways:
         if branch in way.prefixes and way.first(branch) in side.tensors:
-            return forward(way, Values(side.tensors), branch, probe(spec), spec.model)
+            try:
+                return forward(way, Values(side.tensors), branch, probe(spec), spec.model)
+            except KeyError as error:
+                raise UserError(
+                    f"{side.name}: its encoder needs the tensor {error}, which is missing"
+                ) from error
     raise UserError(f"{side.name}: no arithmetic for the encoder of these names")
 
 
@@ -153,12 +158,27 @@ def check(made: Plan, backend: str) -> list[Check]:
     for one in found:
         for side, value in ((source.format.name, one.reading), (target.name, one.writing)):
             if not value <= LIMIT:
+                _finite(made, one.branch)
                 raise UserError(
                     f"{printable(str(source.content.path))}: self-check: the features of the "
                     f"{one.branch}'s encoder differ from those by the arithmetic of {side} by "
                     f"{value:.2g} (limit {LIMIT:g}); nothing was written; report it"
                 )
     return found
+
+
+def _finite(made: Plan, branch: str) -> None:
+    """Refuses an encoder whose features would not be numbers."""
+    prefix = f"{branch}.encoder."
+    for name, tensor in made.source.tensors.items():
+        if not name.startswith(prefix) or np.isfinite(values := tensor.array()).all():
+            continue
+        count = np.count_nonzero(~np.isfinite(values))
+        raise UserError(
+            f"{printable(str(made.source.content.path))}: {printable(made.source.named(name))}: "
+            f"{count} of {values.size} numbers are not finite; nothing was written; take a "
+            "checkpoint from before"
+        )
 
 
 def _checked(made: Plan) -> list[str]:

@@ -12,7 +12,7 @@ from triptych.core.config import yaml12
 from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError, printable
 from triptych.core.formats import canonical
-from triptych.core.formats.architecture import Shapes, encoder_shapes, model_section
+from triptych.core.formats.architecture import FIRST, Shapes, encoder_shapes, model_section
 from triptych.core.formats.continuing import own_sections
 from triptych.core.formats.continuing import sections as sections_of
 from triptych.core.formats.detection import Source
@@ -139,6 +139,12 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
     shapes = source.shapes
     path = printable(str(source.content.path))
     encoder = encoder_shapes(shapes) or encoder_shapes(shapes, "teacher")
+    if encoder and not FIRST & encoder.keys():
+        raise UserError(
+            f"{path}: {source.format.name}: of the encoder's first tensor "
+            f"({' or '.join(sorted(FIRST))}), which shows the architecture, the file has none; "
+            "give -c SPEC"
+        )
     try:
         method = method_section(shapes)
     except LookupError as error:
