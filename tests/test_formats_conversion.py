@@ -197,7 +197,7 @@ def test_a_norm_that_the_target_lacks_is_named(tmp_path: Path):
     arrays = dict(encoder_of("moco_v3_vit_tiny"))
     arrays |= {f"fc_norm.{n}": arrays.pop(f"norm.{n}") for n in ("weight", "bias")}
     arrays |= {"head.weight": np.ones((5, 192)), "head.bias": np.ones(5)}
-    with pytest.raises(UserError, match="no place for student.encoder.fc_norm.weight, student"):
+    with pytest.raises(UserError, match=r"no place for student.encoder.fc_norm.weight, student"):
         planned(npz(tmp_path / "w.npz", arrays), "huggingface")
 
 
