@@ -341,7 +341,7 @@ def test_the_plain_queue_loop_computes_the_same(flow, monkeypatch, case):
     """
     from triptych.backends.oneflow.plain.moco import PlainLoop
 
-    model = {"name": case, "width": 64, "stem": "imagenet", "image_size": 32}
+    model = {"name": case, "width": 64, "stem": "imagenet", "image_size": 64}
     method = {"queue_size": 32, "hidden_dim": None}
     engine = build(case="moco_v2_resnet50", model=model, method=method)
     spec = engine.spec

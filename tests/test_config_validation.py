@@ -388,3 +388,11 @@ def test_a_protocol_is_named_once(tmp_path):
     with pytest.raises(UserError) as caught:
         config.load("moco_v3/digits", ["evaluate.protocols=[knn,rank,knn]"])
     assert str(caught.value).endswith("evaluate.protocols: knn is there twice; name it once")
+
+
+def test_a_named_resnet_has_its_own_blocks():
+    with pytest.raises(UserError, match=r"model\.name: resnet18 has other blocks than bottleneck"):
+        config.load("moco_v2/digits", ["model.block=bottleneck"])
+    anyone = config.load("moco_v2/digits", ["model.name=resnet", "model.block=bottleneck",
+                                            "model.depths=[1,1,1,1]"])  # fmt: skip
+    assert anyone.model.expansion == 4

@@ -165,7 +165,8 @@ def test_paddle_goes_on_from_what_is_written(tmp_path: Path) -> None:
     }
     params = {}
     for ours, tensor in trained.items():
-        made = paddle.create_parameter(tensor.shape, "float32", name=tensor.name)
+        made = paddle.create_parameter(tensor.shape, "float32")
+        made.name = tensor.name  # another model of this process may have had the name
         made.set_value(tensor)
         made.stop_gradient = False
         params[ours] = made

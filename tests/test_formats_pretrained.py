@@ -226,8 +226,9 @@ def test_a_classifier_is_no_pretrained_encoder(tmp_path: Path, head: str) -> Non
          "model width 96, depth 2, mlp width 384"),
         (MOCA, MOCA, {"image_size": 128, "patch_size": 16}, "the file has patch size 8; the model "
          "patch size 16"),
-        (V1, V1, {"name": "resnet50", "width": 8}, "the file has blocks 2-2-2-2, convolutions in "
-         "a block 2; the model blocks 3-4-6-3, convolutions in a block 3"),
+        (V1, V1, {"name": "resnet50", "block": "bottleneck", "depths": [3, 4, 6, 3], "width": 8},
+         "the file has blocks 2-2-2-2, convolutions in a block 2; the model blocks 3-4-6-3, "
+         "convolutions in a block 3"),
         (V1, V1, {"width": 16, "stem": "small"}, "the file has width 8, first kernel 7; the model "
          "width 16, first kernel 3"),
         (V1, V3, {}, "the file has a ResNet, blocks 2-2-2-2, convolutions in a block 2, width 8, "

@@ -173,6 +173,17 @@ class ResnetSpec(EncoderSpec):
     """The fan in the initial values of convolutions, N(0, sqrt(2 / fan)). fan_out: as in PyTorch.
     fan_in: as in Paddle."""
 
+    def contradictions(self) -> Iterator[KeyedError]:
+        """Reports a named size with the blocks of another one."""
+        preset = RESNET_PRESETS[self.name]
+        if preset and preset != {"block": self.block, "depths": self.depths}:
+            depths = "-".join(map(str, self.depths))
+            yield KeyedError(
+                "name",
+                f"{self.name} has other blocks than {self.block} {depths}; leave out block and "
+                "depths, or set name to resnet",
+            )
+
     @property
     def bottleneck(self) -> bool:
         """Whether a block has three convolutions instead of two."""

@@ -81,9 +81,6 @@ OPTIMIZERS = (
 )  # fmt: skip
 """Keys of a file that holds the state of an optimizer alone."""
 
-MOMENTS = ("_moment1_0", "_moment2_0", "_velocity_0", ".exp_avg", ".momentum_buffer")
-"""Last words of the names of an optimizer's tensors."""
-
 SHOWN = 8
 """Number of names that a message lists."""
 
@@ -315,11 +312,6 @@ def _unknown(content: Content, wanted: str | None, found: list[_Candidate]) -> s
     names = [name for spot in spots.values() for name in spot.tensors]
     if detector := next((n for n in names if any(part in n for part in DETECTOR)), None):
         return f"{path}: holds a detector ({detector}), not an encoder or classifier"
-    if moment := next((n for n in names if n.endswith(MOMENTS)), None):
-        return (
-            f"{path}: {container}: an optimizer's state ({printable(moment)}) and no weights; give "
-            "the file of the model's weights"
-        )
     if found:
         reasons = dict.fromkeys(f"not {c.format.name}: {c.renamed}" for c in found)
         return f"{path}: {container}: {'; '.join(reasons)}"
