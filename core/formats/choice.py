@@ -1,6 +1,6 @@
 """Chooses what of a file is converted, and under which names the target has it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -76,8 +76,7 @@ def choose(
         UserError: the target holds one encoder, the file has two, and ``branch`` is None; or the
             file or the target lacks what is asked for.
     """
-    encoders = [b for b in ("student", "teacher")
-                if any(name.startswith(f"{b}.encoder.") for name in source.tensors)]  # fmt: skip
+    encoders = source.branches
     if not encoders:
         raise UserError(f"holds no encoder, but {source.layout.about} ({source.format.name})")
     held: set[str] = {part for name in source.tensors if (part := part_of(name))}
@@ -111,7 +110,7 @@ def choose(
     return choice
 
 
-def _branch(source: Source, encoders: list[str], branch: str | None, target: Format) -> str:
+def _branch(source: Source, encoders: Sequence[str], branch: str | None, target: Format) -> str:
     """The branch of the only encoder to take."""
     if branch is None and len(encoders) > 1:
         raise UserError(
@@ -216,9 +215,3 @@ def foreign(source: Source, target: Format, choice: Choice) -> dict[str, Stored]
     prefix = f"{FOREIGN}{target.name}."
     back = {n.removeprefix(prefix): t for n, t in kept.items() if n.startswith(prefix)}
     return {**(unknown if source.format is target else {}), **back}
-
-
-def names_of(tensors: Mapping[str, Stored], layout: Layout) -> dict[str, tuple[str, ...]]:
-    """The names in the target of each canonical tensor that it holds."""
-    found = {name: layout.table.theirs(name) for name in tensors}
-    return {name: pair[0] for name, pair in found.items() if pair}

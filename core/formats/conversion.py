@@ -30,7 +30,7 @@ from triptych.core.formats.detection import FORMATS, Source
 from triptych.core.formats.format import Format, facts_of
 from triptych.core.formats.opening import opened
 from triptych.core.formats.positions import Way
-from triptych.core.formats.rules import COUNTER, fits
+from triptych.core.formats.rules import COUNTER, fits, named
 from triptych.core.parameters import Param, table
 
 SHOWN = 8
@@ -332,9 +332,9 @@ def _account(made: Plan, request: Request) -> None:
     made.missing.update(absent)
     if not made.rows:
         made.problems.append("nothing of the file can be converted")
-    refused = {n: s for n, s in made.unused.items() if not _named(n, request.allow_unused)}
+    refused = {n: s for n, s in made.unused.items() if not named(n, request.allow_unused)}
     made.problems += _listed("unused", refused, "--allow-unused NAME")
-    refused = {n: s for n, s in made.missing.items() if not _named(n, request.allow_missing)}
+    refused = {n: s for n, s in made.missing.items() if not named(n, request.allow_missing)}
     made.problems += _listed("missing", refused, "--allow-missing NAME")
     made.problems += _misfits(params, made.tensors)
     step = made.optimizer.get("optimizer.step")
@@ -377,7 +377,3 @@ def _listed(kind: str, tensors: Mapping[str, Shape], remedy: str) -> Iterator[st
         yield f"{kind} {printable(name)} {shape}; name it by {remedy} if that is meant"
     if len(tensors) > SHOWN:
         yield f"{kind}: {len(tensors) - SHOWN} more"
-
-
-def _named(name: str, patterns: Collection[str]) -> bool:
-    return any(name == p or (p.endswith(".") and name.startswith(p)) for p in patterns)

@@ -159,8 +159,11 @@ class Source:
     @property
     def branches(self) -> tuple[str, ...]:
         """The encoders of the file: "student", "teacher", both or none."""
-        found = (name.split(".")[0] for name in self.tensors if ".encoder." in name)
-        return tuple(dict.fromkeys(found))
+        return tuple(
+            branch
+            for branch in ("student", "teacher")
+            if any(name.startswith(f"{branch}.encoder.") for name in self.tensors)
+        )
 
     def named(self, name: str) -> str:
         """The name in the file of a canonical tensor."""

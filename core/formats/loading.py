@@ -253,13 +253,21 @@ def read_weights(
     return None, recognise(content, average=average, spec=spec, facts=facts)
 
 
-def arrays_of(source: Source) -> State:
+def arrays_of(source: Source, prefix: str = "") -> State:
     """The values of a file by canonical name, in memory of their own, since the file may change.
 
     float16 and bfloat16 are widened to float32, except that float16 of npz and safetensors stays.
+
+    Args:
+        source: the file.
+        prefix: of the canonical names of the tensors that are read.
     """
     narrow = source.content.container in containers.ARRAYS.values()
-    return {name: _array(stored, narrow=narrow) for name, stored in source.tensors.items()}
+    return {
+        name: _array(stored, narrow=narrow)
+        for name, stored in source.tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def _array(stored: Stored, *, narrow: bool) -> Array:

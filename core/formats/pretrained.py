@@ -26,7 +26,7 @@ from triptych.core.formats.loading import (
     read_weights,
 )
 from triptych.core.formats.positions import Grid, resample, square_grid
-from triptych.core.formats.rules import fits
+from triptych.core.formats.rules import fits, named
 from triptych.core.parameters import encoder
 from triptych.core.parameters.param import prefixed
 
@@ -189,13 +189,13 @@ def _pretrained(
     grid = _resampled_grid(found, manifest, spec, init)
     if grid and init.positions != "exact" and isinstance(spec.model, VitSpec):
         found[TABLE] = resample(found[TABLE], grid, spec.model.grid, init.positions)
-    if wrong := [p for p in init.allow_missing if not any(_named(name, [p]) for name in shapes)]:
+    if wrong := [p for p in init.allow_missing if not any(named(name, [p]) for name in shapes)]:
         raise UserError(
             f"init.allow_missing: {', '.join(wrong)}: the model's encoder has no such tensor"
         )
     missing = [param for param in params if param.name not in found]
     lacked = [*_may_lack(spec, init), *(name.removeprefix(prefix) for name in source.fresh)]
-    fresh = [p.name for p in missing if _named(p.name, lacked)]
+    fresh = [p.name for p in missing if named(p.name, lacked)]
     wanted = prefixed(STUDENT, [param for param in params if param.name not in fresh])
     state = {STUDENT + name: found[name] for name in shapes if name in found}
     if problems := mismatches({**state, **unused}, wanted):
@@ -215,20 +215,17 @@ def _adapt_channels(found: State, spec: RunSpec, init: InitSpec) -> int | None:
 
 def _encoder(source: Source, wanted: str) -> tuple[str, str, State]:
     """The encoder to take: its canonical prefix, its description, its tensors without prefix."""
-    found: dict[str, State] = {}
-    for name, array in arrays_of(source).items():
-        for branch in ("student", "teacher"):
-            prefix = f"{branch}.encoder."
-            if name.startswith(prefix):
-                found.setdefault(branch, {})[name.removeprefix(prefix)] = array
-    if not found:
+    branches = source.branches
+    if not branches:
         raise UserError(
             f"holds no encoder: its names are those of {source.layout.about} "
             f"({source.format.name}), and none is of an encoder"
         )
-    branch = wanted if wanted in found else next(iter(found))
-    which = branch if len(found) > 1 else source.layout.about
-    return f"{branch}.encoder.", f"{source.format.name}, {which}", found[branch]
+    branch = wanted if wanted in branches else branches[0]
+    which = branch if len(branches) > 1 else source.layout.about
+    prefix = f"{branch}.encoder."
+    found = {n.removeprefix(prefix): array for n, array in arrays_of(source, prefix).items()}
+    return prefix, f"{source.format.name}, {which}", found
 
 
 def _unused(
@@ -253,15 +250,7 @@ def _unused(
     replaced = [source.named(f"{prefix}norm.{leaf}") for leaf in ("weight", "bias")
                 if _fresh_norm(spec) and f"norm.{leaf}" in found]  # fmt: skip
     allowed = [*init.allow_unused, *replaced]
-    return {n: a for n, a in {**surplus, **unknown}.items() if not _named(n, allowed)}
-
-
-def _named(name: str, patterns: Collection[str]) -> bool:
-    """Whether a pattern names a tensor.
-
-    A pattern that ends in "." stands for all names that begin with it; another one for itself.
-    """
-    return any(name == p or (p.endswith(".") and name.startswith(p)) for p in patterns)
+    return {n: a for n, a in {**surplus, **unknown}.items() if not named(n, allowed)}
 
 
 def _may_lack(spec: RunSpec, init: InitSpec) -> list[str]:
@@ -280,7 +269,7 @@ def _check_kind(source: Source, init: InitSpec) -> None:
     if source.layout.kind == "distilled":
         heads = [source.named(n) for n in source.tensors if n.startswith(CLASSIFIER_PARTS)]
         left_out = [*source.renamed.unknown, *heads]
-        if all(_named(name, init.allow_unused) for name in left_out):
+        if all(named(name, init.allow_unused) for name in left_out):
             return
         raise UserError(
             f"{source.layout.about}, on which all features depend; to take the encoder without it, "
@@ -289,7 +278,7 @@ def _check_kind(source: Source, init: InitSpec) -> None:
     if source.layout.kind not in ("classifier", "linear probe") or CLASSIFIER not in source.tensors:
         return
     name = source.named(CLASSIFIER)
-    if not _named(name, init.allow_unused):
+    if not named(name, init.allow_unused):
         raise UserError(
             f"a classifier of {source.tensors[CLASSIFIER].shape[0]} classes ({name}), not a "
             "pretrained encoder; to take its encoder, set init.allow_unused to "

@@ -13,7 +13,7 @@ before the general one. Reading and writing use the same table, so they always a
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
@@ -164,6 +164,14 @@ def _spelled(name: str, words: Spelling) -> str:
     if last not in ANY:
         return name
     return f"{start}{dot}{words[last]}" if last in words else ""
+
+
+def named(name: str, patterns: Collection[str]) -> bool:
+    """Whether a pattern names a tensor.
+
+    A pattern that ends in "." stands for all names that begin with it; another one for itself.
+    """
+    return any(name == p or (p.endswith(".") and name.startswith(p)) for p in patterns)
 
 
 def fits(template: str, name: str) -> bool:
