@@ -134,7 +134,14 @@ def copy_moca(state, loop):
     [
         ["-c", "moco_v3/resnet50_100ep"],
         ["-c", "moco_v2/resnet50", "-o", "model.width=8"],
-        ["-c", "moco_v2/resnet50", "-o", "model.depths=[1,1,1,1]"],
+        [
+            "-c",
+            "moco_v2/resnet50",
+            "-o",
+            "model.name=resnet",
+            "model.block=bottleneck",
+            "model.depths=[1,1,1,1]",
+        ],
     ],
 )
 def test_what_has_no_plain_loop_is_refused(options, capsys):

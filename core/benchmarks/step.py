@@ -83,7 +83,7 @@ def _vit(model: EncoderSpec) -> bool:
 def _resnet(model: EncoderSpec) -> bool:
     if not isinstance(model, ResnetSpec) or (model.stem, model.width) != ("imagenet", 64):
         return False
-    return RESNET_PRESETS[model.name] == {"block": model.block, "depths": model.depths}
+    return RESNET_PRESETS.get(model.name) == {"block": model.block, "depths": model.depths}
 
 
 PLAIN: dict[str, tuple[str, Callable[[EncoderSpec], bool]]] = {
