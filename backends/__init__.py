@@ -43,7 +43,8 @@ def load(name: str) -> ModuleType:
 
     Returns:
         A module with these functions:
-            ``build(spec, state) -> Engine``: an engine that holds the state.
+            ``join(spec) -> Ranks``: the processes that its launcher has started, several.
+            ``build(spec, state, ranks) -> Engine``: an engine that holds the state.
             ``versions() -> dict[str, str]``: package -> version, and settings by name.
             ``compute(spec) -> dict[str, str]``: device, libraries and settings of a run.
             ``cuda_devices() -> int``: number of CUDA devices that the framework sees.

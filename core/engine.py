@@ -24,6 +24,7 @@ import numpy as np
 from triptych.core import parameters
 from triptych.core.config.spec import RunSpec, VitSpec
 from triptych.core.contracts import (
+    ALONE,
     Array,
     Batch,
     Classifier,
@@ -35,7 +36,7 @@ from triptych.core.contracts import (
     Ops,
     Optimizer,
     Outcome,
-    Replicas,
+    Ranks,
     Slot,
     State,
     Step,
@@ -63,10 +64,10 @@ class Engine(ABC):
     failures: tuple[type[Exception], ...] = ()
     """Exceptions by which the framework says that memory is out or a kernel is missing."""
 
-    def __init__(self, spec: RunSpec, ops: Ops, context: Context) -> None:
-        self.spec, self.ops, self.context = spec, ops, context
+    def __init__(self, spec: RunSpec, ops: Ops, context: Context, ranks: Ranks = ALONE) -> None:
+        self.spec, self.ops, self.context, self.ranks = spec, ops, context, ranks
         self.method: Method[Any, Any] = METHODS[spec.method.name]
-        self.replicas = Replicas()
+        self.replicas = ranks.replicas
 
     # ------------------------------------------------------------------ the tensor parts: native
 
@@ -87,6 +88,13 @@ class Engine(ABC):
         self, compute: Callable[..., Outcome], /, *inputs: Tensor
     ) -> tuple[Outcome, list[Tensor]]:
         """See ``core.methods.accumulate.Autograd``."""
+
+    @abstractmethod
+    def sum_gradients(self) -> None:
+        """Replaces all gradients by their sums over ``replicas``; a missing one counts as zeros.
+
+        The engine calls it once in a step, and only if there are several copies.
+        """
 
     @abstractmethod
     def gradients(self) -> Iterable[tuple[str, Callable[[], Array]]]:

@@ -1,6 +1,6 @@
 """From a spec to an engine: the processes of a run, its backend, its threads.
 
-A command calls ``join``, ``choose_backend`` and ``open_engine`` in this order.
+A command calls ``choose_backend``, ``join`` and ``open_engine`` in this order.
 """
 
 import os
@@ -18,6 +18,7 @@ from triptych.core.contracts import ALONE, Array, Ranks, State
 from triptych.core.engine import Engine
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.machine.devices import prepare_libraries
+from triptych.core.machine.launchers import check_launcher, launched
 from triptych.core.machine.resources import cpu_threads
 from triptych.core.parallel.degrees import check_supported, check_world
 from triptych.core.parameters import table
@@ -25,33 +26,51 @@ from triptych.core.parameters import table
 REFERENCE = "numpy"
 """Name of the float64 reference, used like a backend's name."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-LAUNCHERS = (("WORLD_SIZE", "RANK"), ("PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID"))
-"""Variables of launchers: (number of processes, number of this process).
-
-``torchrun`` and ``oneflow.distributed.launch`` set the first pair, ``paddle.distributed.launch``
-the second.
-"""
-
 Say = Callable[[str], None]
 
 
-def join() -> Ranks:
-    """The processes that a launcher has started for this run. This version runs one.
+def refuse_launchers() -> None:
+    """Raises UserError if a launcher has started several processes. Only the first says why."""
+    place = launched()
+    if place.variables is not None:
+        reason = (
+            f"{place.variables.world}={place.world}: this command runs in one process; start it "
+            "without a launcher"
+        )
+        raise UserError("" if place.rank else reason)
+
+
+def join(spec: RunSpec, name: str) -> Ranks:
+    """The processes that a launcher has started for this run. The call waits for all of them.
+
+    Args:
+        name: a backend's name. Its framework is loaded if there are several processes.
 
     Raises:
-        UserError: there are several processes, or their number is none. All of them stop; only
-            the first gives the reason.
+        UserError: the degrees of parallelism, the backend or the launcher do not fit.
     """
-    for world, rank in LAUNCHERS:
-        count, number = os.environ.get(world) or "1", os.environ.get(rank) or "0"
-        if not count.isdecimal():
-            raise UserError(f"{world}={count}: expected a number of processes; unset it")
-        if int(count) > 1:
-            # A rank that cannot be is no other process, which would give the reason.
-            other = number.isdecimal() and 0 < int(number) < int(count)
-            reason = f"{world}={count}: this version runs one process; start it without a launcher"
-            raise UserError("" if other else reason)
-    return ALONE
+    place = launched()
+    check_launcher(name, place)
+    check_layout(spec, name, place.world)
+    if place.world == 1:
+        return ALONE
+    ranks: Ranks = load(spec, name).join(spec)
+    return ranks
+
+
+@contextmanager
+def once_per_machine() -> Iterator[None]:
+    """An error in the block, which comes before ``join``, is told once on each machine.
+
+    Raises:
+        UserError: as raised in the block; without text if another process of this machine says it.
+    """
+    try:
+        yield
+    except UserError as error:
+        if launched().local_rank:
+            raise UserError("") from error
+        raise
 
 
 @contextmanager
@@ -112,7 +131,7 @@ def check_layout(spec: RunSpec, name: str, world: int) -> None:
     Raises:
         UserError: the backend lacks a kind of parallelism, or the degrees need another number.
     """
-    check_supported(spec, name, backends.PARALLEL[name])
+    check_supported(spec, name, backends.PARALLEL.get(name, ()))
     check_world(spec, world)
 
 
@@ -144,7 +163,13 @@ def _set_threads(count: int) -> None:
 
 
 def open_engine(
-    spec: RunSpec, name: str, state: State, *, whole: bool = False, origin: str = "state"
+    spec: RunSpec,
+    name: str,
+    state: State,
+    *,
+    whole: bool = False,
+    origin: str = "state",
+    ranks: Ranks = ALONE,
 ) -> Engine:
     """An engine that holds a copy of ``state``.
 
@@ -154,6 +179,7 @@ def open_engine(
         whole: whether to set the optimizer from the entries ``optimizer.*``, too. Otherwise these
             are ignored and the optimizer is fresh.
         origin: the file or folder of the state, for messages.
+        ranks: the processes that train together, as ``join`` gives them.
 
     Raises:
         UserError: the machine lacks the backend, device or precision, or the backend a kind of
@@ -171,7 +197,7 @@ def open_engine(
     ]
     if problems:
         raise UserError("\n".join(f"{origin}: {problem}" for problem in problems))
-    engine: Engine = module.build(spec, {tensor: state[tensor] for tensor in shapes})
+    engine: Engine = module.build(spec, {tensor: state[tensor] for tensor in shapes}, ranks)
     if whole:
         try:
             engine.import_state(state)

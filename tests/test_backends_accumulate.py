@@ -115,7 +115,7 @@ def unweighted(self, part, wanted, number):
 
 def of_the_first_images(self, part):
     """Masks of the first images for every micro-batch."""
-    return ROUNDS(self, replace(part, rows=slice(0, len(part.index))))
+    return ROUNDS(self, replace(part, first=0))
 
 
 ROUNDS = moca._rounds

@@ -11,6 +11,7 @@ from support.native import differentiate, draws, hyper, lively_state, random_bat
 
 from triptych.core import reference
 from triptych.core.config.spec import BatchNormSpec
+from triptych.core.contracts import ALONE
 from triptych.core.parity.compare import certain, noise_names
 from triptych.core.reference import layers
 
@@ -89,7 +90,7 @@ def batch_norm(backend, ranks, biased):
     if name == "paddle":  # which converts integers, too
         layer.register_buffer("num_batches_tracked", framework.zeros([], "int64"))
     spec = BatchNormSpec(virtual_ranks=ranks, running_variance="biased" if biased else "unbiased")
-    module.set_batch_norm(framework.nn.Sequential(layer), spec)
+    module.set_batch_norm(framework.nn.Sequential(layer), spec, ALONE.norms)
     values = {f"n.{key}": np.array(tensor.numpy()) for key, tensor in layer.state_dict().items()}
     return name, layer, values, spec
 

@@ -11,6 +11,7 @@ from triptych import backends
 from triptych.core import launch
 from triptych.core.contracts import ALONE
 from triptych.core.errors import UserError
+from triptych.core.machine.launchers import COMMON, PADDLE, TORCHRUN, Launched, launched
 from triptych.core.parameters import initial_state
 
 
@@ -22,34 +23,72 @@ def numpy_backend(monkeypatch):
 # ------------------------------------------------------------------------------------- launchers
 
 
-@pytest.mark.parametrize(("world", "rank"), launch.LAUNCHERS)
-def test_several_processes_are_refused_and_the_first_says_why(monkeypatch, world, rank):
-    monkeypatch.setenv(world, "1")
-    assert launch.join() is ALONE
-    monkeypatch.setenv(world, "2")
-    for number, told in (("0", f"{world}=2: this version runs one process"), ("1", "")):
-        monkeypatch.setenv(rank, number)
+@pytest.mark.parametrize("variables", [COMMON, PADDLE])
+def test_a_command_of_one_process_refuses_several_and_the_first_says_why(monkeypatch, variables):
+    monkeypatch.setenv(variables.world, "1")
+    launch.refuse_launchers()
+    monkeypatch.setenv(variables.world, "2")
+    for number, told in (
+        ("0", f"{variables.world}=2: this command runs in one process"),
+        ("1", ""),
+    ):
+        monkeypatch.setenv(variables.rank, number)
         with pytest.raises(UserError) as caught:
-            launch.join()
+            launch.refuse_launchers()
         assert str(caught.value).partition(";")[0] == told
 
 
 @pytest.mark.parametrize(
     ("count", "number", "told"),
     [
-        ("x", "1", "WORLD_SIZE=x: expected a number of processes"),
-        ("2", "x", "WORLD_SIZE=2: this version"),
-        ("2", "7", "WORLD_SIZE=2: this version"),
-        ("2", "00", "WORLD_SIZE=2: this version"),
+        ("x", "1", "WORLD_SIZE=x: expected a number"),
+        ("2", "x", "RANK=x: expected a number"),
+        ("2", "7", "RANK=7: WORLD_SIZE is 2"),
     ],
 )
-def test_a_process_that_no_launcher_has_started_says_why_it_stops(monkeypatch, count, number, told):
-    monkeypatch.setenv("WORLD_SIZE", "01")
-    assert launch.join() is ALONE
+def test_variables_that_no_launcher_has_set_are_refused(monkeypatch, count, number, told):
     monkeypatch.setenv("WORLD_SIZE", count)
     monkeypatch.setenv("RANK", number)
     with pytest.raises(UserError, match=told):
-        launch.join()
+        launched()
+
+
+def test_a_process_knows_its_place(monkeypatch):
+    assert launched() == Launched()
+    for name, value in (("WORLD_SIZE", "04"), ("RANK", "3"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert launched() == Launched(3, 4, 1, COMMON)
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "told"),
+    [
+        ("torch", {"PADDLE_TRAINERS_NUM": "2"}, "by paddle.distributed.launch; start .*torchrun"),
+        ("paddle", {"WORLD_SIZE": "2"}, "by torchrun or oneflow.*paddle.distributed.launch"),
+        ("oneflow", {"WORLD_SIZE": "2", TORCHRUN: "a"}, "by torchrun; start .*oneflow.distributed"),
+    ],
+)
+def test_the_launcher_of_another_framework_is_refused(monkeypatch, name, variables, told):
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match=f"backend {name}: the 2 processes were started {told}"):
+        launch.join(tiny(), name)
+
+
+def test_one_process_joins_none_and_a_wrong_number_is_refused(monkeypatch):
+    assert launch.join(tiny(), "torch") is ALONE
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"data 1 x tensor 1 .* = 1, but .* is 3"):
+        launch.join(tiny(), "torch")
+
+
+def test_an_error_before_the_processes_meet_is_told_once_on_a_machine(monkeypatch):
+    for number, told in (("0", "no such recipe"), ("1", "")):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("LOCAL_RANK", number)
+        with pytest.raises(UserError) as caught, launch.once_per_machine():
+            raise UserError("no such recipe")
+        assert str(caught.value) == told
 
 
 def test_one_process_is_together_with_itself():

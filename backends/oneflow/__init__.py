@@ -10,7 +10,7 @@ import oneflow as flow  # noqa: E402
 
 from triptych.backends.oneflow.engine import Engine  # noqa: E402
 from triptych.core.config.spec import RunSpec  # noqa: E402
-from triptych.core.contracts import Array  # noqa: E402
+from triptych.core.contracts import ALONE, Array, Ranks  # noqa: E402
 from triptych.core.machine.devices import (  # noqa: E402
     check_precision,
     compute_stamp,
@@ -67,7 +67,7 @@ def device_of(spec: RunSpec) -> str:
     return device
 
 
-def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
+def build(spec: RunSpec, state: Mapping[str, Array], ranks: Ranks = ALONE) -> Engine:
     """Builds an engine whose model holds a copy of ``state``. The optimizer is fresh.
 
     ``spec.threads`` has no effect here. OneFlow computes in one thread of its own. The number of
@@ -75,10 +75,11 @@ def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
 
     Args:
         state: every tensor of ``core.parameters.table(spec)``.
+        ranks: the processes that train together, as ``join`` gives them.
 
     Raises:
         UserError: as in ``device_of``.
     """
     device = device_of(spec)
     with device_failures(Engine.failures, spec, device):
-        return Engine(spec, state, device)
+        return Engine(spec, state, device, ranks)

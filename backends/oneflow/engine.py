@@ -12,7 +12,7 @@ from triptych.backends.oneflow.optim import OPTIMIZERS, Optimizer
 from triptych.backends.oneflow.state import NUMPY, slots, tensor_slot, to_array
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array, Outcome, Slot
+from triptych.core.contracts import ALONE, Array, Outcome, Ranks, Slot
 from triptych.core.optim import groups
 
 
@@ -24,10 +24,12 @@ class Engine(core.Engine):
     # OneFlow has no public name for the base class of its exceptions.
     failures = (RuntimeError, flow._oneflow_internal.exception.Exception)
 
-    def __init__(self, spec: RunSpec, state: Mapping[str, Array], device: str) -> None:
-        super().__init__(spec, ops, parallel.context(device, spec.precision))
+    def __init__(
+        self, spec: RunSpec, state: Mapping[str, Array], device: str, ranks: Ranks = ALONE
+    ) -> None:
+        super().__init__(spec, ops, parallel.context(device, spec.precision, ranks), ranks)
         self.dtype = flow.float64 if spec.precision == "float64" else flow.float32
-        model = METHODS[spec.method.name](spec).to(device).to(self.dtype)
+        model = METHODS[spec.method.name](spec, ranks).to(device).to(self.dtype)
         self.model = model.train()
         values, packed = model.pack(spec)
         self.load_model(state)
@@ -59,6 +61,11 @@ class Engine(core.Engine):
         outcome = compute(*leaves)
         outcome.loss.backward()
         return outcome, [leaf.grad for leaf in leaves]
+
+    def sum_gradients(self) -> None:
+        """See ``core.engine.Engine``."""
+        for gradient in self.optimizer.gradients.values():
+            gradient.copy_(self.replicas.sum(gradient))
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""

@@ -17,6 +17,7 @@ from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import kernels
 from triptych.core.config.spec import BatchNormSpec
+from triptych.core.contracts import Group
 
 Linear = nn.Linear
 
@@ -198,6 +199,7 @@ class BatchNorm(nn.Module):
 
     virtual_ranks = 1
     biased = False
+    group = Group()
     tracking = True
 
     def __init__(
@@ -287,12 +289,13 @@ class BatchNorm(nn.Module):
         self.num_batches_tracked.add_(1)
 
 
-def set_batch_norm(model: nn.Module, spec: BatchNormSpec) -> None:
+def set_batch_norm(model: nn.Module, spec: BatchNormSpec, group: Group) -> None:
     """Applies the section ``batch_norm`` to all batch norms in a module."""
     for module in model.modules():
         if isinstance(module, BatchNorm):
             module.virtual_ranks = spec.virtual_ranks
             module.biased = spec.running_variance == "biased"
+            module.group = group
 
 
 def set_tracking(model: nn.Module, flag: bool) -> None:

@@ -13,7 +13,15 @@ from triptych.backends.oneflow.memory import Codebook, Queue
 from triptych.backends.oneflow.moca import Decoder, Generator
 from triptych.backends.oneflow.state import NUMPY
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array, FinetuneModel, LinearModel, MocaModel, Model, QueueModel
+from triptych.core.contracts import (
+    Array,
+    FinetuneModel,
+    LinearModel,
+    MocaModel,
+    Model,
+    QueueModel,
+    Ranks,
+)
 from triptych.core.methods import networks
 from triptych.core.optim import groups
 
@@ -140,7 +148,7 @@ class Finetune(networks.Finetune, Pair):
     """Implements ``core.contracts.FinetuneModel``."""
 
 
-Build = Callable[[RunSpec], Pair]
+Build = Callable[[RunSpec, Ranks], Pair]
 METHODS: dict[str, Build] = {
     "moco_v1": MoCo,
     "moco_v2": MoCo,

@@ -11,7 +11,7 @@ import paddle  # noqa: E402
 
 from triptych.backends.paddle.engine import Engine  # noqa: E402
 from triptych.core.config.spec import RunSpec  # noqa: E402
-from triptych.core.contracts import Array  # noqa: E402
+from triptych.core.contracts import ALONE, Array, Ranks  # noqa: E402
 from triptych.core.machine.devices import (  # noqa: E402
     check_precision,
     compute_stamp,
@@ -81,11 +81,12 @@ def _choose_kernels(spec: RunSpec, device: str) -> None:
         paddle.set_flags({"FLAGS_cudnn_deterministic": spec.deterministic})
 
 
-def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
+def build(spec: RunSpec, state: Mapping[str, Array], ranks: Ranks = ALONE) -> Engine:
     """Builds an engine whose model holds a copy of ``state``. The optimizer is fresh.
 
     Args:
         state: every tensor of ``core.parameters.table(spec)``.
+        ranks: the processes that train together, as ``join`` gives them.
 
     Raises:
         UserError: as in ``device_of``.
@@ -93,4 +94,4 @@ def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
     device = device_of(spec)
     _choose_kernels(spec, device)
     with device_failures(Engine.failures, spec, device):
-        return Engine(spec, state, device)
+        return Engine(spec, state, device, ranks)

@@ -14,7 +14,7 @@ from triptych.backends.paddle.optim import OPTIMIZERS, Optimizer
 from triptych.backends.paddle.state import slots, tensor_slot, to_array
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array, Outcome, Slot
+from triptych.core.contracts import ALONE, Array, Outcome, Ranks, Slot
 from triptych.core.optim import groups
 
 
@@ -25,11 +25,13 @@ class Engine(core.Engine):
     optimizer: Optimizer
     failures = (RuntimeError, MemoryError, OSError, SystemError)
 
-    def __init__(self, spec: RunSpec, state: Mapping[str, Array], device: str) -> None:
-        super().__init__(spec, ops, parallel.context(device, spec.precision))
+    def __init__(
+        self, spec: RunSpec, state: Mapping[str, Array], device: str, ranks: Ranks = ALONE
+    ) -> None:
+        super().__init__(spec, ops, parallel.context(device, spec.precision, ranks), ranks)
         self.dtype = paddle.float64 if spec.precision == "float64" else paddle.float32
         with _new_layers_in(self.dtype):
-            self.model = METHODS[spec.method.name](spec)
+            self.model = METHODS[spec.method.name](spec, ranks)
         self.model.train()
         self.transposed = linear_weights(self.model)
         self.load_model(state)
@@ -60,6 +62,14 @@ class Engine(core.Engine):
         outcome = compute(*leaves)
         outcome.loss.backward()
         return outcome, [leaf.grad for leaf in leaves]
+
+    def sum_gradients(self) -> None:
+        """See ``core.engine.Engine``."""
+        for parameter in self.optimizer.named.values():
+            gradient = parameter.grad
+            parameter.grad = self.replicas.sum(
+                paddle.zeros_like(parameter) if gradient is None else gradient
+            )
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""

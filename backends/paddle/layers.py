@@ -15,6 +15,7 @@ from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn.initializer import Constant
 
 from triptych.core.config.spec import BatchNormSpec
+from triptych.core.contracts import Group
 
 EPSILON = 2.0**-16
 """The epsilon that a norm's kernel gets (see ``exact_epsilon``).
@@ -77,6 +78,7 @@ class BatchNorm(nn.Layer):
 
     virtual_ranks = 1
     biased = False
+    group = Group()
     tracking = True
 
     def __init__(
@@ -129,12 +131,13 @@ class BatchNorm(nn.Layer):
         return y
 
 
-def set_batch_norm(model: nn.Layer, spec: BatchNormSpec) -> None:
+def set_batch_norm(model: nn.Layer, spec: BatchNormSpec, group: Group) -> None:
     """Applies the section ``batch_norm`` to all batch norms in a module."""
     for layer in model.sublayers():
         if isinstance(layer, BatchNorm):
             layer.virtual_ranks = spec.virtual_ranks
             layer.biased = spec.running_variance == "biased"
+            layer.group = group
 
 
 def set_tracking(model: nn.Layer, flag: bool) -> None:

@@ -12,7 +12,15 @@ from triptych.backends.paddle.heads import head
 from triptych.backends.paddle.memory import Codebook, Queue
 from triptych.backends.paddle.moca import Decoder, Generator
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array, FinetuneModel, LinearModel, MocaModel, Model, QueueModel
+from triptych.core.contracts import (
+    Array,
+    FinetuneModel,
+    LinearModel,
+    MocaModel,
+    Model,
+    QueueModel,
+    Ranks,
+)
 from triptych.core.methods import networks
 
 
@@ -110,7 +118,7 @@ class Finetune(networks.Finetune, Pair):
     """Implements ``core.contracts.FinetuneModel``."""
 
 
-Build = Callable[[RunSpec], Pair]
+Build = Callable[[RunSpec, Ranks], Pair]
 METHODS: dict[str, Build] = {
     "moco_v1": MoCo,
     "moco_v2": MoCo,

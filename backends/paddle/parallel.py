@@ -1,8 +1,8 @@
-"""The context of an engine. This version runs one process."""
+"""The context of an engine."""
 
-from triptych.core.contracts import Context
+from triptych.core.contracts import Context, Ranks
 
 
-def context(device: str, precision: str) -> Context:
-    """The context of a run in one process. On the CPU, the host waits for each step."""
-    return Context(device, precision, runs_ahead=device != "cpu")
+def context(device: str, precision: str, ranks: Ranks) -> Context:
+    """The context of a run. A single process waits for each step on the CPU."""
+    return Context(device, precision, runs_ahead=device != "cpu" or ranks.world > 1)

@@ -6,7 +6,7 @@ import torch
 
 from triptych.backends.torch.engine import Engine
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array
+from triptych.core.contracts import ALONE, Array, Ranks
 from triptych.core.machine.devices import check_precision, compute_stamp, pick_device
 from triptych.core.machine.failures import device_failures
 from triptych.core.machine.resources import cpu_threads
@@ -75,11 +75,12 @@ def _choose_kernels(spec: RunSpec, device: str) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
+def build(spec: RunSpec, state: Mapping[str, Array], ranks: Ranks = ALONE) -> Engine:
     """Builds an engine whose model holds a copy of ``state``. The optimizer is fresh.
 
     Args:
         state: every tensor of ``core.parameters.table(spec)``.
+        ranks: the processes that train together, as ``join`` gives them.
 
     Raises:
         UserError: as in ``device_of``.
@@ -87,4 +88,4 @@ def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
     device = device_of(spec)
     _choose_kernels(spec, device)
     with device_failures(Engine.failures, spec, device):
-        return Engine(spec, state, device)
+        return Engine(spec, state, device, ranks)

@@ -12,7 +12,7 @@ from triptych.backends.torch.state import slots, tensor_slot, to_array
 from triptych.backends.torch.vit import VisionTransformer
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array, Outcome, Slot
+from triptych.core.contracts import ALONE, Array, Outcome, Ranks, Slot
 from triptych.core.optim import groups
 
 
@@ -23,10 +23,12 @@ class Engine(core.Engine):
     optimizer: Optimizer
     failures = (RuntimeError,)
 
-    def __init__(self, spec: RunSpec, state: Mapping[str, Array], device: str) -> None:
-        super().__init__(spec, ops, parallel.context(device, spec.precision))
+    def __init__(
+        self, spec: RunSpec, state: Mapping[str, Array], device: str, ranks: Ranks = ALONE
+    ) -> None:
+        super().__init__(spec, ops, parallel.context(device, spec.precision, ranks), ranks)
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
-        model = METHODS[spec.method.name](spec).to(device=device, dtype=self.dtype)
+        model = METHODS[spec.method.name](spec, ranks).to(device=device, dtype=self.dtype)
         self.model = model.train()
         self.model.mixed = spec.precision == "bfloat16"
         for module in self.model.modules():
@@ -58,6 +60,14 @@ class Engine(core.Engine):
         outcome = compute(*leaves)
         outcome.loss.backward()
         return outcome, [leaf.grad for leaf in leaves]
+
+    def sum_gradients(self) -> None:
+        """See ``core.engine.Engine``."""
+        for parameter in self.optimizer.named.values():
+            gradient = parameter.grad
+            parameter.grad = self.replicas.sum(
+                torch.zeros_like(parameter) if gradient is None else gradient
+            )
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from triptych.core.config.spec import BatchNormSpec
+from triptych.core.contracts import Group
 
 
 class BatchNorm(_BatchNorm):
@@ -20,6 +21,7 @@ class BatchNorm(_BatchNorm):
 
     virtual_ranks = 1
     biased = False
+    group = Group()
     tracking = True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,12 +58,13 @@ class BatchNorm(_BatchNorm):
         """Accepts any shape."""
 
 
-def set_batch_norm(model: nn.Module, spec: BatchNormSpec) -> None:
+def set_batch_norm(model: nn.Module, spec: BatchNormSpec, group: Group) -> None:
     """Applies the section ``batch_norm`` to all batch norms in a module."""
     for module in model.modules():
         if isinstance(module, BatchNorm):
             module.virtual_ranks = spec.virtual_ranks
             module.biased = spec.running_variance == "biased"
+            module.group = group
 
 
 def set_tracking(model: nn.Module, flag: bool) -> None:

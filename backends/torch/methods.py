@@ -14,7 +14,15 @@ from triptych.backends.torch.layers import set_batch_norm, set_tracking
 from triptych.backends.torch.memory import Codebook, Queue
 from triptych.backends.torch.moca import Decoder, Generator
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array, FinetuneModel, LinearModel, MocaModel, Model, QueueModel
+from triptych.core.contracts import (
+    Array,
+    FinetuneModel,
+    LinearModel,
+    MocaModel,
+    Model,
+    QueueModel,
+    Ranks,
+)
 from triptych.core.methods import networks
 
 
@@ -131,7 +139,7 @@ def _as_float32(output: Any) -> Any:
     return output.float()
 
 
-Build = Callable[[RunSpec], Pair]
+Build = Callable[[RunSpec, Ranks], Pair]
 METHODS: dict[str, Build] = {
     "moco_v1": MoCo,
     "moco_v2": MoCo,

@@ -4,7 +4,7 @@ import argparse
 import importlib
 from types import ModuleType
 
-from triptych.core.launch import join
+from triptych.core.launch import refuse_launchers
 
 BENCHMARKS = {
     "step": "a training step beside a plain loop of the same computation",
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the comparison; raises the errors of the chosen benchmark."""
-    join()
+    refuse_launchers()
     return int(_benchmark(arguments.benchmark).run(arguments))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from triptych.core.config.recipes import recipes
 from triptych.core.errors import UserError
-from triptych.core.launch import join
+from triptych.core.launch import refuse_launchers
 from triptych.core.training import everywhere
 
 RECIPE = "moco_v3/digits"
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: as in ``demonstrate``.
     """
-    join()  # before earlier runs are removed
+    refuse_launchers()  # before earlier runs are removed
     if not arguments.all:
         demonstrate(arguments.names)
     for recipe in short_recipes() if arguments.all else ():

@@ -20,7 +20,7 @@ from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.stored import Stored
 from triptych.core.evaluation.subject import alone, depth, raw_pixels
 from triptych.core.files.features import FORMATS, Header, file_format, read_features, writing
-from triptych.core.launch import Say, choose_backend, join, open_encoder, open_engine
+from triptych.core.launch import Say, choose_backend, open_encoder, open_engine, refuse_launchers
 from triptych.core.parameters import initial_state
 from triptych.core.training.terminal import Terminal
 
@@ -171,7 +171,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints one line, or one JSON object, for each row of the evaluation; or writes features."""
-    join()
+    refuse_launchers()
     if arguments.evaluation == FEATURES:
         return _export(arguments)
     supervised = arguments.evaluation in classifier.TITLES

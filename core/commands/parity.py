@@ -8,7 +8,7 @@ import numpy as np
 from triptych.core import cli, config, formats
 from triptych.core.config.spec import RunSpec
 from triptych.core.errors import NonFiniteError, UserError
-from triptych.core.launch import REFERENCE, choose_backend, join
+from triptych.core.launch import REFERENCE, choose_backend, refuse_launchers
 from triptych.core.machine.devices import on_compared_device
 from triptych.core.parity.trace import run_trace, save
 
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _trace(arguments: argparse.Namespace) -> int:
-    join()
+    refuse_launchers()
     overrides, output = _split_o(arguments)
     numpy = arguments.backend == REFERENCE
     dtype = "float64" if numpy else arguments.dtype  # the reference has no other precision
@@ -141,7 +141,7 @@ def _tolerance(item: str) -> tuple[str, float]:
 def _run(arguments: argparse.Namespace) -> int:
     from triptych.core.training.everywhere import run as train_everywhere
 
-    join()
+    refuse_launchers()
     names = arguments.backends.split(",") if arguments.backends else None
     return train_everywhere(
         arguments.config, arguments.overrides, names, arguments.output, resume=arguments.resume

@@ -10,7 +10,13 @@ from triptych.core.data import open_splits
 from triptych.core.errors import UserError
 from triptych.core.evaluation import gallery
 from triptych.core.formats import load_weights
-from triptych.core.launch import REFERENCE, choose_backend, join, open_encoder, open_engine
+from triptych.core.launch import (
+    REFERENCE,
+    choose_backend,
+    open_encoder,
+    open_engine,
+    refuse_launchers,
+)
 from triptych.core.report import page, pictures
 from triptych.core.runs.record import RunRecord, read_run
 from triptych.core.training.terminal import Terminal
@@ -75,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _pictures(record: RunRecord, arguments: argparse.Namespace) -> list[Element]:
     """The pictures of a run's newest whole checkpoint."""
-    join()
+    refuse_launchers()
     spec, images = record.spec, gallery.draw(open_splits(record.spec), arguments.images)
     weights = load_weights(record.path, spec)
     step = int(weights.get("optimizer.step", 0))

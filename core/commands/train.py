@@ -2,10 +2,12 @@
 
 import argparse
 import os
+from contextlib import closing
 
 from triptych.core import cli, config
-from triptych.core.launch import check_layout, choose_backend, join, quiet, together
+from triptych.core.launch import choose_backend, join, once_per_machine, quiet
 from triptych.core.machine.interrupts import leave_at_once
+from triptych.core.machine.launchers import launched
 from triptych.core.training.run import default_output, train
 
 
@@ -27,16 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains one run; returns 0, or 128 + n if signal n ended the run."""
-    ranks = join()
-    say = cli.say if ranks.is_main else quiet
-    with together(ranks):
+    say = quiet if launched().rank else cli.say
+    with once_per_machine():
         spec = config.load(arguments.config, arguments.overrides)
         changes = config.changes(arguments.config, arguments.overrides)
         say(f"spec: {arguments.config}" + (f" with {', '.join(changes)}" if changes else ""))
         backend = choose_backend(arguments.backend, spec, say)
-        check_layout(spec, backend, ranks.world)
+        ranks = join(spec, backend)
     output = arguments.output or default_output(arguments.config, backend)
     # Before the first step a signal ends the process; after that it asks for a save.
-    with leave_at_once():
+    with leave_at_once(), closing(ranks):
         signal = train(spec, backend, output, resume=arguments.resume, say=say, ranks=ranks)
     return 128 + signal if signal else 0

@@ -28,20 +28,34 @@ class Batch:
         labels: (N,) int64, the class of each image; None for a method without labels.
         targets: (N, classes), the probabilities of the classes that the method is to predict; None
             for a method without such targets.
-        rows: which rows of the step's batch these are, if they are a micro-batch.
+        first: position of the first of these images in the step's batch, which all copies of the
+            model share.
+        size: number of images of the step's batch; None: these are all of them.
     """
 
     views: tuple[Tensor, ...]
     index: Array
     labels: Array | None = None
     targets: Tensor | None = None
-    rows: slice = slice(None)
+    first: int = 0
+    size: int | None = None
+
+    @property
+    def rows(self) -> slice:
+        """The rows of the step's batch, and so of its draws, that these images are."""
+        return slice(self.first, self.first + len(self.index))
+
+    @property
+    def whole_size(self) -> int:
+        """Number of images of the step's batch."""
+        return len(self.index) if self.size is None else self.size
 
     def part(self, rows: slice) -> "Batch":
-        """The micro-batch of these rows."""
+        """The micro-batch of some of these images. rows: counted from the first of these images."""
         labels, targets = (None if x is None else x[rows] for x in (self.labels, self.targets))
         views = tuple(view[rows] for view in self.views)
-        return Batch(views, self.index[rows], labels, targets, rows)
+        first = self.first + rows.indices(len(self.index))[0]
+        return Batch(views, self.index[rows], labels, targets, first, self.whole_size)
 
 
 @dataclass(frozen=True)
@@ -116,18 +130,67 @@ class Context:
     runs_ahead: bool
 
 
+class Group:
+    """Processes that exchange tensors, as one of them sees them. No exchange has a gradient.
+
+    All processes of a group make the same calls in the same order. This class itself describes a
+    group of one process.
+
+    Attributes:
+        rank: number of this process in the group, from 0.
+        count: number of processes.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of the tensors of all processes, as a new tensor.
+
+        Args:
+            x: the same shape on all processes.
+        """
+        return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The rows of all processes, in the order of their ranks.
+
+        Args:
+            x: (N, ...), the same shape on all processes.
+
+        Returns:
+            (count * N, ...).
+        """
+        return x
+
+    def broadcast(self, x: Tensor) -> None:
+        """Sets ``x`` in place to that of the process with rank 0."""
+
+
+Replicas: TypeAlias = Group
+"""The copies of a model that share each batch in data parallelism: copy i has its i-th part."""
+
+
 class Ranks:
-    """The processes that train one spec together, as one of them sees the group.
+    """The processes that train one spec together, as one of them sees them.
 
     This class itself describes a single process.
 
     Attributes:
         rank: number of this process, from 0.
         world: number of processes.
+        replicas: the processes that hold the same part of the model, one of each copy.
+        norms: those of ``replicas`` whose batch norms share their statistics.
+        tensor: the processes that share each divided tensor.
+        pipeline: the processes that hold the stages of one copy, in their order.
     """
 
     rank: int = 0
     world: int = 1
+    replicas: Replicas = Group()
+    norms: Group = Group()
+    tensor: Group = Group()
+    pipeline: Group = Group()
 
     @property
     def is_main(self) -> bool:
@@ -138,7 +201,7 @@ class Ranks:
         """The largest ``value`` of all ranks. The call waits for all ranks.
 
         Args:
-            value: of this rank, >= 0.
+            value: of this rank, 0 to 2**62.
         """
         return value
 
@@ -146,34 +209,12 @@ class Ranks:
         """Whether the flag of at least one rank is set. The call waits for all ranks."""
         return self.largest(int(flag)) > 0
 
+    def close(self) -> None:
+        """Leaves the processes. No rank waits for this one any more."""
+
 
 ALONE = Ranks()
 """A single process, which waits for no other."""
-
-
-class Replicas:
-    """The copies of a model that share each batch in data parallelism, as one of them sees them.
-
-    This class itself describes a single copy.
-
-    Attributes:
-        rank: number of this copy, from 0. Copy i has the i-th part of the rows of a batch.
-        count: number of copies.
-    """
-
-    rank: int = 0
-    count: int = 1
-
-    def gather(self, x: Tensor) -> Tensor:
-        """The rows of all copies, in the order of their ranks, without gradient.
-
-        Args:
-            x: (N, ...), the same shape on all copies.
-
-        Returns:
-            (count * N, ...).
-        """
-        return x
 
 
 class Slot(NamedTuple):

@@ -21,7 +21,17 @@ from triptych.core.config.spec import (
     TeacherStatistics,
     VitSpec,
 )
-from triptych.core.contracts import Array, Codebook, Encoder, Memory, Slot, Tensor
+from triptych.core.contracts import (
+    ALONE,
+    Array,
+    Codebook,
+    Encoder,
+    Group,
+    Memory,
+    Ranks,
+    Slot,
+    Tensor,
+)
 from triptych.core.parameters import Head
 
 
@@ -110,7 +120,9 @@ class Kit(NamedTuple):
         branch: ``Branch`` as a module class of the framework.
         encoder: builds the encoder of the section ``model``.
         head: builds a projector or predictor from its plan.
-        set_batch_norm: applies the section ``batch_norm`` to all batch norms in a module.
+        set_batch_norm: applies the section ``batch_norm`` of one process to all batch norms in a
+            module. The processes of the group given to it share the statistics of their batches;
+            if there are several, ``virtual_ranks`` is 1.
         set_tracking: sets whether the batch norms in a module move their running statistics.
         queue: builds the queue from the section ``method``.
         codebook: builds the codebook from the sections ``model`` and ``method``.
@@ -127,7 +139,7 @@ class Kit(NamedTuple):
     branch: Callable[..., Any]
     encoder: Callable[[ModelSpec], Encoder]
     head: Callable[[Head], Any]
-    set_batch_norm: Callable[[Any, BatchNormSpec], None]
+    set_batch_norm: Callable[[Any, BatchNormSpec, Group], None]
     set_tracking: Callable[[Any, bool], None]
     queue: Callable[[QueueSpec], Memory]
     codebook: Callable[[VitSpec, MocaSpec], Codebook]
@@ -137,6 +149,11 @@ class Kit(NamedTuple):
     freeze: Callable[[Any], None]
     tensor: Callable[[Array, Tensor], Tensor]
     concat: Callable[[list[Tensor]], Tensor]
+
+
+def _shared_by(spec: BatchNormSpec, count: int) -> BatchNormSpec:
+    """The section of one of ``count`` equal parts of a batch."""
+    return spec.model_copy(update={"virtual_ranks": max(1, spec.virtual_ranks // count)})
 
 
 class Branches:
@@ -161,7 +178,7 @@ class Branches:
         self.student, self.teacher = student, teacher
 
     @classmethod
-    def branch(cls, spec: RunSpec, *, predictor: bool) -> Any:
+    def branch(cls, spec: RunSpec, ranks: Ranks, *, predictor: bool) -> Any:
         """Builds a branch of MoCo: an encoder, a projector and, if wanted, a predictor."""
         parts = parameters.parts(spec)
         heads = {"projector": parts.projector}
@@ -169,16 +186,16 @@ class Branches:
             heads["predictor"] = parts.predictor
         built = {name: cls.kit.head(head) for name, head in heads.items()}
         branch = cls.kit.branch(encoder=cls.kit.encoder(spec.model), **built)
-        cls.set_batch_norm(branch, spec)
+        cls.set_batch_norm(branch, spec, ranks)
         return branch
 
     @classmethod
-    def set_batch_norm(cls, branch: Any, spec: RunSpec) -> None:
-        """Sets the batch norms. The encoder sees a micro-batch, the heads the whole batch."""
-        cls.kit.set_batch_norm(branch, spec.batch_norm)
-        ranks = max(1, spec.batch_norm.virtual_ranks // spec.train.accumulate)
-        of_part = spec.batch_norm.model_copy(update={"virtual_ranks": ranks})
-        cls.kit.set_batch_norm(branch.encoder, of_part)
+    def set_batch_norm(cls, branch: Any, spec: RunSpec, ranks: Ranks) -> None:
+        """Sets the batch norms. The encoder sees a micro-batch, the heads all images of a copy."""
+        copies = ranks.replicas.count
+        cls.kit.set_batch_norm(branch, _shared_by(spec.batch_norm, copies), ranks.norms)
+        of_part = _shared_by(spec.batch_norm, copies * spec.train.accumulate)
+        cls.kit.set_batch_norm(branch.encoder, of_part, ranks.norms)
 
     def compute(self, part: Callable[..., Any], *arguments: Any) -> Any:
         """The output of a part of the networks, computed in the precision of the run.
@@ -230,9 +247,9 @@ class Branches:
 class MoCo(Branches):
     """``core.contracts.QueueModel`` of MoCo v1 and v2."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, ranks: Ranks = ALONE) -> None:
         method = cast(QueueSpec, spec.method)
-        super().__init__(self.branch(spec, predictor=False), self.branch(spec, predictor=False))
+        super().__init__(*(self.branch(spec, ranks, predictor=False) for _ in range(2)))
         self.statistics = method.teacher_statistics
         self.memory = self.kit.queue(method)
 
@@ -240,15 +257,16 @@ class MoCo(Branches):
 class MoCoV3(Branches):
     """``core.contracts.Model`` of MoCo v3."""
 
-    def __init__(self, spec: RunSpec) -> None:
-        super().__init__(self.branch(spec, predictor=True), self.branch(spec, predictor=False))
+    def __init__(self, spec: RunSpec, ranks: Ranks = ALONE) -> None:
+        student, teacher = (self.branch(spec, ranks, predictor=own) for own in (True, False))
+        super().__init__(student, teacher)
         self.statistics = cast(MocoV3Spec, spec.method).teacher_statistics
 
 
 class MOCA(Branches):
     """``core.contracts.MocaModel``."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, ranks: Ranks = ALONE) -> None:
         model, method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
         kit = self.kit
         student = kit.branch(
@@ -257,7 +275,8 @@ class MOCA(Branches):
             decoder=kit.decoder(model, method),
             dense_predictor=kit.generator(model, method, method.decoder_width),
         )
-        kit.set_batch_norm(student, spec.batch_norm)
+        # The generators' batch is the words of the codebook, which are equal on all ranks.
+        kit.set_batch_norm(student, spec.batch_norm, ALONE.norms)
         super().__init__(student, kit.branch(encoder=kit.encoder(model)))
         self.grid, self.early_layer = model.grid, method.early_layer
         self.memory = self.kit.codebook(model, method)
@@ -288,7 +307,7 @@ class MOCA(Branches):
 class Linear(Branches):
     """``core.contracts.LinearModel``."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, ranks: Ranks = ALONE) -> None:
         method, kit = cast(LinearSpec, spec.method), self.kit
         width, count = parameters.probe_width(spec), len(method.probes)
         heads = [kit.linear(width, method.classes) for _ in range(count)]
@@ -335,20 +354,20 @@ class Linear(Branches):
 class Finetune(Branches):
     """``core.contracts.FinetuneModel``."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, ranks: Ranks = ALONE) -> None:
         method = cast(FinetuneSpec, spec.method)
         averaged = method.momentum is not None
-        super().__init__(self.whole(spec), self.whole(spec) if averaged else None)
+        super().__init__(self.whole(spec, ranks), self.whole(spec, ranks) if averaged else None)
         self.statistics = "averaged" if method.ema_rule == "timm" else "copied"
         self.pooling = method.pooling
 
     @classmethod
-    def whole(cls, spec: RunSpec) -> Any:
+    def whole(cls, spec: RunSpec, ranks: Ranks) -> Any:
         """Builds an encoder with its classifier."""
         classes = cast(FinetuneSpec, spec.method).classes
         classifier = cls.kit.linear(spec.model.features, classes)
         branch = cls.kit.branch(encoder=cls.kit.encoder(spec.model), classifier=classifier)
-        cls.set_batch_norm(branch, spec)
+        cls.set_batch_norm(branch, spec, ranks)
         return branch
 
     def predict(self, images: Tensor, keep: Array | None) -> tuple[Tensor, Tensor]:

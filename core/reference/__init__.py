@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array
+from triptych.core.contracts import ALONE, Array, Ranks
 from triptych.core.reference.engine import Engine
 
 
@@ -22,6 +22,6 @@ def compute(spec: RunSpec) -> dict[str, str]:
     return {"device": "cpu"}
 
 
-def build(spec: RunSpec, state: Mapping[str, Array]) -> Engine:
+def build(spec: RunSpec, state: Mapping[str, Array], ranks: Ranks = ALONE) -> Engine:
     """An engine that holds ``state``. It computes in float64, whatever the spec's precision."""
-    return Engine(spec, state)
+    return Engine(spec, state, ranks)

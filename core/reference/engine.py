@@ -9,7 +9,16 @@ from autograd.tracer import getval
 from triptych.core import engine as core
 from triptych.core import parameters
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array, Context, Outcome, Slot, State, Tensor
+from triptych.core.contracts import (
+    ALONE,
+    Array,
+    Context,
+    Outcome,
+    Ranks,
+    Slot,
+    State,
+    Tensor,
+)
 from triptych.core.optim import groups
 from triptych.core.reference import ops
 from triptych.core.reference.model import METHODS, Pair
@@ -22,8 +31,8 @@ class Engine(core.Engine):
     model: Pair
     optimizer: Optimizer
 
-    def __init__(self, spec: RunSpec, state: Mapping[str, Array]) -> None:
-        super().__init__(spec, ops, Context("cpu", "float64", runs_ahead=False))
+    def __init__(self, spec: RunSpec, state: Mapping[str, Array], ranks: Ranks = ALONE) -> None:
+        super().__init__(spec, ops, Context("cpu", "float64", runs_ahead=ranks.world > 1), ranks)
         table = parameters.table(spec)
         values = {p.name: self.tensor(state[p.name]) for p in table}
         self.model = METHODS[spec.method.name](spec, values)
@@ -66,6 +75,12 @@ class Engine(core.Engine):
             {name: getval(value) for name, value in outcome.metrics.items()},
             {name: getval(value) for name, value in outcome.features.items()},
         ), at_inputs
+
+    def sum_gradients(self) -> None:
+        """See ``core.engine.Engine``."""
+        for name in self.trainable:
+            gradient = self.grads.get(name, np.zeros_like(self.model.values[name]))
+            self.grads[name] = self.replicas.sum(gradient)
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""

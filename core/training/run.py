@@ -79,7 +79,9 @@ def train(
             split = _open_split(spec, splits)
             begin, state = find_start(spec, run_dir, resume, stamp, say, plan.steps_per_epoch)
             origin = str(begin.path or resume)
-            engine = open_engine(spec, backend, state, whole=begin.whole, origin=origin)
+            engine = open_engine(
+                spec, backend, state, whole=begin.whole, origin=origin, ranks=ranks
+            )
             stack.enter_context(closing(engine))
         del state  # the engine has a copy
         _check_start(begin, ranks)
