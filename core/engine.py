@@ -237,7 +237,7 @@ class Engine(ABC):
                 caller checks it.
             DeviceError: see ``core.machine.failures``. Statistics and teacher may have changed.
         """
-        outcome = self._differentiate(batch, draws, hyper)
+        outcome = self._differentiate(batch, draws, hyper, features=monitor)
         metrics = {"loss": outcome.loss, **outcome.metrics}
         if monitor:
             metrics["gradient_norm"] = self.gradient_norm()
@@ -323,15 +323,26 @@ class Engine(ABC):
         for name, slot in slots.items():
             slot.write(state[name])
 
-    def _differentiate(self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper) -> Outcome:
-        """The loss and the gradients of a step, computed in ``train.accumulate`` parts."""
+    def _differentiate(
+        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper, *, features: bool = True
+    ) -> Outcome:
+        """The loss and the gradients of a step, computed in ``train.accumulate`` parts.
+
+        Args:
+            features: whether to return features, even if copies of the model have parts of them.
+        """
         section = self.spec.method
         step = Step(self.ops, self.model, section, draws, hyper, self.replicas)
         with self._device_failures():
             batch = self.method.prepare(batch, draws, section)
             self.clear_gradients()
             parts = [self._tensors(part) for part in self._parts(batch)]
-            return Accumulation(self, self.method, step, batch, parts).differentiate()
+            features = features or self.replicas.count == 1  # to gather them takes time
+            accumulation = Accumulation(self, self.method, step, batch, parts, features)
+            outcome = accumulation.differentiate()
+            if self.replicas.count > 1:
+                self.sum_gradients()
+            return outcome
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """The micro-batches of a batch, in order."""

@@ -102,7 +102,7 @@ def test_the_running_variance_is_the_one_that_is_asked_for(backend, shape, ranks
     rng = np.random.default_rng(5)
     x, probe = rng.standard_normal((2, *shape))
     name, layer, values, spec = batch_norm(backend, ranks, biased)
-    norms = layers.Norms.of(spec)
+    norms = layers.Norms.of(spec, 1, ALONE.norms)
     # The second pass comes before the backward pass of the first, as with two views of an image.
     value, (grad,) = differentiate(name, lambda leaf: layer(leaf) + layer(leaf), x, probe=probe)
     want = 2.0 * layers.batch_norm(values, "n", x, norms)

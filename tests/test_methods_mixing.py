@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from triptych.core.config.mixing import MixSpec, mixing_contradictions
+from triptych.core.contracts import Batch
 from triptych.core.methods import mixing
 
 GOLDEN = Path(__file__).parent / "golden/eval/finetune_batch"
@@ -21,6 +22,11 @@ RUNS = [
     for original, key in zip(ORIGINALS, ["runs", "runs_1.0.31"], strict=True)
     for run in CASES["mixup"][key]
 ]
+
+
+def batch_of(images: np.ndarray) -> Batch:
+    """The first images of the batch, with their labels."""
+    return Batch((images,), np.arange(len(images)), LABELS[: len(images)])
 
 
 def replayed(original: str, run: str) -> tuple[dict[str, np.ndarray], dict]:
@@ -42,7 +48,7 @@ def replayed(original: str, run: str) -> tuple[dict[str, np.ndarray], dict]:
 @pytest.mark.parametrize(("original", "run"), RUNS)
 def test_mixing_gives_the_golden_images_and_targets(original, run):
     draws, args = replayed(original, run)
-    images, targets = mixing.mix(IMAGES, LABELS, draws, 5, args["label_smoothing"])
+    images, targets = mixing.mix(batch_of(IMAGES), draws, 5, args["label_smoothing"])
     # Shares of single images are float32 in the original.
     tolerance = 0 if args["mode"] == "batch" else 2e-7
     wanted = [ARRAYS[f"{original}/{run}/{name}"] for name in ("images", "targets")]
@@ -60,7 +66,7 @@ def test_mmpretrain_mixes_by_a_permutation(kind):
         "mix_share": np.full(6, share),
         "mix_box": np.tile(box, (6, 1)),
     }
-    images, targets = mixing.mix(IMAGES, LABELS, draws, 5, 0.0)
+    images, targets = mixing.mix(batch_of(IMAGES), draws, 5, 0.0)
     np.testing.assert_array_equal(images, ARRAYS[f"mm_batch/{kind}/images"])
     np.testing.assert_allclose(targets, ARRAYS[f"mm_batch/{kind}/targets"], rtol=0, atol=6e-8)
 
@@ -89,8 +95,8 @@ def test_smoothed_targets_give_the_golden_losses(name):
 def test_smoothing_mixed_labels_equals_mixing_smoothed_labels():
     """mmpretrain does the first, timm the second."""
     draws, _ = replayed("mixup", "batch_0")
-    _, before = mixing.mix(IMAGES, LABELS, draws, 5, 0.1)
-    _, plain = mixing.mix(IMAGES, LABELS, draws, 5, 0.0)
+    _, before = mixing.mix(batch_of(IMAGES), draws, 5, 0.1)
+    _, plain = mixing.mix(batch_of(IMAGES), draws, 5, 0.0)
     np.testing.assert_allclose(before, 0.9 * plain + 0.1 / 5, rtol=0, atol=1e-15)
 
 
@@ -158,7 +164,7 @@ def test_without_mixing_there_are_smoothed_targets_alone():
     spec = MixSpec(smoothing=0.1)
     draws = mixing.draws(spec, 0, 0, 6, SIZE)
     images = IMAGES.astype(np.float32)
-    result, targets = mixing.mix(images, LABELS, draws, 5, spec.smoothing)
+    result, targets = mixing.mix(batch_of(images), draws, 5, spec.smoothing)
     assert draws == {}
     assert result is images
     assert targets.dtype == np.float64
@@ -169,7 +175,7 @@ def test_mixing_keeps_the_type_and_its_argument():
     images = IMAGES.astype(np.float32)
     before = images.copy()
     draws, _ = replayed("mixup", "elem_1")
-    result, targets = mixing.mix(images, LABELS, draws, 5, 0.1)
+    result, targets = mixing.mix(batch_of(images), draws, 5, 0.1)
     assert (result.dtype, targets.dtype) == (np.float32, np.float64)
     np.testing.assert_array_equal(images, before)
     np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=0, atol=1e-6)
@@ -205,7 +211,7 @@ def test_a_smaller_last_batch_takes_its_part_of_the_draws(count):
     draws = mixing.draws(spec, seed=3, step=1, batch=6, size=SIZE)
     part = mixing.first(draws, count)
     assert sorted(part["mix_partner"]) == list(range(count))
-    images, targets = mixing.mix(IMAGES[:count], LABELS[:count], draws, 5, 0.1)
+    images, targets = mixing.mix(batch_of(IMAGES[:count]), draws, 5, 0.1)
     np.testing.assert_array_equal(images, mixing.mixed(IMAGES[:count], part))
     np.testing.assert_allclose(targets.sum(1), np.ones(count), rtol=1e-15)
     if count == 6:

@@ -42,10 +42,10 @@ def poison(step):
     """One weight is not finite in the forward pass of ``step`` (1-based) and later."""
     honest = Ahead._differentiate
 
-    def differentiate(self, batch, draws, hyper):
+    def differentiate(self, batch, draws, hyper, **options):
         if hyper.step + 1 >= step:
             self.model.values["student.encoder.blocks.0.norm1.weight"][3] = np.nan
-        return honest(self, batch, draws, hyper)
+        return honest(self, batch, draws, hyper, **options)
 
     return differentiate
 

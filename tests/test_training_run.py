@@ -217,10 +217,10 @@ def full_at(monkeypatch, step):
     """The device has no memory for ``step`` (1-based)."""
     honest = reference.Engine._differentiate
 
-    def differentiate(self, batch, draws, hyper):
+    def differentiate(self, batch, draws, hyper, **options):
         if hyper.step + 1 == step:
             raise DeviceError(FULL)
-        return honest(self, batch, draws, hyper)
+        return honest(self, batch, draws, hyper, **options)
 
     monkeypatch.setattr(reference.Engine, "_differentiate", differentiate)
 

@@ -331,10 +331,10 @@ def poison_at(monkeypatch, step, value=np.nan, engine=reference.Engine):
     """From ``step`` (1-based) on, one weight is not finite before the forward pass."""
     honest = engine._differentiate
 
-    def poisoned(self, batch, draws, hyper):
+    def poisoned(self, batch, draws, hyper, **options):
         if hyper.step + 1 >= step:
             self.model.values["student.encoder.blocks.0.norm1.weight"][3] = value
-        return honest(self, batch, draws, hyper)
+        return honest(self, batch, draws, hyper, **options)
 
     monkeypatch.setattr(engine, "_differentiate", poisoned)
 

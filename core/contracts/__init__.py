@@ -32,12 +32,14 @@ from triptych.core.contracts.step import (
     Group,
     Hyper,
     Outcome,
+    Partners,
     Ranks,
     Replicas,
     Slot,
     State,
     Targets,
     Tensor,
+    evenly,
 )
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "Ops",
     "Optimizer",
     "Outcome",
+    "Partners",
     "QueueModel",
     "Ranks",
     "Replicas",
@@ -69,4 +72,5 @@ __all__ = [
     "Step",
     "Targets",
     "Tensor",
+    "evenly",
 ]

@@ -17,6 +17,35 @@ State = dict[str, Array]
 """Maps each canonical name to an array in the canonical (PyTorch) layout."""
 
 
+def evenly(size: int, rank: int, count: int) -> slice:
+    """The rows of one of ``count`` processes, if all rows are divided as evenly as possible.
+
+    If they do not divide evenly, the first processes have one row more.
+
+    Args:
+        size: number of all rows.
+        rank: of the process.
+    """
+    least, more = divmod(size, count)
+    start, stop = (r * least + min(r, more) for r in (rank, rank + 1))
+    return slice(start, stop)
+
+
+@dataclass(frozen=True)
+class Partners:
+    """Images of other copies of the model, which are mixed into those of a batch.
+
+    Attributes:
+        images: (M, C, H, W), like a view of a batch.
+        labels: (M,) int64.
+        rows: (M,) int64, their positions in the step's batch.
+    """
+
+    images: Array
+    labels: Array
+    rows: Array
+
+
 @dataclass(frozen=True)
 class Batch:
     """The images of one step. A method's networks get views and targets as tensors.
@@ -31,6 +60,7 @@ class Batch:
         first: position of the first of these images in the step's batch, which all copies of the
             model share.
         size: number of images of the step's batch; None: these are all of them.
+        partners: what ``Method.prepare`` needs of other copies of the model, if anything.
     """
 
     views: tuple[Tensor, ...]
@@ -39,6 +69,7 @@ class Batch:
     targets: Tensor | None = None
     first: int = 0
     size: int | None = None
+    partners: Partners | None = None
 
     @property
     def rows(self) -> slice:

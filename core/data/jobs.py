@@ -4,17 +4,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import FinetuneSpec, RunSpec
+from triptych.core.contracts import evenly
 from triptych.core.data import augment, pixels
 from triptych.core.data.decode import NOTES, DamagedImage
 from triptych.core.data.source import Source
 from triptych.core.errors import UserError, printable
+from triptych.core.methods import mixing
 from triptych.core.random import stream
 
 Planes: TypeAlias = NDArray[np.uint8]
@@ -30,6 +32,10 @@ class Filled:
         warned: (file name, text) of each warning of a library.
         epoch: of a training batch.
         draws: (N,) int64, of a training batch: number of each image's random draws in its epoch.
+        first: position of the first image in the step's batch, which all copies of the model share.
+        size: number of images of the step's batch.
+        partners: positions in the step's batch of the last of these images, which are those of
+            other copies and only mixed into the images before them.
     """
 
     index: NDArray[np.int64]
@@ -37,6 +43,9 @@ class Filled:
     warned: tuple[tuple[str, str], ...] = ()
     epoch: int = 0
     draws: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    first: int = 0
+    size: int | None = None
+    partners: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class Job(Protocol):
@@ -60,10 +69,16 @@ class Training:
 
     The number of a batch is the optimizer step. The images left over at the end of an epoch are
     dropped, or make a smaller batch: see ``train.drop_last``.
+
+    Attributes:
+        copy: number of the copy of the model whose images are loaded.
+        copies: number of copies that share each batch.
     """
 
     spec: RunSpec
     source: Source
+    copy: int = 0
+    copies: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -73,9 +88,11 @@ class Training:
     @property
     def shape(self) -> tuple[int, ...]:
         """(views, N, C, H, W)."""
+        batch = self.spec.train.batch_size
+        own = -(-batch // self.copies)
         return (
             self.spec.method.views,
-            self.spec.train.batch_size,
+            min(2 * own, batch) if self._mixes else own,
             self.spec.data.channels,
             *self.spec.model.size,
         )
@@ -90,7 +107,10 @@ class Training:
         epoch, batch = divmod(number, self.steps_per_epoch)
         repeats, first = self.spec.augment.repeats, batch * self.spec.train.batch_size
         order = epoch_order(self.spec.seed, epoch, len(self.source), repeats)
-        positions = range(first, min(first + self.spec.train.batch_size, len(order)))
+        size = min(self.spec.train.batch_size, len(order) - first)
+        own = evenly(size, self.copy, self.copies)
+        partners = self._partners(number, size, own)
+        positions = [first + int(row) for row in (*range(own.start, own.stop), *partners)]
         index, draws = np.empty((2, len(positions)), np.int64)
         damaged, warned = list[str](), list[tuple[str, str]]()
         for row, position in enumerate(positions):
@@ -100,7 +120,23 @@ class Training:
             warned += _warnings(self.source, int(index[row]), image)
             with memory_for(self.source, int(index[row])):
                 self._write_views(image, epoch, int(draws[row]), out[:, row])
-        return Filled(index, tuple(damaged), tuple(warned), epoch, draws)
+        names, texts = tuple(damaged), tuple(warned)
+        return Filled(index, names, texts, epoch, draws, own.start, size, partners)
+
+    @property
+    def _mixes(self) -> bool:
+        """Whether images are mixed with those of other copies of the model."""
+        method = self.spec.method
+        return self.copies > 1 and isinstance(method, FinetuneSpec) and method.mixing.mixes
+
+    def _partners(self, step: int, size: int, own: slice) -> NDArray[np.int64]:
+        """Positions in a batch of ``size`` images of what is mixed into this copy's images."""
+        if not self._mixes:
+            return np.empty(0, np.int64)
+        spec, method = self.spec, cast(FinetuneSpec, self.spec.method)
+        batch, pixels = spec.train.batch_size, spec.model.size
+        draws = mixing.draws(method.mixing, spec.seed, step, batch, pixels)
+        return mixing.missing(mixing.first(draws, size)["mix_partner"], own)
 
     def _write_views(self, image: Image.Image, epoch: int, draws: int, out: Planes) -> None:
         """Writes the views into ``out``, (views, C, H, W); ``draws`` as in ``Filled``."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.core.config.spec import RunSpec, SupervisedSpec
-from triptych.core.contracts import Batch
+from triptych.core.contracts import ALONE, Batch, Partners, Replicas
 from triptych.core.data.erasing import normalized
 from triptych.core.data.jobs import Evaluation, Filled, Planes, Training, Views
 from triptych.core.data.pixels import normalize
@@ -31,17 +31,31 @@ class Pipeline:
         waited: seconds that consumers have waited for batches so far.
     """
 
-    def __init__(self, spec: RunSpec, source: Source) -> None:
-        """Raises UserError if the source has fewer images than a batch, or lacks labels."""
+    def __init__(self, spec: RunSpec, source: Source, replicas: Replicas = ALONE.replicas) -> None:
+        """Prepares the batches of one copy of the model.
+
+        Args:
+            replicas: the copies that share each batch.
+
+        Raises:
+            UserError: the source has fewer images than a batch, or its last batch has fewer than
+                copies, or it lacks labels.
+        """
         if spec.method.labelled:
             check_labels(spec, source)
-        self._job = Training(spec, source)
+        self._job = Training(spec, source, replicas.rank, replicas.count)
         self.steps_per_epoch = self._job.steps_per_epoch
         if not self.steps_per_epoch:
             raise UserError(
                 f"train.batch_size: {spec.train.batch_size} is more than the {len(source)} images "
                 "of the training split; lower it"
             )
+        if 0 < (last := len(source) % spec.train.batch_size) < replicas.count:
+            if not spec.train.drop_last:
+                raise UserError(
+                    f"train.drop_last: false: the last batch of an epoch has {last} images, which "
+                    f"parallel.data {replicas.count} copies cannot share; set it to true"
+                )
         self.waited = 0.0
         self._skipped: dict[str, None] = {}
         self._warned: dict[str, str] = {}
@@ -85,11 +99,18 @@ class Pipeline:
     def _finish(self, planes: Planes, filled: Filled) -> Batch:
         spec, source = self._job.spec, self._job.source
         views = [self._view(number, planes[number], filled) for number in range(len(planes))]
+        own = len(filled.index) - len(filled.partners)
         self._skipped |= dict.fromkeys(filled.damaged)
         for name, text in filled.warned:
             self._warned.setdefault(name, text)
-        labels = labels_of(source, filled.index) if spec.method.labelled else None
-        return Batch(tuple(views), filled.index, labels)
+        index, first, size = filled.index[:own], filled.first, filled.size
+        if not spec.method.labelled:
+            return Batch(tuple(views), index, first=first, size=size)
+        labels, partners = labels_of(source, filled.index), None
+        if len(filled.partners):
+            partners = Partners(views[0][own:], labels[own:], filled.partners)
+        own_views = tuple(view[:own] for view in views)
+        return Batch(own_views, index, labels[:own], None, first, size, partners)
 
     def _view(self, number: int, planes: Planes, filled: Filled) -> NDArray[np.float32]:
         """One view of each image, erased where the spec says so, and normalised."""

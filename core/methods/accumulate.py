@@ -5,6 +5,9 @@ norm in the heads of MoCo v3 joins all images of a batch. Its gradients pass in 
 cache, arXiv 2101.06983): the loss of the whole batch gives the gradient at the encoder's features,
 then each micro-batch passes the encoder once more, which turns this gradient into those of the
 parameters. The two passes are equal, since each draw belongs to one sample.
+
+In data parallelism each copy of the model differentiates the share of its images in the loss of the
+step's batch. So the gradients of the copies add up, too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from triptych.core.contracts import Array, Batch, Method, Ops, Outcome, Step, Targets, Tensor
+from triptych.core.methods.exchange import gathered, summed_by_name
 
 AnyStep = Step[Any, Any]
 
@@ -45,8 +49,9 @@ class Accumulation:
         autograd: differentiates.
         method: of the step.
         step: what the method's functions work with.
-        batch: the whole batch.
+        batch: the images of this copy of the model.
         parts: its micro-batches in order, with tensors.
+        features: whether the outcome has the features of all copies.
     """
 
     autograd: Autograd
@@ -54,9 +59,13 @@ class Accumulation:
     step: AnyStep
     batch: Batch
     parts: Sequence[Batch]
+    features: bool = True
 
     def differentiate(self) -> Outcome:
-        """The outcome of the step. Its gradients are added to those of the parameters."""
+        """The outcome of the step, of all copies of the model.
+
+        The gradients of this copy's share of the loss are added to those of the parameters.
+        """
         with self.step.ops.no_grad():
             targets = self.method.targets(self.step, self.parts)
         two_phases = self.method.WHOLE and len(self.parts) > 1
@@ -65,13 +74,25 @@ class Accumulation:
             for number in range(self.method.LOSSES)
         ]
         with self.step.ops.no_grad():
-            loss = reduce(add, (outcome.loss for outcome in outcomes))
-        return Outcome(
-            loss,
-            _merged([*(outcome.metrics for outcome in outcomes), targets.metrics]),
-            _merged([*(outcome.features for outcome in outcomes), targets.features]),
-            targets.kept,
-        )
+            return self._of_all_copies(outcomes, targets)
+
+    def _of_all_copies(self, outcomes: Sequence[Outcome], targets: Targets) -> Outcome:
+        """The outcome of the step, from those of the losses of this copy of the model."""
+        ops, replicas = self.step.ops, self.step.replicas
+        shares = {
+            **_merged([outcome.metrics for outcome in outcomes]),
+            # The name is no metric's: a probe has a metric of the name "loss".
+            "": reduce(add, (outcome.loss for outcome in outcomes)),
+        }
+        metrics = summed_by_name(ops, replicas, shares)
+        loss = metrics.pop("")
+        features = {}
+        if self.features:
+            features = _merged([*(outcome.features for outcome in outcomes), targets.features])
+            features = {
+                name: gathered(ops, replicas, x, self.batch) for name, x in features.items()
+            }
+        return Outcome(loss, {**metrics, **targets.metrics}, features, targets.kept)
 
     def _in_shares(self, targets: Targets, number: int) -> Outcome:
         """One loss, as the sum of the shares of its micro-batches."""
@@ -92,10 +113,13 @@ class Accumulation:
     def _share(self, part: Batch, wanted: Mapping[str, Tensor], number: int) -> Outcome:
         """A micro-batch's share of one loss."""
         features = self.method.predict(self.step, part, number)
-        outcome = self.method.loss(self.step, part, features, wanted, number)
-        if len(self.parts) == 1:
+        return self._weighted(part, self.method.loss(self.step, part, features, wanted, number))
+
+    def _weighted(self, part: Batch, outcome: Outcome) -> Outcome:
+        """The share of some images in a loss that is a mean over the images of a step."""
+        if len(part.index) == part.whole_size:
             return outcome
-        share = self.autograd.tensor(np.array(len(part.index) / len(self.batch.index)))
+        share = self.autograd.tensor(np.array(len(part.index) / part.whole_size))
         metrics = {name: value * share for name, value in outcome.metrics.items()}
         return Outcome(outcome.loss * share, metrics, outcome.features)
 
@@ -110,11 +134,16 @@ class Accumulation:
             features = by_parts(step, self.parts, "student", predict, first=first)
         with tracking(step, "student", first):
             outcome, (gradient,) = self.autograd.differentiate(
-                lambda x: method.loss(step, self.batch, x, targets.values[0], number), features
+                lambda x: self._weighted(
+                    self.batch, method.loss(step, self.batch, x, targets.values[0], number)
+                ),
+                features,
             )
         with tracking(step, "student", False):
             for part in self.parts:
-                compute = partial(_surrogate, predict, part, gradient[part.rows])
+                start = part.first - self.batch.first
+                own = gradient[start : start + len(part.index)]
+                compute = partial(_surrogate, predict, part, own)
                 self.autograd.differentiate(compute)
         return outcome
 
@@ -127,7 +156,7 @@ def by_parts(
     *,
     first: bool = True,
 ) -> Tensor:
-    """The rows that networks in training mode give for the whole batch, one micro-batch at a time.
+    """The rows that networks in training mode give for all micro-batches, one after the other.
 
     Args:
         branch: whose networks ``compute`` uses, "student" or "teacher".
@@ -143,7 +172,7 @@ def by_parts(
 
 
 def joined(ops: Ops, rows: Sequence[Tensor], parts: Sequence[Batch]) -> Tensor:
-    """The rows of the whole batch from those of its micro-batches.
+    """The rows of all micro-batches together.
 
     Args:
         rows: of each micro-batch, (V * n, ...): n images in each of V views, view 1 first.
@@ -164,7 +193,7 @@ def joined(ops: Ops, rows: Sequence[Tensor], parts: Sequence[Batch]) -> Tensor:
 
 
 def rows_of(x: Tensor, part: Batch) -> Tensor:
-    """The rows of a micro-batch. x: (N, ...), of the whole batch."""
+    """The rows of a micro-batch. x: (N, ...), of the step's batch."""
     return x if len(x) == len(part.index) else x[part.rows]
 
 

@@ -79,14 +79,8 @@ def check_draws(spec: RunSpec, draws: Mapping[str, Array]) -> None:
 
 def prepare(batch: Batch, draws: Mapping[str, Array], spec: FinetuneSpec) -> Batch:
     """Mixes the images, and makes the probabilities to predict from the labels."""
-    images, targets = mixing.mix(
-        batch.views[0],
-        cast(Array, batch.labels),
-        _mixing_draws(draws),
-        spec.classes,
-        spec.mixing.smoothing,
-    )
-    return replace(batch, views=(images,), targets=targets)
+    images, targets = mixing.mix(batch, _mixing_draws(draws), spec.classes, spec.mixing.smoothing)
+    return replace(batch, views=(images,), targets=targets, partners=None)
 
 
 def predict(step: FinetuneStep, part: Batch, number: int) -> tuple[Tensor, Tensor]:

@@ -3,15 +3,15 @@
 Shape letters: N images per batch, C channels, H height, W width, K classes.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
 from triptych.core.config.mixing import MixSpec
-from triptych.core.contracts import Array
+from triptych.core.contracts import Array, Batch
 from triptych.core.random import check_order, stream
 
 Floats = NDArray[np.float64]
@@ -145,27 +145,60 @@ def check_draws(draws: Mapping[str, Array], size: Size) -> None:
 
 
 def mix(
-    images: Array, labels: Ints, draws: Mapping[str, Array], classes: int, smoothing: float
+    batch: Batch, draws: Mapping[str, Array], classes: int, smoothing: float
 ) -> tuple[Array, Array]:
     """The mixed images, and what a classifier shall say about them.
 
     Args:
-        images: (N, C, H, W) floats. They are not changed.
-        labels: (N,) int64.
-        draws: what ``draws`` returned for a batch of this or a larger size.
+        batch: one view (N, C, H, W), floats, which are not changed; labels; and the partners that
+            are not among the images.
+        draws: what ``draws`` returned for a batch of the step's or a larger size.
         classes: K.
         smoothing: s of the smoothed targets.
 
     Returns:
         images (N, C, H, W) in their type, and targets (N, K) float64, whose rows sum to 1.
     """
-    targets = one_hot(labels, classes, smoothing)
+    images, labels = batch.views[0], cast(Ints, batch.labels)
     if not draws:
-        return images, targets
-    draws = first(draws, len(images))
+        return images, one_hot(labels, classes, smoothing)
+    if batch.partners is not None:
+        images = [*images, *batch.partners.images]
+        labels = np.concatenate([labels, batch.partners.labels])
+    draws = of_batch(first(draws, batch.whole_size), batch)
+    targets = one_hot(labels, classes, smoothing)
     partner, share = draws["mix_partner"], draws["mix_share"][:, None]
-    targets = targets * share + targets[partner] * (1.0 - share)
+    targets = targets[: len(partner)] * share + targets[partner] * (1.0 - share)
     return mixed(images, draws), targets
+
+
+def missing(partner: Ints, rows: slice) -> Ints:
+    """The partners of some rows of a batch that are not among these rows, ascending.
+
+    Args:
+        partner: (N,) "mix_partner" of ``draws``.
+    """
+    wanted: Ints = np.unique(partner[rows])
+    outside: Ints = wanted[(wanted < rows.start) | (wanted >= rows.stop)]
+    return outside
+
+
+def of_batch(draws: Mapping[str, Array], batch: Batch) -> dict[str, Array]:
+    """The draws of the images of one copy of the model.
+
+    Args:
+        draws: of the step's batch; not empty.
+
+    Returns:
+        As ``draws``. A partner is the number of an image of the batch or, after all of these, of
+        one of ``batch.partners``.
+    """
+    rows = np.arange(batch.whole_size)[batch.rows]
+    others: Ints = np.empty(0, np.int64) if batch.partners is None else batch.partners.rows
+    place = np.full(batch.whole_size, -1)
+    place[np.concatenate([rows, others])] = np.arange(len(rows) + len(others))
+    own = {name: array[batch.rows] for name, array in draws.items()}
+    return {**own, "mix_partner": place[own["mix_partner"]]}
 
 
 def first(draws: Mapping[str, Array], count: int) -> dict[str, Array]:
@@ -188,22 +221,24 @@ def one_hot(labels: Ints, classes: int, smoothing: float) -> Floats:
     return targets
 
 
-def mixed(images: Array, draws: Mapping[str, Array]) -> Array:
+def mixed(images: Sequence[Array], draws: Mapping[str, Array]) -> Array:
     """Each image with its share of its partner, (N, C, H, W) in the type of ``images``.
 
     Args:
-        images: (N, C, H, W) floats. They are not changed.
-        draws: what ``draws`` returned; not empty.
+        images: each (C, H, W) floats. They are not changed. Those after the first N are partners
+            only.
+        draws: what ``draws`` returned for N images; not empty.
     """
-    result, scratch = np.empty_like(images), np.empty_like(images[0])
-    shares = draws["mix_share"].astype(images.dtype)
-    rests = (1.0 - draws["mix_share"]).astype(images.dtype)
+    shape, kind = images[0].shape, images[0].dtype
+    result, scratch = np.empty((len(draws["mix_share"]), *shape), kind), np.empty(shape, kind)
+    shares = draws["mix_share"].astype(kind)
+    rests = (1.0 - draws["mix_share"]).astype(kind)
     # Image by image: an image stays in the cache for its passes.
     for row, (other, box) in enumerate(zip(draws["mix_partner"], draws["mix_box"], strict=True)):
         top, bottom, left, right = box  # empty where it is -1
         if top >= 0 or shares[row] == 1:
             result[row] = images[row]
-            result[row, :, top:bottom, left:right] = images[other, :, top:bottom, left:right]
+            result[row, :, top:bottom, left:right] = images[other][:, top:bottom, left:right]
         else:
             np.multiply(images[row], shares[row], out=result[row])
             result[row] += np.multiply(images[other], rests[row], out=scratch)

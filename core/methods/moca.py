@@ -26,6 +26,7 @@ from triptych.core.contracts import (
 )
 from triptych.core.methods import masking
 from triptych.core.methods.accumulate import joined
+from triptych.core.methods.exchange import averaged
 from triptych.core.methods.health import EQUAL_SPREAD
 from triptych.core.random import check_order, stream
 
@@ -144,13 +145,15 @@ def targets(step: MocaStep, parts: Sequence[Batch]) -> Targets:
     values = [value for value, _ in assigned]
     difference = joined(ops, [x for _, x in assigned], parts)
     half = len(difference) // 2
+    means = [difference[:half].mean(), difference[half:].mean()]
+    difference1, difference2 = averaged(ops, step.replicas, means)
     kept = {
-        "words": _new_words(step, joined(ops, tokens, parts)),
-        "difference1": difference[:half].mean(),
-        "difference2": difference[half:].mean(),
+        "words": _new_words(step, parts, joined(ops, tokens, parts)),
+        "difference1": difference1,
+        "difference2": difference2,
     }
     bows = joined(ops, [value["bows"] for value in values], parts)
-    metrics = _word_metrics(ops, bows, [value["codes2"] for value in values], step.spec)
+    metrics = _word_metrics(step, bows, [value["codes2"] for value in values])
     return Targets(values, metrics, {"cross_view_bows": bows}, kept)
 
 
@@ -173,14 +176,19 @@ def _assign(step: MocaStep, part: Batch, tokens: Tensor) -> tuple[dict[str, Tens
     return values, differences
 
 
-def _new_words(step: MocaStep, tokens: Tensor) -> Tensor:
-    """The words that enter the codebook, unit rows. tokens: (N, L, D), of the teacher."""
+def _new_words(step: MocaStep, parts: Sequence[Batch], tokens: Tensor) -> Tensor:
+    """The words that enter the codebook, unit rows. tokens: (n, L, D), of this copy's teacher."""
     draws, inner = step.draws, masking.interior(step.model.grid, step.spec.border)
     token = inner[draws["codebook_token_pick"]]
-    image = draws["codebook_image_perm"][: len(token)]
+    count = len(tokens) // 2
+    # The copy of the model that has the image gives the word. The other copies give any word.
+    owner, image = np.divmod(draws["codebook_image_perm"][: len(token)], count)
     if draws["codebook_coin"] >= 0.5:
-        image = image + len(tokens) // 2
-    return step.ops.l2_normalize(step.ops.gather_tokens(tokens, image, token), eps=1e-5)
+        image = image + count
+    given = step.replicas.gather(step.ops.gather_tokens(tokens, image, token))
+    if step.replicas.count > 1:
+        given = step.ops.gather_rows(given, owner * len(token) + np.arange(len(token)))
+    return step.ops.l2_normalize(given, eps=1e-5)
 
 
 def predict(step: MocaStep, part: Batch, number: int) -> list[tuple[Tensor, Tensor]]:
@@ -263,9 +271,7 @@ def _at(ops: Ops, codes: Tensor, ids: Array) -> Tensor:
     return ops.gather_tokens(codes, np.repeat(np.arange(count), length), ids.reshape(-1))
 
 
-def _word_metrics(
-    ops: Ops, bows: Tensor, codes: Sequence[Tensor], spec: MocaSpec
-) -> dict[str, Tensor]:
+def _word_metrics(step: MocaStep, bows: Tensor, codes: Sequence[Tensor]) -> dict[str, Tensor]:
     """Metrics that show whether the assignments still distinguish images and tokens.
 
     Args:
@@ -278,8 +284,11 @@ def _word_metrics(
         ``code_entropy``: nats, mean over single tokens.
         ``chance``: the loss of the best prediction that ignores the image.
     """
-    words, bow = ops.entropy(bows.mean(0)[None]), ops.entropy(bows)
+    ops, spec = step.ops, step.spec
     code, mean = _mean([ops.entropy(x) for x in codes]), _mean([x.mean(0) for x in codes])
+    local = [bows.mean(0), ops.entropy(bows), mean, code]
+    mean_bow, bow, mean, code = averaged(ops, step.replicas, local)
+    words = ops.entropy(mean_bow[None])
     image, dense = words - bow, ops.entropy(mean[None]) - code
     return {
         "word_entropy": words,

@@ -84,13 +84,18 @@ def targets(step: Step[QueueModel, QueueSpec], parts: Sequence[Batch]) -> Target
     model.update_teacher(step.hyper.ema)
     # The shuffle gives the batch norm of a key other images than that of its query (section 3.3).
     order = step.draws["shuffle_perm"]
-    images = ops.gather_rows(joined(ops, [part.views[1] for part in parts], parts), order)
+    images = step.replicas.gather(joined(ops, [part.views[1] for part in parts], parts))
     shuffled = by_parts(
-        step, parts, "teacher", lambda part: _features(model, "teacher", rows_of(images, part))
+        step,
+        parts,
+        "teacher",
+        lambda part: _features(model, "teacher", ops.gather_rows(images, order[part.rows])),
     )
-    key = ops.gather_rows(ops.l2_normalize(shuffled), np.argsort(order))
+    gathered = step.replicas.gather(ops.l2_normalize(shuffled))
+    key = ops.gather_rows(gathered, np.argsort(order))
     values = [{"key": rows_of(key, part)} for part in parts]
-    return Targets(values, features={"key": key}, kept={"key": key}, tracked=tracked)
+    own = joined(ops, [value["key"] for value in values], parts)
+    return Targets(values, features={"key": own}, kept={"key": key}, tracked=tracked)
 
 
 def predict(step: Step[QueueModel, QueueSpec], part: Batch, number: int) -> Tensor:

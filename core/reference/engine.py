@@ -35,7 +35,7 @@ class Engine(core.Engine):
         super().__init__(spec, ops, Context("cpu", "float64", runs_ahead=ranks.world > 1), ranks)
         table = parameters.table(spec)
         values = {p.name: self.tensor(state[p.name]) for p in table}
-        self.model = METHODS[spec.method.name](spec, values)
+        self.model = METHODS[spec.method.name](spec, values, ranks)
         self.trainable = [p.name for p in table if p.trainable]
         self.grads: State = {}
         members = groups.assign({name: values[name] for name in self.trainable}, spec)

@@ -8,11 +8,12 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 import autograd.numpy as np
+from autograd.extend import defvjp, primitive
 from autograd.scipy.special import erf
 from autograd.tracer import getval
 
 from triptych.core.config.spec import BatchNormSpec
-from triptych.core.contracts import Tensor
+from triptych.core.contracts import ALONE, Group, Tensor
 from triptych.core.parameters import Head
 
 Values = Mapping[str, Tensor]
@@ -28,17 +29,26 @@ class Norms:
         virtual_ranks: number of parts of the batch, each of which is normalised separately.
         biased: whether the biased variance enters the running variance.
         tracking: whether to update the running statistics in training.
+        group: the processes that share the statistics of their batches. If there are several, they
+            have one virtual rank each.
     """
 
     training: bool
     virtual_ranks: int = 1
     biased: bool = False
     tracking: bool = True
+    group: Group = ALONE.norms
 
     @classmethod
-    def of(cls, spec: BatchNormSpec) -> "Norms":
-        """The mode of a training step under the section ``batch_norm``."""
-        return cls(True, spec.virtual_ranks, spec.running_variance == "biased")
+    def of(cls, spec: BatchNormSpec, parts: int, group: Group) -> "Norms":
+        """The mode of a training step under the section ``batch_norm``.
+
+        Args:
+            parts: number of equal parts into which processes and micro-batches divide the batch.
+            group: as in the attributes.
+        """
+        ranks = max(1, spec.virtual_ranks // parts)
+        return cls(True, ranks, spec.running_variance == "biased", group=group)
 
 
 TRAINING, EVALUATION = Norms(True), Norms(False)
@@ -89,11 +99,12 @@ def batch_norm(
     axes = (0, *range(2, x.ndim))
     if norms.training:
         parts = np.split(x, norms.virtual_ranks)
-        means = [np.mean(part, axis=axes, keepdims=True) for part in parts]
+        count = _total(np.array(parts[0].size // x.shape[1]), norms.group)
+        means = [_mean(part, axes, norms.group, count) for part in parts]
         centred = [part - mean for part, mean in zip(parts, means, strict=True)]
-        variances = [np.mean(c * c, axis=axes, keepdims=True) for c in centred]
+        variances = [_mean(c * c, axes, norms.group, count) for c in centred]
         if norms.tracking:
-            n = parts[0].size // x.shape[1]
+            n = int(count)
             variance = variances[0] if norms.biased else variances[0] * n / (n - 1)
             for key, batch in (("mean", means[0]), ("var", variance)):
                 running, new = f"{name}.running_{key}", np.reshape(getval(batch), -1)
@@ -108,6 +119,22 @@ def batch_norm(
         return normal
     gain, shift = (np.reshape(values[f"{name}.{k}"], shape) for k in ("weight", "bias"))
     return normal * gain + shift
+
+
+def _sum(x: Tensor, group: Group) -> Tensor:
+    """The sum over a group of processes. Its gradient is the sum of theirs."""
+    return group.sum(x)
+
+
+_total = primitive(_sum)
+defvjp(_total, lambda result, x, group: lambda gradient: group.sum(gradient))
+
+
+def _mean(x: Tensor, axes: tuple[int, ...], group: Group, count: Tensor) -> Tensor:
+    """The mean over axes and over the processes of a group. count: number of its values."""
+    if group.count == 1:
+        return np.mean(x, axis=axes, keepdims=True)
+    return _total(np.sum(x, axis=axes, keepdims=True), group) / count
 
 
 def head(

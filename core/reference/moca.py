@@ -1,12 +1,13 @@
 """``core.contracts.MocaModel`` in NumPy."""
 
+from dataclasses import replace
 from typing import cast
 
 import autograd.numpy as np
 
 from triptych.core import parameters
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
-from triptych.core.contracts import Array, Tensor
+from triptych.core.contracts import ALONE, Array, Tensor
 from triptych.core.methods import ring
 from triptych.core.reference.encoders import block, masked_vit, vit
 from triptych.core.reference.layers import Norms, batch_norm, layer_norm, linear, relu
@@ -66,8 +67,9 @@ class Moca:
         values = self.values
         x = l2_normalize(words, eps=1e-5)
         hidden = linear(values, f"{name}.hidden", x)
-        # The words form the batch of the batch norm.
-        hidden = relu(batch_norm(values, f"{name}.norm", hidden, self.head_norms["student"]))
+        # The words form the batch of the batch norm. They are equal on all processes.
+        norms = replace(self.head_norms["student"], group=ALONE.norms)
+        hidden = relu(batch_norm(values, f"{name}.norm", hidden, norms))
         skip = linear(values, f"{name}.skip", x) if f"{name}.skip.weight" in values else x
         rows = l2_normalize(skip + linear(values, f"{name}.last", hidden), eps=1e-5)
         return values[f"{name}.scale"] * rows

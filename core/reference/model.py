@@ -18,12 +18,14 @@ from triptych.core.config.spec import (
     VitSpec,
 )
 from triptych.core.contracts import (
+    ALONE,
     Array,
     FinetuneModel,
     LinearModel,
     MocaModel,
     Model,
     QueueModel,
+    Ranks,
     Slot,
     Tensor,
 )
@@ -39,6 +41,7 @@ class Pair:
     Args:
         spec: of the run.
         values: every tensor by its canonical name.
+        ranks: the processes that train together.
 
     Attributes:
         statistics: as in ``core.methods.networks.Branches``.
@@ -46,14 +49,14 @@ class Pair:
 
     statistics: TeacherStatistics = "own"
 
-    def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
+    def __init__(self, spec: RunSpec, values: dict[str, Tensor], ranks: Ranks = ALONE) -> None:
         self.spec, self.values = spec, values
         self._parts = parameters.parts(spec)
-        norms = Norms.of(spec.batch_norm)
-        ranks = max(1, norms.virtual_ranks // spec.train.accumulate)
-        branches = ("student", "teacher")
+        copies, branches = ranks.replicas.count, ("student", "teacher")
+        norms = Norms.of(spec.batch_norm, copies, ranks.norms)
         self.head_norms = dict.fromkeys(branches, norms)
-        self.encoder_norms = dict.fromkeys(branches, replace(norms, virtual_ranks=ranks))
+        norms = Norms.of(spec.batch_norm, copies * spec.train.accumulate, ranks.norms)
+        self.encoder_norms = dict.fromkeys(branches, norms)
         followed = [p for p in parameters.table(spec) if p.name.startswith("teacher.")]
         self._teacher = [p.name for p in followed if not p.buffer]
         self._statistics = [p.name for p in followed if p.buffer]
@@ -120,8 +123,8 @@ class Pair:
 class MoCo(Pair):
     """``core.contracts.QueueModel`` of MoCo v1 and v2."""
 
-    def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
-        super().__init__(spec, values)
+    def __init__(self, spec: RunSpec, values: dict[str, Tensor], ranks: Ranks = ALONE) -> None:
+        super().__init__(spec, values, ranks)
         self.statistics = cast(QueueSpec, spec.method).teacher_statistics
         self.memory = Queue(values)
 
@@ -129,16 +132,16 @@ class MoCo(Pair):
 class MoCoV3(Pair):
     """``core.contracts.Model`` of MoCo v3."""
 
-    def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
-        super().__init__(spec, values)
+    def __init__(self, spec: RunSpec, values: dict[str, Tensor], ranks: Ranks = ALONE) -> None:
+        super().__init__(spec, values, ranks)
         self.statistics = cast(MocoV3Spec, spec.method).teacher_statistics
 
 
 class MOCA(Moca, Pair):
     """``core.contracts.MocaModel``."""
 
-    def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
-        Pair.__init__(self, spec, values)
+    def __init__(self, spec: RunSpec, values: dict[str, Tensor], ranks: Ranks = ALONE) -> None:
+        Pair.__init__(self, spec, values, ranks)
         Moca.__init__(self, spec, values)
         self.memory = Codebook(values)
 
@@ -175,8 +178,8 @@ class Linear(Pair):
 class Finetune(Pair):
     """``core.contracts.FinetuneModel``."""
 
-    def __init__(self, spec: RunSpec, values: dict[str, Tensor]) -> None:
-        super().__init__(spec, values)
+    def __init__(self, spec: RunSpec, values: dict[str, Tensor], ranks: Ranks = ALONE) -> None:
+        super().__init__(spec, values, ranks)
         rule = cast(FinetuneSpec, spec.method).ema_rule
         self.statistics = "averaged" if rule == "timm" else "copied"
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from triptych.core.config.spec import LinearSpec
-from triptych.core.contracts import Batch
+from triptych.core.contracts import Batch, evenly
 from triptych.core.data import Pipeline, Source, epoch_order, evaluation_batches
 from triptych.core.engine import Engine
 from triptych.core.errors import NonFiniteError
@@ -32,7 +32,7 @@ class CachedFeatures:
             UserError: a file is damaged (see ``data.on_error``), or a worker died.
             NonFiniteError: features are not finite.
         """
-        self.spec = engine.spec
+        self.spec, self._replicas = engine.spec, engine.replicas
         say(f"computing the features of {len(source)} images, once")
         skipped: list[str] = []
         warned: dict[str, str] = {}
@@ -57,7 +57,10 @@ class CachedFeatures:
             positions = np.arange(first, min(first + train.batch_size, self._images))
             # Damaged files have no features. In their place the epoch's order begins again.
             rows = epoch_order(self.spec.seed, epoch, count)[positions % count]
-            yield Batch((self._features[rows],), rows, self._labels[rows])
+            own = evenly(len(rows), self._replicas.rank, self._replicas.count)
+            size, rows = len(rows), rows[own]
+            features, labels = self._features[rows], self._labels[rows]
+            yield Batch((features,), rows, labels, first=own.start, size=size)
 
 
 def feed(

@@ -74,7 +74,7 @@ def train(
         with together(ranks):
             splits = _open_data(spec, say)
             stamp = _stamp(spec, backend, splits)
-            pipeline = stack.enter_context(Pipeline(spec, splits.train))
+            pipeline = stack.enter_context(Pipeline(spec, splits.train, ranks.replicas))
             plan = Plan(spec, pipeline.steps_per_epoch)
             split = _open_split(spec, splits)
             begin, state = find_start(spec, run_dir, resume, stamp, say, plan.steps_per_epoch)

@@ -1,27 +1,20 @@
-"""Two processes that train together: the command line on the NumPy engine, joined by a pipe.
+"""Two processes that train together: the command line on the NumPy engine, joined by a pipe."""
 
-Each process is forked from the test, so what a case changes in one of them changes nothing else.
-A pipe that stays silent, and ranks that wait for each other at different lines, end the test.
-"""
-
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
 from support.double import TINY, ahead
+from support.processes import SILENT, Mesh, PipeRanks, fork
 
 from triptych import backends
 from triptych.core import cli, launch
 from triptych.core.commands import train
 from triptych.core.contracts import Ranks
 
-SILENT = 30.0
-"""Seconds without a word from the other process that count as a hang."""
 SHORT = (
     *TINY,
     "train.batch_size=4",
@@ -32,34 +25,6 @@ SHORT = (
 )
 
 Change = Callable[[Ranks], None]
-
-
-class PipeRanks(Ranks):
-    """One of two processes that agree over a pipe."""
-
-    def __init__(self, rank: int, link: Connection) -> None:
-        self.rank, self.world, self._link = rank, 2, link
-
-    def largest(self, value: int) -> int:
-        """See ``Ranks``. Both processes have to be at the same lines of the program."""
-        self._link.send((value, _lines()))
-        if not self._link.poll(SILENT):
-            raise TimeoutError(f"rank {self.rank} waits alone at {_lines()}")
-        other, lines = self._link.recv()
-        if lines != _lines():
-            raise AssertionError(f"rank {self.rank} is at {_lines()}, the other at {lines}")
-        return max(value, other)
-
-
-def _lines() -> list[str]:
-    """The lines of core that are being run, from the inside out."""
-    found = []
-    frame = sys._getframe(1)
-    while frame:
-        if "/core/" in frame.f_code.co_filename:
-            found.append(f"{frame.f_code.co_name}:{frame.f_lineno}")
-        frame = frame.f_back
-    return found
 
 
 @dataclass(frozen=True)
@@ -85,18 +50,9 @@ def train_on_two(
         outputs: the run's folder as each of them sees it.
         change: called in each process before it begins.
     """
-    context = multiprocessing.get_context("fork")
-    links = context.Pipe()
-    processes = []
-    for rank in (0, 1):
-        arguments = ["train", "-c", "moco_v3/digits", "--backend", "torch"]
-        arguments += ["--output", str(outputs[rank]), *(["--resume", resume] if resume else [])]
-        given = (rank, links, folder, [*arguments, "-o", *SHORT, *overrides], change)
-        processes.append(context.Process(target=_run, args=given))
-    for process in processes:
-        process.start()
-    for link in links:
-        link.close()
+    arguments = ["train", "-c", "moco_v3/digits", "--backend", "torch"]
+    arguments += ["--resume", resume] if resume else []
+    processes = fork(2, _run, folder, outputs, [*arguments, "-o", *SHORT, *overrides], change)
     for process in processes:
         process.join(2 * SILENT)
         process.kill()
@@ -109,17 +65,19 @@ STREAMS = ("out", "err")
 
 
 def _run(
-    rank: int, links: Sequence[Connection], folder: Path, arguments: list[str], change: Change
+    mesh: Mesh, folder: Path, outputs: Sequence[Path], arguments: list[str], change: Change
 ) -> None:
-    links[1 - rank].close()  # so that this process hears of the other one's end
+    rank = mesh.rank
     for number, name in enumerate(STREAMS, 1):
         file = (folder / f"{rank}.{name}").open("w")
         os.dup2(file.fileno(), number)
         setattr(sys, f"std{name}", file)
-    ranks = PipeRanks(rank, links[rank])
+    # Without "parallel.data=2" each process has the whole batch.
+    ranks = PipeRanks(mesh, copies=1 + ("parallel.data=2" in arguments))
     backends.load = lambda name: ahead
-    train.join = lambda *_: ranks  # each has the whole batch
+    train.join = lambda *_: ranks
     train.launched = lambda: SimpleNamespace(rank=rank)
     launch.launched = lambda: SimpleNamespace(local_rank=rank)
+    launch.check_supported = lambda *_: None
     change(ranks)
-    sys.exit(cli.main(arguments))
+    sys.exit(cli.main([*arguments, "--output", str(outputs[rank])]))
