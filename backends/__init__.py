@@ -10,7 +10,11 @@ from triptych.core.machine.environment import NAMES, install_command, why_not
 from triptych.core.machine.interrupts import interrupts_kept
 
 BACKENDS = NAMES
-PARALLEL: dict[str, tuple[str, ...]] = {"torch": ("recompute",), "oneflow": (), "paddle": ()}
+PARALLEL: dict[str, tuple[str, ...]] = {
+    "torch": ("tensor", "recompute"),
+    "oneflow": (),
+    "paddle": (),
+}
 """Backend -> the keys of the section ``parallel`` that it implements."""
 EXPORTERS = {
     "torch": ("onnx", ("onnx", "onnxscript")),

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from triptych.backends.torch.engine import Engine
+from triptych.backends.torch.parallel import Processes
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import ALONE, Array, Ranks
 from triptych.core.machine.devices import check_precision, compute_stamp, pick_device
@@ -73,6 +74,15 @@ def _choose_kernels(spec: RunSpec, device: str) -> None:
     # deterministic, and there this switch would choose some slower ones.
     torch.use_deterministic_algorithms(spec.deterministic and device != "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def join(spec: RunSpec) -> Processes:
+    """Meets the other processes that a launcher has started.
+
+    Raises:
+        UserError: as in ``device_of``.
+    """
+    return Processes(spec, device_of(spec))
 
 
 def build(spec: RunSpec, state: Mapping[str, Array], ranks: Ranks = ALONE) -> Engine:

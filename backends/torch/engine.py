@@ -1,19 +1,21 @@
 """Implements ``core.engine.Engine`` in PyTorch."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from triptych.backends.torch import ops, parallel
+from triptych.backends.torch import ops, parallel, sharded
 from triptych.backends.torch.methods import METHODS, Pair
 from triptych.backends.torch.optim import OPTIMIZERS, Optimizer
-from triptych.backends.torch.state import slots, tensor_slot, to_array
+from triptych.backends.torch.state import to_array
 from triptych.backends.torch.vit import VisionTransformer
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import ALONE, Array, Outcome, Ranks, Slot
 from triptych.core.optim import groups
+from triptych.core.parallel.sharding import splits
 
 
 class Engine(core.Engine):
@@ -28,8 +30,10 @@ class Engine(core.Engine):
     ) -> None:
         super().__init__(spec, ops, parallel.context(device, spec.precision, ranks), ranks)
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
-        model = METHODS[spec.method.name](spec, ranks).to(device=device, dtype=self.dtype)
-        self.model = model.train()
+        self.splits = splits(spec)
+        model = METHODS[spec.method.name](spec, ranks)
+        sharded.divide(model, self.splits, ranks.tensor)
+        self.model = model.to(device=device, dtype=self.dtype).train()
         self.model.mixed = spec.precision == "bfloat16"
         for module in self.model.modules():
             if isinstance(module, VisionTransformer):
@@ -37,7 +41,8 @@ class Engine(core.Engine):
         self.load_model(state)
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         members = groups.assign(trainable, spec)
-        self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim, members)
+        norms = sharded.Norms(self.splits, ranks)
+        self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim, members, norms)
 
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -63,17 +68,13 @@ class Engine(core.Engine):
 
     def sum_gradients(self) -> None:
         """See ``core.engine.Engine``."""
-        for parameter in self.optimizer.named.values():
-            gradient = parameter.grad
-            parameter.grad = self.replicas.sum(
-                torch.zeros_like(parameter) if gradient is None else gradient
-            )
+        cast(parallel.Group, self.replicas).sum_gradients(self.optimizer.named.values())
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""
         for name, parameter in self.optimizer.named.items():
             if parameter.grad is not None:
-                yield name, tensor_slot(parameter.grad).read
+                yield name, self._slots({name: parameter.grad})[name].read
 
     def gradient_norm(self) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -81,8 +82,11 @@ class Engine(core.Engine):
 
     def model_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        return slots(self.model.state_dict(keep_vars=True))
+        return self._slots(self.model.state_dict(keep_vars=True))
 
     def moment_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        return slots(self.optimizer.moments())
+        return self._slots(self.optimizer.moments())
+
+    def _slots(self, named: Mapping[str, Tensor]) -> dict[str, Slot]:
+        return sharded.whole_slots(named, self.splits, self.ranks.tensor)

@@ -1,4 +1,9 @@
-"""Batch norm that normalises parts of a batch separately, as several devices would."""
+"""Batch norm that normalises parts of a batch separately, as several devices would.
+
+Shape letters: N images, C channels.
+"""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +20,22 @@ class BatchNorm(_BatchNorm):
     Each of ``virtual_ranks`` contiguous parts of a training batch is normalised separately. The
     running statistics are those of the first part, which the first rank would save. They stay as
     they are while ``tracking`` is False. The running variance is unbiased unless ``biased`` is set.
+    Several processes in ``group`` normalise their images together, as one part.
 
     The base class has no public name. The public classes accept one number of dimensions each.
     """
 
     virtual_ranks = 1
     biased = False
-    group = Group()
     tracking = True
+    group = Group()
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises over all axes but the second. (N, C, ...) -> (N, C, ...)."""
         if not self.training:
             return super().forward(x)
+        if self.group.count > 1:
+            return self._synchronised(x)
         track = self._track_biased if self.biased else super().forward
         if not self.tracking:
             track = self._normalise
@@ -49,17 +57,103 @@ class BatchNorm(_BatchNorm):
             x, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps
         )
         count = x.numel() // x.shape[1]
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * ((count - 1) / count), self.momentum)
-        self.num_batches_tracked.add_(1)
+        self._track(mean, variance * ((count - 1) / count))
         return y
+
+    def _synchronised(self, x: Tensor) -> Tensor:
+        """Normalises by the statistics of all processes in the group."""
+        mean, variance, count = joint_statistics(x.detach(), self.group)
+        if self.tracking:
+            self._track(mean, variance if self.biased else variance * (count / (count - 1)))
+        weight = torch.ones_like(mean) if self.weight is None else self.weight
+        bias = torch.zeros_like(mean) if self.bias is None else self.bias
+        y: Tensor = SyncBatchNorm.apply(
+            x, weight, bias, mean, variance, count, self.eps, self.group
+        )
+        return y
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        """Moves the running statistics towards those of a batch."""
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+        self.num_batches_tracked.add_(1)
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accepts any shape."""
 
 
+def joint_statistics(x: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
+    """The statistics of the images of all processes, which may have different numbers of them.
+
+    The processes' means and variances are joined as by Chan, Golub and LeVeque (1979). Sums of
+    squares would cancel.
+
+    Args:
+        x: (N, C, ...), of this process.
+
+    Returns:
+        mean: (C,), in float32 or wider.
+        variance: (C,), likewise, biased.
+        count: (), number of values of a channel.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    local = torch.batch_norm_update_stats(wide, None, None, 0.0)
+    size = wide.new_full((1,), x.numel() // x.shape[1])
+    means, variances, sizes = group.gather(torch.cat([*local, size])[None]).split(
+        [x.shape[1], x.shape[1], 1], dim=1
+    )
+    count = sizes.sum()
+    mean = (means * sizes).sum(0) / count
+    variance = ((variances + (means - mean).square()) * sizes).sum(0) / count
+    return mean, variance, count
+
+
+class SyncBatchNorm(torch.autograd.Function):
+    """Batch norm by the statistics of a group of processes.
+
+    ``nn.SyncBatchNorm`` refuses the CPU. The two passes over the activations are the kernels of a
+    batch norm with given statistics. The gradient through the statistics is added to theirs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        count: Tensor,
+        eps: float,
+        group: Group,
+    ) -> Tensor:
+        """(N, C, ...) -> (N, C, ...). The other arguments as ``joint_statistics`` gives them."""
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.eps, ctx.group = eps, group
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of this process's images and of its share of the parameters'."""
+        x, weight, mean, variance, count = ctx.saved_tensors
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        of_weights, of_biases = ctx.group.sum(torch.stack([of_weight, of_bias])) / count
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        inverse = (variance + ctx.eps).rsqrt()
+        scale, slope = weight * inverse, weight * inverse * inverse * of_weights
+        of_x -= (scale * of_biases).view(shape)
+        of_x.addcmul_(x - mean.view(shape), slope.view(shape), value=-1)
+        return of_x, of_weight, of_bias, None, None, None, None, None
+
+
 def set_batch_norm(model: nn.Module, spec: BatchNormSpec, group: Group) -> None:
-    """Applies the section ``batch_norm`` to all batch norms in a module."""
+    """Applies the section ``batch_norm`` of one process to all batch norms in a module.
+
+    Args:
+        group: processes whose batch norms share their statistics.
+    """
     for module in model.modules():
         if isinstance(module, BatchNorm):
             module.virtual_ranks = spec.virtual_ranks

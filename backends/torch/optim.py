@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from triptych.backends.torch.sharded import WHOLE_NORMS, Norms
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.contracts import Hyper
 from triptych.core.optim import groups
@@ -18,6 +19,7 @@ class Optimizer(ABC):
     Args:
         named: canonical name -> trainable parameter.
         members: the group of each parameter (see ``core.optim.groups``).
+        norms: computes the norms of tensors of which this process may have a part.
     """
 
     count: int
@@ -28,8 +30,9 @@ class Optimizer(ABC):
         named: Mapping[str, nn.Parameter],
         spec: OptimSpec,
         members: Mapping[str, groups.Group],
+        norms: Norms = WHOLE_NORMS,
     ) -> None:
-        self.named = dict(named)
+        self.named, self.norms = dict(named), norms
         self.spec, self.clip_norm = spec, spec.clip_norm
         self.groups: dict[groups.Group, list[str]] = {}
         for name in self.named:
@@ -38,7 +41,8 @@ class Optimizer(ABC):
     def step(self, hyper: Hyper) -> None:
         """Clips the gradients if the spec has ``clip_norm``, then does one update."""
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.named.values(), self.clip_norm)
+            norm = self.gradient_norm()
+            nn.utils.clip_grads_with_norm_(self.named.values(), self.clip_norm, norm)
         self._update(hyper)
 
     def zero_grad(self) -> None:
@@ -48,7 +52,8 @@ class Optimizer(ABC):
 
     def gradient_norm(self) -> Tensor:
         """The global L2 norm of the current gradients."""
-        return nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None])
+        gradients = {n: p.grad for n, p in self.named.items() if p.grad is not None}
+        return self.norms.total(gradients)
 
     @abstractmethod
     def moments(self) -> dict[str, Tensor]:
@@ -76,8 +81,9 @@ class AdamW(Optimizer):
         named: Mapping[str, nn.Parameter],
         spec: AdamWSpec,
         members: Mapping[str, groups.Group],
+        norms: Norms = WHOLE_NORMS,
     ) -> None:
-        super().__init__(named, spec, members)
+        super().__init__(named, spec, members, norms)
         self._adamw = torch.optim.AdamW(
             self._param_groups(), betas=spec.betas, eps=spec.eps, fused=True
         )
@@ -121,8 +127,9 @@ class Sgd(Optimizer):
         named: Mapping[str, nn.Parameter],
         spec: SgdSpec,
         members: Mapping[str, groups.Group],
+        norms: Norms = WHOLE_NORMS,
     ) -> None:
-        super().__init__(named, spec, members)
+        super().__init__(named, spec, members, norms)
         self.count = 0
         self._sgd = torch.optim.SGD(self._param_groups(), momentum=spec.momentum, fused=True)
         for parameter in named.values():
@@ -155,14 +162,15 @@ class Lars(Optimizer):
         named: Mapping[str, nn.Parameter],
         spec: LarsSpec,
         members: Mapping[str, groups.Group],
+        norms: Norms = WHOLE_NORMS,
     ) -> None:
-        super().__init__(named, spec, members)
+        super().__init__(named, spec, members, norms)
         self.count = 0
         self._buffers = {name: torch.zeros_like(p) for name, p in self.named.items()}
-        self._scaled: dict[groups.Group, list[nn.Parameter]] = {}
+        self._scaled: dict[groups.Group, list[str]] = {}
         for name, parameter in self.named.items():
             if parameter.ndim > 1:
-                self._scaled.setdefault(members[name], []).append(parameter)
+                self._scaled.setdefault(members[name], []).append(name)
 
     def moments(self) -> dict[str, Tensor]:
         """See ``Optimizer``."""
@@ -182,27 +190,30 @@ class Lars(Optimizer):
 
     def _decay_and_scale(self, hyper: Hyper) -> None:
         """Decays and scales the gradients of tensors of more than one dimension, in place."""
-        for group, values in self._scaled.items():
+        for group, names in self._scaled.items():
             _, decay = groups.rates(group, self.spec, hyper)
-            gradients = [parameter.grad for parameter in values]
-            torch._foreach_mul_(gradients, self._decay(values, gradients, decay).unbind())
+            values = [self.named[name] for name in names]
+            gradients = [value.grad for value in values]
+            ratios = self._decay(names, values, gradients, decay)
+            torch._foreach_mul_(gradients, ratios.unbind())
 
-    def _decay(self, values: list[nn.Parameter], gradients: list[Tensor], decay: float) -> Tensor:
+    def _decay(
+        self, names: list[str], values: list[nn.Parameter], gradients: list[Tensor], decay: float
+    ) -> Tensor:
         """Adds the weight decay to the gradients in place, and returns the trust ratios."""
-        norms = _norms(values)
+
+        def norms_of(tensors: Sequence[Tensor]) -> Tensor:
+            return self.norms.of(dict(zip(names, tensors, strict=True)))
+
+        norms = norms_of(values)
         trusted = self.spec.trust_coefficient * norms
         if self.spec.form == "mmpretrain":
-            ratios = trusted / (_norms(gradients) + decay * norms + TRUST_EPSILON)
+            ratios = trusted / (norms_of(gradients) + decay * norms + TRUST_EPSILON)
         torch._foreach_add_(gradients, values, alpha=decay)
         if self.spec.form == "moco_v3":
-            decayed = _norms(gradients)
+            decayed = norms_of(gradients)
             ratios = torch.where((norms > 0) & (decayed > 0), trusted / decayed, 1.0)
         return ratios
-
-
-def _norms(tensors: Sequence[Tensor]) -> Tensor:
-    """The L2 norms of the tensors. (number of tensors,)."""
-    return torch.stack(torch._foreach_norm(tensors))
 
 
 OPTIMIZERS = {"adamw": AdamW, "sgd": Sgd, "lars": Lars}

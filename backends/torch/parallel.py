@@ -1,8 +1,127 @@
-"""The context of an engine."""
+"""The processes of a run over ``torch.distributed``: NCCL on CUDA devices, Gloo on the CPU."""
 
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from triptych.core import contracts
+from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Context, Ranks
+from triptych.core.parallel.degrees import Degrees, norm_groups
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for another one. The longest wait is that for the save of a state."""
+BUCKET = 1 << 25
+"""Bytes of gradients that are exchanged at once. A bucket travels while the next one is packed."""
 
 
 def context(device: str, precision: str, ranks: Ranks) -> Context:
-    """The context of a run. A single process waits for each step on the CPU."""
+    """The context of a run. On the CPU, the host of a single process waits for each step."""
     return Context(device, precision, runs_ahead=device != "cpu" or ranks.world > 1)
+
+
+class Group(contracts.Group):
+    """Processes that exchange tensors (see ``core.contracts.Group``).
+
+    Args:
+        group: as the framework knows it.
+        members: the numbers of its processes, in order.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None, members: Sequence[int]) -> None:
+        self._group = group
+        self.rank, self.count = members.index(dist.get_rank()), len(members)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """See ``core.contracts.Group``."""
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=self._group)
+        return total
+
+    def gather(self, x: Tensor) -> Tensor:
+        """See ``core.contracts.Group``."""
+        rows = x.detach().contiguous()
+        gathered = rows.new_empty((self.count * len(rows), *rows.shape[1:]))
+        # PyTorch renames the form that takes one tensor (2.14); this one keeps its name.
+        dist.all_gather(list(gathered.chunk(self.count)), rows, group=self._group)
+        return gathered
+
+    def broadcast(self, x: Tensor) -> None:
+        """See ``core.contracts.Group``."""
+        dist.broadcast(x, group=self._group, group_src=0)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces the gradients by their sums over the group; a missing one counts as zeros."""
+        sent = [(bucket, *self._send(bucket)) for bucket in _buckets(parameters)]
+        for bucket, flat, work in sent:
+            work.wait()
+            sizes = [parameter.numel() for parameter in bucket]
+            for parameter, part in zip(bucket, flat.split(sizes), strict=True):
+                parameter.grad = part.view_as(parameter)
+
+    def _send(self, bucket: Sequence[nn.Parameter]) -> tuple[Tensor, dist.Work]:
+        """The gradients of some parameters in one buffer, and the exchange that sums them."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        for parameter in bucket:
+            parameter.grad = None
+        return flat, dist.all_reduce(flat, group=self._group, async_op=True)
+
+
+def _buckets(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
+    """The parameters in order, in lists of about ``BUCKET`` bytes."""
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        bucket.append(parameter)
+        if sum(p.nbytes for p in bucket) >= BUCKET:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
+
+
+class Processes(Ranks):
+    """The processes that a launcher has started, as a grid of ``core.parallel.degrees``.
+
+    The launcher's variables say how they meet (``env://``). On CUDA devices, flags and counts are
+    exchanged by the hosts: they need no wait for the device.
+
+    Args:
+        device: of this process, "cpu" or "cuda:N".
+    """
+
+    def __init__(self, spec: RunSpec, device: str) -> None:
+        if device != "cpu":
+            torch.cuda.set_device(device)
+        backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, timeout=PATIENCE)
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        degrees = Degrees.of(spec)
+        self.replicas = self._group(degrees.groups("data"))
+        self.tensor = self._group(degrees.groups("tensor"))
+        self.pipeline = self._group(degrees.groups("pipeline"))
+        self.norms = self._group(norm_groups(spec))
+
+    def _group(self, groups: Sequence[Sequence[int]]) -> contracts.Group:
+        """The group of this process. All processes make all groups, in the same order."""
+        own = contracts.Group()
+        for members in groups:
+            if len(members) == self.world:
+                return Group(None, members)
+            group = dist.new_group(list(members)) if len(members) > 1 else None
+            if group is not None and self.rank in members:
+                own = Group(group, members)
+        return own
+
+    def largest(self, value: int) -> int:
+        """See ``core.contracts.Ranks``."""
+        number = torch.tensor(value)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number)
+
+    def close(self) -> None:
+        """See ``core.contracts.Ranks``."""
+        dist.destroy_process_group()

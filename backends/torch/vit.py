@@ -141,15 +141,16 @@ def class_token(block: Block, x: Tensor) -> Tensor:
     The loss needs only this row of the last block's output, so only this row is computed. Keys and
     values come from all tokens.
     """
-    n, length, width = x.shape
+    n, length, _ = x.shape
     attention = block.attn
     normal = block.norm1(x)
     weight, bias = attention.qkv.weight, attention.qkv.bias
-    query = F.linear(normal[:, 0], weight[:width], bias[:width])
-    key_value = F.linear(normal, weight[width:], bias[width:])
+    third = len(weight) // 3  # a process may have some of the heads only
+    query = F.linear(normal[:, 0], weight[:third], bias[:third])
+    key_value = F.linear(normal, weight[third:], bias[third:])
     key, value = key_value.reshape(n, length, 2, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
     query = query.reshape(n, attention.num_heads, 1, -1)
-    mixed = F.scaled_dot_product_attention(query, key, value).reshape(n, width)
+    mixed = F.scaled_dot_product_attention(query, key, value).reshape(n, third)
     x = x[:, 0] + attention.proj(mixed)
     return x + block.mlp(block.norm2(x))
 

@@ -72,6 +72,19 @@ class Degrees:
         return list(found.values())
 
 
+def norm_groups(spec: RunSpec) -> list[list[int]]:
+    """The processes whose batch norms share the statistics of their images.
+
+    Of d copies and v virtual ranks, d / v neighbouring copies share them; none do where v >= d.
+
+    Returns:
+        All such groups. Every process is in one of them.
+    """
+    size = max(1, spec.parallel.data // spec.batch_norm.virtual_ranks)
+    axis = Degrees.of(spec).groups("data")
+    return [group[i : i + size] for group in axis for i in range(0, len(group), size)]
+
+
 def check_supported(spec: RunSpec, backend: str, supported: Collection[str]) -> None:
     """Checks that a backend can divide a run as the spec asks.
 
