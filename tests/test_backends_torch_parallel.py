@@ -2,9 +2,9 @@
 
 import pytest
 from conftest import requested
-from support.native import TINY, differences, steps, tiny_spec
+from support.native import differences, steps, tiny_spec
 from support.processes import together
-from test_backends_accumulate import METHODS, MODEL, spec_of
+from test_backends_accumulate import METHODS, spec_of
 
 from triptych import backends
 from triptych.core.config.spec import ParallelSpec, RunSpec

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,11 +28,11 @@ class Group(contracts.Group):
     """Processes that exchange tensors (see ``core.contracts.Group``).
 
     Args:
-        group: as the framework knows it.
+        group: as ``torch.distributed`` knows it; None: all processes.
         members: the numbers of its processes, in order.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, members: Sequence[int]) -> None:
+    def __init__(self, group: Any, members: Sequence[int]) -> None:
         self._group = group
         self.rank, self.count = members.index(dist.get_rank()), len(members)
 

@@ -174,7 +174,10 @@ class _RowLinear(nn.Module):
 class _Attention(nn.Module):
     """The heads of timm's attention that this process has. (N, T, D) -> (N, T, D / count)."""
 
-    def __init__(self, whole: nn.Module, group: Group) -> None:
+    qkv: nn.Linear
+    proj: nn.Module
+
+    def __init__(self, whole: Any, group: Group) -> None:
         super().__init__()
         self.qkv, self.proj, self.scale = whole.qkv, whole.proj, whole.scale
         self.num_heads = whole.num_heads // group.count
@@ -185,4 +188,5 @@ class _Attention(nn.Module):
         qkv = self.qkv(x).reshape(n, length, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(1, 2).reshape(n, length, -1))
+        y: Tensor = self.proj(mixed.transpose(1, 2).reshape(n, length, -1))
+        return y
