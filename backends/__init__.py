@@ -11,7 +11,7 @@ from triptych.core.machine.interrupts import interrupts_kept
 
 BACKENDS = NAMES
 PARALLEL: dict[str, tuple[str, ...]] = {
-    "torch": ("tensor", "recompute"),
+    "torch": ("data", "tensor", "recompute"),
     "oneflow": (),
     "paddle": (),
 }

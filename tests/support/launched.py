@@ -2,7 +2,7 @@
 
 The processes are started once for all cases, since importing a framework takes longer than a case.
 
-    python tests/support/processes.py FOLDER BACKEND [WORLD]
+    python tests/support/launched.py FOLDER BACKEND [WORLD]
 
 is one of the processes. With WORLD it imports the framework and forks into so many processes, which
 PyTorch allows: then the framework is imported once.
@@ -17,14 +17,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-from support.native import steps
+from support.native import draws, hyper, lively_state, random_batch
+from support.shares import share
 
 from triptych import backends
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array
+from triptych.core.contracts import ALONE, Array, Ranks
 from triptych.core.launch import join, load
 
 LIMIT = 240.0
@@ -121,6 +123,22 @@ def together(
     }
 
 
+def trained(
+    package: ModuleType, spec: RunSpec, count: int, ranks: Ranks = ALONE
+) -> dict[str, Array]:
+    """Losses, metrics, features, gradients and state of ``count`` steps, by name and step."""
+    engine, record = package.build(spec, lively_state(spec), ranks), {}
+    for step in range(count):
+        drawn = draws(spec, step)
+        part = share(random_batch(spec, step), drawn, ranks.replicas)
+        values, gradients = engine.trace_step(part, drawn, hyper())
+        for name, array in {**values, **{f"grad/{n}": g for n, g in gradients.items()}}.items():
+            record[f"{name}/{step}"] = array
+    record.update(engine.export_state())
+    engine.close()
+    return record
+
+
 def compute(folder: Path, backend: str) -> None:
     """One of the processes: computes all cases and writes their records."""
     given = json.loads((folder / "cases.json").read_text())
@@ -130,7 +148,7 @@ def compute(folder: Path, backend: str) -> None:
             os.environ["MASTER_PORT"] = str(port)
         package = load(spec, backend)
         with closing(join(spec, backend)) as ranks:
-            record = steps(package, spec, given["count"], ranks)
+            record = trained(package, spec, given["count"], ranks)
             np.savez(folder / f"{name}.{ranks.rank}.npz", **record)
 
 
