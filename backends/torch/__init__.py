@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from triptych.backends.torch.engine import Engine
-from triptych.backends.torch.parallel import Processes
+from triptych.backends.torch.parallel import join as join  # for core.launch
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import ALONE, Array, Ranks
 from triptych.core.machine.devices import check_precision, compute_stamp, pick_device
@@ -76,15 +76,6 @@ def _choose_kernels(spec: RunSpec, device: str) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def join(spec: RunSpec) -> Processes:
-    """Meets the other processes that a launcher has started.
-
-    Raises:
-        UserError: as in ``device_of``.
-    """
-    return Processes(spec, device_of(spec))
-
-
 def build(spec: RunSpec, state: Mapping[str, Array], ranks: Ranks = ALONE) -> Engine:
     """Builds an engine whose model holds a copy of ``state``. The optimizer is fresh.
 
@@ -97,5 +88,7 @@ def build(spec: RunSpec, state: Mapping[str, Array], ranks: Ranks = ALONE) -> En
     """
     device = device_of(spec)
     _choose_kernels(spec, device)
+    if device != "cpu":
+        torch.cuda.set_device(device)  # NCCL exchanges what is on the current device
     with device_failures(Engine.failures, spec, device):
         return Engine(spec, state, device, ranks)

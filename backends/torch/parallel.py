@@ -89,15 +89,10 @@ class Processes(Ranks):
 
     The launcher's variables say how they meet (``env://``). On CUDA devices, flags and counts are
     exchanged by the hosts: they need no wait for the device.
-
-    Args:
-        device: of this process, "cpu" or "cuda:N".
     """
 
-    def __init__(self, spec: RunSpec, device: str) -> None:
-        if device != "cpu":
-            torch.cuda.set_device(device)
-        backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    def __init__(self, spec: RunSpec) -> None:
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         degrees = Degrees.of(spec)
@@ -126,3 +121,8 @@ class Processes(Ranks):
     def close(self) -> None:
         """See ``core.contracts.Ranks``."""
         dist.destroy_process_group()
+
+
+def join(spec: RunSpec) -> Processes:
+    """Meets the other processes that a launcher has started."""
+    return Processes(spec)
