@@ -90,6 +90,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend_name", backends.BACKENDS, scope="session")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves tests marked ``one_backend`` to ``make soak`` on every backend but the first one.
+
+    The hook comes before pytest's own, which selects by marker.
+    """
+    under_test = backends.installed() if requested() is None else requested()
+    for item in items:
+        name = item.callspec.params.get("backend_name") if hasattr(item, "callspec") else None
+        if name in (under_test or ())[1:] and item.get_closest_marker("one_backend"):
+            item.add_marker(pytest.mark.soak)
+
+
 @pytest.fixture(scope="session")
 def backend(backend_name: str) -> ModuleType:
     """The backend package; one that was requested and is missing fails with UserError."""

@@ -26,7 +26,7 @@ SYSTEMS = {
         },
     ),
     "paddlefleetx": (
-        "moco_v2_resnet50",
+        "moco_v2_bottleneck",
         {
             "model": {**SMALL, "block": "bottleneck", "depths": [2, 1, 2, 1]},
             "method": {"teacher_statistics": "averaged"},

@@ -87,7 +87,7 @@ def head(case):
 
 
 VIT, CONV, RESNET = "moco_v3_vit", "moco_v3_vit_conv", "moco_v3_resnet18"
-RANKS, DEEP = "moco_v1_resnet18", "moco_v2_resnet50"
+RANKS, DEEP = "moco_v1_resnet18", "moco_v2_bottleneck"
 MODULES = {
     "layer_norm": (VIT, "encoder.norm", norm, TOKENS),
     "layer_norm_far": (VIT, "encoder.norm", norm, TOKENS),
@@ -110,13 +110,13 @@ MODULES = {
         (8, 16, 6, 9),
     ),
     "resnet18": (RESNET, "encoder", resnet(RESNET), (8, 3, 40, 56)),
-    "resnet50": (DEEP, "encoder", resnet(DEEP), (8, 3, 16, 24)),
+    "bottlenecks": (DEEP, "encoder", resnet(DEEP), (8, 3, 16, 24)),
     "virtual_ranks": (RANKS, "encoder.bn1", norm_of_two_ranks, (8, 4, 8, 12)),
     "resnet18_virtual_ranks": (RANKS, "encoder", resnet(RANKS), (8, 3, 8, 12)),
     "head_v1": (RANKS, "projector", head(RANKS), (8, 32)),
     "head_v2": (DEEP, "projector", head(DEEP), (8, 128)),
 }
-FACTOR = {"layer_norm_far": 20, "resnet18": 10, "resnet50": 100, "resnet18_virtual_ranks": 10}
+FACTOR = {"layer_norm_far": 20, "resnet18": 10, "bottlenecks": 100, "resnet18_virtual_ranks": 10}
 """Wider tolerances: the error of a norm's input at mean 20 is that of the input's own last bit, and
 norms over few values multiply what came in."""
 

@@ -309,7 +309,7 @@ def test_convolutions_are_computed_in_numpy(flow, layers, kernels, monkeypatch):
     assert asked == ["convolve", "convolve_backward"]
 
 
-@pytest.mark.parametrize("case", ["moco_v1_resnet18", "moco_v2_resnet50", "moco_v3_vit_conv"])
+@pytest.mark.parametrize("case", ["moco_v1_resnet18", "moco_v2_bottleneck", "moco_v3_vit_conv"])
 def test_a_step_is_the_same_without_numpy(layers, case, monkeypatch):
     engine, other = build(case=case), build(case=case)
     inputs = random_batch(engine.spec), draws(engine.spec), hyper()
@@ -339,7 +339,7 @@ def test_keys_wait_for_the_backward_pass(flow, copied, late):
     from triptych.backends.oneflow import ops
     from triptych.backends.oneflow.memory import Queue
 
-    spec = tiny_spec(case="moco_v2_resnet50")
+    spec = tiny_spec(case="moco_v2_bottleneck")
     memory = Queue(spec.method).to(flow.float64)
     before = RNG.standard_normal((16, 20))
     memory.queue.copy_(flow.tensor(before))
@@ -358,7 +358,7 @@ def test_keys_wait_for_the_backward_pass(flow, copied, late):
 
 
 def test_the_queue_and_the_optimizer_work_in_place():
-    engine = build(case="moco_v2_resnet50")
+    engine = build(case="moco_v2_bottleneck")
     tensors = engine.model.state_dict()
     places = {name: tensor.numpy().ctypes.data for name, tensor in tensors.items()}
     engine.train_step(random_batch(engine.spec), draws(engine.spec), hyper())

@@ -225,8 +225,8 @@ def test_the_plain_queue_loop_computes_the_same(paddle, monkeypatch, name):
     from triptych.backends.paddle.plain.moco import PlainLoop
 
     model = {"name": name, "width": 64, "stem": "imagenet", "image_size": 64}
-    sections = {"model": model, "method": {"queue_size": 32, "hidden_dim": None}}
-    engine = build(case="moco_v2_resnet50", **sections)
+    sections = {"model": model, "method": {"name": "moco_v2", "queue_size": 32}}
+    engine = build(case="moco_v1_resnet18", batch_norm={"virtual_ranks": 1}, **sections)
     spec, state = engine.spec, engine.export_state()
     paddle.set_default_dtype("float64")
     try:

@@ -198,7 +198,7 @@ def test_max_pool_of_nan(layers, paddle):
         ("moco_v3_vit", "student.projector.0.weight"),
         ("moco_v3_vit_conv", "student.encoder.patch_embed.proj.0.weight"),
         ("moco_v3_resnet18", "student.encoder.conv1.weight"),
-        ("moco_v2_resnet50", "student.encoder.layer1.0.conv3.weight"),
+        ("moco_v2_bottleneck", "student.encoder.layer1.0.conv3.weight"),
     ],
 )
 def test_nan_reaches_the_loss(case, where):
@@ -258,8 +258,8 @@ def test_rows_beyond_the_end_are_refused(paddle):
 
 
 def test_keys_enter_the_queue_where_it_is():
-    spec = tiny_spec(case="moco_v2_resnet50")
-    memory = build(case="moco_v2_resnet50").model.memory
+    spec = tiny_spec(case="moco_v2_bottleneck")
+    memory = build(case="moco_v2_bottleneck").model.memory
     queue, address = memory.queue, memory.queue.data_ptr()
     memory.enqueue(queue[:, :8].T * 2.0)
     assert memory.queue is queue and queue.data_ptr() == address

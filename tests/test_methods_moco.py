@@ -12,7 +12,7 @@ from triptych.core.contracts import Batch, Replicas, Step
 from triptych.core.methods import moco, ring
 from triptych.core.methods.losses import queue_logits
 
-CASE = "moco_v2_resnet50"
+CASE = "moco_v2_bottleneck"
 QUEUES = [name for name, given in TINY.items() if "queue_size" in given["method"]]
 
 
@@ -220,7 +220,7 @@ def outputs(engine, branch, images):
     return engine.array(model.projected(branch, model.encoded(branch, engine.tensor(images))))
 
 
-@pytest.mark.parametrize("case", ["moco_v2_resnet50", "moco_v3_vit_conv", "moco_v3_resnet18"])
+@pytest.mark.parametrize("case", ["moco_v2_bottleneck", "moco_v3_vit_conv", "moco_v3_resnet18"])
 @pytest.mark.parametrize("branch", ["student", "teacher"])
 def test_virtual_ranks_are_parts_by_themselves(backend, case, branch):
     """The features of each part, and the running statistics of the first, as if it were alone."""

@@ -78,7 +78,7 @@ def test_residual_gains_start_at_zero_where_the_recipe_says_so():
 
 
 def test_the_queue_starts_as_random_unit_columns():
-    state = parameters.initial_state(tiny_spec(case="moco_v2_resnet50"))
+    state = parameters.initial_state(tiny_spec(case="moco_v2_bottleneck"))
     queue = state["memory.queue"].astype(np.float64)
     np.testing.assert_allclose((queue**2).sum(0), 1.0, rtol=1e-6)
     assert queue.shape == (16, 20) and abs(queue.mean()) < 0.05

@@ -25,8 +25,16 @@ from triptych.core import formats, methods
 from triptych.core.cli import main
 from triptych.core.contracts import Targets
 
+LARGE = ("moco_v3_vit_s16_224", "moco_v2_resnet50", "moco_v3_resnet50")
+"""Cases of a real size, a minute each. Small ones show the same rounding."""
 
-@pytest.mark.parametrize("case", CASES)
+
+def cases(*marks):
+    """The cases; the large ones are marked."""
+    return [pytest.param(case, marks=marks if case in LARGE else ()) for case in CASES]
+
+
+@pytest.mark.parametrize("case", cases(pytest.mark.one_backend))
 def test_replay_in_float64(backend, backend_name, case):
     assert disagreements(replay(backend_name, case), case) == []
 
@@ -36,12 +44,7 @@ def test_the_reference_replays_too(case):
     assert disagreements(replay("numpy", case), case) == []
 
 
-LARGE = ("moco_v3_vit_s16_224", "moco_v2_resnet50", "moco_v3_resnet50")
-"""Cases whose float32 replay `make soak` holds. Small cases show the same rounding."""
-SINGLE = [pytest.param(c, marks=[pytest.mark.soak] if c in LARGE else []) for c in CASES]
-
-
-@pytest.mark.parametrize("case", SINGLE)
+@pytest.mark.parametrize("case", cases(pytest.mark.soak))
 def test_replay_in_float32(backend, backend_name, case):
     got = replay(backend_name, case, "float32", CASES[case])
     assert got["loss"].dtype == np.float32
@@ -100,12 +103,14 @@ def pointer_moved(state):
     return {**state, "memory.pointer": np.array(8)}
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("change", [transposed, interleaved, rows_for_columns, branches_swapped])
 def test_wrong_weights_are_noticed(backend, backend_name, change):
     case = "moco_v3_vit_tiny"
     assert disagreements(replay(backend_name, case, steps=1, change=change), case)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize(
     "change", [kernels_turned, norms_swapped, queue_reversed, pointer_moved, branches_swapped]
 )
@@ -160,6 +165,7 @@ def wrong(monkeypatch, method, functions):
         monkeypatch.setattr(method, name, function)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("name", V3_STEPS)
 def test_a_wrong_step_is_noticed(backend, backend_name, name, monkeypatch):
     wrong(monkeypatch, V3, V3_STEPS[name])
@@ -191,6 +197,7 @@ QUEUE_STEPS = {
 }
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("name", QUEUE_STEPS)
 def test_a_wrong_step_of_a_queue_method_is_noticed(backend, backend_name, name, monkeypatch):
     wrong(monkeypatch, methods.moco, QUEUE_STEPS[name])

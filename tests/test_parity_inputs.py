@@ -24,7 +24,7 @@ def read(tmp_path, spec, arrays, steps=STEPS):
     return recorded(tmp_path / "inputs.npz", spec, steps)
 
 
-@pytest.mark.parametrize("case", ["moco_v3_vit", "moco_v2_resnet50", "moca_vit"])
+@pytest.mark.parametrize("case", ["moco_v3_vit", "moco_v2_bottleneck", "moca_vit"])
 def test_what_was_recorded_comes_back(tmp_path, case):
     spec = tiny_spec(case=case)
     batches, drawn = read(tmp_path, spec, arrays_of(spec))

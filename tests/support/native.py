@@ -70,8 +70,15 @@ TINY: dict[str, dict[str, Any]] = {
         "optim": {"name": "sgd"},
         "batch_norm": {"virtual_ranks": 2},
     },
-    "moco_v2_resnet50": {
-        "model": {"name": "resnet50", "width": 4, "stem": "small", "image_size": [16, 24]},
+    "moco_v2_bottleneck": {
+        "model": {
+            "name": "resnet",
+            "block": "bottleneck",
+            "depths": [1, 2, 1, 1],
+            "width": 4,
+            "stem": "small",
+            "image_size": [16, 24],
+        },
         "method": {"name": "moco_v2", "output_dim": 16, "hidden_dim": 24, "queue_size": 20},
         "optim": {"name": "sgd"},
     },
