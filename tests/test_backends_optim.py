@@ -157,6 +157,7 @@ def test_sixteen_steps_with_a_changing_rate(backend, options):
     assert gaps[worst] < 1e-10, (worst, gaps[worst])
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize(
     ("options", "change"),
     [

@@ -68,6 +68,7 @@ def from_the_last(scales):
     return scales.reshape(-1, 2, scales.shape[1])[::-1].reshape(scales.shape)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("change", [swapped, unscaled, from_the_last])
 def test_wrong_factors_of_drop_path_are_noticed(backend, monkeypatch, change):
     honest = finetune.branch_scales
@@ -75,6 +76,7 @@ def test_wrong_factors_of_drop_path_are_noticed(backend, monkeypatch, change):
     assert disagreements(backend, moca("drop_path"), steps=1)
 
 
+@pytest.mark.one_backend
 def test_a_missing_norm_after_pooling_is_noticed(backend):
     def remove(engine):
         engine.model.student.encoder.fc_norm.forward = lambda x: x
@@ -83,6 +85,7 @@ def test_a_missing_norm_after_pooling_is_noticed(backend):
     assert any(line.startswith("loss") for line in wrong)
 
 
+@pytest.mark.one_backend
 def test_pooling_by_the_other_token_is_noticed(backend, monkeypatch):
     honest = networks.Branch.classified
     monkeypatch.setattr(
@@ -95,6 +98,7 @@ def test_pooling_by_the_other_token_is_noticed(backend, monkeypatch):
     assert disagreements(backend, moca("cls_token_clip"), steps=1)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("late", [0, 2])
 def test_an_average_of_other_weights_is_noticed(backend, monkeypatch, late):
     """An average that is updated never, or twice."""
@@ -107,6 +111,7 @@ def test_an_average_of_other_weights_is_noticed(backend, monkeypatch, late):
     assert any(line.startswith("ema") for line in disagreements(backend, deit(), steps=2))
 
 
+@pytest.mark.one_backend
 def test_unmixed_targets_are_noticed(backend, monkeypatch):
     honest = finetune.prepare
     monkeypatch.setattr(finetune, "prepare", lambda batch, draws, spec: honest(batch, {}, spec))

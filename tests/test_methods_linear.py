@@ -169,6 +169,7 @@ def kit_of(backend_name, monkeypatch, **changes):
     return pair.kit
 
 
+@pytest.mark.one_backend
 def test_features_in_another_order_are_noticed(backend, backend_name, monkeypatch):
     concat = importlib.import_module(f"triptych.backends.{backend_name}.methods").KIT.concat
     kit_of(backend_name, monkeypatch, concat=lambda parts: concat(parts[::-1]))
@@ -177,6 +178,7 @@ def test_features_in_another_order_are_noticed(backend, backend_name, monkeypatc
     assert any("features" in line for line in wrong)
 
 
+@pytest.mark.one_backend
 def test_heads_in_another_order_are_noticed(backend, monkeypatch):
     monkeypatch.setattr(
         networks.Linear,
@@ -188,6 +190,7 @@ def test_heads_in_another_order_are_noticed(backend, monkeypatch):
     assert any(line.startswith("loss") for line in wrong)
 
 
+@pytest.mark.one_backend
 def test_an_encoder_in_training_mode_is_noticed(backend, monkeypatch):
     """Its batch norms would normalise by the batch, and move."""
 
@@ -203,6 +206,7 @@ def test_an_encoder_in_training_mode_is_noticed(backend, monkeypatch):
     assert "the encoder moved" in wrong
 
 
+@pytest.mark.one_backend
 def test_a_classifier_with_another_rate_is_noticed(backend):
     task = moca("avg", HEADS[-2:])
     method = task.spec.method.model_copy(update={"rates": task.spec.method.rates[::-1]})

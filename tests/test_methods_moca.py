@@ -270,6 +270,7 @@ def temperature_moved(state):
     return {**state, "memory.distance_used": state["memory.distance_used"] * 1.001}
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize(
     "change", [rows_first, decoder_rows_first, words_reversed, pointer_moved, temperature_moved]
 )
@@ -314,6 +315,7 @@ STEPS = {
 }
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("name", STEPS)
 def test_a_wrong_step_is_noticed(backend, backend_name, name, monkeypatch):
     for part, function in STEPS[name].items():

@@ -116,6 +116,7 @@ def gradient_error(backend, loss_of_step, monkeypatch):
     return abs(gradients[name][largest] - difference) / abs(difference)
 
 
+@pytest.mark.one_backend
 def test_keys_that_enter_before_the_backward_pass_are_noticed(backend, monkeypatch):
     assert gradient_error(backend, LOSS, monkeypatch) < 1e-6
     assert gradient_error(backend, early, monkeypatch) > 1e-3
