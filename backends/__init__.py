@@ -12,7 +12,7 @@ from triptych.core.machine.interrupts import interrupts_kept
 BACKENDS = NAMES
 PARALLEL: dict[str, tuple[str, ...]] = {
     "torch": ("data", "tensor", "recompute"),
-    "oneflow": (),
+    "oneflow": ("data",),
     "paddle": (),
 }
 """Backend -> the keys of the section ``parallel`` that it implements."""

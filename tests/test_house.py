@@ -281,6 +281,7 @@ ALONE = {
     "sharded.py": "how a built model gets its part of the tensors on each framework",
     "parallel.py": "how processes find each other and exchange tensors on each framework",
     "layers.py": "exact and fast forms of what is slow or wrong; PyTorch's own layers need none",
+    "sums.py": "sums in the forms that are fast on OneFlow's CPU",
     "kernels.py": "what NumPy computes faster than OneFlow's kernels, on the memory of tensors",
     "runtime.py": "what has to happen before these frameworks are imported",
     "export.py": "uses the exporter of PyTorch or Paddle; that of OneFlow fails",

@@ -64,8 +64,7 @@ class Engine(core.Engine):
 
     def sum_gradients(self) -> None:
         """See ``core.engine.Engine``."""
-        for gradient in self.optimizer.gradients.values():
-            gradient.copy_(self.replicas.sum(gradient))
+        self.optimizer.sum_gradients(self.replicas)
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""

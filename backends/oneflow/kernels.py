@@ -6,7 +6,7 @@ Shape letters: R virtual ranks, N images, C and O channels, K side of a kernel, 
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -167,52 +167,69 @@ def _taps(
         yield (i, j), padded[:, :, rows, columns]
 
 
+Total = Callable[[Array, float], tuple[Array, float]]
+"""Adds up sums of channels and their number of values over the processes that share them."""
+
+
+def alone(sums: Array, count: float) -> tuple[Array, float]:
+    """The sums of a process that shares them with no other."""
+    return sums, count
+
+
 @_quiet
 def normalize(
-    x: Array, affine: Array, eps: float, *, keep: bool
-) -> tuple[Array, Array, Array, Array]:
+    x: Array, affine: Array, eps: float, *, keep: bool, total: Total = alone
+) -> tuple[Array, Array, Array, Array, float]:
     """Batch norm of each virtual rank separately.
 
     Args:
         x: (R, N, C, P).
         affine: (2, C), gain and shift.
         keep: whether to keep the second result. Otherwise the first result overwrites it.
+        total: what other processes add to the statistics.
 
     Returns:
         (R, N, C, P), the result.
         (R, N, C, P), x minus the means of its channels.
         (R, C), 1 / standard deviation.
         (2, C), mean and unbiased variance of the first rank.
+        Number of values of a channel.
     """
-    count = x.shape[1] * x.shape[3]
-    mean = _sums(x) / count
+    sums, count = total(_sums(x), x.shape[1] * x.shape[3])
+    mean = sums / count
     centred = x - _per_channel(mean, x)
-    square = _dots(centred, centred)
+    square, count = total(_dots(centred, centred), x.shape[1] * x.shape[3])
     inverse = 1.0 / np.sqrt(square / count + eps)
     factor = _per_channel(affine[0] * inverse, x)
     y = np.multiply(centred, factor, out=None if keep else centred)
     y += affine[1].reshape(-1, 1)
     statistics = np.stack([mean[0], square[0] / (count - 1)])
-    return y, centred, inverse.astype(x.dtype), statistics.astype(x.dtype)
+    return y, centred, inverse.astype(x.dtype), statistics.astype(x.dtype), count
 
 
 @_quiet
-def normalize_backward(centred: Array, factors: Array, grad: Array) -> tuple[Array, Array, Array]:
+def normalize_backward(
+    centred: Array, factors: Array, grad: Array, total: Total = alone
+) -> tuple[Array, Array, Array]:
     """The gradients of batch norm with respect to x, gain and shift.
+
+    Those of gain and shift are the part of this process.
 
     Args:
         centred: (R, N, C, P), second result of ``normalize``.
         factors: (1 + R, C), the gain, then the rows of 1 / standard deviation.
         grad: (R, N, C, P).
+        total: as in ``normalize``.
     """
-    count = grad.shape[1] * grad.shape[3]
     gain, inverse = factors[0], factors[1:]
-    whole, along = _sums(grad), _dots(grad, centred) * inverse
+    own = np.stack([_sums(grad), _dots(grad, centred) * inverse])
+    (whole, along), count = total(own, grad.shape[1] * grad.shape[3])
     grad_x = centred * _per_channel(along * inverse / -count, grad)
     grad_x += grad
     grad_x -= _per_channel(whole / count, grad)
     grad_x *= _per_channel(gain * inverse, grad)
-    return grad_x, along.sum(0).astype(grad.dtype), whole.sum(0).astype(grad.dtype)
+    of_shift, of_gain = own.sum(1).astype(grad.dtype)
+    return grad_x, of_gain, of_shift
 
 
 def _per_channel(values: Array, like: Array) -> Array:

@@ -1,14 +1,12 @@
 """Replacements of layers that are slow or inexact on OneFlow's CPU, made of OneFlow's operations.
 
-A sum is a matrix product with ones. A column is repeated by a product of rank one. OneFlow's
-kernels for sums and for broadcasting a column are 10 to 500 times slower. Hyper-parameters are
-operands, since a kernel rounds its attributes to float32. The context of a ``Function`` keeps saved
-tensors only: any other attribute crashes the process.
+Hyper-parameters are operands, since a kernel rounds its attributes to float32. The context of a
+``Function`` keeps saved tensors only: any other attribute crashes the process.
 
-Shape letters: N rows or images, D columns, C channels, P positions of a map.
+Shape letters: R virtual ranks, N rows or images, D columns, C channels, P positions of a map.
 """
 
-from functools import cache, lru_cache
+from functools import cache
 
 import numpy as np
 import oneflow as flow
@@ -16,8 +14,16 @@ import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import kernels
+from triptych.backends.oneflow.sums import (
+    centred_rows,
+    channel_sum,
+    column_sum,
+    constant,
+    repeat,
+    row_mean,
+)
 from triptych.core.config.spec import BatchNormSpec
-from triptych.core.contracts import Group
+from triptych.core.contracts import Array, Group
 
 Linear = nn.Linear
 
@@ -25,75 +31,6 @@ Linear = nn.Linear
 def in_numpy(x: Tensor) -> bool:
     """Whether to compute with ``kernels``, which are faster than OneFlow's kernels on the CPU."""
     return not x.is_cuda
-
-
-@lru_cache(maxsize=128)
-def _constant(
-    rows: int, columns: int, value: float, dtype: flow.dtype, device: flow.device
-) -> Tensor:
-    return flow.full((rows, columns), value, dtype=dtype, device=device)
-
-
-def row_mean(x: Tensor) -> Tensor:
-    """The mean of each row. (N, D) -> (N, 1)."""
-    width = x.shape[1]
-    return flow.matmul(x, _constant(width, 1, 1.0 / width, x.dtype, x.device))
-
-
-def column_sum(x: Tensor) -> Tensor:
-    """The sum of each column. (N, D) -> (1, D)."""
-    return flow.matmul(_constant(1, x.shape[0], 1.0, x.dtype, x.device), x)
-
-
-def row_sum(x: Tensor) -> Tensor:
-    """The sum of each row. (N, D) -> (N, 1)."""
-    return flow.matmul(x, _constant(x.shape[1], 1, 1.0, x.dtype, x.device))
-
-
-def repeat(x: Tensor, columns: int) -> Tensor:
-    """Repeats a column. (N, 1) -> (N, columns), without rounding."""
-    return flow.matmul(x, _constant(1, columns, 1.0, x.dtype, x.device))
-
-
-def unit_rows(x: Tensor, eps: float) -> Tensor:
-    """x / max(|x|, eps). (N, D)."""
-    # F.normalize bounds the squared norm by eps, in float32: rows near zero get wrong gradients.
-    norm = row_sum(x * x).clamp(min=eps * eps).sqrt()
-    return x * repeat(1.0 / norm, x.shape[1])
-
-
-def channel_sum(x: Tensor) -> Tensor:
-    """The sum of each channel. (N, C, P, 1) -> (1, C, 1, 1)."""
-    n, channels, positions, _ = x.shape
-    rows = x.reshape(-1, positions)
-    rows = rows if positions == 1 else row_sum(rows)
-    return column_sum(rows.reshape(n, channels)).reshape(1, channels, 1, 1)
-
-
-def _centred(x: Tensor) -> Tensor:
-    return x - repeat(row_mean(x), x.shape[1])
-
-
-def pick_tokens(x: Tensor, ids: Tensor) -> Tensor:
-    """result[n, i] = x[n, ids[n, i]]. If x has one image only, it is used for every n.
-
-    Args:
-        x: (N, L, D) or (1, L, D).
-        ids: (N, T) int64.
-    """
-    n, length, width = x.shape
-    rows = ids
-    if n > 1:
-        # The kernel that gathers along the second axis needs an index as large as the result.
-        rows = ids + (flow.arange(n, device=ids.device) * length).reshape(n, 1)
-    picked = x.reshape(-1, width).index_select(0, rows.reshape(-1))
-    return picked.reshape(*ids.shape, width)
-
-
-def like_tokens(scale: Tensor, x: Tensor) -> Tensor:
-    """Repeats a factor of each image for all its tokens. (N, 1, 1), (N, T, D) -> (N, T, D)."""
-    n, length, width = x.shape
-    return repeat(scale.reshape(n, 1), length * width).reshape(n, length, width)
 
 
 class _NormalizeRows(flow.autograd.Function):
@@ -116,7 +53,7 @@ class _NormalizeRows(flow.autograd.Function):
         width = normal.shape[1]
         inner = grad * normal
         along = repeat(flow.matmul(inner, (weight / width).reshape(width, 1)), width)
-        grad_x = (_centred(grad * weight) - normal * along) * repeat(inverse, width)
+        grad_x = (centred_rows(grad * weight) - normal * along) * repeat(inverse, width)
         return grad_x, None, None, column_sum(inner).reshape(width), column_sum(grad).reshape(width)
 
 
@@ -133,65 +70,99 @@ class LayerNorm(nn.Module):
         """(..., D) -> (..., D)."""
         rows = x.reshape(-1, x.shape[-1])
         with flow.no_grad():
-            centred = _centred(rows)
+            centred = centred_rows(rows)
             inverse = (row_mean(centred * centred) + self.eps).rsqrt()
         y = _NormalizeRows.apply(rows, centred, inverse, self.weight, self.bias)
         return y.reshape(*x.shape)
 
 
-class _NormalizeChannels(flow.autograd.Function):
-    """As ``_NormalizeRows``, for channels. (N, C, P, 1).
+def _total(group: Group, count: float, *sums: Tensor) -> tuple[Tensor | float, ...]:
+    """The number of values of a channel, and sums over them, of all processes of a group.
+
+    Args:
+        count: of this process.
+        sums: of this process, each of the same shape.
+    """
+    if group.count == 1:
+        return count, *sums
+    own = flow.cat([*(x.reshape(-1) for x in sums), sums[0].new_full((1,), count)])
+    *totals, number = group.sum(own).split([x.numel() for x in sums] + [1])
+    return number, *(x.reshape(*sums[0].shape) for x in totals)
+
+
+def _total_in_numpy(group: Group) -> kernels.Total:
+    """Likewise, for ``kernels``."""
+
+    def total(sums: Array, count: float) -> tuple[Array, float]:
+        joined = group.sum(flow.from_numpy(np.append(sums, count))).numpy()
+        return joined[:-1].reshape(sums.shape), float(joined[-1])
+
+    return kernels.alone if group.count == 1 else total
+
+
+@cache
+def _normalize_channels(group: Group) -> type[flow.autograd.Function]:
+    """As ``_NormalizeRows``, for channels. (N, C, P, 1). A group shares the statistics.
 
     With three dimensions, the kernels would broadcast over a channel a hundred times more slowly.
     """
 
-    @staticmethod
-    def forward(
-        ctx: object, x: Tensor, centred: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor
-    ) -> Tensor:
-        normal = centred * inverse
-        ctx.save_for_backward(normal, inverse, weight)
-        return normal * weight.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
+    class NormalizeChannels(flow.autograd.Function):
+        @staticmethod
+        def forward(
+            ctx: object, x: Tensor, centred: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor
+        ) -> Tensor:
+            normal = centred * inverse
+            ctx.save_for_backward(normal, inverse, weight)
+            return normal * weight.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
 
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
-        normal, inverse, weight = ctx.saved_tensors
-        count = grad.numel() / grad.shape[1]
-        along, whole = channel_sum(grad * normal), channel_sum(grad)
-        factor = weight.reshape(1, -1, 1, 1) * inverse
-        grad_x = (grad - whole / count - normal * (along / count)) * factor
-        return grad_x, None, None, along.reshape(-1), whole.reshape(-1)
+        @staticmethod
+        def backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
+            normal, inverse, weight = ctx.saved_tensors
+            own = channel_sum(grad * normal), channel_sum(grad)
+            count, along, whole = _total(group, grad.numel() / grad.shape[1], *own)
+            factor = weight.reshape(1, -1, 1, 1) * inverse
+            grad_x = (grad - whole / count - normal * (along / count)) * factor
+            return grad_x, None, None, *(x.reshape(-1) for x in own)
+
+    return NormalizeChannels
 
 
-class _NormalizeInNumpy(flow.autograd.Function):
+@cache
+def _normalize_in_numpy(group: Group) -> type[flow.autograd.Function]:
     """Returns y, the result of ``kernels.normalize``, with the gradient of x. (R, N, C, P)."""
 
-    @staticmethod
-    def forward(
-        ctx: object,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        y: Tensor,
-        centred: Tensor,
-        factors: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(centred, factors)
-        return y
+    class NormalizeInNumpy(flow.autograd.Function):
+        @staticmethod
+        def forward(
+            ctx: object,
+            x: Tensor,
+            weight: Tensor,
+            bias: Tensor,
+            y: Tensor,
+            centred: Tensor,
+            factors: Tensor,
+        ) -> Tensor:
+            ctx.save_for_backward(centred, factors)
+            return y
 
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
-        centred, factors = (tensor.numpy() for tensor in ctx.saved_tensors)
-        gradients = kernels.normalize_backward(centred, factors, grad.numpy())
-        return *(flow.from_numpy(array) for array in gradients), None, None, None
+        @staticmethod
+        def backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
+            centred, factors = (tensor.numpy() for tensor in ctx.saved_tensors)
+            total = _total_in_numpy(group)
+            gradients = kernels.normalize_backward(centred, factors, grad.numpy(), total)
+            return *(flow.from_numpy(array) for array in gradients), None, None, None
+
+    return NormalizeInNumpy
 
 
 class BatchNorm(nn.Module):
     """Batch norm with virtual ranks in training.
 
-    Each of ``virtual_ranks`` contiguous parts of a training batch is normalised separately. The
-    running statistics are those of the first part, which the first rank would save. They stay as
-    they are while ``tracking`` is False. The running variance is unbiased unless ``biased`` is set.
+    Each of ``virtual_ranks`` contiguous parts of a training batch is normalised separately. If
+    ``group`` has several processes, the batches of all of them are normalised as one. The running
+    statistics are those of the first part, which the first rank would save. They stay as they are
+    while ``tracking`` is False. The running variance is unbiased unless ``biased`` is set.
 
     OneFlow's batch norm computes the variance as E[x^2] - E[x]^2, which loses digits if the mean is
     large. It also rounds eps and momentum to float32.
@@ -223,7 +194,7 @@ class BatchNorm(nn.Module):
             return self._evaluate(x)
         n, width = x.shape[:2]
         ranks = self.virtual_ranks
-        if x.numel() == width * ranks:
+        if x.numel() == width * ranks and self.group.count == 1:
             raise ValueError("batch norm: expected at least 2 values per channel, got 1")
         parts = x.reshape(ranks, n // ranks, width, -1)
         if x.ndim > 2 and in_numpy(x):
@@ -237,15 +208,16 @@ class BatchNorm(nn.Module):
 
     def _normalize(self, x: Tensor) -> Tensor:
         """Normalises over images and positions. (N, C, P, 1) -> (N, C, P, 1)."""
-        count = x.numel() // x.shape[1]
+        number = x.numel() // x.shape[1]
         with flow.no_grad():
-            mean = channel_sum(x) / count
+            count, whole = _total(self.group, number, channel_sum(x))
+            mean = whole / count
             centred = x - mean
-            square = channel_sum(centred * centred)
+            _, square = _total(self.group, number, channel_sum(centred * centred))
             self._track(mean.reshape(-1), (square / (count - 1)).reshape(-1), count)
             inverse = (square / count + self.eps).rsqrt()
         weight, bias = (flow.cat([tensor] * self.virtual_ranks) for tensor in self._affine())
-        return _NormalizeChannels.apply(x, centred, inverse, weight, bias)
+        return _normalize_channels(self.group).apply(x, centred, inverse, weight, bias)
 
     def _normalize_in_numpy(self, x: Tensor) -> Tensor:
         """Normalises each rank separately. (R, N, C, P) -> (R, N, C, P)."""
@@ -254,12 +226,14 @@ class BatchNorm(nn.Module):
         with flow.no_grad():
             affine = flow.stack([weight, bias]).numpy()
         keep = flow.is_grad_enabled()
-        y, centred, inverse, statistics = kernels.normalize(x.numpy(), affine, self.eps, keep=keep)
-        self._track(*flow.from_numpy(statistics), x.shape[1] * x.shape[3])
+        y, centred, inverse, statistics, count = kernels.normalize(
+            x.numpy(), affine, self.eps, keep=keep, total=_total_in_numpy(self.group)
+        )
+        self._track(*flow.from_numpy(statistics), count)
         if not keep:
             return flow.from_numpy(y)
         y, centred, factors = map(flow.from_numpy, (y, centred, np.vstack([affine[:1], inverse])))
-        return _NormalizeInNumpy.apply(x, weight, bias, y, centred, factors)
+        return _normalize_in_numpy(self.group).apply(x, weight, bias, y, centred, factors)
 
     def _evaluate(self, x: Tensor) -> Tensor:
         shape = (1, -1, *[1] * (x.ndim - 2))
@@ -272,12 +246,12 @@ class BatchNorm(nn.Module):
             return self.weight, self.bias
         like = self.running_mean
         return tuple(
-            _constant(1, len(like), value, like.dtype, like.device).reshape(-1)
+            constant(1, len(like), value, like.dtype, like.device).reshape(-1)
             for value in (1.0, 0.0)
         )
 
     @flow.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor | float) -> None:
         """Takes in the mean and the unbiased variance of ``count`` values of each channel."""
         if not self.tracking:
             return

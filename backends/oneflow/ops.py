@@ -7,7 +7,7 @@ import oneflow as flow
 import oneflow.nn.functional as F
 from oneflow import Tensor
 
-from triptych.backends.oneflow.layers import repeat, row_mean, row_sum, unit_rows
+from triptych.backends.oneflow.sums import repeat, row_mean, row_sum, unit_rows
 from triptych.core.contracts import Array
 
 no_grad = flow.no_grad

@@ -9,7 +9,7 @@ from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import flat
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
-from triptych.core.contracts import Hyper
+from triptych.core.contracts import Group, Hyper
 from triptych.core.optim import groups
 from triptych.core.optim.lars import TRUST_EPSILON, buffer_rates
 
@@ -69,6 +69,12 @@ class Optimizer(ABC):
     def zero_grad(self) -> None:
         """Clears the gradients."""
         self._gradients.zero_()
+
+    @flow.no_grad()
+    def sum_gradients(self, group: Group) -> None:
+        """Replaces the gradients by their sums over the group."""
+        for part in flat.blocks(self._gradients):
+            part.copy_(group.sum(part))
 
     def gradient_norm(self) -> Tensor:
         """The global L2 norm of the current gradients."""

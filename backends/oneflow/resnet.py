@@ -9,7 +9,8 @@ import oneflow as flow
 import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 
-from triptych.backends.oneflow.layers import BatchNorm, Conv2d, row_mean
+from triptych.backends.oneflow.layers import BatchNorm, Conv2d
+from triptych.backends.oneflow.sums import row_mean
 from triptych.core import parameters
 from triptych.core.config.spec import ResnetSpec
 from triptych.core.methods.networks import run

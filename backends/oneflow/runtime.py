@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy  # noqa: F401
 
 from triptych.core.errors import UserError
+from triptych.core.machine.launchers import launched
+from triptych.core.machine.lifeline import follow_launcher
 from triptych.core.machine.resources import keep_memory, processor
 
 # OneFlow's wheel is a CUDA build. It needs these libraries in this order, even without a GPU. It
@@ -41,6 +43,9 @@ def load() -> None:
     """
     for package, library in LIBRARIES:
         load_library(package, library)
+    if launched().world > 1:
+        # The import waits for the other processes, which may have failed before.
+        follow_launcher()
     # OneFlow keeps the memory of its tensors itself. This is for the arrays of ``kernels``.
     keep_memory()
     # Without a GPU, OneFlow would print a warning about the driver.

@@ -17,10 +17,9 @@ from triptych.backends.oneflow.layers import (
     LayerNorm,
     Linear,
     PatchEmbed,
-    like_tokens,
-    pick_tokens,
 )
 from triptych.backends.oneflow.ops import mean_tokens
+from triptych.backends.oneflow.sums import like_tokens, pick_tokens
 from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
 from triptych.core.methods.networks import run, walk
