@@ -6,14 +6,15 @@ import numpy as np
 import oneflow as flow
 from oneflow import Tensor
 
-from triptych.backends.oneflow import ops, parallel
+from triptych.backends.oneflow import ops, parallel, sharded
 from triptych.backends.oneflow.methods import METHODS, Pair
 from triptych.backends.oneflow.optim import OPTIMIZERS, Optimizer
-from triptych.backends.oneflow.state import NUMPY, slots, tensor_slot, to_array
+from triptych.backends.oneflow.state import NUMPY, to_array
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import ALONE, Array, Outcome, Ranks, Slot
 from triptych.core.optim import groups
+from triptych.core.parallel.sharding import splits
 
 
 class Engine(core.Engine):
@@ -29,14 +30,17 @@ class Engine(core.Engine):
     ) -> None:
         super().__init__(spec, ops, parallel.context(device, spec.precision, ranks), ranks)
         self.dtype = flow.float64 if spec.precision == "float64" else flow.float32
-        model = METHODS[spec.method.name](spec, ranks).to(device).to(self.dtype)
-        self.model = model.train()
+        self.splits = splits(spec)
+        model = METHODS[spec.method.name](spec, ranks)
+        sharded.divide(model, self.splits, ranks.tensor)
+        self.model = model.to(device).to(self.dtype).train()
         values, packed = model.pack(spec)
         self.load_model(state)
         named = dict(model.named_parameters())
         trainable = {name: named[name] for name in packed}
         members = groups.assign(trainable, spec)
-        self.optimizer = OPTIMIZERS[spec.optim.name](trainable, values, spec.optim, members)
+        norms = sharded.Norms(self.splits, ranks)
+        self.optimizer = OPTIMIZERS[spec.optim.name](trainable, values, spec.optim, members, norms)
 
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -71,7 +75,7 @@ class Engine(core.Engine):
         gradients = self.optimizer.gradients
         for name, _ in self.model.named_parameters():
             if name in gradients:
-                yield name, tensor_slot(gradients[name]).read
+                yield name, self._slots({name: gradients[name]})[name].read
 
     def gradient_norm(self) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -79,8 +83,11 @@ class Engine(core.Engine):
 
     def model_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        return slots(self.model.state_dict())
+        return self._slots(self.model.state_dict())
 
     def moment_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        return slots(self.optimizer.moments())
+        return self._slots(self.optimizer.moments())
+
+    def _slots(self, named: Mapping[str, Tensor]) -> dict[str, Slot]:
+        return sharded.whole_slots(named, self.splits, self.ranks.tensor)

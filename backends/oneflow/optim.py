@@ -8,6 +8,7 @@ import oneflow as flow
 from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import flat
+from triptych.backends.oneflow.sharded import WHOLE_NORMS, Norms
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.contracts import Group, Hyper
 from triptych.core.optim import groups
@@ -24,6 +25,7 @@ class Optimizer(ABC):
         named: canonical name -> trainable parameter.
         values: the buffer of the same parameters in the same order (see ``flat.pack``).
         members: the group of each parameter (see ``core.optim.groups``).
+        norms: computes the norms of tensors of which this process may have a part.
     """
 
     spec: OptimSpec
@@ -37,8 +39,9 @@ class Optimizer(ABC):
         values: Tensor,
         spec: OptimSpec,
         members: Mapping[str, groups.Group],
+        norms: Norms = WHOLE_NORMS,
     ) -> None:
-        self.named = dict(named)
+        self.named, self.norms = dict(named), norms
         self.spec, self.clip_norm = spec, spec.clip_norm
         self.count = 0
         self._values = values
@@ -78,6 +81,8 @@ class Optimizer(ABC):
 
     def gradient_norm(self) -> Tensor:
         """The global L2 norm of the current gradients."""
+        if not self.norms.whole:
+            return self.norms.total(self.gradients)
         # flow.linalg.norm is 2 % too small for twenty million float32 values.
         return flow.stack([(g * g).sum() for g in flat.blocks(self._gradients)]).sum().sqrt()
 
@@ -159,31 +164,32 @@ class Lars(Optimizer):
         values: Tensor,
         spec: LarsSpec,
         members: Mapping[str, groups.Group],
+        norms: Norms = WHOLE_NORMS,
     ) -> None:
-        super().__init__(named, values, spec, members)
-        scaled = [name for name, parameter in self.named.items() if parameter.ndim > 1]
+        super().__init__(named, values, spec, members, norms)
         views = flat.split(values, self.named)
-        self._scaled = [(members[name], views[name], self.gradients[name]) for name in scaled]
+        self._scaled = {n: views[n] for n, parameter in self.named.items() if parameter.ndim > 1}
+        self._members = members
 
     def _prepare(self, hyper: Hyper) -> None:
         """Decays and scales the gradients of tensors of more than one dimension."""
-        decays = [groups.rates(group, self.spec, hyper)[1] for group, _, _ in self._scaled]
-        ratios = self._decay(decays)
-        for (_, _, gradient), ratio in zip(self._scaled, ratios.split(1), strict=True):
+        decays = [groups.rates(self._members[n], self.spec, hyper)[1] for n in self._scaled]
+        gradients = {name: self.gradients[name] for name in self._scaled}
+        ratios = self._decay(decays, gradients)
+        for gradient, ratio in zip(gradients.values(), ratios.split(1), strict=True):
             gradient.mul_(ratio)
 
-    def _decay(self, decays: list[float]) -> Tensor:
+    def _decay(self, decays: list[float], gradients: dict[str, Tensor]) -> Tensor:
         """Adds the weight decay to the gradients in place, and returns the trust ratios."""
-        gradients = [gradient for _, _, gradient in self._scaled]
-        norms = _norms([value for _, value, _ in self._scaled])
+        norms = self.norms.of(self._scaled)
         trusted = self.spec.trust_coefficient * norms
         if self.spec.form == "mmpretrain":
             shares = flow.tensor(decays, dtype=norms.dtype, device=norms.device)
-            ratios = trusted / (_norms(gradients) + shares * norms + TRUST_EPSILON)
-        for (_, value, gradient), decay in zip(self._scaled, decays, strict=True):
-            gradient.add_(value, alpha=decay)
+            ratios = trusted / (self.norms.of(gradients) + shares * norms + TRUST_EPSILON)
+        for name, decay in zip(gradients, decays, strict=True):
+            gradients[name].add_(self._scaled[name], alpha=decay)
         if self.spec.form == "moco_v3":
-            decayed = _norms(gradients)
+            decayed = self.norms.of(gradients)
             usable = (norms > 0) & (decayed > 0)
             ratios = flow.where(usable, trusted / decayed, flow.ones_like(norms))
         return ratios
@@ -194,12 +200,6 @@ class Lars(Optimizer):
         (buffer,), (entering, leaving) = moments, buffer_rates(self.spec, lr)
         buffer.mul_(self.spec.momentum).add_(gradient, alpha=entering)
         value.add_(buffer, alpha=-leaving)
-
-
-def _norms(tensors: list[Tensor]) -> Tensor:
-    """The L2 norms of the tensors. (number of tensors,)."""
-    squares = [flow.matmul(t.reshape(1, -1), t.reshape(-1, 1)).reshape(1) for t in tensors]
-    return flow.cat(squares).sqrt()
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "sgd": Sgd, "lars": Lars}

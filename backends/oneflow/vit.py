@@ -22,22 +22,28 @@ from triptych.backends.oneflow.ops import mean_tokens
 from triptych.backends.oneflow.sums import like_tokens, pick_tokens
 from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
+from triptych.core.contracts import Group
 from triptych.core.methods.networks import run, walk
 
 
 class Attention(nn.Module):
-    """Self-attention. (N, T, D) -> (N, T, D)."""
+    """Self-attention. (N, T, D) -> (N, T, D).
+
+    Attributes:
+        heads: number of heads that this process has.
+        group: the processes that share all heads.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.group = heads, Group()
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Each token attends to all tokens."""
         query, key, value = _split_heads(self.qkv(x), 3, self.heads)
-        return self.proj(_attend(query, key, value).transpose(1, 2).reshape(*x.shape))
+        return self.proj(_attend(query, key, value).transpose(1, 2).reshape(*x.shape[:2], -1))
 
 
 class Mlp(nn.Module):
@@ -162,10 +168,10 @@ def class_token(block: Block, x: Tensor) -> Tensor:
     The loss needs only this row of the last block's output, so only this row is computed. Keys and
     values come from all tokens.
     """
-    n, _, width = x.shape
-    attention = block.attn
+    n, attention = len(x), block.attn
     normal = block.norm1(x)
     weight, bias = attention.qkv.weight, attention.qkv.bias
+    width = len(weight) // 3  # a process may have some of the heads only
     query = F.linear(normal[:, 0], weight[:width], bias[:width])
     key_value = F.linear(normal, weight[width:], bias[width:])
     key, value = _split_heads(key_value, 2, attention.heads)
@@ -178,7 +184,8 @@ def class_attention(block: Block, x: Tensor) -> Tensor:
     """How strongly the class token attends to each token in a block. (N, T, D) -> (N, H, T)."""
     query, key, _ = _split_heads(block.attn.qkv(block.norm1(x)), 3, block.attn.heads)
     query = query[:, :, :1] * query.shape[-1] ** -0.5
-    return F.softmax(flow.matmul(query, key, transpose_b=True), dim=-1)[:, :, 0]
+    weights = F.softmax(flow.matmul(query, key, transpose_b=True), dim=-1)[:, :, 0]
+    return block.attn.group.gather(weights.transpose(0, 1)).transpose(0, 1)
 
 
 def _split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
