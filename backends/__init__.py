@@ -12,7 +12,7 @@ from triptych.core.machine.interrupts import interrupts_kept
 BACKENDS = NAMES
 PARALLEL: dict[str, tuple[str, ...]] = {
     "torch": ("data", "tensor", "recompute"),
-    "oneflow": ("data",),
+    "oneflow": ("data", "tensor", "recompute"),
     "paddle": (),
 }
 """Backend -> the keys of the section ``parallel`` that it implements."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.native import draws, hyper, lively_state, random_batch, tiny_spec
 from support.oneflow_ranks import WORKER, finish, launch, results
 
 flow = pytest.importorskip("oneflow")
@@ -57,3 +58,27 @@ def test_a_killed_process_ends_the_others_with_one_line(tmp_path):
     assert status == 1
     errors = [line for line in err.splitlines() if line.startswith("error:")]
     assert errors == ["error: process 1 of 2 has ended; go on with --resume auto"]
+
+
+def test_activations_that_are_computed_again_are_the_same():
+    """Equal to the last bit, with fewer values kept for the backward pass."""
+    from triptych.backends import oneflow as package
+
+    results, kept = [], []
+    for recompute in (False, True):
+        spec = tiny_spec(case="moca_vit", parallel={"recompute": recompute})
+        engine, sizes = package.build(spec, lively_state(spec)), []
+
+        def pack(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        inputs = random_batch(spec), draws(spec), hyper()
+        with flow.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            engine.loss_and_grads(*inputs)
+        results.append(engine.trace_step(*inputs))
+        kept.append(sum(sizes))
+    for want, got in zip(*results, strict=True):
+        for name, array in want.items():
+            np.testing.assert_array_equal(got[name], array, err_msg=name)
+    assert kept[1] < 0.6 * kept[0]

@@ -10,6 +10,7 @@ from triptych.backends.oneflow import ops, parallel, sharded
 from triptych.backends.oneflow.methods import METHODS, Pair
 from triptych.backends.oneflow.optim import OPTIMIZERS, Optimizer
 from triptych.backends.oneflow.state import NUMPY, to_array
+from triptych.backends.oneflow.vit import VisionTransformer
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import ALONE, Array, Outcome, Ranks, Slot
@@ -34,6 +35,9 @@ class Engine(core.Engine):
         model = METHODS[spec.method.name](spec, ranks)
         sharded.divide(model, self.splits, ranks.tensor)
         self.model = model.to(device).to(self.dtype).train()
+        for module in self.model.modules():
+            if isinstance(module, VisionTransformer):
+                module.recompute = spec.parallel.recompute
         values, packed = model.pack(spec)
         self.load_model(state)
         named = dict(model.named_parameters())

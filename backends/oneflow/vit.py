@@ -3,12 +3,14 @@
 Shape letters: N images, L patches, T tokens, D width, H heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import oneflow as flow
 import oneflow.nn.functional as F
 from oneflow import Tensor, nn
+from oneflow.utils.checkpoint import checkpoint
 
 from triptych.backends.oneflow.layers import (
     BatchNorm,
@@ -80,7 +82,12 @@ class VisionTransformer(nn.Module):
     """timm's network without its classifier. Parameters have timm's names and shapes.
 
     Position table and patch projection are trained only if the spec says so.
+
+    Attributes:
+        recompute: whether the backward pass computes the activations of each block again.
     """
+
+    recompute = False
 
     def __init__(self, spec: VitSpec) -> None:
         super().__init__()
@@ -99,7 +106,7 @@ class VisionTransformer(nn.Module):
 
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
         """See ``core.contracts.Encoder``."""
-        x, outputs = run(self._embed(images), self.blocks, layers)
+        x, outputs = run(self._embed(images), self._layers(), layers)
         return {"final": self.norm(x), **{f"layer{i}": y for i, y in outputs.items()}}
 
     def pooled(
@@ -111,7 +118,7 @@ class VisionTransformer(nn.Module):
         x = self._embed(images)
         # Repeated first: a product that broadcasts is slow on the CPU.
         whole = [(like_tokens(one, x), like_tokens(two, x)) for one, two in scales]
-        x, _ = run(x, walk(self.blocks, whole))
+        x, _ = run(x, self._layers(whole))
         x = self.norm(x)
         patches = np.arange(1, x.shape[1])
         return self.fc_norm(x[:, 0] if pooling == "cls" else mean_tokens(x, patches))
@@ -122,7 +129,7 @@ class VisionTransformer(nn.Module):
         token = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
         x = flow.cat([token, patches], dim=1)
         early_block = len(self.blocks) - 1 - early
-        x, outputs = run(x, self.blocks, (early_block,))
+        x, outputs = run(x, self._layers(), (early_block,))
         final = self.norm(x)
         return outputs[early_block] if early else final, final
 
@@ -134,9 +141,20 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
-        *blocks, last = self.blocks
-        x, _ = run(self._embed(images), blocks)
-        return self.norm(class_token(last, x))
+        x, _ = run(self._embed(images), self._layers()[:-1])
+        return self.norm(self._kept(class_token)(self.blocks[-1], x))
+
+    def _layers(
+        self, scales: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> list[Callable[[Tensor], Tensor]]:
+        """The blocks as functions of the tokens."""
+        return [self._kept(block) for block in walk(self.blocks, scales)]
+
+    def _kept(self, layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The layer, which keeps its activations or computes them again in the backward pass."""
+        if not (self.recompute and flow.is_grad_enabled()):
+            return layer
+        return partial(checkpoint, layer)
 
     def _embed(self, images: Tensor) -> Tensor:
         """The class token and the patches, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
