@@ -9,6 +9,7 @@ Shape letters: N images, T tokens, D features, H heads.
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 import oneflow as flow
@@ -48,7 +49,7 @@ def divide(model: nn.Module, table: Table, group: Group) -> None:
             parent, _, name = path.rpartition(".")
             setattr(modules[parent], name, _RowLinear(module, group))
         elif axis == 0 and isinstance(module, Linear) and ".blocks." not in path:
-            module.register_forward_pre_hook(lambda _, inputs: _copied(*inputs, group))
+            module.register_forward_pre_hook(lambda _, inputs: _copied(inputs[0], group))
 
 
 def _divide_tensors(module: nn.Module, path: str, table: Table, group: Group) -> None:
@@ -188,7 +189,7 @@ class _RowLinear(nn.Module):
     The inputs are those of this process, or all. The bias is added after the sum.
     """
 
-    def __init__(self, linear: nn.Module, group: Group) -> None:
+    def __init__(self, linear: Any, group: Group) -> None:
         super().__init__()
         self.weight, self.bias, self.group = linear.weight, linear.bias, group
 
