@@ -1,17 +1,75 @@
-"""Several processes on OneFlow: exchanges along each axis, and batch norm over all of them."""
+"""OneFlow in several processes: losses, gradients and states are those of one process."""
 
 import numpy as np
 import pytest
+from conftest import requested
+from support.divided import METHODS, SPECS, differences, spec_of
+from support.launched import together, trained
 from support.native import draws, hyper, lively_state, random_batch, tiny_spec
-from support.oneflow_ranks import WORKER, finish, launch, results
+from support.oneflow_ranks import WORKER, finish, launch
+from support.oneflow_worker import normalized
 
-flow = pytest.importorskip("oneflow")
+from triptych import backends
+from triptych.core.config.spec import ParallelSpec, RunSpec
+from triptych.core.contracts import Group
+
+COUNT = 2
+"""Steps of a case: the second one sees what the first has changed."""
+
+
+def divided(spec: RunSpec, **degrees) -> RunSpec:
+    """The spec for several processes, checked anew."""
+    return RunSpec.model_validate({**spec.model_dump(mode="json"), "parallel": degrees})
+
+
+def alone(spec: RunSpec) -> RunSpec:
+    return spec.model_copy(update={"parallel": ParallelSpec()})
+
+
+CASES = {
+    "data: finetune": divided(SPECS["finetune"], data=2),
+    "data: moco_v1": divided(tiny_spec(case="moco_v1_resnet18"), data=2),
+    "data: moco_v3": divided(tiny_spec(), data=2),
+    "data: moca": divided(SPECS["moca"], data=2),
+    "tensor: linear": divided(SPECS["linear"], tensor=2),
+    "tensor: finetune": divided(
+        spec_of(METHODS["finetune"], optim={"name": "adamw", "clip_norm": 0.1}), tensor=2
+    ),
+    "tensor: moco_v3": divided(tiny_spec(optim={"name": "lars", "weight_decay": 0.01}), tensor=2),
+    "tensor: moca": divided(tiny_spec(case="moca_vit", method={"decoder_heads": 4}), tensor=2),
+}
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """What two processes in data parallel have found."""
-    return results(tmp_path_factory.mktemp("pair"), 2, ("groups", "batch_norm"))
+def package():
+    if "oneflow" not in (backends.installed() if requested() is None else requested()):
+        pytest.skip("oneflow is not under test")
+    return backends.load("oneflow")
+
+
+@pytest.fixture(scope="module")
+def records(package, tmp_path_factory):
+    return together("oneflow", 2, CASES, tmp_path_factory.mktemp("two"), COUNT)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_compute_what_one_does(package, records, name):
+    first, second = records[name]
+    assert differences(first, trained(package, alone(CASES[name]), COUNT)) == []
+    # The running statistics of the run are those of the first copy.
+    same = {name: array for name, array in second.items() if "running" not in name}
+    assert all(np.array_equal(array, first[name]) for name, array in same.items())
+
+
+# ------------------------------------------------------------------------- exchanges, and their end
+
+
+@pytest.fixture(scope="module")
+def pair(package, tmp_path_factory):
+    """What two processes have found, and the launcher's status and errors: one was killed then."""
+    folder = tmp_path_factory.mktemp("pair")
+    status, _, err = finish(launch(2, WORKER, folder, "groups", "batch_norm"))
+    return [dict(np.load(folder / f"{rank}.npz")) for rank in (0, 1)], status, err
 
 
 def own(rank):
@@ -21,7 +79,7 @@ def own(rank):
 @pytest.mark.parametrize("axis", ["replicas", "norms", "tensor", "pipeline"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
 def test_groups_exchange_tensors_of_every_type(pair, axis, dtype):
-    for rank, found in enumerate(pair):
+    for rank, found in enumerate(pair[0]):
         members = [0, 1] if axis in ("replicas", "norms") else [rank]
         parts, key = [own(member) for member in members], f"groups.{axis}.oneflow.{dtype}"
         assert np.array_equal(found[f"{key}.sum"], sum(parts))
@@ -31,38 +89,29 @@ def test_groups_exchange_tensors_of_every_type(pair, axis, dtype):
         assert list(found["groups.largest"]) == [7, 1]
 
 
-@pytest.mark.parametrize("axes", [2, 4])
-def test_batch_norm_of_unequal_parts_is_that_of_the_whole_batch(pair, axes):
-    from triptych.backends.oneflow import layers
-
-    rng = np.random.default_rng(5)
-    for shape in ((8, 6), (8, 6, 3, 5))[: axes // 2]:
-        x, probe = rng.standard_normal((2, *shape)) + 3.0
-    layer = layers.BatchNorm(6).to(flow.float64)
-    leaf = flow.tensor(x).requires_grad_(True)
-    y = layer(leaf)
-    (y * flow.tensor(probe)).sum().backward()
-    key = f"batch_norm.{axes}"
-    for name, whole in (("y", y.detach()), ("grad", leaf.grad)):
-        parts = np.concatenate([found[f"{key}.{name}"] for found in pair])
-        np.testing.assert_allclose(parts, whole.numpy(), rtol=0, atol=1e-12)
-    wanted = {name: parameter.grad for name, parameter in layer.named_parameters()}
-    wanted.update(layer.named_buffers())
-    for found in pair:
-        for name, tensor in wanted.items():
-            np.testing.assert_allclose(found[f"{key}.{name}"], tensor.numpy(), rtol=0, atol=1e-12)
+@pytest.mark.parametrize("shape", [(8, 6), (8, 6, 3, 5)])
+def test_batch_norm_of_unequal_parts_is_that_of_the_whole_batch(pair, shape):
+    wanted = normalized(shape, slice(None), Group())
+    for rank, found in enumerate(pair[0]):
+        for name, array in wanted.items():
+            rows = (slice(0, 5), slice(5, 8))[rank] if name in ("y", "grad") else ()
+            got = found[f"batch_norm.{len(shape)}.{name}"]
+            np.testing.assert_allclose(got, array[rows], rtol=0, atol=1e-12, err_msg=name)
 
 
-def test_a_killed_process_ends_the_others_with_one_line(tmp_path):
-    status, _, err = finish(launch(2, WORKER, tmp_path, "killed"), within=60)
+def test_a_killed_process_ends_the_others_with_one_line(pair):
+    _, status, err = pair
     assert status == 1
     errors = [line for line in err.splitlines() if line.startswith("error:")]
     assert errors == ["error: process 1 of 2 has ended; go on with --resume auto"]
 
 
-def test_activations_that_are_computed_again_are_the_same():
+# ----------------------------------------------------------------------- activations computed again
+
+
+def test_activations_that_are_computed_again_are_the_same(package):
     """Equal to the last bit, with fewer values kept for the backward pass."""
-    from triptych.backends import oneflow as package
+    import oneflow as flow
 
     results, kept = [], []
     for recompute in (False, True):

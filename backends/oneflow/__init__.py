@@ -9,7 +9,7 @@ runtime.load()  # before the imports below import oneflow
 import oneflow as flow  # noqa: E402
 
 from triptych.backends.oneflow.engine import Engine  # noqa: E402
-from triptych.backends.oneflow.parallel import Processes  # noqa: E402
+from triptych.backends.oneflow.parallel import join as join  # noqa: E402 - for core.launch
 from triptych.core.config.spec import RunSpec  # noqa: E402
 from triptych.core.contracts import ALONE, Array, Ranks  # noqa: E402
 from triptych.core.machine.devices import (  # noqa: E402
@@ -66,15 +66,6 @@ def device_of(spec: RunSpec) -> str:
     device = pick_device(spec, "oneflow", cuda_devices(), cuda_code())
     check_precision(spec, "oneflow", device, PRECISIONS)
     return device
-
-
-def join(spec: RunSpec) -> Ranks:
-    """The processes that the launcher has started, of which this is one. It waits for all of them.
-
-    Raises:
-        UserError: as in ``device_of``.
-    """
-    return Processes(spec, device_of(spec))
 
 
 def build(spec: RunSpec, state: Mapping[str, Array], ranks: Ranks = ALONE) -> Engine:

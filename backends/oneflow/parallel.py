@@ -30,15 +30,13 @@ class Group(contracts.Group):
     Args:
         shape: extents of the grid. Its last axis has contiguous processes.
         axis: the processes of a group differ along this axis.
-        device: of this process, "cpu" or "cuda:N".
     """
 
-    def __init__(self, shape: Sequence[int], axis: int, device: str) -> None:
+    def __init__(self, shape: Sequence[int], axis: int) -> None:
         own = np.unravel_index(flow.env.get_rank(), shape)
         self.rank, self.count = int(own[axis]), shape[axis]
         self._axis, self._places = axis, [flow.sbp.split(each) for each in range(len(shape))]
-        ranks = np.arange(math.prod(shape)).reshape(*shape)
-        self._grid = flow.placement(device.partition(":")[0], ranks.tolist())
+        self._ranks = np.arange(math.prod(shape)).reshape(*shape).tolist()
 
     def sum(self, x: Tensor) -> Tensor:
         """See ``core.contracts.Group``."""
@@ -68,7 +66,8 @@ class Group(contracts.Group):
         before[self._axis], after[self._axis] = parts, flow.sbp.broadcast
         local = x.reshape(*[1] * len(before), *x.shape)
         # The check of the metadata would be an exchange of all processes.
-        whole = local.to_global(placement=self._grid, sbp=before, check_meta=False)
+        grid = flow.placement(x.device.type, self._ranks)
+        whole = local.to_global(placement=grid, sbp=before, check_meta=False)
         joined = whole.to_global(sbp=after, check_meta=False).to_local()
         stacked = joined.shape[self._axis]
         return joined.reshape(*x.shape) if stacked == 1 else joined.reshape(stacked, *x.shape)
@@ -78,23 +77,20 @@ class Processes(Ranks):
     """The processes that a launcher has started, as a grid of ``core.parallel.degrees``.
 
     OneFlow gives no exchange up: a process would wait for ever for one that is gone.
-
-    Args:
-        device: of this process, "cpu" or "cuda:N".
     """
 
-    def __init__(self, spec: RunSpec, device: str) -> None:
+    def __init__(self, spec: RunSpec) -> None:
         self.rank, self.world = flow.env.get_rank(), flow.env.get_world_size()
         degrees = Degrees.of(spec)
         grid = (degrees.pipeline, degrees.data, degrees.tensor)
-        self._all = Group((self.world,), 0, "cpu")
+        self._all = Group((self.world,), 0)
         self.pipeline, self.replicas, self.tensor = (
-            _group(grid, axis, device) for axis in range(len(grid))
+            _group(grid, axis) for axis in range(len(grid))
         )
         # Neighbouring copies share the statistics of a virtual rank.
         virtual = min(spec.batch_norm.virtual_ranks, degrees.data)
         parts = (degrees.pipeline, virtual, degrees.data // virtual, degrees.tensor)
-        self.norms = _group(parts, 2, device)
+        self.norms = _group(parts, 2)
         self._lifeline = Lifeline(self, os.environ["MASTER_ADDR"])
 
     def largest(self, value: int) -> int:
@@ -106,5 +102,14 @@ class Processes(Ranks):
         self._lifeline.close()
 
 
-def _group(shape: Sequence[int], axis: int, device: str) -> contracts.Group:
-    return Group(shape, axis, device) if shape[axis] > 1 else contracts.Group()
+def _group(shape: Sequence[int], axis: int) -> contracts.Group:
+    return Group(shape, axis) if shape[axis] > 1 else contracts.Group()
+
+
+def join(spec: RunSpec) -> Processes:
+    """The processes that the launcher has started, of which this is one. It waits for all of them.
+
+    Raises:
+        OSError: the first process cannot be reached.
+    """
+    return Processes(spec)

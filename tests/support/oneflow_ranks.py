@@ -1,16 +1,11 @@
-"""Starts OneFlow's launcher with a worker of the tests, and collects what each process has left."""
+"""Starts OneFlow's launcher, and collects what it has left."""
 
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-
-from triptych.core.contracts import Array
 
 TESTS = Path(__file__).parent.parent
 WORKER = Path(__file__).with_name("oneflow_worker.py")
@@ -56,11 +51,3 @@ def finish(process: subprocess.Popen[str], within: float = HANG) -> tuple[int, s
     finally:
         os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
     return process.returncode, out, err
-
-
-def results(folder: Path, count: int, cases: Sequence[str]) -> list[dict[str, Array]]:
-    """What ``oneflow_worker`` has found for the cases, process by process."""
-    status, out, err = finish(launch(count, WORKER, folder, *cases))
-    if status:
-        raise AssertionError(f"status {status}:\n{out}\n{err}")
-    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(count)]

@@ -1,4 +1,4 @@
-"""One of several processes on OneFlow. It computes cases and writes what it finds.
+"""One of two processes on OneFlow. It computes cases and writes what it finds; then one is killed.
 
 Arguments: a folder, then names of functions of this module.
 """
@@ -6,18 +6,15 @@ Arguments: a folder, then names of functions of this module.
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 
 import numpy as np
 from support.native import tiny_spec
 
 from triptych import backends
-from triptych.core.contracts import Array, Ranks
+from triptych.core.contracts import Array, Group, Ranks
 
 Found = dict[str, Array]
-GRID = {2: {"data": 2}, 4: {"data": 2, "tensor": 2}}
-"""Number of processes -> degrees."""
 
 
 def groups(ranks: Ranks) -> Found:
@@ -43,53 +40,50 @@ def groups(ranks: Ranks) -> Found:
 
 
 def batch_norm(ranks: Ranks) -> Found:
-    """Batch norm of unequal parts of a batch: values, gradients and running statistics."""
+    """Batch norm of unequal parts of a batch."""
+    rows = (slice(0, 5), slice(5, 8))[ranks.rank]
+    return {
+        f"{len(shape)}.{name}": array
+        for shape in ((8, 6), (8, 6, 3, 5))
+        for name, array in normalized(shape, rows, ranks.replicas).items()
+    }
+
+
+def normalized(shape: tuple[int, ...], rows: slice, group: Group) -> Found:
+    """Values, gradients and running statistics of batch norm.
+
+    Args:
+        shape: of the whole batch.
+        rows: that this process has.
+        group: the processes that share the statistics.
+    """
     import oneflow as flow
 
     from triptych.backends.oneflow import layers
 
-    found: Found = {}
-    group, rng = ranks.replicas, np.random.default_rng(5)
-    for shape in ((8, 6), (8, 6, 3, 5)):
-        x, probe = rng.standard_normal((2, *shape)) + 3.0
-        layer = layers.BatchNorm(6).to(flow.float64)
-        layer.group = group
-        own = slice(0, 5) if group.rank == 0 else slice(5, 8)
-        leaf = flow.tensor(x[own]).requires_grad_(True)
-        y = layer(leaf)
-        (y * flow.tensor(probe[own])).sum().backward()
-        key = f"{len(shape)}"
-        found[f"{key}.y"], found[f"{key}.grad"] = y.detach().numpy(), leaf.grad.numpy()
-        for name, parameter in layer.named_parameters():
-            found[f"{key}.{name}"] = group.sum(parameter.grad).numpy().copy()
-        for name, buffer in layer.named_buffers():
-            found[f"{key}.{name}"] = buffer.numpy().copy()
-    return found
-
-
-def killed(ranks: Ranks) -> Found:
-    """The last process is killed while the others exchange numbers for ever."""
-    while True:
-        if ranks.largest(0) == 0 and ranks.rank == ranks.world - 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+    x, probe = np.random.default_rng(5).standard_normal((2, *shape)) + 3.0
+    layer = layers.BatchNorm(6).to(flow.float64)
+    layer.group = group
+    leaf = flow.tensor(x[rows]).requires_grad_(True)
+    y = layer(leaf)
+    (y * flow.tensor(probe[rows])).sum().backward()
+    found = {name: group.sum(p.grad) for name, p in layer.named_parameters()}
+    found.update({"y": y.detach(), "grad": leaf.grad, **dict(layer.named_buffers())})
+    return {name: tensor.numpy().copy() for name, tensor in found.items()}
 
 
 def main(folder: Path, *cases: str) -> None:
-    """Computes the cases and writes them to ``<rank>.npz``."""
-    world = int(os.environ["WORLD_SIZE"])
-    spec = tiny_spec(parallel=GRID[world])
-    ranks = backends.load("oneflow").join(spec)
+    """Computes the cases and writes them to ``<rank>.npz``. The second process is killed then."""
+    ranks = backends.load("oneflow").join(tiny_spec(parallel={"data": 2}))
     found = {
         f"{case}.{name}": array for case in cases for name, array in globals()[case](ranks).items()
     }
     np.savez(folder / f"{ranks.rank}.npz", **found)
-    ranks.close()
+    ranks.largest(0)
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    ranks.largest(0)
 
 
 if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]), *sys.argv[2:])
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)  # else OneFlow would wait for the other processes
+    main(Path(sys.argv[1]), *sys.argv[2:])
