@@ -13,7 +13,7 @@ BACKENDS = NAMES
 PARALLEL: dict[str, tuple[str, ...]] = {
     "torch": ("data", "tensor", "recompute"),
     "oneflow": ("data", "tensor", "recompute"),
-    "paddle": (),
+    "paddle": ("data", "tensor", "shard_optimizer", "recompute"),
 }
 """Backend -> the keys of the section ``parallel`` that it implements."""
 EXPORTERS = {

@@ -10,6 +10,7 @@ runtime.load()
 import paddle  # noqa: E402
 
 from triptych.backends.paddle.engine import Engine  # noqa: E402
+from triptych.backends.paddle.parallel import join as join  # noqa: E402 - for core.launch
 from triptych.core.config.spec import RunSpec  # noqa: E402
 from triptych.core.contracts import ALONE, Array, Ranks  # noqa: E402
 from triptych.core.machine.devices import (  # noqa: E402

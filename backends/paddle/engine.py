@@ -2,20 +2,23 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import paddle
 from paddle import Tensor
 
-from triptych.backends.paddle import ops, parallel
+from triptych.backends.paddle import ops, parallel, sharded
 from triptych.backends.paddle.layers import linear_weights
 from triptych.backends.paddle.methods import METHODS, Pair
 from triptych.backends.paddle.optim import OPTIMIZERS, Optimizer
-from triptych.backends.paddle.state import slots, tensor_slot, to_array
+from triptych.backends.paddle.state import to_array
+from triptych.backends.paddle.vit import VisionTransformer
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import ALONE, Array, Outcome, Ranks, Slot
 from triptych.core.optim import groups
+from triptych.core.parallel.sharding import split_of, splits
 
 
 class Engine(core.Engine):
@@ -30,14 +33,21 @@ class Engine(core.Engine):
     ) -> None:
         super().__init__(spec, ops, parallel.context(device, spec.precision, ranks), ranks)
         self.dtype = paddle.float64 if spec.precision == "float64" else paddle.float32
+        self.splits = splits(spec)
         with _new_layers_in(self.dtype):
             self.model = METHODS[spec.method.name](spec, ranks)
+        for layer in self.model.sublayers():
+            if isinstance(layer, VisionTransformer):
+                layer.recompute = spec.parallel.recompute
+        sharded.divide(self.model, self.splits, ranks.tensor)
         self.model.train()
         self.transposed = linear_weights(self.model)
         self.load_model(state)
         trainable = {n: p for n, p in self.model.named_parameters() if not p.stop_gradient}
         members = groups.assign(trainable, spec)
-        self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim, members)
+        norms = sharded.Norms(self.splits, ranks)
+        copies = ranks.replicas if spec.parallel.shard_optimizer else ALONE.replicas
+        self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim, members, norms, copies)
 
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -65,17 +75,19 @@ class Engine(core.Engine):
 
     def sum_gradients(self) -> None:
         """See ``core.engine.Engine``."""
-        for parameter in self.optimizer.named.values():
-            gradient = parameter.grad
-            parameter.grad = self.replicas.sum(
-                paddle.zeros_like(parameter) if gradient is None else gradient
-            )
+        parameters = list(self.optimizer.named.values())
+        gradients = [paddle.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = self.replicas.sum(paddle.concat([gradient.flatten() for gradient in gradients]))
+        for parameter, part in zip(
+            parameters, paddle.split(flat, [p.size for p in parameters]), strict=True
+        ):
+            parameter.grad = part.reshape(parameter.shape)
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""
         for name, parameter in self.optimizer.named.items():
             if parameter.grad is not None:
-                yield name, tensor_slot(parameter.grad, name in self.transposed).read
+                yield name, self._slot(name, parameter.grad).read
 
     def gradient_norm(self) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -83,13 +95,23 @@ class Engine(core.Engine):
 
     def model_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        return slots(self.model.state_dict(), self.transposed)
+        return {n: self._slot(n, tensor) for n, tensor in self.model.state_dict().items()}
 
     def moment_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        moments = self.optimizer.moments()
-        # The name of a moment is "optimizer.<kind>.<name of the parameter>".
-        return slots(moments, [n for n in moments if n.split(".", 2)[2] in self.transposed])
+        optimizer = self.optimizer
+        return {
+            f"optimizer.{kind}.{name}": optimizer.owners.slot(
+                name, moments.get(name), partial(self._slot, name)
+            )
+            for kind, moments in optimizer.moments().items()
+            for name in optimizer.named
+        }
+
+    def _slot(self, name: str, tensor: Tensor) -> Slot:
+        """The slot of a tensor that is divided as the one with this name is."""
+        split = split_of(name, self.splits)
+        return sharded.whole_slot(tensor, name in self.transposed, split, self.ranks.tensor)
 
 
 @contextmanager

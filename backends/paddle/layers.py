@@ -11,9 +11,16 @@ import math
 import paddle
 import paddle.nn.functional as F
 from paddle import ParamAttr, Tensor, nn
-from paddle.autograd import PyLayer, PyLayerContext
 from paddle.nn.initializer import Constant
 
+from triptych.backends.paddle.kernels import (
+    batch_norm,
+    biased_product,
+    rectified_,
+    scale_shift,
+    shared_norm,
+    statistics_dtype,
+)
 from triptych.core.config.spec import BatchNormSpec
 from triptych.core.contracts import Group
 
@@ -60,7 +67,7 @@ class LayerNorm(nn.Layer):
             rows, mean, variance, None, None, training=True, momentum=0.0, epsilon=epsilon
         )
         rows = normal.reshape([-1, x.shape[-1]])
-        return _ScaleShift.apply(rows, self.weight, self.bias).reshape(x.shape)
+        return scale_shift(rows, self.weight, self.bias).reshape(x.shape)
 
 
 class BatchNorm(nn.Layer):
@@ -115,20 +122,32 @@ class BatchNorm(nn.Layer):
     def _normalise(self, x: Tensor, *, track: bool) -> Tensor:
         """Normalises by the statistics of ``x``. If ``track`` is set, updates the running ones."""
         count = math.prod(x.shape) // x.shape[1]
-        if count == 1:
+        if count * self.group.count == 1:
             raise ValueError(f"batch norm: more than one value per channel needed, got {x.shape}")
         factor, epsilon = exact_epsilon(self.epsilon, x)
         x = x if factor == 1.0 else x * factor
-        y, mean, deviation = _batch_norm(x, self.weight, self.bias, epsilon)
+        if self.group.count > 1:
+            y, mean, variance, count = shared_norm(x, self.weight, self.bias, epsilon, self.group)
+        else:
+            y, mean, variance = batch_norm(x, self.weight, self.bias, epsilon)
         if track:
-            with paddle.no_grad():
-                m = self.momentum
-                share = m / factor**2 * count / (count if self.biased else count - 1)
-                variance = 1.0 / paddle.square(deviation) - epsilon
-                self.running_mean.scale_(1.0 - m).add_(mean * (m / factor))
-                self.running_var.scale_(1.0 - m).add_(variance * share)
-                paddle.increment(self.num_batches_tracked)
+            self._move(mean, variance, count, factor)
         return y
+
+    @paddle.no_grad()
+    def _move(self, mean: Tensor, variance: Tensor, count: int, factor: float) -> None:
+        """Moves the running statistics.
+
+        Args:
+            mean: (D,), of the batch times ``factor``.
+            variance: (D,), likewise.
+            count: number of values per channel.
+        """
+        m = self.momentum
+        share = m / factor**2 * count / (count if self.biased else count - 1)
+        self.running_mean.scale_(1.0 - m).add_(mean * (m / factor))
+        self.running_var.scale_(1.0 - m).add_(variance * share)
+        paddle.increment(self.num_batches_tracked)
 
 
 def set_batch_norm(model: nn.Layer, spec: BatchNormSpec, group: Group) -> None:
@@ -145,11 +164,6 @@ def set_tracking(model: nn.Layer, flag: bool) -> None:
     for layer in model.sublayers():
         if isinstance(layer, BatchNorm):
             layer.tracking = flag
-
-
-def statistics_dtype(x: Tensor) -> paddle.dtype:
-    """The type of the statistics of ``x`` in the kernels. It is float32 for half precision, too."""
-    return paddle.float64 if x.dtype == paddle.float64 else paddle.float32
 
 
 def exact_epsilon(epsilon: float, x: Tensor) -> tuple[float, float]:
@@ -185,7 +199,7 @@ def relu_(x: Tensor) -> Tensor:
 
     ``F.relu`` turns nan into 0: a network with nan would go on training at the chance level.
     """
-    return _Relu.apply(x) if paddle.in_dynamic_mode() else F.leaky_relu(x, 0.0)
+    return rectified_(x) if paddle.in_dynamic_mode() else F.leaky_relu(x, 0.0)
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -260,7 +274,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear`` with faster ways to add the bias and to sum its gradient."""
     if bias is None or plain_forms_serve(x):
         return F.linear(x, weight, bias)
-    return _Linear.apply(x, weight, bias)
+    return biased_product(x, weight, bias)
 
 
 def linear_weights(model: nn.Layer) -> frozenset[str]:
@@ -307,86 +321,3 @@ def pick_tokens(x: Tensor, ids: Tensor) -> Tensor:
 def like_tokens(scale: Tensor, x: Tensor) -> Tensor:
     """Repeats a factor of each image for all its tokens. (N, 1, 1), (N, T, D) -> (N, T, D)."""
     return scale.expand_as(x)
-
-
-def sum_rows(x: Tensor) -> Tensor:
-    """The sum over rows. (N, D) -> (D,)."""
-    return paddle.matmul(paddle.ones([1, x.shape[0]], x.dtype), x)[0]
-
-
-def _batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalises by the statistics of ``x`` and returns these.
-
-    The running statistics of the kernels cannot be used: their momentum is rounded to float32, and
-    their variance is biased on the CPU and unbiased on a GPU (cuDNN). The statistics that the
-    kernels keep for the backward pass are the same everywhere. No public function returns them.
-
-    Returns:
-        The result, in the shape of ``x``.
-        (C,), mean.
-        (C,), 1 / sqrt(biased variance + epsilon).
-    """
-    zeros = [paddle.zeros([x.shape[1]], statistics_dtype(x)) for _ in range(2)]
-    # Not in test mode, momentum 0, and with the statistics of the batch instead of the zeros.
-    options = (False, 0.0, epsilon, "NCHW", False, False)
-    y, _, _, mean, deviation, _ = paddle._C_ops.batch_norm(x, *zeros, weight, bias, *options)
-    return y, mean, deviation
-
-
-class _Relu(PyLayer):
-    """``relu_`` with its gradient.
-
-    It saves its result, as the next layer does. ``leaky_relu`` would save its input, too. It may
-    overwrite its input: the layers before it (batch norms, sums and linear layers) do not need
-    their results in the backward pass.
-    """
-
-    @staticmethod
-    def forward(ctx: PyLayerContext, x: Tensor) -> Tensor:
-        y = F.leaky_relu_(x, 0.0)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: PyLayerContext, grad: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensor()
-        # heaviside(y, y) is 1 for y > 0 and 0 at 0. A comparison with a cast is 3 times slower,
-        # ``where`` 10 times.
-        return paddle.heaviside(y, y).multiply_(grad)
-
-
-class _ScaleShift(PyLayer):
-    """x * weight + bias. x: (N, D)."""
-
-    @staticmethod
-    def forward(ctx: PyLayerContext, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return (paddle.expand(weight, x.shape) * x).add_(paddle.expand(bias, x.shape))
-
-    @staticmethod
-    def backward(ctx: PyLayerContext, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensor()
-        return paddle.expand(weight, x.shape) * grad, sum_rows(grad * x), sum_rows(grad)
-
-
-class _Linear(PyLayer):
-    """x @ weight + bias. x: (..., in), weight: (in, out)."""
-
-    @staticmethod
-    def forward(ctx: PyLayerContext, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        rows = x.reshape([-1, x.shape[-1]])
-        ctx.save_for_backward(rows, weight)
-        ctx.of_x = not x.stop_gradient
-        return paddle.addmm(bias, rows, weight).reshape([*x.shape[:-1], weight.shape[1]])
-
-    @staticmethod
-    def backward(ctx: PyLayerContext, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x, weight = ctx.saved_tensor()
-        shape = [*grad.shape[:-1], weight.shape[0]]
-        grad = grad.reshape([-1, grad.shape[-1]])
-        grad_x = None
-        if ctx.of_x:  # the codebook's words have no gradient
-            grad_x = paddle.matmul(grad, weight, transpose_y=True).reshape(shape)
-        return grad_x, paddle.matmul(x, grad, transpose_x=True), sum_rows(grad)

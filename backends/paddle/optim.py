@@ -13,8 +13,9 @@ import paddle
 from paddle import Tensor
 
 from triptych.backends.paddle.layers import plain_forms_serve
+from triptych.backends.paddle.sharded import WHOLE, Norms, Owners
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
-from triptych.core.contracts import Hyper
+from triptych.core.contracts import ALONE, Group, Hyper
 from triptych.core.optim import groups
 from triptych.core.optim.lars import TRUST_EPSILON, buffer_rates
 
@@ -31,16 +32,24 @@ class Optimizer(ABC):
     Args:
         named: canonical name -> trainable parameter.
         members: the group of each parameter (see ``core.optim.groups``).
+        norms: of tensors of which this process may have a part.
+        copies: the copies of the model that share the state. Each has that of some parameters.
     """
 
     count: int
     """Number of updates done. During an update it counts that one, too."""
 
     def __init__(
-        self, named: Mapping[str, Tensor], spec: OptimSpec, members: Mapping[str, groups.Group]
+        self,
+        named: Mapping[str, Tensor],
+        spec: OptimSpec,
+        members: Mapping[str, groups.Group],
+        norms: Norms = WHOLE,
+        copies: Group = ALONE.replicas,
     ) -> None:
         self.named = dict(named)
-        self.spec, self.clip_norm = spec, spec.clip_norm
+        self.spec, self.clip_norm, self.norms = spec, spec.clip_norm, norms
+        self.owners = Owners(named, copies)
         self.members = dict(members)
         self.count = 0
 
@@ -50,6 +59,7 @@ class Optimizer(ABC):
         self._clip()
         self.count += 1
         self._update(hyper)
+        self.owners.spread()
 
     def zero_grad(self) -> None:
         """Clears the gradients."""
@@ -58,11 +68,11 @@ class Optimizer(ABC):
 
     def gradient_norm(self) -> Tensor:
         """The global L2 norm of the current gradients."""
-        return paddle.sqrt(sum(_squares(gradient) for _, _, gradient in self._trained()))
+        return self.norms.total({name: _squares(gradient) for name, _, gradient in self._trained()})
 
     @abstractmethod
-    def moments(self) -> dict[str, Tensor]:
-        """Canonical name -> moment."""
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """Kind -> name of a parameter -> moment, for the parameters that this copy updates."""
 
     @abstractmethod
     def _update(self, hyper: Hyper) -> None:
@@ -73,13 +83,18 @@ class Optimizer(ABC):
         return groups.rates(self.members[name], self.spec, hyper)
 
     def _zeros(self) -> dict[str, Tensor]:
-        return {name: paddle.zeros_like(p) for name, p in self.named.items()}
+        owned = filter(self.owners.own, self.named)
+        return {name: paddle.zeros_like(self.named[name]) for name in owned}
 
     def _trained(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Name, parameter and gradient of each parameter that has a gradient."""
         for name, parameter in self.named.items():
             if parameter.grad is not None:
                 yield name, parameter, parameter.grad
+
+    def _updated(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Likewise, of each parameter that this copy updates."""
+        return (row for row in self._trained() if self.owners.own(row[0]))
 
     def _clip(self) -> None:
         if self.clip_norm is None:
@@ -94,25 +109,27 @@ class AdamW(Optimizer):
     """AdamW (see ``core.reference.optim.adamw``)."""
 
     def __init__(
-        self, named: Mapping[str, Tensor], spec: AdamWSpec, members: Mapping[str, groups.Group]
+        self,
+        named: Mapping[str, Tensor],
+        spec: AdamWSpec,
+        members: Mapping[str, groups.Group],
+        norms: Norms = WHOLE,
+        copies: Group = ALONE.replicas,
     ) -> None:
-        super().__init__(named, spec, members)
+        super().__init__(named, spec, members, norms, copies)
         self.betas, self.eps = spec.betas, spec.eps
         self._exp_avg, self._exp_avg_sq = self._zeros(), self._zeros()
 
-    def moments(self) -> dict[str, Tensor]:
+    def moments(self) -> dict[str, dict[str, Tensor]]:
         """See ``Optimizer``."""
-        return {
-            **_named("exp_avg", self._exp_avg),
-            **_named("exp_avg_sq", self._exp_avg_sq),
-        }
+        return {"exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq}
 
     def _update(self, hyper: Hyper) -> None:
         beta1, beta2 = self.betas
         # m / (sqrt(v) / c + eps), where numerator and denominator are multiplied by EPSILON / eps.
         factor = EPSILON / self.eps
         correction = factor / math.sqrt(1.0 - beta2**self.count)
-        for name, parameter, gradient in self._trained():
+        for name, parameter, gradient in self._updated():
             mean, square = self._exp_avg[name], self._exp_avg_sq[name]
             mean.scale_(beta1).add_(gradient * (1.0 - beta1))
             square.scale_(beta2).add_(paddle.square(gradient).scale_(1.0 - beta2))
@@ -126,17 +143,22 @@ class Sgd(Optimizer):
     """SGD with momentum. Weight decay is added to the gradient of every tensor."""
 
     def __init__(
-        self, named: Mapping[str, Tensor], spec: SgdSpec, members: Mapping[str, groups.Group]
+        self,
+        named: Mapping[str, Tensor],
+        spec: SgdSpec,
+        members: Mapping[str, groups.Group],
+        norms: Norms = WHOLE,
+        copies: Group = ALONE.replicas,
     ) -> None:
-        super().__init__(named, spec, members)
+        super().__init__(named, spec, members, norms, copies)
         self._momentum, self._buffers = spec.momentum, self._zeros()
 
-    def moments(self) -> dict[str, Tensor]:
+    def moments(self) -> dict[str, dict[str, Tensor]]:
         """See ``Optimizer``."""
-        return _named("momentum_buffer", self._buffers)
+        return {"momentum_buffer": self._buffers}
 
     def _update(self, hyper: Hyper) -> None:
-        for name, parameter, gradient in self._trained():
+        for name, parameter, gradient in self._updated():
             lr, decay = self._rates(name, hyper)
             decayed = (parameter * decay).add_(gradient)
             buffer = self._buffers[name].scale_(self._momentum).add_(decayed)
@@ -149,40 +171,63 @@ class Lars(Optimizer):
     spec: LarsSpec
 
     def __init__(
-        self, named: Mapping[str, Tensor], spec: LarsSpec, members: Mapping[str, groups.Group]
+        self,
+        named: Mapping[str, Tensor],
+        spec: LarsSpec,
+        members: Mapping[str, groups.Group],
+        norms: Norms = WHOLE,
+        copies: Group = ALONE.replicas,
     ) -> None:
-        super().__init__(named, spec, members)
+        super().__init__(named, spec, members, norms, copies)
         self._buffers = self._zeros()
 
-    def moments(self) -> dict[str, Tensor]:
+    def moments(self) -> dict[str, dict[str, Tensor]]:
         """See ``Optimizer``."""
-        return _named("momentum_buffer", self._buffers)
+        return {"momentum_buffer": self._buffers}
 
     def _update(self, hyper: Hyper) -> None:
-        for name, parameter, gradient in self._trained():
+        divided = self._divided_norms(hyper)
+        for name, parameter, gradient in self._updated():
             lr, decay = self._rates(name, hyper)
             if parameter.ndim > 1:
                 decayed = (parameter * decay).add_(gradient)
-                _multiply_(decayed, self._ratio(parameter, gradient, decayed, decay))
+                sizes = divided.get(name) or map(_norm, self._sized(parameter, gradient, decayed))
+                _multiply_(decayed, self._ratio(*map(_exact, sizes), decay))
                 gradient = decayed
             entering, leaving = buffer_rates(self.spec, lr)
             buffer = self._buffers[name].scale_(self.spec.momentum)
             buffer.add_(gradient if entering == 1.0 else gradient * entering)
             parameter.subtract_(buffer if leaving == 1.0 else buffer * leaving)
 
-    def _ratio(self, parameter: Tensor, gradient: Tensor, decayed: Tensor, decay: float) -> Tensor:
-        """The trust ratio: a scalar on the device, for which the host does not wait.
+    def _sized(self, parameter: Tensor, gradient: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
+        """The two tensors whose norms give the trust ratio.
 
         Args:
             gradient: without weight decay.
             decayed: gradient with weight decay.
+        """
+        return parameter, gradient if self.spec.form == "mmpretrain" else decayed
+
+    def _divided_norms(self, hyper: Hyper) -> dict[str, list[Tensor]]:
+        """The norms of ``_sized`` for tensors of which this process has a part."""
+        squares = {}
+        for name, parameter, gradient in self._updated():
+            if parameter.ndim > 1 and self.norms.divides(name):
+                decayed = (parameter * self._rates(name, hyper)[1]).add_(gradient)
+                squares[name] = [*map(_squares, self._sized(parameter, gradient, decayed))]
+        return self.norms.of_divided(squares)
+
+    def _ratio(self, norm: Tensor, size: Tensor, decay: float) -> Tensor:
+        """The trust ratio: a scalar on the device, for which the host does not wait.
+
+        Args:
+            norm: of the parameter.
+            size: norm of the other tensor of ``_sized``.
             decay: the weight decay.
         """
-        norm = _norm(parameter)
         trusted = _number(self.spec.trust_coefficient) * norm
         if self.spec.form == "mmpretrain":
-            return trusted / (_norm(gradient) + _number(decay) * norm + _number(TRUST_EPSILON))
-        size = _norm(decayed)
+            return trusted / (size + _number(decay) * norm + _number(TRUST_EPSILON))
         usable = paddle.logical_and(norm != 0.0, size != 0.0)
         return paddle.where(usable, trusted / size, _number(1.0))
 
@@ -201,8 +246,8 @@ def _multiply_(x: Tensor, factor: Tensor) -> None:
 
 
 def _norm(x: Tensor) -> Tensor:
-    """The L2 norm as a float64 scalar."""
-    return _exact(paddle.sqrt(_squares(x)))
+    """The L2 norm, a scalar."""
+    return paddle.sqrt(_squares(x))
 
 
 def _exact(x: Tensor) -> Tensor:
@@ -217,10 +262,6 @@ def _number(value: float) -> Tensor:
 def _squares(x: Tensor) -> Tensor:
     # paddle.linalg.norm and paddle.dot are 1 % too small for a large float32 tensor.
     return paddle.square(x).sum()
-
-
-def _named(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"optimizer.{kind}.{name}": tensor for name, tensor in tensors.items()}
 
 
 OPTIMIZERS = {"adamw": AdamW, "sgd": Sgd, "lars": Lars}

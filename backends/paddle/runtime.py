@@ -12,6 +12,8 @@ from triptych.core.machine.resources import keep_memory, processor
 def load() -> None:
     """Imports ``paddle`` without its warnings, with fast matrix products and reuse of memory."""
     use_fast_kernels()
+    # Its library reports each connection of processes on stderr.
+    os.environ.setdefault("GLOG_minloglevel", "2")
     # Paddle keeps no freed memory on the CPU.
     keep_memory()
     handler = signal.getsignal(signal.SIGTERM)

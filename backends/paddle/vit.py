@@ -3,8 +3,8 @@
 Shape letters: N images, L patches, T tokens, D width, H heads.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.autograd import PyLayer, PyLayerContext
+from paddle.distributed.fleet.utils import recompute
 from paddle.nn.initializer import Constant
 
 from triptych.backends.paddle.layers import (
@@ -82,7 +83,12 @@ class VisionTransformer(nn.Layer):
     """timm's network without its classifier. Parameters have timm's names.
 
     Position table and patch projection are trained only if the spec says so.
+
+    Attributes:
+        recompute: whether the backward pass computes the activations of each block again.
     """
+
+    recompute = False
 
     def __init__(self, spec: VitSpec) -> None:
         super().__init__()
@@ -105,7 +111,7 @@ class VisionTransformer(nn.Layer):
 
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
         """See ``core.contracts.Encoder``."""
-        x, outputs = run(self._embed(images), self.blocks, layers)
+        x, outputs = run(self._embed(images), self._layers(), layers)
         return {"final": self.norm(x), **{f"layer{i}": y for i, y in outputs.items()}}
 
     def pooled(
@@ -117,7 +123,7 @@ class VisionTransformer(nn.Layer):
         x = self._embed(images)
         # Repeated first: a product that broadcasts is slow on the CPU.
         whole = [(like_tokens(one, x), like_tokens(two, x)) for one, two in scales]
-        x, _ = run(x, walk(self.blocks, whole))
+        x, _ = run(x, self._layers(whole))
         x = self.norm(x)
         patches = np.arange(1, x.shape[1])
         return self.fc_norm(x[:, 0] if pooling == "cls" else mean_tokens(x, patches))
@@ -129,7 +135,7 @@ class VisionTransformer(nn.Layer):
         token = (self.cls_token + self.pos_embed[:, :1]).expand_as(patches[:, :1])
         x = paddle.concat([token, patches], axis=1)
         early_block = len(self.blocks) - 1 - early
-        x, outputs = run(x, self.blocks, (early_block,))
+        x, outputs = run(x, self._layers(), (early_block,))
         final = self.norm(x)
         return outputs[early_block] if early else final, final
 
@@ -141,9 +147,21 @@ class VisionTransformer(nn.Layer):
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
-        *blocks, last = self.blocks
-        x, _ = run(self._embed(images), blocks)
-        return self.norm(class_token(last, x))
+        x, _ = run(self._embed(images), self._layers()[:-1])
+        return self.norm(self._kept(class_token)(self.blocks[-1], x))
+
+    def _layers(
+        self, scales: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> list[Callable[[Tensor], Tensor]]:
+        """The blocks as functions of the tokens."""
+        return [self._kept(block) for block in walk(self.blocks, scales)]
+
+    def _kept(self, layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The layer, which keeps its activations or computes them again in the backward pass."""
+        if not (self.recompute and paddle.is_grad_enabled()):
+            return layer
+        # The other form (use_reentrant=False) gives wrong gradients with operations in place.
+        return partial(recompute, layer, use_reentrant=True, preserve_rng_state=False)
 
     def _embed(self, images: Tensor) -> Tensor:
         """The class token and the patches, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
@@ -175,16 +193,16 @@ def class_token(block: Block, x: Tensor) -> Tensor:
     """The class token after a block. (N, T, D) -> (N, D).
 
     The loss needs only this row of the last block's output, so only this row is computed. Keys and
-    values come from all tokens.
+    values come from all tokens. A process may have some of the heads only.
     """
-    width, attention = x.shape[-1], block.attn
-    heads = attention.heads
+    attention = block.attn
+    heads, third = attention.heads, attention.qkv.weight.shape[1] // 3
     normal = block.norm1(x)
-    weights = paddle.split(attention.qkv.weight, [width, 2 * width], axis=1)
-    biases = paddle.split(attention.qkv.bias, [width, 2 * width])
-    query = linear(normal[:, 0], weights[0], biases[0]).reshape([-1, heads, 1, width // heads])
+    weights = paddle.split(attention.qkv.weight, [third, 2 * third], axis=1)
+    biases = paddle.split(attention.qkv.bias, [third, 2 * third])
+    query = linear(normal[:, 0], weights[0], biases[0]).reshape([-1, heads, 1, third // heads])
     key, value = _split_heads(linear(normal, weights[1], biases[1]), 2, heads)
-    x = x[:, 0] + attention.proj(_attend(query, key, value).reshape([-1, width]))
+    x = x[:, 0] + attention.proj(_attend(query, key, value).reshape([-1, third]))
     return x + block.mlp(block.norm2(x))
 
 
