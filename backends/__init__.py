@@ -11,7 +11,7 @@ from triptych.core.machine.interrupts import interrupts_kept
 
 BACKENDS = NAMES
 PARALLEL: dict[str, tuple[str, ...]] = {
-    "torch": ("data", "tensor", "recompute"),
+    "torch": ("data", "tensor", "shard_optimizer", "recompute"),
     "oneflow": ("data", "tensor", "recompute"),
     "paddle": ("data", "tensor", "shard_optimizer", "recompute"),
 }

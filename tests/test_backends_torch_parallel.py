@@ -26,7 +26,7 @@ def alone(spec: RunSpec) -> RunSpec:
 DATA = {
     **SPECS,
     "moco_v3 of a ResNet": tiny_spec(case="moco_v3_resnet18"),
-    "moco_v2": tiny_spec(case="moco_v2_resnet50", batch_norm={"virtual_ranks": 2}),
+    "moco_v2": tiny_spec(case="moco_v2_bottleneck", batch_norm={"virtual_ranks": 2}),
     "moco_v1 of shared statistics": tiny_spec(
         case="moco_v1_resnet18", batch_norm={"virtual_ranks": 1, "running_variance": "biased"}
     ),
@@ -37,9 +37,16 @@ TENSOR = {
     "moco_v3": tiny_spec(optim={"name": "lars", "weight_decay": 0.01}),
     "moca": tiny_spec(case="moca_vit", method={"decoder_heads": 4}),
 }
+OWNED = {
+    "linear": SPECS["linear"],
+    "moco_v1": SPECS["moco_v1"],
+    "moco_v3": TENSOR["moco_v3"],
+    "moca": SPECS["moca"],
+}
 CASES = {
     **{f"data: {name}": divided(spec, data=2) for name, spec in DATA.items()},
     **{f"tensor: {name}": divided(spec, tensor=2) for name, spec in TENSOR.items()},
+    **{f"owned: {n}": divided(spec, data=2, shard_optimizer=True) for n, spec in OWNED.items()},
 }
 
 

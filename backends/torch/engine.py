@@ -9,6 +9,7 @@ from torch import Tensor
 from triptych.backends.torch import ops, parallel, sharded
 from triptych.backends.torch.methods import METHODS, Pair
 from triptych.backends.torch.optim import OPTIMIZERS, Optimizer
+from triptych.backends.torch.owned import Owned
 from triptych.backends.torch.state import to_array
 from triptych.backends.torch.vit import VisionTransformer
 from triptych.core import engine as core
@@ -30,19 +31,25 @@ class Engine(core.Engine):
     ) -> None:
         super().__init__(spec, ops, parallel.context(device, spec.precision, ranks), ranks)
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
-        self.splits = splits(spec)
+        self.layout = sharded.Layout(splits(spec), ranks, device)
         model = METHODS[spec.method.name](spec, ranks)
-        sharded.divide(model, self.splits, ranks.tensor)
+        sharded.divide(model, self.layout.table, ranks.tensor)
         self.model = model.to(device=device, dtype=self.dtype).train()
         self.model.mixed = spec.precision == "bfloat16"
         for module in self.model.modules():
             if isinstance(module, VisionTransformer):
                 module.recompute = spec.parallel.recompute
         self.load_model(state)
-        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = self._optimizer()
+
+    def _optimizer(self) -> Optimizer:
+        spec, ranks = self.spec, self.ranks
+        trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.owned = Owned(trainable, ranks.replicas) if spec.parallel.shard_optimizer else None
+        self._owners = (ranks.replicas,) if self.owned else ()
+        norms = sharded.Norms(self.layout.table, ranks.tensor, *self._owners)
         members = groups.assign(trainable, spec)
-        norms = sharded.Norms(self.splits, ranks)
-        self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim, members, norms)
+        return OPTIMIZERS[spec.optim.name](trainable, spec.optim, members, norms, self.owned)
 
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -68,13 +75,20 @@ class Engine(core.Engine):
 
     def sum_gradients(self) -> None:
         """See ``core.engine.Engine``."""
-        cast(parallel.Group, self.replicas).sum_gradients(self.optimizer.named.values())
+        if self.owned:
+            self.owned.sum_gradients()
+        else:
+            replicas = cast(parallel.Group, self.replicas)
+            replicas.sum_gradients(self.optimizer.named.values())
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""
         for name, parameter in self.optimizer.named.items():
-            if parameter.grad is not None:
-                yield name, self._slots({name: parameter.grad})[name].read
+            gradient = parameter.grad
+            if gradient is None and self.owned:
+                gradient = torch.empty_like(parameter, device="meta")
+            if gradient is not None:
+                yield name, self.layout.slots({name: gradient}, *self._owners)[name].read
 
     def gradient_norm(self) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -82,11 +96,8 @@ class Engine(core.Engine):
 
     def model_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        return self._slots(self.model.state_dict(keep_vars=True))
+        return self.layout.slots(self.model.state_dict(keep_vars=True))
 
     def moment_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        return self._slots(self.optimizer.moments())
-
-    def _slots(self, named: Mapping[str, Tensor]) -> dict[str, Slot]:
-        return sharded.whole_slots(named, self.splits, self.ranks.tensor)
+        return self.layout.slots(self.optimizer.moments(), *self._owners)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from triptych.backends.torch.owned import Owned
 from triptych.backends.torch.sharded import WHOLE_NORMS, Norms
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.contracts import Hyper
@@ -20,6 +21,7 @@ class Optimizer(ABC):
         named: canonical name -> trainable parameter.
         members: the group of each parameter (see ``core.optim.groups``).
         norms: computes the norms of tensors of which this process may have a part.
+        owned: which parameters this process updates; None: all.
     """
 
     count: int
@@ -31,19 +33,23 @@ class Optimizer(ABC):
         spec: OptimSpec,
         members: Mapping[str, groups.Group],
         norms: Norms = WHOLE_NORMS,
+        owned: Owned | None = None,
     ) -> None:
-        self.named, self.norms = dict(named), norms
+        self.named, self.norms, self.owned = dict(named), norms, owned
+        self.own = {n: p for n, p in named.items() if owned is None or n in owned.names}
         self.spec, self.clip_norm = spec, spec.clip_norm
-        self.groups: dict[groups.Group, list[str]] = {}
-        for name in self.named:
-            self.groups.setdefault(members[name], []).append(name)
+        self.groups: dict[groups.Group, list[str]] = {members[name]: [] for name in self.named}
+        for name in self.own:
+            self.groups[members[name]].append(name)
 
     def step(self, hyper: Hyper) -> None:
         """Clips the gradients if the spec has ``clip_norm``, then does one update."""
         if self.clip_norm is not None:
             norm = self.gradient_norm()
-            nn.utils.clip_grads_with_norm_(self.named.values(), self.clip_norm, norm)
+            nn.utils.clip_grads_with_norm_(self.own.values(), self.clip_norm, norm)
         self._update(hyper)
+        if self.owned:
+            self.owned.share()
 
     def zero_grad(self) -> None:
         """Clears the gradients."""
@@ -52,8 +58,9 @@ class Optimizer(ABC):
 
     def gradient_norm(self) -> Tensor:
         """The global L2 norm of the current gradients."""
-        gradients = {n: p.grad for n, p in self.named.items() if p.grad is not None}
-        return self.norms.total(gradients)
+        gradients = {n: p.grad for n, p in self.own.items() if p.grad is not None}
+        nothing = {"": next(iter(self.named.values())).new_zeros(1)}  # this process may own nothing
+        return self.norms.total(gradients or nothing)
 
     @abstractmethod
     def moments(self) -> dict[str, Tensor]:
@@ -62,6 +69,15 @@ class Optimizer(ABC):
     @abstractmethod
     def _update(self, hyper: Hyper) -> None:
         """Does one update with the rates of this step."""
+
+    def _moments(self, kind: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Moments of one kind by canonical name. Those of others are on the device "meta"."""
+        return {
+            f"optimizer.{kind}.{name}": own[name]
+            if name in own
+            else torch.empty_like(parameter, device="meta")
+            for name, parameter in self.named.items()
+        }
 
     def _param_groups(self) -> list[dict[str, list[nn.Parameter]]]:
         """The groups as PyTorch's optimizers take them."""
@@ -82,12 +98,14 @@ class AdamW(Optimizer):
         spec: AdamWSpec,
         members: Mapping[str, groups.Group],
         norms: Norms = WHOLE_NORMS,
+        owned: Owned | None = None,
     ) -> None:
-        super().__init__(named, spec, members, norms)
+        super().__init__(named, spec, members, norms, owned)
         self._adamw = torch.optim.AdamW(
             self._param_groups(), betas=spec.betas, eps=spec.eps, fused=True
         )
-        for parameter in named.values():
+        self._count = 0
+        for parameter in self.own.values():
             # PyTorch would make the state at the first step. Here it is complete from the start.
             self._adamw.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
@@ -97,26 +115,29 @@ class AdamW(Optimizer):
 
     def moments(self) -> dict[str, Tensor]:
         """See ``Optimizer``."""
-        return {
-            f"optimizer.{kind}.{name}": self._adamw.state[parameter][kind]
+        states = {name: self._adamw.state[parameter] for name, parameter in self.own.items()}
+        first, second = (
+            self._moments(kind, {name: state[kind] for name, state in states.items()})
             for kind in ("exp_avg", "exp_avg_sq")
-            for name, parameter in self.named.items()
-        }
+        )
+        return {**first, **second}
 
     @property
     def count(self) -> int:
         """See ``Optimizer``."""
-        return int(next(iter(self._adamw.state.values()))["step"])
+        return self._count
 
     @count.setter
     def count(self, value: int) -> None:
         """Sets the number of updates done."""
+        self._count = value
         for state in self._adamw.state.values():
             state["step"].fill_(value)
 
     def _update(self, hyper: Hyper) -> None:
         self._set_rates(self._adamw, hyper)
         self._adamw.step()
+        self._count += 1
 
 
 class Sgd(Optimizer):
@@ -128,19 +149,19 @@ class Sgd(Optimizer):
         spec: SgdSpec,
         members: Mapping[str, groups.Group],
         norms: Norms = WHOLE_NORMS,
+        owned: Owned | None = None,
     ) -> None:
-        super().__init__(named, spec, members, norms)
+        super().__init__(named, spec, members, norms, owned)
         self.count = 0
         self._sgd = torch.optim.SGD(self._param_groups(), momentum=spec.momentum, fused=True)
-        for parameter in named.values():
+        for parameter in self.own.values():
             self._sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def moments(self) -> dict[str, Tensor]:
         """See ``Optimizer``."""
-        return {
-            f"optimizer.momentum_buffer.{name}": self._sgd.state[parameter]["momentum_buffer"]
-            for name, parameter in self.named.items()
-        }
+        states = {name: self._sgd.state[parameter] for name, parameter in self.own.items()}
+        buffers = {name: state["momentum_buffer"] for name, state in states.items()}
+        return self._moments("momentum_buffer", buffers)
 
     def _update(self, hyper: Hyper) -> None:
         self._set_rates(self._sgd, hyper)
@@ -163,23 +184,26 @@ class Lars(Optimizer):
         spec: LarsSpec,
         members: Mapping[str, groups.Group],
         norms: Norms = WHOLE_NORMS,
+        owned: Owned | None = None,
     ) -> None:
-        super().__init__(named, spec, members, norms)
+        super().__init__(named, spec, members, norms, owned)
         self.count = 0
-        self._buffers = {name: torch.zeros_like(p) for name, p in self.named.items()}
+        self._buffers = {name: torch.zeros_like(p) for name, p in self.own.items()}
         self._scaled: dict[groups.Group, list[str]] = {}
-        for name, parameter in self.named.items():
+        for name, parameter in self.own.items():
             if parameter.ndim > 1:
                 self._scaled.setdefault(members[name], []).append(name)
 
     def moments(self) -> dict[str, Tensor]:
         """See ``Optimizer``."""
-        return {f"optimizer.momentum_buffer.{n}": b for n, b in self._buffers.items()}
+        return self._moments("momentum_buffer", self._buffers)
 
     @torch.no_grad()
     def _update(self, hyper: Hyper) -> None:
         self._decay_and_scale(hyper)
         for group, names in self.groups.items():
+            if not names:
+                continue
             lr, _ = groups.rates(group, self.spec, hyper)
             values, buffers = ([owner[n] for n in names] for owner in (self.named, self._buffers))
             entering, leaving = buffer_rates(self.spec, lr)

@@ -1,8 +1,8 @@
 """The processes of a run over ``torch.distributed``: NCCL on CUDA devices, Gloo on the CPU."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -50,29 +50,48 @@ class Group(contracts.Group):
         dist.all_gather(list(gathered.chunk(self.count)), rows, group=self._group)
         return gathered
 
-    def broadcast(self, x: Tensor) -> None:
-        """See ``core.contracts.Group``."""
-        dist.broadcast(x, group=self._group, group_src=0)
+    def broadcast(self, x: Tensor, source: int = 0) -> None:
+        """See ``core.contracts.Group``. source: rank of the process that gives ``x``."""
+        dist.broadcast(x, group=self._group, group_src=source)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replaces the gradients by their sums over the group; a missing one counts as zeros."""
-        sent = [(bucket, *self._send(bucket)) for bucket in _buckets(parameters)]
-        for bucket, flat, work in sent:
-            work.wait()
-            sizes = [parameter.numel() for parameter in bucket]
-            for parameter, part in zip(bucket, flat.split(sizes), strict=True):
-                parameter.grad = part.view_as(parameter)
+        self._exchange([(None, bucket) for bucket in _buckets(parameters)])
 
-    def _send(self, bucket: Sequence[nn.Parameter]) -> tuple[Tensor, dist.Work]:
-        """The gradients of some parameters in one buffer, and the exchange that sums them."""
+    def sum_gradients_to_owners(self, owned: Sequence[Iterable[nn.Parameter]]) -> None:
+        """Gives each process the sums of the gradients of the parameters that it owns.
+
+        Other gradients become None.
+
+        Args:
+            owned: the parameters of each process, in the order of the ranks.
+        """
+        self._exchange([(r, each) for r, own in enumerate(owned) for each in _buckets(own)])
+
+    def _exchange(self, buckets: Sequence[tuple[int | None, list[nn.Parameter]]]) -> None:
+        """Sums the gradients of each bucket, for one process or for all."""
+        sent = [(owner, bucket, *self._send(owner, bucket)) for owner, bucket in buckets]
+        for owner, bucket, flat, work in sent:
+            work.wait()
+            if owner in (None, self.rank):
+                sizes = [parameter.numel() for parameter in bucket]
+                for parameter, part in zip(bucket, flat.split(sizes), strict=True):
+                    parameter.grad = part.view_as(parameter)
+
+    def _send(self, owner: int | None, bucket: list[nn.Parameter]) -> tuple[Tensor, dist.Work]:
+        """Takes the gradients of a bucket into one buffer, and begins to exchange it."""
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         for parameter in bucket:
             parameter.grad = None
-        return flat, dist.all_reduce(flat, group=self._group, async_op=True)
+        if owner is None:
+            work = dist.all_reduce(flat, group=self._group, async_op=True)
+        else:
+            work = dist.reduce(flat, group=self._group, group_dst=owner, async_op=True)
+        return flat, cast(dist.Work, work)
 
 
-def _buckets(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
+def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """The parameters in order, in lists of about ``BUCKET`` bytes."""
     bucket: list[nn.Parameter] = []
     for parameter in parameters:

@@ -7,8 +7,8 @@ divided by its inputs has the values added up (arXiv 1909.08053, section 3).
 Shape letters: N images, T tokens, D features, H heads.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,62 +55,86 @@ def _part(tensor: Tensor, split: Split, group: Group) -> Tensor:
     return torch.cat([x.chunk(group.count, split.axis)[group.rank] for x in parts], split.axis)
 
 
-def whole_slots(named: Mapping[str, Tensor], table: Table, group: Group) -> dict[str, Slot]:
-    """The slots of tensors of which this process may have a part, by canonical name.
+class Layout(NamedTuple):
+    """Which part of the tensors this process has.
 
-    The arrays are whole. All processes of the group read the slots in the same order.
+    Attributes:
+        table: the split of each tensor. Processes of one tensor group share each divided tensor.
+        ranks: the processes of the run.
+        device: of this process.
     """
-    if group.count == 1:
-        return state.slots(named)
-    return {name: _slot(tensor, split_of(name, table), group) for name, tensor in named.items()}
 
+    table: Table
+    ranks: Ranks
+    device: str
 
-def _slot(tensor: Tensor, split: Split, group: Group) -> Slot:
-    if split.axis is None:
-        return state.tensor_slot(tensor)
+    def slots(self, named: Mapping[str, Tensor], *others: Group) -> dict[str, Slot]:
+        """The slots of tensors of which this process may have a part, by canonical name.
 
-    def read() -> Array:
-        return split.joined(np.split(state.to_array(group.gather(tensor)), group.count))
+        The arrays are whole. All processes read the slots in the same order.
 
-    def write(array: Array) -> None:
-        state.from_array(tensor, split.part(array, group.rank, group.count))
+        Args:
+            others: groups of which one process has each tensor. On the others the tensor is on
+                PyTorch's device "meta": it has a shape and no values.
+        """
+        if self.ranks.tensor.count == 1 and not others:
+            return state.slots(named)
+        return {name: self._slot(name, tensor, others) for name, tensor in named.items()}
 
-    shape = list(tensor.shape)
-    shape[split.axis] *= group.count
-    return Slot(tuple(shape), read, write)
+    def _slot(self, name: str, tensor: Tensor, others: Sequence[Group]) -> Slot:
+        split, group = split_of(name, self.table), self.ranks.tensor
+        divided = split.axis is not None and group.count > 1
+
+        def read() -> Array:
+            part = tensor
+            for other in others:
+                part = torch.zeros_like(part, device=self.device) if part.is_meta else part
+                part = other.sum(part)
+            if not divided:
+                return state.to_array(part)
+            return split.joined(np.split(state.to_array(group.gather(part)), group.count))
+
+        def write(array: Array) -> None:
+            if not tensor.is_meta:
+                part = split.part(array, group.rank, group.count) if divided else array
+                state.from_array(tensor, part)
+
+        shape = list(tensor.shape)
+        if divided:
+            shape[split.axis or 0] *= group.count
+        return Slot(tuple(shape), read, write)
 
 
 class Norms:
     """The L2 norms of whole tensors of which this process may have a part.
 
     Args:
-        ranks: processes of one tensor group share each divided tensor, and those of one pipeline
-            have different tensors.
+        others: groups whose processes have different tensors.
     """
 
-    def __init__(self, table: Table, ranks: Ranks) -> None:
-        self._table, self._ranks = table, ranks
+    def __init__(self, table: Table, group: Group, *others: Group) -> None:
+        self._table, self._group, self._others = table, group, others
 
     def of(self, named: Mapping[str, Tensor]) -> Tensor:
         """The norm of each tensor. Canonical name -> tensor, not empty; the result is (number,)."""
         # PyTorch's optimizers use the operations on lists, too. They have no public names.
         norms = torch.stack(torch._foreach_norm(list(named.values())))
         divided = [split_of(name, self._table).axis is not None for name in named]
-        if self._ranks.tensor.count == 1 or not any(divided):
+        if self._group.count == 1 or not any(divided):
             return norms
         rows = torch.tensor(divided).nonzero()[:, 0].to(norms.device)
-        total = self._ranks.tensor.sum(norms[rows].square())
+        total = self._group.sum(norms[rows].square())
         return norms.index_copy(0, rows, total.sqrt())
 
     def total(self, named: Mapping[str, Tensor]) -> Tensor:
-        """The norm of all tensors together, those of the other stages included."""
+        """The norm of all tensors together, those that other processes have included."""
         norm = torch.linalg.vector_norm(self.of(named))
-        if self._ranks.pipeline.count == 1:
-            return norm
-        return self._ranks.pipeline.sum(norm.square()).sqrt()
+        for group in self._others:
+            norm = group.sum(norm.square()).sqrt()
+        return norm
 
 
-WHOLE_NORMS = Norms({}, ALONE)
+WHOLE_NORMS = Norms({}, ALONE.tensor)
 """The norms of a single process, which has whole tensors."""
 
 
