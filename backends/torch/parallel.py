@@ -84,6 +84,7 @@ class Group(contracts.Group):
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         for parameter in bucket:
             parameter.grad = None
+        work: dist.Work | None
         if owner is None:
             work = dist.all_reduce(flat, group=self._group, async_op=True)
         else:
