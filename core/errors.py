@@ -19,6 +19,10 @@ class NonFiniteError(FloatingPointError):
     """
 
 
+class Stopped(Exception):
+    """Breaks off an evaluation, since a stop is asked for."""
+
+
 def printable(text: str) -> str:
     r"""A name from outside, made safe for a message: one line, without control characters.
 

@@ -16,7 +16,7 @@ from triptych import backends
 from triptych.core.config.spec import LinearSpec, RunSpec
 from triptych.core.contracts import ALONE, Array, Ranks, State
 from triptych.core.engine import Engine
-from triptych.core.errors import NonFiniteError, UserError
+from triptych.core.errors import UserError
 from triptych.core.machine.devices import prepare_libraries
 from triptych.core.machine.launchers import check_launcher, launched
 from triptych.core.machine.resources import cpu_threads
@@ -71,31 +71,6 @@ def once_per_machine() -> Iterator[None]:
         if launched().local_rank:
             raise UserError("") from error
         raise
-
-
-@contextmanager
-def together(ranks: Ranks) -> Iterator[None]:
-    """If the block fails on one rank, it raises on all ranks, so that no rank waits for ever.
-
-    All ranks run the same blocks in the same order. Inside, no rank may wait for another.
-
-    Raises:
-        UserError, NonFiniteError, MemoryError, OSError: on the first rank that failed, its error.
-            On the other ranks an error without text: NonFiniteError if that error is one, else
-            UserError.
-    """
-    error: Exception | None = None
-    try:
-        yield
-    except (UserError, NonFiniteError, MemoryError, OSError) as caught:
-        error = caught
-    first = ranks.world - ranks.largest(0 if error is None else ranks.world - ranks.rank)
-    if first == ranks.world:
-        return
-    non_finite = ranks.any(ranks.rank == first and isinstance(error, NonFiniteError))
-    if error is not None and ranks.rank == first:
-        raise error
-    raise (NonFiniteError if non_finite else UserError)("")
 
 
 def quiet(line: str) -> None:

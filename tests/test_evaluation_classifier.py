@@ -10,6 +10,7 @@ from support.data_specs import make_spec, write_images
 from support.golden_weights import GOLDEN, normal
 
 from triptych.core.config.spec import RunSpec
+from triptych.core.contracts import ALONE
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.evaluation import classifier
 from triptych.core.evaluation.scores import Scores, Tally
@@ -161,7 +162,7 @@ def engine_of(spec, logits):
         assert images.shape[1:] == (3, 16, 16)
         return logits(branch, len(images))
 
-    return SimpleNamespace(spec=spec, classify=classify)
+    return SimpleNamespace(spec=spec, ranks=ALONE, classify=classify)
 
 
 def test_the_best_classifier_of_a_sweep_is_named_with_its_rate(tmp_path):

@@ -12,6 +12,7 @@ from triptych.core import launch
 from triptych.core.contracts import ALONE
 from triptych.core.errors import UserError
 from triptych.core.machine.launchers import COMMON, PADDLE, TORCHRUN, Launched, launched
+from triptych.core.parallel.agreement import together
 from triptych.core.parameters import initial_state
 
 
@@ -92,10 +93,10 @@ def test_an_error_before_the_processes_meet_is_told_once_on_a_machine(monkeypatc
 
 
 def test_one_process_is_together_with_itself():
-    with launch.together(ALONE):
+    with together(ALONE):
         pass
     error = UserError("photo.jpg: damaged")
-    with pytest.raises(UserError) as caught, launch.together(ALONE):
+    with pytest.raises(UserError) as caught, together(ALONE):
         raise error
     assert caught.value is error
 

@@ -1,6 +1,7 @@
 """Two processes of one run, on the NumPy engine: who writes, and how all of them end together."""
 
 import errno
+import json
 import os
 import signal
 
@@ -13,6 +14,7 @@ from support.two_ranks import SHORT, Left, train_on_two
 from triptych.core import checkpoint, config
 from triptych.core.data import Pipeline
 from triptych.core.errors import UserError
+from triptych.core.evaluation import sharing
 from triptych.core.runs.log import Logs, read_rows
 from triptych.core.training import run, trainer
 from triptych.core.training.terminal import Terminal
@@ -201,3 +203,55 @@ def test_ranks_that_find_different_checkpoints_are_refused(tmp_path):
     assert [one.status for one in train_on_two(tmp_path, outputs, "train.stop_at=2")] == [0, 0]
     line = told(train_on_two(tmp_path, outputs, resume="auto"), 2)
     assert "process 1 of 2 finds step 0, another one step 2" in line
+
+
+# ------------------------------------------------------------------------ two copies of the model
+
+COPIES = ("parallel.data=2", "evaluate.every=3", "evaluate.per_class=[5]")
+
+
+def rows_of(folder):
+    """The rows of a log without what depends on the machine's load."""
+    timed = ("images_per_second", "data_wait", "evaluate_share", "time")
+    rows = read_rows(folder / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
+
+
+def assert_same_rows(found, wanted):
+    assert [row.keys() for row in found] == [row.keys() for row in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        for key, value in other.items():
+            same = pytest.approx(value, rel=1e-10) if isinstance(value, float) else value
+            assert one[key] == same, key
+
+
+def test_two_copies_log_and_save_what_one_process_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharing, "BATCH", 37)  # so that the last round is one of one process
+    left = both(tmp_path, *COPIES)
+    assert [one.status for one in left] == [0, 0], left
+    alone = finished(config.load("moco_v3/digits", [*SHORT, *COPIES[1:]]), tmp_path / "alone")
+    assert_same_rows(rows_of(tmp_path / "run"), rows_of(alone))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert [row["eval"] for row in result["evaluations"]] == ["knn"] * 4
+
+
+def test_a_damaged_file_that_another_copy_meets_is_counted_and_named_once(tmp_path):
+    def damage(ranks):
+        skipped = ["photo.jpg"] if ranks.rank == 1 else []
+        Pipeline.skipped = property(lambda self: skipped)
+
+    main, other = both(tmp_path, COPIES[0], change=damage)
+    assert main.out.count("damaged, skipped: photo.jpg") == 1 and not other.out
+    assert [row["skipped"] for row in rows_of(tmp_path / "run")] == [1] * 6
+
+
+def test_different_specs_are_refused_by_name(tmp_path):
+    honest = config.load
+
+    def change(ranks):
+        if ranks.rank == 1:
+            config.load = lambda name, keys: honest(name, [*keys, "seed=7", "optim.lr=0.5"])
+
+    line = told(both(tmp_path, change=change), 2)
+    assert line.startswith("error: the 2 processes differ in seed, optim; start all")
+    assert not (tmp_path / "run").exists()

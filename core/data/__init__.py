@@ -12,6 +12,8 @@ from triptych.core.data.pipeline import (
     evaluation_batches,
     indexed_batches,
     labels_of,
+    nothing_readable,
+    shared_batches,
 )
 from triptych.core.data.source import Source, split_digest
 from triptych.core.data.subset import Subset
@@ -29,9 +31,11 @@ __all__ = [
     "few_levels",
     "indexed_batches",
     "labels_of",
+    "nothing_readable",
     "open_evaluation",
     "open_splits",
     "open_train",
     "require_labels",
+    "shared_batches",
     "split_digest",
 ]

@@ -2,7 +2,7 @@
 
 import time
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
 from typing import cast
 
@@ -199,29 +199,51 @@ def indexed_batches(
         UserError: a file is damaged, no image can be read, or a worker died.
     """
     lost: list[str] = []
-    augment = spec.augment
-
-    def finish(planes: Planes, filled: Filled) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        lost.extend(filled.damaged)
+    warnings: dict[str, str] = {} if warned is None else warned
+    count, counted = 0, 0
+    for images, index in shared_batches(spec, source, batch_size, 0, 1, lost, warnings):
         if skipped is not None:
-            skipped.extend(filled.damaged)
-        if warned is not None:
-            warned.update(filled.warned)
-        images = normalize(planes[: len(filled.index)], augment.mean, augment.std)
-        return images, filled.index
-
-    job = Evaluation(spec, source, batch_size)
-    count = 0
-    for images, index in load(job, range(len(job)), spec.data.workers, spec.data.prefetch, finish):
-        count += len(index)
+            skipped.extend(lost[counted:])
+        counted, count = len(lost), count + len(index)
         # On an empty batch frameworks return NaN or even end the process.
         if len(index):
             yield images, index
     if lost and not count:
-        raise UserError(
-            f"evaluation: all {len(source)} images are damaged; the first is {printable(lost[0])}; "
-            "repair or replace them"
-        )
+        raise nothing_readable(source, lost)
+
+
+def shared_batches(
+    spec: RunSpec,
+    source: Source,
+    batch_size: int,
+    rank: int,
+    count: int,
+    skipped: list[str],
+    warned: dict[str, str],
+) -> Generator[tuple[NDArray[np.float32], NDArray[np.int64]], None, None]:
+    """``indexed_batches`` of one of several processes: each ``count``-th, from ``rank`` on.
+
+    A batch is empty if all its images are damaged.
+    """
+    augment = spec.augment
+
+    def finish(planes: Planes, filled: Filled) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        skipped.extend(filled.damaged)
+        warned.update(filled.warned)
+        images = normalize(planes[: len(filled.index)], augment.mean, augment.std)
+        return images, filled.index
+
+    job = Evaluation(spec, source, batch_size)
+    numbers = range(rank, len(job), count)
+    yield from load(job, numbers, spec.data.workers, spec.data.prefetch, finish)
+
+
+def nothing_readable(source: Source, damaged: Sequence[str]) -> UserError:
+    """The error for a source without an image that can be read."""
+    return UserError(
+        f"evaluation: all {len(source)} images are damaged; the first is {printable(damaged[0])}; "
+        "repair or replace them"
+    )
 
 
 def augmented_views(

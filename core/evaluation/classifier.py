@@ -7,12 +7,14 @@ import numpy as np
 from pydantic import Field, FiniteFloat, NonNegativeInt
 
 from triptych.core.config.spec import LinearSpec, SupervisedSpec
+from triptych.core.contracts import Array
 from triptych.core.data import labels_of
 from triptych.core.engine import Engine
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.evaluation.row import Share, SplitRow
-from triptych.core.evaluation.scores import Scores, Tally
-from triptych.core.evaluation.split import Met, Split
+from triptych.core.evaluation.scores import Scores, Tally, counted
+from triptych.core.evaluation.sharing import Met, Sharing
+from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.subject import Check, never
 from triptych.core.parameters import parts
 
@@ -130,14 +132,22 @@ def evaluate(
     """
     averaged = parts(engine.spec).teacher == "everything"
     tallies = {branch: Tally() for branch in (["teacher"] if averaged else []) + ["student"]}
-    met = Met()
-    for images, index in split.batches(split.queries, met):
+
+    def compute(images: Array, index: Array) -> list[Array]:
         check()
-        for branch, tally in tallies.items():
+        found: list[Array] = []
+        for branch in tallies:
             logits = engine.classify(images, branch=branch)
             if not np.isfinite(logits).all():
                 raise NonFiniteError(f"evaluation after step {step}: logits not finite")
-            tally.add(logits, labels_of(split.queries, index))
+            found += counted(logits, labels_of(split.queries, index))
+        return found
+
+    met = Met()
+    for found, index in split.computed(split.queries, met, compute, Sharing(engine)):
+        pairs = zip(found[::2], found[1::2], strict=True)
+        for tally, (sums, predicted) in zip(tallies.values(), pairs, strict=True):
+            tally.take(sums, predicted, labels_of(split.queries, index))
     return [(branch, tally.scores()) for branch, tally in tallies.items()], met
 
 

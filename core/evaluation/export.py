@@ -9,7 +9,7 @@ from triptych.core.contracts import Array
 from triptych.core.data import Source, indexed_batches
 from triptych.core.engine import Engine
 from triptych.core.errors import NonFiniteError, printable
-from triptych.core.evaluation.split import BATCH
+from triptych.core.evaluation.sharing import BATCH
 from triptych.core.files.features import Append
 
 

@@ -25,7 +25,7 @@ from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.evaluation import knn
 from triptych.core.evaluation.neighbours import neighbours
 from triptych.core.evaluation.scores import Tally, confusion
-from triptych.core.evaluation.split import BATCH
+from triptych.core.evaluation.sharing import BATCH
 from triptych.core.parameters import parts
 from triptych.core.random import stream
 

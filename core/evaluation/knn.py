@@ -22,7 +22,7 @@ from triptych.core.errors import UserError
 from triptych.core.evaluation.neighbours import QUERIES, neighbours
 from triptych.core.evaluation.row import Share, SplitRow
 from triptych.core.evaluation.split import Halves, Labelled, require_classes
-from triptych.core.evaluation.subject import Check, Subject
+from triptych.core.evaluation.subject import Subject
 from triptych.core.random import stream
 
 TOP = 5
@@ -130,7 +130,7 @@ def rows(split: Halves, subject: Subject) -> list[KnnRow]:
         if count:
             few = few_labels(labels, count)
             bank, labels = bank[few], labels[few]
-        grid = _grid(settings, bank, labels, features.queries, subject.check)
+        grid = _grid(settings, bank, labels, features.queries, subject)
         row = KnnRow(
             eval="knn",
             step=subject.step,
@@ -158,11 +158,13 @@ class _Setting:
 
 
 def _grid(
-    settings: EvaluateSpec, bank: Array, labels: Array, queries: Labelled, check: Check
+    settings: EvaluateSpec, bank: Array, labels: Array, queries: Labelled, subject: Subject
 ) -> list[_Setting]:
     """The accuracy of each k with each temperature, by one search."""
     every_k = dict.fromkeys(min(k, len(bank)) for k in settings.every_k)
-    similarity, index = neighbours(bank, queries.features, max(every_k), check)
+    similarity, index = subject.sharing.by_rows(
+        queries.features, lambda rows: neighbours(bank, rows, max(every_k), subject.check)
+    )
     classes = labels[index]
     return [
         _Setting(k, t, *accuracy(similarity[:, :k], classes[:, :k], queries.labels, t))

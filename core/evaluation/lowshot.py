@@ -12,11 +12,13 @@ Shape letters:
 
 import warnings
 from collections.abc import Sequence
+from itertools import islice
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import ConfigDict, Field, FiniteFloat
 
+from triptych.core.config.lowshot import LowshotSpec
 from triptych.core.contracts import Array
 from triptych.core.errors import UserError
 from triptych.core.evaluation.row import Share, SplitRow
@@ -123,19 +125,16 @@ def rows(split: Halves, subject: Subject) -> list[LowshotRow]:
     groups = splits(settings, catalogue)
     needed = np.unique(np.concatenate([s.index for group in groups.values() for s in group]))
     features = split.features(subject, needed)
-    bank, queries = (
-        prepare(half.features, center=settings.center, normalize=settings.normalize)
-        for half in (features.bank, features.queries)
-    )
+    chosen = {
+        label: [_positions(shots, features, len(catalogue.classes)) for shots in group]
+        for label, group in groups.items()
+    }
+    fits = [(i, penalty) for rows in chosen.values() for penalty in settings.lambdas for i in rows]
+    results = iter(_accuracies(settings, features, fits, subject))
     made = []
     for label, group in groups.items():
-        chosen = [_positions(shots, features, len(catalogue.classes)) for shots in group]
         for penalty in settings.lambdas:
-            each = []
-            for index in chosen:
-                subject.check()
-                weight = fit(bank[index], features.bank.labels[index], penalty)
-                each.append(float(np.mean(predict(weight, queries) == features.queries.labels)))
+            each = list(islice(results, len(group)))
             row = LowshotRow(
                 eval="lowshot",
                 step=subject.step,
@@ -153,8 +152,8 @@ def rows(split: Halves, subject: Subject) -> list[LowshotRow]:
                 each=tuple(each),
                 origins=tuple(shots.origin for shots in group),
                 digests=tuple(shots.digest(catalogue) for shots in group),
-                labelled=tuple(len(index) for index in chosen),
-                queries=len(queries),
+                labelled=tuple(len(index) for index in chosen[label]),
+                queries=len(features.queries.labels),
                 classes=len(catalogue.classes),
                 split=features.digest,
                 skipped=features.skipped,
@@ -162,6 +161,35 @@ def rows(split: Halves, subject: Subject) -> list[LowshotRow]:
             )
             made.append(row)
     return made
+
+
+def _accuracies(
+    settings: LowshotSpec,
+    features: Features,
+    fits: Sequence[tuple[Array, float]],
+    subject: Subject,
+) -> list[float]:
+    """Shares of the queries that classifiers predict; processes share the fits.
+
+    Args:
+        fits: of each classifier, the rows of the bank that it learns from, and lambda.
+    """
+    bank, queries = (
+        prepare(half.features, center=settings.center, normalize=settings.normalize)
+        for half in (features.bank, features.queries)
+    )
+
+    def top1(numbers: Array) -> list[Array]:
+        shares = []
+        for index, penalty in (fits[number] for number in numbers):
+            subject.check()
+            weight = fit(bank[index], features.bank.labels[index], penalty)
+            shares.append(np.mean(predict(weight, queries) == features.queries.labels))
+        return [np.array(shares)]
+
+    (shares,) = subject.sharing.by_rows(np.arange(len(fits)), top1)
+    found: list[float] = shares.tolist()
+    return found
 
 
 def _positions(shots: Shots, features: Features, classes: int) -> Array:

@@ -79,8 +79,12 @@ class Tally:
             logits: (H, N, C), finite.
             labels: (N,) int64, 0 to C - 1.
         """
-        self._sums.append(np.stack([_sums(head, labels) for head in logits]))
-        self._predicted.append(logits.argmax(axis=2).astype(np.int32))
+        self.take(*counted(logits, labels), labels)
+
+    def take(self, sums: Array, predicted: Array, labels: Array) -> None:
+        """Adds what ``counted`` gave for one batch with these labels."""
+        self._sums.append(sums)
+        self._predicted.append(predicted)
         self._labels.append(labels)
 
     def scores(self) -> Scores:
@@ -88,6 +92,21 @@ class Tally:
         labels = np.concatenate(self._labels)
         top1, top5, loss = (np.sum(self._sums, axis=0) / len(labels)).T
         return Scores(top1, top5, loss, np.concatenate(self._predicted, axis=1), labels)
+
+
+def counted(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """What a tally keeps of one batch.
+
+    Args:
+        logits: (H, N, C), finite.
+        labels: (N,) int64, 0 to C - 1.
+
+    Returns:
+        (H, 3) float64, hits for each of ``TOP`` and sum of the losses; and (H, N) int32, the class
+        with the largest logit.
+    """
+    sums = np.stack([_sums(head, labels) for head in logits])
+    return sums, logits.argmax(axis=2).astype(np.int32)
 
 
 def _sums(logits: Array, labels: Array) -> Array:

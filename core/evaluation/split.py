@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,16 +13,13 @@ from triptych.core.data import (
     Source,
     Splits,
     Subset,
-    indexed_batches,
     labels_of,
     open_splits,
     split_digest,
 )
 from triptych.core.errors import NonFiniteError, UserError, printable
+from triptych.core.evaluation.sharing import Compute, Met, Sharing, shared
 from triptych.core.evaluation.subject import Subject
-
-BATCH = 256
-"""Number of images embedded at once."""
 
 
 @dataclass(frozen=True)
@@ -118,21 +115,6 @@ class Halves(Protocol):
         """
 
 
-@dataclass
-class Met:
-    """What was met on reading one half of a split.
-
-    Attributes:
-        skipped: names of the damaged files, which were left out.
-        warned: file name -> text of an image library's warning about it.
-        digest: as in ``Labelled``.
-    """
-
-    skipped: list[str] = field(default_factory=list)
-    warned: dict[str, str] = field(default_factory=dict)
-    digest: str = ""
-
-
 class Split:
     """The labelled bank and the labelled queries of a spec.
 
@@ -198,43 +180,51 @@ class Split:
         """(file name, warning) pairs so far, one for each file."""
         return list(self._warned.items())
 
-    def batches(
-        self, source: Source, met: Met, interpolation: str | None = None
-    ) -> Iterator[tuple[Array, Array]]:
-        """The images (n, C, H, W) of one half in order, and their positions in it (n,).
+    def computed(
+        self,
+        source: Source,
+        met: Met,
+        compute: Compute,
+        sharing: Sharing,
+        interpolation: str | None = None,
+    ) -> Iterator[tuple[list[Array], Array]]:
+        """What ``compute`` gives for one half, batch by batch, and the positions in it (n,).
 
         Args:
             source: ``bank``, a part of it, or ``queries``.
             met: is complete after the last batch.
+            compute: images (n, C, H, W), positions (n,) -> arrays.
+            sharing: the processes that share the images.
             interpolation: of the images; None: ``augment.eval_interpolation``.
 
         Raises:
-            UserError: as in ``features``.
+            UserError: as in ``features``; or as ``compute``.
         """
         spec = self.spec
         if interpolation:
             augment = spec.augment.model_copy(update={"eval_interpolation": interpolation})
             spec = spec.model_copy(update={"augment": augment})
-        yield from indexed_batches(spec, source, BATCH, met.skipped, met.warned)
+        yield from shared(spec, source, met, compute, sharing)
         self._unreported += [name for name in dict.fromkeys(met.skipped) if name not in self._met]
         self._met.update(met.skipped)
         self._warned |= met.warned
         met.digest = self._digest(source, frozenset(met.skipped))
 
     def _labelled(self, subject: Subject, source: Source) -> Labelled:
-        met = Met()
-        features, positions = [], []
-        for images, index in self.batches(source, met, subject.choice.interpolation):
+        def compute(images: Array, index: Array) -> list[Array]:
             subject.check()
-            features.append(subject.embed(images))
-            if not np.isfinite(features[-1]).all():
+            features = subject.embed(images)
+            if not np.isfinite(features).all():
                 raise NonFiniteError(f"evaluation after step {subject.step}: features not finite")
-            positions.append(index)
-        index = np.concatenate(positions)
+            return [features]
+
+        met, sharing = Met(), subject.sharing
+        found = list(self.computed(source, met, compute, sharing, subject.choice.interpolation))
+        index = np.concatenate([positions for _, positions in found])
         labels = labels_of(source, index)
         if isinstance(source, Subset):
             index = source.index[index]
-        rows = np.concatenate(features)
+        rows = np.concatenate([features for (features,), _ in found])
         return Labelled(rows, labels, met.skipped, met.warned, met.digest, index)
 
     def _digest(self, source: Source, skipped: frozenset[str]) -> str:

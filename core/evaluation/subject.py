@@ -1,7 +1,7 @@
 """The features that a protocol evaluates, and where they come from."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from triptych.core.contracts import Array
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
 from triptych.core.evaluation.row import RAW_PIXELS
+from triptych.core.evaluation.sharing import Sharing
 
 Check = Callable[[], None]
 
@@ -65,12 +66,14 @@ class Subject:
         choice: which features these are. ``branch`` is "none" and ``tokens`` is "raw pixels" for
             features of no encoder.
         check: called between batches; it raises an exception to break the evaluation off.
+        sharing: the processes that compute the features together.
     """
 
     embed: Callable[[Array], Array]
     step: int
     choice: Choice
     check: Check = never
+    sharing: Sharing = field(default_factory=Sharing)
 
     @property
     def branch(self) -> str:
@@ -104,7 +107,7 @@ def encoder(engine: Engine, step: int, choice: Choice, check: Check = never) -> 
         outputs = engine.embed(images, branch=choice.branch, layers=layers, tokens=choice.tokens)
         return outputs[names[0]] if len(names) == 1 else np.hstack([outputs[n] for n in names])
 
-    return Subject(embed, step, choice, check)
+    return Subject(embed, step, choice, check, Sharing(engine))
 
 
 def alone(engine: Engine, step: int, choice: Choice) -> Subject:

@@ -5,13 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from triptych.core.config.spec import LinearSpec
-from triptych.core.contracts import Batch, evenly
-from triptych.core.data import Pipeline, Source, epoch_order, evaluation_batches
+from triptych.core.contracts import Array, Batch, evenly
+from triptych.core.data import Pipeline, Source, epoch_order, labels_of
 from triptych.core.engine import Engine
 from triptych.core.errors import NonFiniteError
-
-BATCH = 256
-"""Number of images embedded at once."""
+from triptych.core.evaluation.sharing import Met, Sharing, shared
 
 
 class CachedFeatures:
@@ -34,17 +32,18 @@ class CachedFeatures:
         """
         self.spec, self._replicas = engine.spec, engine.replicas
         say(f"computing the features of {len(source)} images, once")
-        skipped: list[str] = []
-        warned: dict[str, str] = {}
-        features, labels = [], []
-        for images, known in evaluation_batches(self.spec, source, BATCH, skipped, warned):
-            features.append(engine.frozen_features(images))
-            labels.append(known)
-        self._features, self._labels = np.concatenate(features), np.concatenate(labels)
+        met = Met()
+
+        def compute(images: Array, index: Array) -> list[Array]:
+            return [engine.frozen_features(images)]
+
+        found = list(shared(self.spec, source, met, compute, Sharing(engine)))
+        self._features = np.concatenate([features for (features,), _ in found])
+        self._labels = labels_of(source, np.concatenate([index for _, index in found]))
         if not np.isfinite(self._features).all():
             raise NonFiniteError("the features of the frozen encoder are not finite")
-        self.skipped: Sequence[str] = skipped
-        self.warned: Sequence[tuple[str, str]] = list(warned.items())
+        self.skipped: Sequence[str] = met.skipped
+        self.warned: Sequence[tuple[str, str]] = list(met.warned.items())
         self._images = len(source)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:

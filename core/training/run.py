@@ -25,9 +25,10 @@ from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.subject import Check, encoder
 from triptych.core.files.writing import occupied, write_atomically
-from triptych.core.launch import load, open_engine, quiet, together
+from triptych.core.launch import load, open_engine, quiet
 from triptych.core.machine.resources import cpu_threads
 from triptych.core.optim.plan import Plan
+from triptych.core.parallel.agreement import check_same, program_digest, together, whole
 from triptych.core.runs.log import Logs, NoLogs, read_rows
 from triptych.core.training import cached, frozen
 from triptych.core.training.resume import Start, find_start
@@ -74,6 +75,9 @@ def train(
         with together(ranks):
             splits = _open_data(spec, say)
             stamp = _stamp(spec, backend, splits)
+        if ranks.world > 1:
+            check_same(ranks, _common(spec, stamp))
+        with together(ranks):
             pipeline = stack.enter_context(Pipeline(spec, splits.train, ranks.replicas))
             plan = Plan(spec, pipeline.steps_per_epoch)
             split = _open_split(spec, splits)
@@ -88,7 +92,8 @@ def train(
         with together(ranks):
             logs = NoLogs() if not ranks.is_main else _enter(stack, engine, run_dir, begin, say)
             _announce(stamp, engine, plan, splits.train, run_dir, say)
-        feed = cached.feed(engine, pipeline, splits.train, say)
+        with whole(ranks):
+            feed = cached.feed(engine, pipeline, splits.train, say)
         terminal = Terminal(plan.last_step, begin.step, shown=ranks.is_main)
         stack.enter_context(closing(terminal))
         evaluate = partial(_evaluate, engine, split, terminal)
@@ -137,6 +142,17 @@ def _stamp(spec: RunSpec, backend: str, splits: Splits) -> dict[str, Any]:
     }
 
 
+def _common(spec: RunSpec, stamp: Mapping[str, Any]) -> dict[str, str]:
+    """What all processes of a run must have alike, by name."""
+    sections = {key: json.dumps(value) for key, value in spec.model_dump(mode="json").items()}
+    return {
+        "version of the program": program_digest(),
+        "version of the framework": json.dumps(stamp["versions"]),
+        **sections,
+        "images of the data set": stamp["data"],
+    }
+
+
 def _check_start(begin: Start, ranks: Ranks) -> None:
     """Raises UserError if the ranks do not all begin at the same step."""
     newest = ranks.largest(begin.step)
@@ -153,6 +169,7 @@ def _evaluate(
 ) -> Sequence[Evaluation]:
     if split is None:
         return []
+    engine.share_statistics()
     rows = _rows(engine, split, step, check)
     for name in split.damaged():
         terminal.line(f"damaged, left out of the evaluation: {printable(name)}")

@@ -26,10 +26,6 @@ must not cost the checkpoint.
 """
 
 
-class Stopped(Exception):
-    """Breaks off an evaluation, since a stop is asked for."""
-
-
 @dataclass
 class StopRequest:
     """The request of the first signal.

@@ -6,7 +6,7 @@ the checkpoint.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from math import isfinite
@@ -18,35 +18,29 @@ from triptych.core import checkpoint
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import ALONE, Batch, Ranks
 from triptych.core.engine import Engine
-from triptych.core.errors import DeviceError, NonFiniteError, UserError, printable
+from triptych.core.errors import DeviceError, NonFiniteError, Stopped, UserError, printable
 from triptych.core.evaluation.row import Evaluation
+from triptych.core.evaluation.sharing import Sharing
 from triptych.core.evaluation.subject import Check
-from triptych.core.launch import together
 from triptych.core.methods import METHODS
 from triptych.core.methods.health import Health, alike, first_non_finite
 from triptych.core.optim.plan import Plan
+from triptych.core.parallel.agreement import together, whole
 from triptych.core.runs.log import Logs, NoLogs
 from triptych.core.runs.rows import Row, evaluation
+from triptych.core.training.met import Files, Reader
 from triptych.core.training.meter import Meter
-from triptych.core.training.signals import Stopped, StopRequest, stop_request
+from triptych.core.training.signals import StopRequest, stop_request
 from triptych.core.training.terminal import Terminal, health_line
 
 Reading = Callable[[], dict[str, float]]
 
 
-class Feed(Protocol):
+class Feed(Reader, Protocol):
     """What the trainer uses of ``core.data.Pipeline``."""
 
     waited: float
     """Seconds spent waiting for batches so far."""
-
-    @property
-    def skipped(self) -> Sequence[str]:
-        """Names of the damaged files met so far."""
-
-    @property
-    def warned(self) -> Sequence[tuple[str, str]]:
-        """(file name, text) of the image libraries' warnings so far."""
 
     def batches(self, start: int, stop: int, /) -> Iterator[Batch]:
         """The batches of the steps ``start`` … ``stop - 1``."""
@@ -95,10 +89,7 @@ class Trainer:
     def __post_init__(self) -> None:
         """Sets the health of the run from the logged rows of earlier steps."""
         self.method = METHODS[self.spec.method.name]
-        self._skips_printed = 0
-        """Number of damaged files whose names were printed."""
-        self._warnings_printed = 0
-        """Number of files whose warnings were printed."""
+        self._files = Files(self.pipeline, Sharing(self.engine))
         self._reading: Reading = dict
         """Reads and checks the metrics of the newest step; later calls repeat the answer."""
         self.meter = Meter(self.spec.train.batch_size, self.seconds, self.evaluating)
@@ -275,27 +266,22 @@ class Trainer:
         }
         if evaluating:
             row["evaluate_share"] = evaluating
-        if self.pipeline.skipped:
-            row["skipped"] = len(self.pipeline.skipped)
-        if self.pipeline.warned:
-            row["image_warnings"] = len(self.pipeline.warned)
+        skipped, warned = self._files.update()
+        if self._files.skipped:
+            row["skipped"] = len(self._files.skipped)
+        if self._files.warned:
+            row["image_warnings"] = len(self._files.warned)
         with together(self.ranks):
             self.logs.write(row)
-        self._name_files()
+        for name in skipped:
+            self.terminal.line(f"damaged, skipped: {printable(name)}")
+        for name, text in warned:
+            self.terminal.warning(name, text)
         news = row["state"] != before or self.step in (1, self.plan.last_step)
         line = health_line(row, self.plan.total_steps, self.method.status(values))
         self.terminal.status(line, news=news)
         if advice := self.health.advice(self.step / self.plan.total_steps):
             self.terminal.line(advice)
-
-    def _name_files(self) -> None:
-        """Prints the files that were skipped or got a warning since the previous logged step."""
-        for name in self.pipeline.skipped[self._skips_printed :]:
-            self.terminal.line(f"damaged, skipped: {printable(name)}")
-        for name, text in self.pipeline.warned[self._warnings_printed :]:
-            self.terminal.warning(name, text)
-        self._skips_printed = len(self.pipeline.skipped)
-        self._warnings_printed = len(self.pipeline.warned)
 
     def _observe(self, step: int, values: Mapping[str, Any], chance: float) -> str:
         loss, spread = self.method.judged(values), self.method.spread(values)
@@ -312,16 +298,15 @@ class Trainer:
             if stop.number or self.terminal.lost:
                 raise Stopped
 
-        rows: Sequence[Evaluation] | None = None
         with self.meter.evaluation():
             try:
-                with together(self.ranks), suppress(Stopped):
+                with whole(self.ranks):
                     rows = self.evaluate(self.step, check)
+            except Stopped:
+                return self._stopping(stop)
             except UserError as error:
                 raise UserError(_more(error, f"; the state is saved in {self.saved}")) from error
-            if self.ranks.any(rows is None):
-                return self._stopping(stop)
-            self._tell(rows or ())
+            self._tell(rows)
         return 0
 
     def _tell(self, rows: Sequence[Evaluation]) -> None:
