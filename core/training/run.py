@@ -72,11 +72,7 @@ def train(
     say = say if ranks.is_main else quiet
     spec = spec.model_copy(update={"backend": backend})
     with ExitStack() as stack:
-        with together(ranks):
-            splits = _open_data(spec, say)
-            stamp = _stamp(spec, backend, splits)
-        if ranks.world > 1:
-            check_same(ranks, _common(spec, stamp))
+        splits, stamp = _opened(spec, backend, say, ranks)
         with together(ranks):
             pipeline = stack.enter_context(Pipeline(spec, splits.train, ranks.replicas))
             plan = Plan(spec, pipeline.steps_per_epoch)
@@ -108,6 +104,16 @@ def train(
                 _write_result(run_dir, trainer, encoder_digest)
             say(_last_line(trainer, signal))
     return signal
+
+
+def _opened(spec: RunSpec, backend: str, say: Say, ranks: Ranks) -> tuple[Splits, dict[str, Any]]:
+    """The data and the stamp of a run, which all processes have alike."""
+    with together(ranks):
+        splits = _open_data(spec, say)
+        stamp = _stamp(spec, backend, splits)
+    if ranks.world > 1:
+        check_same(ranks, _common(spec, stamp))
+    return splits, stamp
 
 
 def _open_data(spec: RunSpec, say: Say) -> Splits:
