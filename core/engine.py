@@ -294,20 +294,6 @@ class Engine(ABC):
             "optimizer.step": Slot.counter(self.optimizer, "count"),
         }
 
-    def share_statistics(self) -> None:
-        """Gives the running statistics of the first copy of the model to all copies.
-
-        A checkpoint has those of the first copy. Others differ where batch norms normalise the
-        images of each copy separately.
-        """
-        if self.replicas.count == 1:
-            return
-        for name, slot in self.model_slots().items():
-            if name.endswith((".running_mean", ".running_var")):
-                values = self.tensor(slot.read())
-                self.replicas.broadcast(values)
-                slot.write(self.array(values))
-
     def load_model(self, state: Mapping[str, Array]) -> None:
         """Sets student, teacher and memory from the tensors of ``core.parameters.table``."""
         for name, slot in {**self.model_slots(), **self.model.counters()}.items():

@@ -111,6 +111,21 @@ class Sharing:
         return [np.concatenate(column) for column in columns]
 
 
+def share_statistics(engine: Engine) -> None:
+    """Gives the running statistics of the first copy of the model to all copies.
+
+    A checkpoint has those of the first copy. Others differ where batch norms normalise the images
+    of each copy separately.
+    """
+    if engine.replicas.count == 1:
+        return
+    for name, slot in engine.model_slots().items():
+        if name.endswith((".running_mean", ".running_var")):
+            values = engine.tensor(slot.read())
+            engine.replicas.broadcast(values)
+            slot.write(engine.array(values))
+
+
 def shared(
     spec: RunSpec,
     source: Source,

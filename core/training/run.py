@@ -22,6 +22,7 @@ from triptych.core.engine import Engine
 from triptych.core.errors import UserError, printable
 from triptych.core.evaluation import PROTOCOLS, classifier
 from triptych.core.evaluation.row import Evaluation
+from triptych.core.evaluation.sharing import share_statistics
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.subject import Check, encoder
 from triptych.core.files.writing import occupied, write_atomically
@@ -175,7 +176,7 @@ def _evaluate(
 ) -> Sequence[Evaluation]:
     if split is None:
         return []
-    engine.share_statistics()
+    share_statistics(engine)
     rows = _rows(engine, split, step, check)
     for name in split.damaged():
         terminal.line(f"damaged, left out of the evaluation: {printable(name)}")
