@@ -1,6 +1,9 @@
 """The processes of a run over ``torch.distributed``: NCCL on CUDA devices, Gloo on the CPU."""
 
+import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, cast
 
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from triptych.core import contracts
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Context, Ranks
+from triptych.core.machine.lifeline import GRACE, Lifeline, follow_launcher
 from triptych.core.parallel.degrees import Degrees, norm_groups
 
 PATIENCE = timedelta(minutes=30)
@@ -22,6 +26,19 @@ BUCKET = 1 << 25
 def context(device: str, precision: str, ranks: Ranks) -> Context:
     """The context of a run. On the CPU, the host of a single process waits for each step."""
     return Context(device, precision, runs_ahead=device != "cpu" or ranks.world > 1)
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Leaves it to ``Lifeline`` to end this process if another one is gone.
+
+    Gloo raises an error then, on every process that is left. One line is enough.
+    """
+    try:
+        yield
+    except RuntimeError:
+        time.sleep(2 * GRACE)
+        raise
 
 
 class Group(contracts.Group):
@@ -36,12 +53,14 @@ class Group(contracts.Group):
         self._group = group
         self.rank, self.count = members.index(dist.get_rank()), len(members)
 
+    @_watched()
     def sum(self, x: Tensor) -> Tensor:
         """See ``core.contracts.Group``."""
         total = x.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=self._group)
         return total
 
+    @_watched()
     def gather(self, x: Tensor) -> Tensor:
         """See ``core.contracts.Group``."""
         rows = x.detach().contiguous()
@@ -50,6 +69,7 @@ class Group(contracts.Group):
         dist.all_gather(list(gathered.chunk(self.count)), rows, group=self._group)
         return gathered
 
+    @_watched()
     def broadcast(self, x: Tensor, source: int = 0) -> None:
         """See ``core.contracts.Group``. source: rank of the process that gives ``x``."""
         dist.broadcast(x, group=self._group, group_src=source)
@@ -68,6 +88,7 @@ class Group(contracts.Group):
         """
         self._exchange([(r, each) for r, own in enumerate(owned) for each in _buckets(own)])
 
+    @_watched()
     def _exchange(self, buckets: Sequence[tuple[int | None, list[nn.Parameter]]]) -> None:
         """Sums the gradients of each bucket, for one process or for all."""
         sent = [(owner, bucket, *self._send(owner, bucket)) for owner, bucket in buckets]
@@ -109,9 +130,13 @@ class Processes(Ranks):
 
     The launcher's variables say how they meet (``env://``). On CUDA devices, flags and counts are
     exchanged by the hosts: they need no wait for the device.
+
+    Raises:
+        OSError: the first process cannot be reached.
     """
 
     def __init__(self, spec: RunSpec) -> None:
+        follow_launcher()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -120,6 +145,7 @@ class Processes(Ranks):
         self.tensor = self._group(degrees.groups("tensor"))
         self.pipeline = self._group(degrees.groups("pipeline"))
         self.norms = self._group(norm_groups(spec))
+        self._lifeline = Lifeline(self, os.environ["MASTER_ADDR"])
 
     def _group(self, groups: Sequence[Sequence[int]]) -> contracts.Group:
         """The group of this process. All processes make all groups, in the same order."""
@@ -132,6 +158,7 @@ class Processes(Ranks):
                 own = Group(group, members)
         return own
 
+    @_watched()
     def largest(self, value: int) -> int:
         """See ``core.contracts.Ranks``."""
         number = torch.tensor(value)
@@ -140,9 +167,14 @@ class Processes(Ranks):
 
     def close(self) -> None:
         """See ``core.contracts.Ranks``."""
+        self._lifeline.close()
         dist.destroy_process_group()
 
 
 def join(spec: RunSpec) -> Processes:
-    """Meets the other processes that a launcher has started."""
+    """Meets the other processes that a launcher has started.
+
+    Raises:
+        OSError: the first process cannot be reached.
+    """
     return Processes(spec)
