@@ -45,8 +45,9 @@ test: $(stamp)  ## the test suite
 soak: $(stamp)  ## long campaigns: kills at random moments, one curve on all frameworks
 	$(under_test) $(python) -m pytest -m soak
 
-fuzz: $(stamp)  ## 100,000 damaged files of weights: no crash, hang, bomb or execution
+fuzz: $(stamp)  ## 100,000 damaged files of weights, 2,000 changed ones: no crash, hang, bomb or execution
 	$(python) tests/support/fuzz.py 100000
+	$(python) tests/support/fuzz_trees.py 2000
 
 bench: $(stamp)  ## speed and memory, side by side with plain loops
 	for name in $$(cat $(stamp)); do $(python) tools/bench.py step --backend $$name || exit; done

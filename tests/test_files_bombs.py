@@ -7,8 +7,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from tests.support import forged
 from tests.support.forged import CENTRAL, complaint, name, number, state, tensor, text, whole
+from triptych.core.errors import UserError
+from triptych.core.formats import read_arrays
+from triptych.core.formats.containers import open_content
 
 MANY = 500_000
 """Operations of a bomb: more than the objects that a small file may have."""
@@ -98,16 +104,25 @@ def measured(paths: list[Path]) -> list[tuple[str, str, float, int, int]]:
 def test_bombs_take_neither_time_nor_memory(tmp_path):
     for index, (content, _) in enumerate(BOMBS.values()):
         (tmp_path / f"{index:02}.pkl").write_bytes(content)
-    # The bomb of the archive: 300 MiB in 300 KiB.
+    # The bombs of archives: 300 MiB in 300 KiB.
     packed = forged.torch_zip(state(tensor()), {"0": bytes(300 * 2**20)}, zipfile.ZIP_DEFLATED)
-    (tmp_path / "zz.pth").write_bytes(packed)
-    reasons = [*((key, reason) for key, (_, reason) in BOMBS.items()), ("zip", "a zip bomb")]
+    (tmp_path / "zy.pth").write_bytes(packed)
+    np.savez_compressed(tmp_path / "zz.npz", weight=np.zeros(300 * 2**18, np.float32))
+    reasons = [(key, reason) for key, (_, reason) in BOMBS.items()]
+    reasons += [("zip", "a zip bomb"), ("npz", "a zip bomb")]
     rows = measured(sorted(tmp_path.iterdir()))
     assert len(rows) == len(reasons)
     for (bomb, reason), (_, message, seconds, growth, size) in zip(reasons, rows, strict=True):
         assert (reason in message) if reason else not message, (bomb, message)
         assert seconds < 4, (bomb, seconds)  # 2 s on a quiet processor
         assert growth < 2 * size + 200 * 2**20, (bomb, growth)
+
+
+def test_an_npz_bomb_is_refused_wherever_arrays_are_read(tmp_path):
+    np.savez_compressed(tmp_path / "w.npz", **{"student.encoder.norm": np.zeros(200 * 2**18)})
+    for reader in (open_content, read_arrays):
+        with pytest.raises(UserError, match="refused as a zip bomb"):
+            reader(tmp_path / "w.npz")
 
 
 def test_a_directory_of_many_members_is_refused(tmp_path):

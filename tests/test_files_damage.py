@@ -14,6 +14,7 @@ from tests.support import forged
 from tests.support.forged import CENTRAL, complaint, state, tensor, text
 from tests.support.fuzz import fuzz
 from triptych.core.files.reading import read
+from triptych.core.files.tree import Malformed
 
 FLOATS = forged.VALUES.tobytes()
 
@@ -151,6 +152,33 @@ def test_a_file_that_is_cut_anywhere_is_refused(tmp_path):
         for length in range(len(content)):
             path.write_bytes(content[:length])
             complaint(path)
+
+
+def test_a_flipped_bit_of_a_tensor_is_found_where_the_file_has_a_checksum(tmp_path):
+    path = tmp_path / "w"
+    honest = forged.torch_zip(state(tensor()), {"0": FLOATS})
+    np.savez(tmp_path / "w.npz", weight=forged.VALUES)
+    for content in (honest, (tmp_path / "w.npz").read_bytes()):
+        path.write_bytes(content)
+        read(path).tree["weight"].verify()
+        place = content.index(FLOATS)
+        path.write_bytes(content[:place] + b"\x01" + content[place + 1 :])
+        found = read(path).tree["weight"]
+        with pytest.raises(Malformed, match=r"damaged .its checksum differs"):
+            found.verify()
+        found.bits()
+
+
+def test_a_file_of_pytorch_without_checksums_is_read(tmp_path):
+    content = bytearray(forged.torch_zip(state(tensor()), {"0": FLOATS}))
+    place = content.find(CENTRAL)
+    while place >= 0:  # as torch.serialization.set_crc32_options(False) leaves them
+        content[place + 16 : place + 20] = bytes(4)
+        place = content.find(CENTRAL, place + 4)
+    (tmp_path / "w.pth").write_bytes(content)
+    found = read(tmp_path / "w.pth").tree["weight"]
+    found.verify()
+    assert np.array_equal(found.array(), forged.VALUES)
 
 
 def test_a_slice_of_the_fuzzing():

@@ -1,6 +1,8 @@
 """Each system's own loader opens what is written for it, bit for bit; nothing is half written."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,41 @@ def test_a_folder_replaces_the_earlier_one_as_a_whole(tmp_path):
         write(tmp_path / "x", stored(), container)
         assert read(tmp_path / "x").container == container
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_a_killed_process_left_is_removed_or_put_back(tmp_path):
+    dead, alive = subprocess.Popen(["true"]), os.getppid()
+    dead.wait()
+    for name in (f".x.{dead.pid}", f".x.{alive}", f".x.{os.getpid()}", f".xy.{dead.pid}"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / f".x.{dead.pid}.earlier", stored(), "oneflow")
+    late = {"a": Stored("float32", (2,), lambda: np.zeros(2)), "b": 1 + 2j}
+    with pytest.raises(UserError):
+        write(tmp_path / "x", late, "oneflow")
+    # The process was killed after the earlier folder had left and before the new one came.
+    assert plain(read(tmp_path / "x").tree) == plain(stored())
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"x", f".x.{alive}", f".xy.{dead.pid}"}
+    (tmp_path / f".x.{dead.pid}.earlier").mkdir()
+    write(tmp_path / "x", stored(), "npz")
+    assert read(tmp_path / "x").container == "npz"
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_an_interruption_between_two_renamings_puts_the_earlier_folder_back(tmp_path, monkeypatch):
+    write(tmp_path / "x", stored(), "oneflow")
+    rename = os.rename
+
+    def interrupted(source: Path, target: Path) -> None:
+        if target == tmp_path / "x" and not str(source).endswith("earlier"):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "x", {"a": Stored.of(np.ones(2, np.float32))}, "oneflow")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert plain(read(tmp_path / "x").tree) == plain(stored())
 
 
 @pytest.mark.parametrize(

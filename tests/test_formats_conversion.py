@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import foreign
+from support.fuzz_trees import fuzz
 from support.golden_weights import official_state
 from test_formats_pretrained import encoder_of
 
@@ -17,7 +18,7 @@ from triptych.core import checkpoint, config, launch
 from triptych.core.errors import UserError
 from triptych.core.files import reading, saving
 from triptych.core.files.tree import Stored
-from triptych.core.formats import changes, destination
+from triptych.core.formats import changes, destination, load_weights
 from triptych.core.formats.adapting import adapted_channels
 from triptych.core.formats.conversion import Plan, Request, plan
 from triptych.core.formats.detection import FORMATS
@@ -31,6 +32,7 @@ HEADS = ("model.heads=3",)
 MORE = (*HEADS, "method.decoder_heads=2")
 """Of MOCA, whose decoder has heads, too."""
 FEATURES = 1e-10
+QKV = "module.base_encoder.blocks.0.attn.qkv.weight"
 
 
 def planned(path: Path, target: str, **wishes: Any) -> Plan:
@@ -247,6 +249,29 @@ def test_a_whole_state_becomes_a_checkpoint_to_go_on_from(tmp_path: Path):
     assert manifest.extra["converted"]["format"] == "moca"
 
 
+def test_entries_of_an_optimizer_that_fit_no_tensor_are_named(tmp_path: Path):
+    converted(PLSC, tmp_path / "w.pth", "torch")
+    tree = reading.read(tmp_path / "w.pth").tree
+    bias = "optimizer.exp_avg.student.encoder.norm.bias"
+    lies = {"optimizer.step": np.ones((2, 2)), bias: np.ones(7), f"{bias}x": np.ones(24)}
+    saving.write(
+        tmp_path / "x.pth", {**tree, **{n: Stored.of(a) for n, a in lies.items()}}, "torch"
+    )
+    assert planned(tmp_path / "x.pth", "canonical", overrides=()).problems == [
+        f"misshapen {bias}: expected (24,), got (7,)",
+        "misshapen optimizer.step: expected (), got (2, 2)",
+        f"unusable {bias}x: the model has no such tensor",
+    ]
+    lies = {"optimizer.step": np.array(-1), bias: np.ones(24, np.int64)}
+    saving.write(
+        tmp_path / "x.pth", {**tree, **{n: Stored.of(a) for n, a in lies.items()}}, "torch"
+    )
+    assert planned(tmp_path / "x.pth", "canonical", overrides=()).problems == [
+        f"unusable {bias}: expected floating-point numbers, got int64",
+        "unusable optimizer.step: expected a whole number >= 0, got -1",
+    ]
+
+
 @pytest.mark.parametrize("target", ["plsc", "passl", "libai"])
 def test_a_convolutional_stem_goes_to_each_system(target: str, tmp_path: Path):
     path = npz(tmp_path / "w.npz", dict(official_state("moco_v3_vit_conv_tiny")))
@@ -329,6 +354,28 @@ def test_nothing_is_replaced_by_a_half_written_file(tmp_path: Path):
             converted(source, path, target)
         assert path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.pth", "w.npz"]
+
+
+def test_a_slice_of_changed_checkpoints_is_converted_or_refused():
+    assert sum(fuzz(8, seed=3).values()) == 8
+
+
+def test_a_flipped_bit_is_found_before_anything_is_replaced(tmp_path: Path):
+    converted(PLSC, tmp_path / "w.pth", "moco_v3")
+    content = bytearray((tmp_path / "w.pth").read_bytes())
+    place = content.index(reading.read(tmp_path / "w.pth").tree["state_dict"][QKV].bits().tobytes())
+    content[place] ^= 1
+    (tmp_path / "w.pth").write_bytes(content)
+    reason = f"{tmp_path}/w.pth: .* is damaged .its checksum differs.: fetch the file again"
+    for target, name in (("canonical", "c"), ("plsc", "w.pd"), ("libai", "run")):
+        with pytest.raises(UserError, match=reason):
+            converted(tmp_path / "w.pth", tmp_path / name, target)
+    with pytest.raises(UserError, match=reason):
+        destination.examine(planned(tmp_path / "w.pth", "canonical"))
+    with pytest.raises(UserError, match=reason):
+        spec = planned(tmp_path / "w.pth", "canonical").spec
+        load_weights(tmp_path / "w.pth", spec)
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -138,3 +138,13 @@ def test_a_request_to_end_lets_files_be_removed():
             removed.append("an unfinished file")
     assert (stop.value.code, removed) == (128 + signal.SIGTERM, ["an unfinished file"])
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ctrl_c_lets_files_be_removed_where_a_signal_would_end_the_process():
+    removed = []
+    with interrupts.leave_at_once(), pytest.raises(KeyboardInterrupt), interrupts.leave_tidily():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            removed.append("an unfinished file")
+    assert removed == ["an unfinished file"]

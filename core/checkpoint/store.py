@@ -32,7 +32,7 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, State
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.files.hashing import hashed
-from triptych.core.files.saving import stream_safetensors, whole
+from triptych.core.files.saving import stream_safetensors
 from triptych.core.files.tree import Stored
 from triptych.core.files.writing import FULL, remedy, set_mode, sync
 from triptych.core.methods.health import first_non_finite
@@ -90,33 +90,29 @@ def shard_file(name: str) -> str:
     return name.partition(".")[0] + ".safetensors"
 
 
-def write_alone(
-    path: Path, step: int, tensors: Mapping[str, Stored], spec: RunSpec, extra: Mapping[str, Any]
+def fill_alone(
+    aside: Path, step: int, tensors: Mapping[str, Stored], spec: RunSpec, extra: Mapping[str, Any]
 ) -> None:
     """Writes a checkpoint outside of a run, one tensor after the other.
 
     Args:
-        path: of its folder. An earlier one is replaced.
+        aside: of its folder, as ``core.files.saving.whole`` gives it.
         step: number of updates behind the state.
         tensors: by canonical name. They need not be in memory.
         spec: of the run.
         extra: as in ``write``.
-
-    Raises:
-        UserError: as in ``core.files.saving.write``.
     """
-    with whole(path) as aside:
-        aside.mkdir()
-        shards: dict[str, dict[str, Stored]] = {}
-        for name, tensor in tensors.items():
-            shards.setdefault(shard_file(name), {})[name] = tensor
-        files = {file: _stream(aside / file, shard) for file, shard in shards.items()}
-        entries = {
-            name: TensorEntry(file=file, dtype=tensor.dtype, shape=list(tensor.shape))
-            for file, shard in shards.items()
-            for name, tensor in shard.items()
-        }
-        _seal(aside, _manifest(step, spec, extra, files, entries))
+    aside.mkdir()
+    shards: dict[str, dict[str, Stored]] = {}
+    for name, tensor in tensors.items():
+        shards.setdefault(shard_file(name), {})[name] = tensor
+    files = {file: _stream(aside / file, shard) for file, shard in shards.items()}
+    entries = {
+        name: TensorEntry(file=file, dtype=tensor.dtype, shape=list(tensor.shape))
+        for file, shard in shards.items()
+        for name, tensor in shard.items()
+    }
+    _seal(aside, _manifest(step, spec, extra, files, entries))
 
 
 def _stream(path: Path, shard: Mapping[str, Stored]) -> FileEntry:

@@ -11,6 +11,7 @@ from triptych.core.formats import destination
 from triptych.core.formats.choice import PARTS
 from triptych.core.formats.conversion import Check, Plan, Request, plan
 from triptych.core.launch import REFERENCE
+from triptych.core.machine.interrupts import leave_at_once
 from triptych.core.report import conversion
 from triptych.core.training.terminal import Terminal
 
@@ -65,7 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("convert: DST is missing; give one, or --dry-run")
     if arguments.target:
         destination.check(arguments.target, arguments.source, force=arguments.force)
-    _convert(arguments)
+    # While a file is written, ``destination.write`` has handlers of its own.
+    with leave_at_once():
+        _convert(arguments)
     return 0
 
 
@@ -82,6 +85,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         name = printable(str(arguments.source))
         raise UserError("\n".join(f"{name}: {problem}" for problem in made.problems))
     if arguments.dry_run:
+        destination.examine(made)
         say("nothing written: --dry-run")
         return
     size = destination.total(arguments.target, made)

@@ -67,6 +67,9 @@ TYPES = {
 }
 """safetensors' types -> NumPy's."""
 
+ROOM = 100 * 2**20
+"""Bytes that the packed members of a file of weights may unpack to, beyond the size of the file."""
+
 SIGNATURES = {
     b"PK": "zip",
     b"\x80": "a pickle, which could run code and is never loaded",
@@ -87,31 +90,39 @@ def read_file(path: Path) -> State:
         head = stream.read(9)
     kind = next((k for signature, k in SIGNATURES.items() if head.startswith(signature)), None)
     if kind == "zip":
-        return read_npz(path)
+        return read_npz(path, room=path.stat().st_size + ROOM)
     if head[8:] == b"{":
         return read_safetensors(path)
     content = kind or (f"it begins with {head!r}" if head else "an empty file")
     raise UserError(f"{path}: neither npz nor safetensors, but {content}")
 
 
-def read_npz(path: Path, kinds: str = NUMBERS) -> State:
+def read_npz(path: Path, kinds: str = NUMBERS, room: int | None = None) -> State:
     """The arrays of a NumPy archive.
 
     Args:
         path: of the archive.
         kinds: NumPy's kinds of types that it may hold; "U" stands for texts.
+        room: bytes that all packed members may unpack to; None: any number.
 
     Raises:
         UserError: names a member that holds anything but numbers, e.g. pickled objects.
     """
     arrays: State = {}
     with _parsing(path), zipfile.ZipFile(path) as archive:
+        unpacked = 0
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             if name == member.filename or name in arrays:
                 what = "twice" if name in arrays else "which is no array (a PyTorch file?)"
                 raise UserError(f"{path}: not an npz file: it holds {member.filename!r}, {what}")
             _check_member(path, archive, member, kinds)
+            unpacked += member.file_size if member.compress_type else 0
+            if room is not None and unpacked > room:
+                raise UserError(
+                    f"{path}: {member.filename!r} unpacks to {member.file_size} bytes: refused as "
+                    "a zip bomb; numpy.savez writes arrays unpacked"
+                )
             with archive.open(member) as stream:
                 array = _npy.read_array(stream, allow_pickle=False)
             arrays[name] = array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -19,6 +19,8 @@ import os
 import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,8 @@ def _file(path: Path) -> tuple[str, Node]:
         raise Malformed("an empty file: fetch it again")
     if head.startswith(b"PK"):
         archive = Archive(data)
+        if not archive.members:
+            raise Malformed("an empty archive: it holds nothing")
         if any(name.endswith(".npy") for name in archive.members):
             return "npz", _npz(archive)
         return "torch zip", torch.read_zip(data)
@@ -98,12 +102,17 @@ def _npz(archive: Archive) -> Node:
         head = io.BytesIO(content[:MAX_HEADER])
         shape, by_columns, dtype = npy_header(head)
         values = content[head.tell() :]
-        if dtype.kind not in NUMBERS or size_of(shape) * dtype.itemsize != len(values):
-            raise Malformed(f"{name!r} is damaged, or holds {str(dtype)[:60]} and no numbers")
+        if dtype.kind not in NUMBERS:
+            raise Malformed(f"{name!r} holds {str(dtype)[:60]}, expected numbers")
+        if size_of(shape) * dtype.itemsize != len(values):
+            raise Malformed(
+                f"{name!r} is damaged: {len(values)} bytes cannot hold {dtype} of shape {shape}"
+            )
         flat = np.frombuffer(values, dtype) if len(values) else np.zeros(0, dtype)
         array = flat.reshape(shape, order="F" if by_columns else "C")
         native = array.astype(dtype.newbyteorder("="), copy=False)
-        tree[name.removesuffix(".npy")] = Stored.of(native)
+        verify = partial(archive.verify, name, content)
+        tree[name.removesuffix(".npy")] = replace(Stored.of(native), verify=verify)
     return tree
 
 

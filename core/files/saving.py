@@ -17,8 +17,8 @@ the new file is whole. What each container holds:
 import io
 import json
 import os
+import re
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -35,6 +35,7 @@ from triptych.core.files.paddle import NAMES
 from triptych.core.files.torch import STORAGES
 from triptych.core.files.tree import Node, Stored, tensors
 from triptych.core.files.writing import sync
+from triptych.core.files.zipping import zip_writer
 from triptych.core.machine.interrupts import leave_tidily
 
 _npy: Any = np.lib.format
@@ -42,6 +43,9 @@ _npy: Any = np.lib.format
 
 THREADS = 32
 """Number of files that are brought to the disk at once."""
+
+EARLIER = ".earlier"
+"""End of the name of what is about to be replaced."""
 
 ALIGNMENT = 64
 """The values of each tensor begin at a multiple of this, as PyTorch writes them."""
@@ -66,18 +70,46 @@ def write(path: Path, tree: Node, container: str) -> None:
 def whole(path: Path) -> Iterator[Path]:
     """A path aside for the block to write at. What is there at its end replaces ``path``.
 
+    What a killed process left aside is removed, or put back if it was the earlier folder.
+
     Raises:
         UserError: the block could not write. The earlier file or folder stays.
         SystemExit: there was a SIGTERM.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with _cleaned(path, aside):
-        with leave_tidily():
-            yield aside
-            if path.exists():
-                # A power cut must not lose both. A new file is written as cp writes one.
-                _sync_all(aside)
-            _replace(aside, path)
+    with leave_tidily(), _cleaned(path, aside):
+        _recover(path)
+        yield aside
+        if path.exists():
+            # A power cut must not lose both. A new file is written as cp writes one.
+            _sync_all(aside)
+        _replace(aside, path)
+
+
+def _recover(path: Path) -> None:
+    """Ends what a killed process of this machine began: see ``_replace``."""
+    left = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})({re.escape(EARLIER)})?")
+    for other in [p for p in path.parent.iterdir() if p.name.startswith(f".{path.name}.")]:
+        found = left.fullmatch(other.name)
+        if not found or _is_alive(int(found[1])):
+            continue
+        if found[2] and not path.exists():
+            os.rename(other, path)
+        else:
+            remove(other)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether another process with this number runs on this machine."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _sync_all(path: Path) -> None:
@@ -110,15 +142,13 @@ def write_torch(path: Path, tree: Node) -> None:
     emitter = Emitter(pickle, tensor, protocol=2)
     emitter.node(tree)
     emitter.stop()
-    with open(path, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.getvalue())
-        archive.writestr("archive/byteorder", "little")
+    with zip_writer(path) as archive:
+        archive.put("archive/data.pkl", pickle.getvalue())
+        archive.put("archive/byteorder", b"little")
         for key, stored in enumerate(found):
-            info = zipfile.ZipInfo(f"archive/data/{key}")
-            info.extra = _padding(stream.tell() + 30 + len(info.filename), stored.nbytes)
-            with archive.open(info, "w", force_zip64=stored.nbytes >= 2**31) as member:
-                stream_values(member, stored.bits())
-        archive.writestr("archive/version", "3\n")
+            archive.begin(f"archive/data/{key}", stored.nbytes, ALIGNMENT)
+            stream_values(archive, stored.bits())
+        archive.put("archive/version", b"3\n")
 
 
 def _torch_tensor(emitter: Emitter, stored: Stored, kind: str, key: str) -> None:
@@ -137,13 +167,6 @@ def _torch_tensor(emitter: Emitter, stored: Stored, kind: str, key: str) -> None
     emitter.raw(b"\x89")
     emitter.name("collections", "OrderedDict")
     emitter.raw(b")RtR")
-
-
-def _padding(start: int, size: int) -> bytes:
-    """An extra field of a zip member that begins at ``start`` without it."""
-    wide = 20 if size >= 2**31 else 0  # zipfile's own field for the sizes
-    length = -(start + wide + 4) % ALIGNMENT
-    return b"FB" + length.to_bytes(2, "little") + bytes(length)
 
 
 def write_paddle(path: Path, tree: Node) -> None:
@@ -252,10 +275,15 @@ def stream_safetensors(stream: Writable, tree: Node) -> None:
 
 def write_npz(path: Path, tree: Node) -> None:
     """A NumPy archive, not packed."""
-    with zipfile.ZipFile(path, "w") as archive:
+    with zip_writer(path) as archive:
         for name, stored in _flat(tree, "npz"):
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                _npy.write_array(member, np.asanyarray(stored.array()), allow_pickle=False)
+            values = np.asanyarray(stored.array())
+            head = io.BytesIO()
+            described = {"descr": values.dtype.newbyteorder("<").str, "shape": values.shape}
+            _npy.write_array_header_1_0(head, {**described, "fortran_order": False})
+            archive.begin(f"{name}.npy", head.tell() + values.nbytes, ALIGNMENT)
+            archive.write(head.getvalue())
+            stream_values(archive, values)
 
 
 def _flat(tree: Node, container: str) -> list[tuple[str, Stored]]:
@@ -308,9 +336,13 @@ def _replace(aside: Path, path: Path) -> None:
         os.replace(aside, path)
         return
     # A folder replaces no file and a file no folder, so the earlier one leaves first.
-    earlier = path.with_name(f"{aside.name}.earlier")
-    os.rename(path, earlier)
-    os.rename(aside, path)
+    earlier = path.with_name(f"{aside.name}{EARLIER}")
+    try:
+        os.rename(path, earlier)
+        os.rename(aside, path)
+    finally:
+        if not path.exists():
+            os.rename(earlier, path)
     remove(earlier)
 
 

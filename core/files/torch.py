@@ -6,6 +6,7 @@ A tensor's values are a view of the mapped file, in the strides that the file st
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from triptych.core.contracts import Array
 from triptych.core.files.constructors import PLAIN, size_of, table
 from triptych.core.files.machine import REMEDY, Known
 from triptych.core.files.pickles import load
-from triptych.core.files.tree import Malformed, Node, Stored, bits_type, settled
+from triptych.core.files.tree import Malformed, Node, Stored, bits_type, settled, unchecked
 from triptych.core.files.zips import Archive
 
 STORAGES = {
@@ -57,12 +58,19 @@ class Storage:
         dtype: type of the values; "" until a tensor names it.
         count: number of values; of bytes if ``dtype`` is "".
         data: the bytes, once they are found.
+        check: compares them with their checksum, if there is one.
     """
 
     key: str
     dtype: str
     count: int
     data: memoryview | None = None
+    check: Callable[[], None] = unchecked
+
+    def verify(self) -> None:
+        """See ``Stored.verify``. Tensors that share the values have them checked once."""
+        check, self.check = self.check, unchecked
+        check()
 
 
 @dataclass(eq=False)
@@ -94,7 +102,7 @@ class Tensor:
             return Stored.of(np.zeros(self.shape, kind), self.dtype)
         whole = storage.data[: available * kind.itemsize]
         flat = np.frombuffer(whole, np.dtype(f"{self.order}{kind.str[1:]}"))
-        return Stored(self.dtype, self.shape, _strided(flat, self))
+        return Stored(self.dtype, self.shape, _strided(flat, self), verify=storage.verify)
 
 
 def _strided(flat: Array, tensor: Tensor) -> Callable[[], Array]:
@@ -222,7 +230,9 @@ def read_zip(data: memoryview) -> Node:
     pickle = archive.checked(f"{root}data.pkl")
     found, _ = load(pickle, session.known, persistent=session.persistent)
     for storage in session.storages.values():
-        storage.data = archive.read(f"{root}data/{storage.key}")
+        name = f"{root}data/{storage.key}"
+        storage.data = archive.read(name)
+        storage.check = partial(archive.verify, name, storage.data)
         _check_size(storage)
     return settled(found)
 

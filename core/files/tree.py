@@ -30,6 +30,10 @@ class Malformed(ValueError):
     """What a file states is false or forbidden. The message ends in the remedy, if there is one."""
 
 
+def unchecked() -> None:
+    """Nothing is known that the bytes of a tensor could be compared with."""
+
+
 @dataclass(frozen=True, eq=False)
 class Stored:
     """A tensor as a file holds it.
@@ -40,12 +44,15 @@ class Stored:
         bits: gives the values, bfloat16 as its bit patterns in uint16. They may lie in the mapped
             file: read-only, not contiguous, not aligned.
         unique: name that Paddle generated for a parameter, if the file links it to this tensor.
+        verify: compares the bytes with the checksum that the file has of them, if it has one, and
+            raises Malformed if they differ. It reads all of them.
     """
 
     dtype: str
     shape: tuple[int, ...]
     bits: Callable[[], Array]
     unique: str = ""
+    verify: Callable[[], None] = unchecked
 
     @classmethod
     def of(cls, values: Array, dtype: str = "", unique: str = "") -> "Stored":

@@ -131,7 +131,15 @@ class Joined:
             shapes = ", ".join(str(part.shape) for part in parts)
             raise Malformed(f"expected {self._count} tensors of one shape and type, got {shapes}")
         shape = (self._count * first.shape[0], *first.shape[1:])
-        return Stored(first.dtype, shape, lambda: np.concatenate([part.bits() for part in parts]))
+
+        def verify() -> None:
+            for part in parts:
+                part.verify()
+
+        def bits() -> Array:
+            return np.concatenate([part.bits() for part in parts])
+
+        return Stored(first.dtype, shape, bits, verify=verify)
 
     def from_canonical(self, tensor: Stored, facts: Facts, /) -> list[Stored]:
         """See ``Change``."""

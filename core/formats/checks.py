@@ -1,10 +1,12 @@
-"""Checks of the queue or codebook in a file: pointer, counts, unit vectors and temperature."""
+"""Checks of the queue or codebook in a file, and of the entries of an optimizer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from triptych.core.contracts import Array, State
+from triptych.core.files.tree import Stored
+from triptych.core.formats.moments import STEP
 from triptych.core.parameters import Param
 
 UNIT = 1e-2
@@ -33,6 +35,33 @@ def faults(state: State, params: Sequence[Param]) -> Iterator[str]:
             yield from _unit(param.name, value, axis=1 - sizes[param.name])
         elif param.name in DISTANCES and not (value > 0).all():
             yield f"{param.name}: expected a number > 0, got {value.item():g}"
+
+
+def optimizer_faults(
+    optimizer: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[str]:
+    """A line for each entry of an optimizer that cannot belong to a model.
+
+    Args:
+        optimizer: entries by canonical name.
+        shapes: of the model's tensors, by canonical name.
+    """
+    for name, tensor in optimizer.items():
+        expected = () if name == STEP else shapes.get(name.split(".", 2)[2])
+        if expected is None:
+            yield f"unusable {name}: the model has no such tensor"
+        elif tensor.shape != expected:
+            yield f"misshapen {name}: expected {expected}, got {tensor.shape}"
+        elif name == STEP and not (
+            tensor.dtype.startswith(("int", "uint")) and tensor.array() >= 0
+        ):
+            yield f"unusable {name}: expected a whole number >= 0, got {tensor.array().item()}"
+        elif name != STEP and not tensor.dtype.startswith(("float", "bfloat")):
+            yield f"unusable {name}: expected floating-point numbers, got {tensor.dtype}"
+
+
+def _is_count(tensor: Stored) -> bool:
+    return tensor.dtype.startswith(("int", "uint")) and bool(tensor.array() >= 0)
 
 
 def _matrix(state: State, name: str) -> bool:

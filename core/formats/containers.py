@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from triptych.core.files import oneflow, reading
-from triptych.core.files.arrays import read_file
-from triptych.core.files.tree import Content, Stored
+from triptych.core.files.tree import Content
 from triptych.core.formats.format import AVERAGED, PLAIN
 
 ARRAYS = {".npz": "npz", ".safetensors": "safetensors"}
@@ -21,10 +20,6 @@ def open_content(path: Path) -> Content:
     Raises:
         UserError: the path is unreadable, damaged, or names something to run.
     """
-    if path.suffix in ARRAYS:
-        arrays = read_file(path)
-        tree = {name: Stored.of(array) for name, array in arrays.items()}
-        return Content(path, ARRAYS[path.suffix], tree)
     return reading.read(path)
 
 

@@ -28,6 +28,7 @@ from triptych.core.formats.choice import (
 from triptych.core.formats.continuing import training_state
 from triptych.core.formats.detection import FORMATS, Source
 from triptych.core.formats.format import Format, facts_of
+from triptych.core.formats.moments import STEP
 from triptych.core.formats.opening import opened
 from triptych.core.formats.positions import Way
 from triptych.core.formats.rules import COUNTER, fits, named
@@ -337,7 +338,11 @@ def _account(made: Plan, request: Request) -> None:
     refused = {n: s for n, s in made.missing.items() if not named(n, request.allow_missing)}
     made.problems += _listed("missing", refused, "--allow-missing NAME")
     made.problems += _misfits(params, made.tensors)
-    step = made.optimizer.get("optimizer.step")
+    shapes = {param.name: param.shape for param in table(made.spec)}
+    if faults := [*checks.optimizer_faults(made.optimizer, shapes)]:
+        made.problems += faults[:SHOWN]
+        made.optimizer.clear()
+    step = made.optimizer.get(STEP)
     made.step = None if step is None else int(step.array())
     made.epoch = source.format.epochs(source.content) or 0
 

@@ -1,6 +1,7 @@
 """Writes what a conversion planned, one tensor after the other, and whole or not at all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from triptych.core.checkpoint.retrieval import MANIFEST
 from triptych.core.contracts import Array
 from triptych.core.errors import UserError, printable
 from triptych.core.files import saving, zips
-from triptych.core.files.tree import Node, Stored, tensors
+from triptych.core.files.hashing import Beside, beside
+from triptych.core.files.tree import Malformed, Node, Stored, tensors
 from triptych.core.formats import canonical, containers
 from triptych.core.formats.conversion import Plan
 from triptych.core.formats.format import Output
@@ -20,6 +22,9 @@ from triptych.core.formats.opening import SPEC
 
 HELD = 2**26
 """Bytes of mapped files that may stay in memory after they are used."""
+
+AHEAD = 2
+"""Number of tensors that may wait until they are looked at."""
 
 Advance = Callable[[int], None]
 
@@ -72,15 +77,39 @@ def write(path: Path, made: Plan, advance: Advance) -> str:
             full. Nothing was replaced.
     """
     container, tree = _tree(path, made)
-    watched = _watched(tree, _Watch(advance))
-    if container == "checkpoint":
-        extra = {
-            "converted": {"format": made.source.format.name, "layout": made.source.layout.about}
-        }
-        store.write_alone(path, made.step or 0, watched, made.spec, extra)
-    else:
-        saving.write(path, watched, container)
+    with saving.whole(path) as aside, beside(AHEAD) as thread:
+        watched = _watched(tree, _Watch(advance, thread))
+        with _damage_of(made):
+            if container == "checkpoint":
+                extra = {
+                    "format": made.source.format.name,
+                    "layout": made.source.layout.about,
+                }
+                store.fill_alone(aside, made.step or 0, watched, made.spec, {"converted": extra})
+            else:
+                saving.WRITERS[container](aside, watched)
+            thread.finish()
     return container
+
+
+def examine(made: Plan) -> None:
+    """Looks at all values as ``write`` does, without writing them.
+
+    Raises:
+        UserError: as in ``write``, of a value or a checksum.
+    """
+    with _damage_of(made):
+        for name, tensor in {**made.written, **made.optimizer}.items():
+            _examine(name, tensor, tensor.bits())
+
+
+@contextmanager
+def _damage_of(made: Plan) -> Iterator[None]:
+    """Names the file whose content is not what was written."""
+    try:
+        yield
+    except Malformed as error:
+        raise UserError(f"{printable(str(made.source.content.path))}: {error}") from error
 
 
 def total(path: Path, made: Plan) -> int:
@@ -115,8 +144,8 @@ def _tree(path: Path, made: Plan) -> tuple[str, Node]:
 class _Watch:
     """Looks after the tensors while they are written, in their order."""
 
-    def __init__(self, advance: Advance) -> None:
-        self._advance = advance
+    def __init__(self, advance: Advance, thread: Beside) -> None:
+        self._advance, self._thread = advance, thread
         self._done, self._held = 0, 0
         self._known: dict[int, Stored] = {}
 
@@ -131,14 +160,20 @@ class _Watch:
             zips.release()
             self._held = 0
         bits = tensor.bits()
-        values = bits if tensor.dtype != "bfloat16" else tensor.array()
-        if values.dtype.kind in "fc" and not np.isfinite(values).all():
-            count = values.size - int(np.isfinite(values).sum())
-            raise UserError(f"{name}: {count} of {values.size} values are not finite")
+        self._thread.call(_examine, name, tensor, bits)
         self._done += tensor.nbytes
         self._held += tensor.nbytes
         self._advance(self._done)
         return bits
+
+
+def _examine(name: str, tensor: Stored, bits: Array) -> None:
+    """Refuses values that are not finite, or not those that were saved."""
+    tensor.verify()
+    values = bits if tensor.dtype != "bfloat16" else tensor.array()
+    if values.dtype.kind in "fc" and not np.isfinite(values).all():
+        count = values.size - int(np.isfinite(values).sum())
+        raise UserError(f"{name}: {count} of {values.size} values are not finite")
 
 
 def _watched(node: Node, watch: _Watch, name: str = "") -> Node:

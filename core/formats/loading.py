@@ -11,9 +11,9 @@ from triptych.core.checkpoint.manifest import Manifest, other_architecture
 from triptych.core.checkpoint.retrieval import MANIFEST, latest, read
 from triptych.core.config.spec import RunSpec, SupervisedSpec
 from triptych.core.contracts import Array, State
-from triptych.core.errors import UserError
+from triptych.core.errors import UserError, printable
 from triptych.core.files.arrays import read_file
-from triptych.core.files.tree import Content, Stored
+from triptych.core.files.tree import Content, Malformed, Stored
 from triptych.core.formats import canonical, checks, containers
 from triptych.core.formats.architecture import encoder_shapes, other_encoder
 from triptych.core.formats.changes import Facts
@@ -261,8 +261,17 @@ def arrays_of(source: Source, prefix: str = "") -> State:
     Args:
         source: the file.
         prefix: of the canonical names of the tensors that are read.
+
+    Raises:
+        UserError: the values are not those that were saved.
     """
     narrow = source.content.container in containers.ARRAYS.values()
+    try:
+        for name, stored in source.tensors.items():
+            if name.startswith(prefix):
+                stored.verify()
+    except Malformed as error:
+        raise UserError(f"{printable(str(source.content.path))}: {error}") from error
     return {
         name: _array(stored, narrow=narrow)
         for name, stored in source.tensors.items()

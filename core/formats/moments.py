@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from triptych.core.config.spec import AdamWSpec, LarsSpec, RunSpec
+from triptych.core.contracts import Array
 from triptych.core.files.tree import Content, Malformed, Node, Stored
 from triptych.core.formats.changes import Facts
 from triptych.core.formats.entries import Entries, Key, entries
@@ -159,7 +160,11 @@ def in_form(moment: Stored, before: str, after: str, lr: Node) -> Stored:
     if not isinstance(lr, int | float) or not lr > 0:
         raise Malformed(f"the momentum of LARS in the form {before} needs the rate, which is {lr}")
     factor = lr if after == "mmpretrain" else 1.0 / lr
-    return Stored("float64", moment.shape, lambda: moment.array().astype(np.float64) * factor)
+
+    def bits() -> Array:
+        return moment.array().astype(np.float64) * factor
+
+    return Stored("float64", moment.shape, bits, verify=moment.verify)
 
 
 def parameters(tensors: Mapping[str, Stored], ours: Mapping[str, str]) -> list[Parameter]:

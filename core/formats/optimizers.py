@@ -1,6 +1,7 @@
 """Writes the state of an optimizer as the files of other systems hold it (see ``moments``)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -112,7 +113,7 @@ def _flat(state: Mapping[str, Mapping[str, Node]], output: Output) -> dict[str, 
         unique = output.tensors[name].unique
         for kind, tensor in kinds.items():
             key = f"{unique}_{kind}_0"
-            entries[key] = Stored(tensor.dtype, tensor.shape, tensor.bits, key)
+            entries[key] = replace(tensor, unique=key)
         for kind, beta in zip(BETAS, betas, strict=False):
             key = f"{unique}_{kind}_0"
             power = np.array([beta ** (count + 1)], np.float32)

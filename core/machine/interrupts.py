@@ -41,18 +41,21 @@ def leave_at_once() -> Iterator[None]:
 
 @contextmanager
 def leave_tidily() -> Iterator[None]:
-    """SIGTERM inside raises SystemExit with status 128 + 15, as Ctrl-C raises KeyboardInterrupt.
+    """SIGTERM inside raises SystemExit with status 128 + 15, and Ctrl-C raises KeyboardInterrupt.
 
-    Use it while an unfinished file has to be removed. A later SIGTERM does not disturb that. A
-    signal that the process ignores stays ignored. In a thread nothing changes, since Python allows
-    no handlers there.
+    Use it while an unfinished file has to be removed, also inside of ``leave_at_once``. A later
+    SIGTERM does not disturb that. A signal that the process ignores stays ignored. In a thread
+    nothing changes, since Python allows no handlers there.
 
     Raises:
         SystemExit: there was a SIGTERM.
+        KeyboardInterrupt: there was a Ctrl-C.
     """
     before = _handlers()
     if before.get(signal.SIGTERM, signal.SIG_IGN) != signal.SIG_IGN:
         signal.signal(signal.SIGTERM, _exit)
+    if before.get(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
