@@ -44,7 +44,9 @@ def whole(backend, backend_name, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("float64", marks=pytest.mark.one_backend)]
+)
 def test_resuming_in_the_middle_of_an_epoch_is_exact(backend, backend_name, tmp_path, precision):
     key = f"precision={precision}"
     assert train(backend_name, tmp_path / "a", key, "log.every=1") is None
@@ -56,12 +58,14 @@ def test_resuming_in_the_middle_of_an_epoch_is_exact(backend, backend_name, tmp_
     assert kills.compare(tmp_path / "a", tmp_path / "b") == []
 
 
+@pytest.mark.one_backend
 def test_evaluating_changes_no_number(backend, backend_name, whole, tmp_path):
     assert train(backend_name, tmp_path, "evaluate.every=5", "evaluate.per_class=[]") is None
     expected, found = final_state(whole), final_state(tmp_path)
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.one_backend
 def test_workers_change_no_number(backend, backend_name, whole, tmp_path):
     assert train(backend_name, tmp_path, "data.workers=1") is None
     assert kills.compare(whole, tmp_path) == []
@@ -218,6 +222,7 @@ def test_a_batch_of_damaged_images_is_no_batch(backend, backend_name, tmp_path, 
     assert 0 <= row["top1"] <= 1
 
 
+@pytest.mark.one_backend
 def test_eval_knn_repeats_what_training_found(backend, backend_name, tmp_path, capsys):
     keys = ["evaluate.every=12", "evaluate.per_class=[5]"]
     assert train(backend_name, tmp_path, *keys) is None
