@@ -17,7 +17,6 @@ import pytest
 from test_checkpoint_store import make_spec, make_state, newest, same, save, steps
 
 from triptych.core import checkpoint
-from triptych.core.checkpoint import store
 from triptych.core.errors import UserError
 
 # ------------------------------------------------------------------------------- sudden deaths
@@ -101,7 +100,7 @@ def test_a_writer_may_be_killed_at_any_time(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": path},
         )
         assert writer.stdout.readline() == b"ready\n"
-        time.sleep(rng.uniform(0, 0.2))
+        time.sleep(rng.uniform(0, 0.4))
         writer.kill()
         writer.wait()
         writer.stdout.close()
@@ -156,7 +155,7 @@ def test_a_disk_that_fills_up_at_any_file(
         if len(calls) == nth:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     check_refused(tmp_path, "No space left on device; free some space")
 
 

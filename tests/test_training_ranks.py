@@ -12,11 +12,13 @@ from support.kills import compare
 from support.two_ranks import SHORT, Left, train_on_two
 
 from triptych.core import checkpoint, config
+from triptych.core.checkpoint import store
+from triptych.core.contracts import Slot
 from triptych.core.data import Pipeline
 from triptych.core.errors import UserError
 from triptych.core.evaluation import sharing
 from triptych.core.runs.log import Logs, read_rows
-from triptych.core.training import run, trainer
+from triptych.core.training import run, saving, trainer
 from triptych.core.training.terminal import Terminal
 
 
@@ -255,3 +257,32 @@ def test_different_specs_are_refused_by_name(tmp_path):
     line = told(both(tmp_path, change=change), 2)
     assert line.startswith("error: the 2 processes differ in seed, optim; start all")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_state_that_processes_share_is_read_by_all_in_one_order(tmp_path):
+    """The main rank streams it into a file; on a full disk the others do not wait for it."""
+
+    def change(ranks):
+        honest, order = Slot.__new__, []
+        saving.divided = lambda engine: True
+
+        def slot(kind, shape, read, write):
+            def watched():
+                ranks.mesh.strict = False  # the main rank reads where it writes
+                order.append(ranks.largest(len(order)))  # meets all ranks
+                ranks.mesh.strict = True
+                return read()
+
+            return honest(kind, shape, watched, write)
+
+        Slot.__new__ = slot
+
+    assert [one.status for one in both(tmp_path, "train.stop_at=2", change=change)] == [0, 0]
+    assert saved(tmp_path / "run") == ["step-00000002"]
+
+    def full(ranks):
+        change(ranks)
+        store.stream_safetensors = full_disk
+
+    line = told(both(tmp_path, change=full, resume="auto"), 2)
+    assert "No space left on device" in line and saved(tmp_path / "run") == ["step-00000002"]

@@ -6,16 +6,12 @@ A checkpoint is written to a temporary folder, synced, and renamed last. So a pr
 any moment leaves the earlier checkpoints intact. One process writes to a run at a time.
 """
 
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from typing import Any, TypeVar
 
 from triptych.core.checkpoint.manifest import FileEntry, Manifest, TensorEntry, versions
 from triptych.core.checkpoint.retrieval import (
@@ -25,25 +21,35 @@ from triptych.core.checkpoint.retrieval import (
     folder_of,
     listed,
     seems_whole,
-    sha256,
     step_of,
 )
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import Array, State
+from triptych.core.contracts import Array
 from triptych.core.errors import NonFiniteError, UserError
 from triptych.core.files.hashing import hashed
 from triptych.core.files.saving import stream_safetensors
 from triptych.core.files.tree import Stored
-from triptych.core.files.writing import FULL, remedy, set_mode, sync
+from triptych.core.files.writing import remedy, sync
 from triptych.core.methods.health import first_non_finite
+
+T = TypeVar("T")
 
 
 def write(
-    run_dir: Path, step: int, state: State, spec: RunSpec, extra: Mapping[str, Any], *, keep: int
+    run_dir: Path,
+    step: int,
+    state: Mapping[str, Array | Stored],
+    spec: RunSpec,
+    extra: Mapping[str, Any],
+    *,
+    keep: int,
 ) -> Path:
     """Saves the state after ``step`` updates and removes the checkpoints that are too old.
 
+    One tensor after the other is read, in the order of ``file_order``, checked and written.
+
     Args:
+        state: by canonical name. Tensors need not be in memory.
         extra: further values for the manifest. Its "versions" (package -> version) are added to
             those of NumPy, Pillow and triptych.
         keep: number of newest whole checkpoints to keep, this one included.
@@ -52,10 +58,13 @@ def write(
         The folder of the checkpoint.
 
     Raises:
-        NonFiniteError: a tensor holds infinities or NaNs; nothing was written.
+        NonFiniteError: a tensor holds infinities or NaNs; no checkpoint was written.
         UserError: the file system refused, e.g. because it is full; earlier checkpoints are intact.
     """
-    refuse_non_finite(state, f"checkpoint of step {step}")
+    tensors = {
+        name: _checked(name, x if isinstance(x, Stored) else Stored.of(x), step)
+        for name, x in state.items()
+    }
     folder = run_dir / FOLDER
     final = folder_of(run_dir, step)
     aside = aside_of(final)
@@ -65,13 +74,29 @@ def write(
             sync(run_dir)
             _clear(folder)
             aside.mkdir()
-            _fill(aside, step, state, spec, extra)
+            _fill(aside, step, tensors, spec, extra)
+            for path in aside.iterdir():
+                sync(path)
+            sync(aside)
             _put_in_place(aside, final)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     with _refusals(f"remove old checkpoints in {folder}"):
         _prune(folder, keep, final)
     return final
+
+
+def _checked(name: str, tensor: Stored, step: int) -> Stored:
+    """A tensor whose values are checked when they are read."""
+
+    def bits() -> Array:
+        array = tensor.bits()
+        if (array.dtype.name, array.shape) != (tensor.dtype, tuple(tensor.shape)):
+            raise ValueError(f"{name}: {array.dtype} {array.shape}, stated as {tensor}")
+        refuse_non_finite({name: array}, f"checkpoint of step {step}")
+        return array
+
+    return replace(tensor, bits=bits)
 
 
 def refuse_non_finite(state: Mapping[str, Array], what: str) -> None:
@@ -90,6 +115,19 @@ def shard_file(name: str) -> str:
     return name.partition(".")[0] + ".safetensors"
 
 
+def file_order(names: Iterable[str]) -> list[str]:
+    """The names of tensors in the order in which their files hold them, file by file."""
+    return [name for shard in _shards(dict.fromkeys(names)).values() for name in shard]
+
+
+def _shards(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """File -> its tensors."""
+    shards: dict[str, dict[str, T]] = {}
+    for name, tensor in tensors.items():
+        shards.setdefault(shard_file(name), {})[name] = tensor
+    return shards
+
+
 def fill_alone(
     aside: Path, step: int, tensors: Mapping[str, Stored], spec: RunSpec, extra: Mapping[str, Any]
 ) -> None:
@@ -103,16 +141,7 @@ def fill_alone(
         extra: as in ``write``.
     """
     aside.mkdir()
-    shards: dict[str, dict[str, Stored]] = {}
-    for name, tensor in tensors.items():
-        shards.setdefault(shard_file(name), {})[name] = tensor
-    files = {file: _stream(aside / file, shard) for file, shard in shards.items()}
-    entries = {
-        name: TensorEntry(file=file, dtype=tensor.dtype, shape=list(tensor.shape))
-        for file, shard in shards.items()
-        for name, tensor in shard.items()
-    }
-    _seal(aside, _manifest(step, spec, extra, files, entries))
+    _fill(aside, step, tensors, spec, extra)
 
 
 def _stream(path: Path, shard: Mapping[str, Stored]) -> FileEntry:
@@ -121,16 +150,16 @@ def _stream(path: Path, shard: Mapping[str, Stored]) -> FileEntry:
     return FileEntry(sha256=file.sha256, size=file.size)
 
 
-def _fill(aside: Path, step: int, state: State, spec: RunSpec, extra: Mapping[str, Any]) -> None:
-    """Writes and syncs the files of a checkpoint, the manifest last."""
-    shards: dict[str, State] = {}
-    for name, array in state.items():
-        shards.setdefault(shard_file(name), {})[name] = array
-    files = {file: _save(aside / file, shard) for file, shard in shards.items()}
+def _fill(
+    aside: Path, step: int, tensors: Mapping[str, Stored], spec: RunSpec, extra: Mapping[str, Any]
+) -> None:
+    """Writes the files of a checkpoint, the manifest last."""
+    shards = _shards(tensors)
+    files = {file: _stream(aside / file, shard) for file, shard in shards.items()}
     entries = {
-        name: TensorEntry(file=file, dtype=array.dtype.name, shape=list(array.shape))
+        name: TensorEntry(file=file, dtype=tensor.dtype, shape=list(tensor.shape))
         for file, shard in shards.items()
-        for name, array in shard.items()
+        for name, tensor in shard.items()
     }
     _seal(aside, _manifest(step, spec, extra, files, entries))
 
@@ -158,14 +187,6 @@ def _seal(aside: Path, manifest: Manifest) -> None:
         stream.write(manifest.to_json())
     sync(aside / MANIFEST)
     sync(aside)
-
-
-def _save(path: Path, shard: State) -> FileEntry:
-    # safetensors writes the bytes in memory order: without C order the values would be permuted.
-    save_file({name: np.asarray(array, order="C") for name, array in shard.items()}, path)
-    set_mode(path, path.parent.stat().st_mode & 0o666)  # safetensors makes its files private
-    sync(path)
-    return FileEntry(sha256=sha256(path), size=path.stat().st_size)
 
 
 def _put_in_place(aside: Path, final: Path) -> None:
@@ -212,13 +233,8 @@ def _refusals(doing: str) -> Iterator[None]:
     """Raises UserError with a remedy for an error of the file system inside."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason, number = str(error), None
-        if isinstance(error, OSError):
-            reason, number = error.strerror or reason, error.errno
-        else:
-            # safetensors gives the file system's error as words only.
-            number = next((code for code in FULL if os.strerror(code) in reason), None)
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise UserError(
-            f"cannot {doing}: {reason}; {remedy(number)} (what was saved before is intact)"
+            f"cannot {doing}: {reason}; {remedy(error.errno)} (what was saved before is intact)"
         ) from error

@@ -30,6 +30,7 @@ from triptych.core.runs.log import Logs, NoLogs
 from triptych.core.runs.rows import Row, evaluation
 from triptych.core.training.met import Files, Reader
 from triptych.core.training.meter import Meter
+from triptych.core.training.saving import Streamed, Types
 from triptych.core.training.signals import StopRequest, stop_request
 from triptych.core.training.terminal import Terminal, health_line
 
@@ -89,6 +90,7 @@ class Trainer:
     def __post_init__(self) -> None:
         """Sets the health of the run from the logged rows of earlier steps."""
         self.method = METHODS[self.spec.method.name]
+        self._types = Types(self.engine)
         self._files = Files(self.pipeline, Sharing(self.engine))
         self._reading: Reading = dict
         """Reads and checks the metrics of the newest step; later calls repeat the answer."""
@@ -219,7 +221,8 @@ class Trainer:
                     raise NonFiniteError(f"step {step}: {bad} is {values[bad]}")
         except NonFiniteError as error:
             # Reading the state may be a collective call: all ranks get here.
-            bad_tensor = first_non_finite(self.engine.export_state().items())
+            state = ((name, slot.read()) for name, slot in self.engine.slots().items())
+            bad_tensor = first_non_finite(state)
             tensor = f"; first bad tensor by now: {bad_tensor}" if bad_tensor else ""
             raise NonFiniteError(_more(error, tensor)) from error
         return values
@@ -337,7 +340,7 @@ class Trainer:
                 its batch, and a resume warns.
         """
         with self.meter.pause():
-            state = self.engine.export_state()
+            streamed = Streamed(self.engine, self._types)
             stamp = {
                 **self.stamp,
                 "seconds": self.meter.seconds,
@@ -345,9 +348,10 @@ class Trainer:
                 "broken_off": broken_off,
             }
             keep = self.spec.checkpoint.keep
-            with together(self.ranks):
+            with together(self.ranks), streamed.by_all():
                 if self.ranks.is_main:
-                    checkpoint.write(self.run_dir, self.step, state, self.spec, stamp, keep=keep)
+                    tensors = streamed.tensors()
+                    checkpoint.write(self.run_dir, self.step, tensors, self.spec, stamp, keep=keep)
             self.saved = checkpoint.folder_of(self.run_dir, self.step)
 
 

@@ -1,0 +1,82 @@
+"""The state of an engine on its way to a file, one tensor after the other.
+
+So no process holds a second copy of the model. Where processes share tensors, each of them reads
+all slots in the same order, and the main one writes.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+from triptych.core.checkpoint.store import file_order
+from triptych.core.contracts import Array, Ranks
+from triptych.core.engine import Engine
+from triptych.core.files.tree import Stored
+
+
+def divided(engine: Engine) -> bool:
+    """Whether one process alone cannot read the state of the run."""
+    ranks, section = engine.ranks, engine.spec.parallel
+    shares = section.shard_optimizer and ranks.replicas.count > 1
+    return ranks.tensor.count * ranks.pipeline.count > 1 or shares
+
+
+class Types:
+    """The types of a state's tensors, which a file states before it holds the values.
+
+    They never change, so the slots are read once for them.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known: dict[str, str] = {}
+
+    def of(self, names: list[str]) -> Mapping[str, str]:
+        """Name -> NumPy's name of the type, at least for ``names``, which stand in file order."""
+        slots = self._engine.slots()
+        for name in names:
+            if name not in self._known:
+                self._known[name] = slots[name].read().dtype.name
+        return self._known
+
+
+class Streamed:
+    """One reading of all slots of an engine, in the order of a checkpoint's files.
+
+    Args:
+        engine: whose state is read.
+        types: of its tensors.
+    """
+
+    def __init__(self, engine: Engine, types: Types) -> None:
+        self._slots = engine.slots()
+        self._unread = file_order(self._slots)
+        self._divided = divided(engine)
+        self._types = types.of(list(self._unread)) if self._reads(engine.ranks) else {}
+
+    def tensors(self) -> dict[str, Stored]:
+        """Each tensor by name. It is read when its values are asked for, once and in order."""
+        return {
+            name: Stored(
+                self._types[name], tuple(self._slots[name].shape), partial(self._read, name)
+            )
+            for name in self._unread
+        }
+
+    def _reads(self, ranks: Ranks) -> bool:
+        return self._divided or ranks.is_main
+
+    @contextmanager
+    def by_all(self) -> Iterator[None]:
+        """At the end of the block, reads what nobody has asked for, if other processes read it."""
+        try:
+            yield
+        finally:
+            while self._divided and self._unread:
+                self._read(self._unread[0])
+
+    def _read(self, name: str) -> Array:
+        if self._unread[0] != name:
+            raise RuntimeError(f"{name} is read before {self._unread[0]}")
+        del self._unread[0]
+        return self._slots[name].read()
