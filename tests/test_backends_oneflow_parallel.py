@@ -30,7 +30,11 @@ CASES = {
     "data: finetune": divided(SPECS["finetune"], data=2),
     "data: moco_v1": divided(tiny_spec(case="moco_v1_resnet18"), data=2),
     "data: moco_v3": divided(tiny_spec(), data=2),
-    "data: moca": divided(SPECS["moca"], data=2),
+    "owned: linear": divided(SPECS["linear"], data=2, shard_optimizer=True),
+    "owned: moco_v3": divided(
+        tiny_spec(optim={"name": "lars", "weight_decay": 0.01}), data=2, shard_optimizer=True
+    ),
+    "owned: moca": divided(SPECS["moca"], data=2, shard_optimizer=True),
     "tensor: linear": divided(SPECS["linear"], tensor=2),
     "tensor: finetune": divided(
         spec_of(METHODS["finetune"], optim={"name": "adamw", "clip_norm": 0.1}), tensor=2

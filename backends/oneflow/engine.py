@@ -9,6 +9,7 @@ from oneflow import Tensor
 from triptych.backends.oneflow import ops, parallel, sharded
 from triptych.backends.oneflow.methods import METHODS, Pair
 from triptych.backends.oneflow.optim import OPTIMIZERS, Optimizer
+from triptych.backends.oneflow.owned import Owned
 from triptych.backends.oneflow.state import NUMPY, to_array
 from triptych.backends.oneflow.vit import VisionTransformer
 from triptych.core import engine as core
@@ -31,9 +32,9 @@ class Engine(core.Engine):
     ) -> None:
         super().__init__(spec, ops, parallel.context(device, spec.precision, ranks), ranks)
         self.dtype = flow.float64 if spec.precision == "float64" else flow.float32
-        self.splits = splits(spec)
+        self.layout = sharded.Layout(splits(spec), ranks.tensor)
         model = METHODS[spec.method.name](spec, ranks)
-        sharded.divide(model, self.splits, ranks.tensor)
+        sharded.divide(model, *self.layout)
         self.model = model.to(device).to(self.dtype).train()
         for module in self.model.modules():
             if isinstance(module, VisionTransformer):
@@ -43,8 +44,11 @@ class Engine(core.Engine):
         named = dict(model.named_parameters())
         trainable = {name: named[name] for name in packed}
         members = groups.assign(trainable, spec)
-        norms = sharded.Norms(self.splits, ranks)
-        self.optimizer = OPTIMIZERS[spec.optim.name](trainable, values, spec.optim, members, norms)
+        shared = spec.parallel.shard_optimizer
+        self.owned = Owned(values, ranks.replicas) if shared else None
+        norms = sharded.Norms(self.layout.table, ranks, *([ranks.replicas] if shared else []))
+        rule = OPTIMIZERS[spec.optim.name]
+        self.optimizer = rule(trainable, values, spec.optim, members, norms, self.owned)
 
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -76,10 +80,14 @@ class Engine(core.Engine):
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""
-        gradients = self.optimizer.gradients
+        if self.owned:
+            pieces = self.optimizer.owned_gradients(self.owned)
+            slots = self.layout.owned_slots(pieces, self.owned)
+        else:
+            slots = self.layout.slots(self.optimizer.gradients)
         for name, _ in self.model.named_parameters():
-            if name in gradients:
-                yield name, self._slots({name: gradients[name]})[name].read
+            if name in slots:
+                yield name, slots[name].read
 
     def gradient_norm(self) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -87,11 +95,10 @@ class Engine(core.Engine):
 
     def model_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        return self._slots(self.model.state_dict())
+        return self.layout.slots(self.model.state_dict())
 
     def moment_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        return self._slots(self.optimizer.moments())
-
-    def _slots(self, named: Mapping[str, Tensor]) -> dict[str, Slot]:
-        return sharded.whole_slots(named, self.splits, self.ranks.tensor)
+        if self.owned:
+            return self.layout.owned_slots(self.optimizer.owned_moments(self.owned), self.owned)
+        return self.layout.slots(self.optimizer.moments())

@@ -8,6 +8,7 @@ import oneflow as flow
 from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import flat
+from triptych.backends.oneflow.owned import Owned, Piece
 from triptych.backends.oneflow.sharded import WHOLE_NORMS, Norms
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
 from triptych.core.contracts import Group, Hyper
@@ -26,6 +27,7 @@ class Optimizer(ABC):
         values: the buffer of the same parameters in the same order (see ``flat.pack``).
         members: the group of each parameter (see ``core.optim.groups``).
         norms: computes the norms of tensors of which this process may have a part.
+        owned: which part of the buffer this process updates; None: all.
     """
 
     spec: OptimSpec
@@ -40,18 +42,20 @@ class Optimizer(ABC):
         spec: OptimSpec,
         members: Mapping[str, groups.Group],
         norms: Norms = WHOLE_NORMS,
+        owned: Owned | None = None,
     ) -> None:
-        self.named, self.norms = dict(named), norms
+        self.named, self.norms, self.owned = dict(named), norms, owned
         self.spec, self.clip_norm = spec, spec.clip_norm
         self.count = 0
         self._values = values
         self._gradients = flow.zeros_like(values)
-        self._moments = [flow.zeros_like(values) for _ in self.kinds]
-        buffers = (values, self._gradients, *self._moments)
+        part = slice(0, values.numel()) if owned is None else owned.part
+        own = values[part], self._gradients[part]
+        self._moments = [flow.zeros_like(own[0]) for _ in self.kinds]
         self._blocks = [
             (group, block)
-            for group, part in _runs(self.named, members)
-            for block in zip(*(flat.blocks(buffer[part]) for buffer in buffers), strict=True)
+            for group, run in _runs(self.named, members, part)
+            for block in zip(*(flat.blocks(x[run]) for x in (*own, *self._moments)), strict=True)
         ]
         self.gradients = flat.split(self._gradients, self.named)
         for name, view in self.gradients.items():
@@ -68,6 +72,8 @@ class Optimizer(ABC):
         self._prepare(hyper)
         for group, block in self._blocks:
             self._update(*groups.rates(group, self.spec, hyper), *block)
+        if self.owned:
+            self.owned.share()
 
     def zero_grad(self) -> None:
         """Clears the gradients."""
@@ -75,14 +81,17 @@ class Optimizer(ABC):
 
     @flow.no_grad()
     def sum_gradients(self, group: Group) -> None:
-        """Replaces the gradients by their sums over the group."""
+        """Replaces the gradients by their sums over the group, at least those that it owns."""
+        if self.owned:
+            self.owned.sum(self._gradients)
+            return
         for part in flat.blocks(self._gradients):
             part.copy_(group.sum(part))
 
     def gradient_norm(self) -> Tensor:
         """The global L2 norm of the current gradients."""
         if not self.norms.whole:
-            return self.norms.total(self.gradients)
+            return self.norms.total(self._own(self._gradients))
         # flow.linalg.norm is 2 % too small for twenty million float32 values.
         return flow.stack([(g * g).sum() for g in flat.blocks(self._gradients)]).sum().sqrt()
 
@@ -93,6 +102,26 @@ class Optimizer(ABC):
             for kind, buffer in zip(self.kinds, self._moments, strict=True)
             for name, view in flat.split(buffer, self.named).items()
         }
+
+    def owned_moments(self, owned: Owned) -> dict[str, Piece]:
+        """Canonical name -> what this process has of the moment, if it owns a part."""
+        return {
+            f"optimizer.{kind}.{name}": piece
+            for kind, buffer in zip(self.kinds, self._moments, strict=True)
+            for name, piece in owned.pieces(buffer, self.named).items()
+        }
+
+    def owned_gradients(self, owned: Owned) -> dict[str, Piece]:
+        """Canonical name -> what this process has of the summed gradient."""
+        return owned.pieces(self._gradients[owned.part], self.named)
+
+    def _own(self, buffer: Tensor) -> dict[str, Tensor]:
+        """What this process updates of each packed tensor; a zero stands for nothing."""
+        if self.owned is None:
+            return flat.split(buffer, self.named)
+        pieces = self.owned.pieces(buffer[self.owned.part], self.named)
+        nothing = buffer.new_zeros((1,))
+        return {n: nothing if p.values is None else p.values for n, p in pieces.items()}
 
     def _prepare(self, hyper: Hyper) -> None:  # noqa: B027 - most rules need no whole tensors
         """Changes the gradients before the update. Here, unlike in a block, tensors are whole."""
@@ -105,9 +134,13 @@ class Optimizer(ABC):
 
 
 def _runs(
-    named: Mapping[str, nn.Parameter], members: Mapping[str, groups.Group]
+    named: Mapping[str, nn.Parameter], members: Mapping[str, groups.Group], part: slice
 ) -> list[tuple[groups.Group, slice]]:
-    """The contiguous parts of the packed parameters that belong to one group."""
+    """The contiguous parts of the packed parameters that belong to one group.
+
+    Args:
+        part: of the buffer. Only what is in it counts, from its start.
+    """
     runs: list[tuple[groups.Group, slice]] = []
     start = 0
     for name, parameter in named.items():
@@ -117,7 +150,8 @@ def _runs(
         else:
             runs.append((group, slice(start, stop)))
         start = stop
-    return runs
+    cut = [(g, max(run.start, part.start), min(run.stop, part.stop)) for g, run in runs]
+    return [(g, slice(a - part.start, b - part.start)) for g, a, b in cut if a < b]
 
 
 class AdamW(Optimizer):
@@ -165,19 +199,22 @@ class Lars(Optimizer):
         spec: LarsSpec,
         members: Mapping[str, groups.Group],
         norms: Norms = WHOLE_NORMS,
+        owned: Owned | None = None,
     ) -> None:
-        super().__init__(named, values, spec, members, norms)
-        views = flat.split(values, self.named)
-        self._scaled = {n: views[n] for n, parameter in self.named.items() if parameter.ndim > 1}
+        super().__init__(named, values, spec, members, norms, owned)
         self._members = members
+        self._scaled = self._matrices(values)
 
     def _prepare(self, hyper: Hyper) -> None:
         """Decays and scales the gradients of tensors of more than one dimension."""
         decays = [groups.rates(self._members[n], self.spec, hyper)[1] for n in self._scaled]
-        gradients = {name: self.gradients[name] for name in self._scaled}
+        gradients = self._matrices(self._gradients)
         ratios = self._decay(decays, gradients)
         for gradient, ratio in zip(gradients.values(), ratios.split(1), strict=True):
             gradient.mul_(ratio)
+
+    def _matrices(self, buffer: Tensor) -> dict[str, Tensor]:
+        return {n: x for n, x in self._own(buffer).items() if self.named[n].ndim > 1}
 
     def _decay(self, decays: list[float], gradients: dict[str, Tensor]) -> Tensor:
         """Adds the weight decay to the gradients in place, and returns the trust ratios."""

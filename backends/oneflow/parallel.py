@@ -35,42 +35,47 @@ class Group(contracts.Group):
     def __init__(self, shape: Sequence[int], axis: int) -> None:
         own = np.unravel_index(flow.env.get_rank(), shape)
         self.rank, self.count = int(own[axis]), shape[axis]
-        self._axis, self._places = axis, [flow.sbp.split(each) for each in range(len(shape))]
+        self._axis, self._axes = axis, len(shape)
         self._ranks = np.arange(math.prod(shape)).reshape(*shape).tolist()
 
     def sum(self, x: Tensor) -> Tensor:
         """See ``core.contracts.Group``."""
-        return self._joined(x, flow.sbp.partial_sum)
+        return self._exchange(x[None], flow.sbp.partial_sum, flow.sbp.broadcast)[0]
+
+    def sum_part(self, x: Tensor) -> Tensor:
+        """This process's part of the sum. x: (count * N,); the result is (N,)."""
+        parts = x.reshape(self.count, -1)
+        return self._exchange(parts, flow.sbp.partial_sum, flow.sbp.split(self._axis))[0]
 
     def gather(self, x: Tensor) -> Tensor:
         """See ``core.contracts.Group``."""
-        parts = self._joined(x, flow.sbp.split(self._axis))
-        return parts.reshape(self.count * len(x), *x.shape[1:])
+        stack = self._exchange(x[None], flow.sbp.split(self._axis), flow.sbp.broadcast)
+        return stack.reshape(self.count * len(x), *x.shape[1:])
 
     def broadcast(self, x: Tensor) -> None:
         """See ``core.contracts.Group``."""
-        x.copy_(self._joined(x, flow.sbp.split(self._axis)).reshape(self.count, *x.shape)[0])
+        x.copy_(self._exchange(x[None], flow.sbp.split(self._axis), flow.sbp.broadcast)[0])
 
     @flow.no_grad()
-    def _joined(self, x: Tensor, parts: flow.sbp.sbp) -> Tensor:
-        """What the group's tensors are together.
+    def _exchange(self, x: Tensor, before: flow.sbp.sbp, after: flow.sbp.sbp) -> Tensor:
+        """What this process has of the group's common tensor, afterwards.
 
         Args:
-            parts: what the tensors of the processes are along the axis of the group.
-
-        Returns:
-            The sum, in the shape of ``x``; or the stack (count, ...) of split tensors.
+            x: (rows, ...), what this process has before.
+            before: what the tensors are along the axis of the group: parts, by rows, or summands.
+            after: likewise, for the result.
         """
         # The tensor gets an axis of length 1 for each axis of the grid, to be divided along it.
-        before, after = list(self._places), list(self._places)
-        before[self._axis], after[self._axis] = parts, flow.sbp.broadcast
-        local = x.reshape(*[1] * len(before), *x.shape)
-        # The check of the metadata would be an exchange of all processes.
+        places, axis = [flow.sbp.split(each) for each in range(self._axes)], self._axis
+        ones = [1] * axis, [1] * (self._axes - axis - 1)
+        local = x.reshape(*ones[0], len(x), *ones[1], *x.shape[1:])
         grid = flow.placement(x.device.type, self._ranks)
-        whole = local.to_global(placement=grid, sbp=before, check_meta=False)
-        joined = whole.to_global(sbp=after, check_meta=False).to_local()
-        stacked = joined.shape[self._axis]
-        return joined.reshape(*x.shape) if stacked == 1 else joined.reshape(stacked, *x.shape)
+        places[axis] = before
+        # The check of the metadata would be an exchange of all processes.
+        whole = local.to_global(placement=grid, sbp=places, check_meta=False)
+        places[axis] = after
+        local = whole.to_global(sbp=places, check_meta=False).to_local()
+        return local.reshape(local.shape[axis], *x.shape[1:])
 
 
 class Processes(Ranks):

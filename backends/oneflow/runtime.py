@@ -4,6 +4,7 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,19 +40,32 @@ def load() -> None:
     """Imports ``oneflow`` without its warnings and with fast matrix products.
 
     Raises:
-        UserError: a CUDA library is missing.
+        UserError: a CUDA library is missing, or the port is taken at which processes meet.
     """
     for package, library in LIBRARIES:
         load_library(package, library)
-    if launched().world > 1:
+    place = launched()
+    if place.world > 1:
         # The import waits for the other processes, which may have failed before.
         follow_launcher()
+    if place.world > 1 and place.rank == 0:
+        check_port(os.environ["MASTER_PORT"])
     # OneFlow keeps the memory of its tensors itself. This is for the arrays of ``kernels``.
     keep_memory()
     # Without a GPU, OneFlow would print a warning about the driver.
     os.environ.setdefault("GLOG_minloglevel", "3")
     with fast_kernels():
         importlib.import_module("oneflow")
+
+
+def check_port(text: str) -> None:
+    """Raises UserError if another program listens at the port. The import would end the process."""
+    try:
+        socket.create_server(("", int(text))).close()
+    except OSError as error:
+        raise UserError(
+            f"MASTER_PORT={text}: {error.strerror}; give the launcher another --master_port"
+        ) from error
 
 
 def load_library(package: str, library: str) -> None:

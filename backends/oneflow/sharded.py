@@ -7,9 +7,9 @@ divided by its inputs has the values added up (arXiv 1909.08053, section 3).
 Shape letters: N images, T tokens, D features, H heads.
 """
 
-from collections.abc import Mapping
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import oneflow as flow
@@ -18,6 +18,7 @@ from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import state
 from triptych.backends.oneflow.layers import Linear
+from triptych.backends.oneflow.owned import Owned, Piece
 from triptych.backends.oneflow.vit import Block
 from triptych.core.contracts import ALONE, Array, Group, Ranks, Slot
 from triptych.core.parallel.sharding import Split, split_of
@@ -66,29 +67,75 @@ def _divide_tensors(module: nn.Module, path: str, table: Table, group: Group) ->
             setattr(module, name, nn.Parameter(part, tensor.requires_grad) if whole else part)
 
 
-def whole_slots(named: Mapping[str, Tensor], table: Table, group: Group) -> dict[str, Slot]:
-    """The slots of tensors of which this process may have a part, by canonical name.
+class Layout(NamedTuple):
+    """Which part of the tensors this process has.
 
-    The arrays are whole. All processes of the group read the slots in the same order.
+    Attributes:
+        table: the split of each tensor. Processes of one tensor group share each divided tensor.
+        group: this tensor group.
     """
-    if group.count == 1:
-        return state.slots(named)
-    return {name: _slot(tensor, split_of(name, table), group) for name, tensor in named.items()}
+
+    table: Table
+    group: Group
+
+    def slots(self, named: Mapping[str, Tensor]) -> dict[str, Slot]:
+        """The slots of tensors of which this process may have a part, by canonical name.
+
+        The arrays are whole. All processes of the group read the slots in the same order.
+        """
+        if self.group.count == 1:
+            return state.slots(named)
+        return {
+            name: self._slot(name, tuple(x.shape), partial(_same, x), partial(state.from_array, x))
+            for name, x in named.items()
+        }
+
+    def owned_slots(self, pieces: Mapping[str, Piece], owned: Owned) -> dict[str, Slot]:
+        """Likewise, for tensors of which each copy of the model has a piece."""
+        return {
+            name: self._slot(
+                name, piece.shape, partial(owned.whole, piece), partial(_write_piece, piece)
+            )
+            for name, piece in pieces.items()
+        }
+
+    def _slot(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        get: Callable[[], Tensor],
+        put: Callable[[Array], None],
+    ) -> Slot:
+        """The slot of a tensor.
+
+        Args:
+            shape: of this process's part of the tensor.
+            get: gives this part.
+            put: sets it.
+        """
+        split, group = split_of(name, self.table), self.group
+        if split.axis is None or group.count == 1:
+            return Slot(shape, lambda: state.to_array(get()), put)
+
+        def read() -> Array:
+            return split.joined(np.split(state.to_array(group.gather(get())), group.count))
+
+        def write(array: Array) -> None:
+            put(split.part(array, group.rank, group.count))
+
+        whole = [*shape]
+        whole[split.axis] *= group.count
+        return Slot(tuple(whole), read, write)
 
 
-def _slot(tensor: Tensor, split: Split, group: Group) -> Slot:
-    if split.axis is None:
-        return state.tensor_slot(tensor)
+def _same(x: Tensor) -> Tensor:
+    return x
 
-    def read() -> Array:
-        return split.joined(np.split(state.to_array(group.gather(tensor)), group.count))
 
-    def write(array: Array) -> None:
-        state.from_array(tensor, split.part(array, group.rank, group.count))
-
-    shape = list(tensor.shape)
-    shape[split.axis] *= group.count
-    return Slot(tuple(shape), read, write)
+def _write_piece(piece: Piece, array: Array) -> None:
+    if piece.values is not None:
+        stop = piece.start + piece.values.numel()
+        state.from_array(piece.values, array.reshape(-1)[piece.start : stop])
 
 
 class Norms:
@@ -97,15 +144,16 @@ class Norms:
     Args:
         ranks: processes of one tensor group share each divided tensor, and those of one pipeline
             have different tensors.
+        others: groups whose processes have different parts of every tensor.
     """
 
-    def __init__(self, table: Table, ranks: Ranks) -> None:
-        self._table, self._ranks = table, ranks
+    def __init__(self, table: Table, ranks: Ranks, *others: Group) -> None:
+        self._table, self._ranks, self._others = table, ranks, others
 
     @property
     def whole(self) -> bool:
         """Whether this process has all tensors, and whole."""
-        return self._ranks.tensor.count == self._ranks.pipeline.count == 1
+        return self._ranks.tensor.count == self._ranks.pipeline.count == 1 and not self._others
 
     def of(self, named: Mapping[str, Tensor]) -> Tensor:
         """The norm of each tensor. Canonical name -> tensor, not empty; the result is (number,)."""
@@ -119,6 +167,8 @@ class Norms:
     def _squares(self, named: Mapping[str, Tensor]) -> Tensor:
         products = [flow.matmul(t.reshape(1, -1), t.reshape(-1, 1)) for t in named.values()]
         squares = flow.cat(products).reshape(-1)
+        for other in self._others:
+            squares = other.sum(squares)
         divided = [float(split_of(name, self._table).axis is not None) for name in named]
         if self._ranks.tensor.count == 1 or not any(divided):
             return squares
