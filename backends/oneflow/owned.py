@@ -5,12 +5,13 @@ contiguous, whatever tensors begin or end in them.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import oneflow as flow
 from oneflow import Tensor
 
-from triptych.core.contracts import Group
+from triptych.backends.oneflow.parallel import Group
+from triptych.core import contracts
 
 
 class Piece(NamedTuple):
@@ -38,9 +39,9 @@ class Owned:
         part: which values this copy owns.
     """
 
-    def __init__(self, values: Tensor, replicas: Group) -> None:
+    def __init__(self, values: Tensor, replicas: contracts.Group) -> None:
         size = values.numel()
-        self._values, self._group = values, replicas
+        self._values, self._group = values, cast(Group, replicas)
         self._length = -(-size // replicas.count)
         start = min(replicas.rank * self._length, size)
         self.part = slice(start, min(start + self._length, size))
