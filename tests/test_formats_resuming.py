@@ -17,8 +17,11 @@ from triptych.core import formats, methods
 from triptych.core.cli import main
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Batch, Hyper, State
+from triptych.core.files import saving
+from triptych.core.files.tree import Stored
 from triptych.core.formats import FORMATS
 from triptych.core.formats.containers import open_content
+from triptych.core.formats.format import Output, facts_of
 from triptych.core.parameters import initial_state
 from triptych.core.parity.trace import trace
 from triptych.core.training.resume import Start, find_start
@@ -182,11 +185,11 @@ RUNS = {
 DONE, MORE = 2, 2
 
 
-def run_spec(case: str) -> RunSpec:
+def run_spec(case: str, done: int = DONE) -> RunSpec:
     _, model, method, optim = RUNS[case]
     return RunSpec.model_validate(
         {"model": model, "method": method, "optim": optim, "precision": "float64", "threads": 2,
-         "train": {"steps": DONE + MORE, "batch_size": 4}}
+         "train": {"steps": done + MORE, "batch_size": 4}}
     )  # fmt: skip
 
 
@@ -215,17 +218,70 @@ def states(spec: RunSpec, backend: str, state: State, first: int, last: int) -> 
 
 @pytest.mark.parametrize("case", RUNS)
 def test_a_run_written_for_a_system_goes_on_as_if_never_interrupted(case, tmp_path):
-    spec = run_spec(case)
+    goes_on(case, DONE, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("case", RUNS)
+def test_a_run_of_fifty_steps_goes_on_as_if_never_interrupted(case, tmp_path):
+    goes_on(case, 50, tmp_path)
+
+
+def goes_on(case: str, done: int, folder: Path) -> None:
+    """Trains, writes, reads and trains on; compares with the run in one piece."""
+    spec = run_spec(case, done)
     start = {n: a.astype(np.float64) if a.dtype.kind == "f" else a
              for n, a in initial_state(spec).items()}  # fmt: skip
-    run = states(spec, "numpy", start, 0, DONE + MORE)
-    written(FORMATS[RUNS[case][0]], run[DONE], spec, tmp_path / "w.pth")
-    read = formats.load_training_state(tmp_path / "w.pth", spec, print)
+    run = states(spec, "numpy", start, 0, done + MORE)
+    written(FORMATS[RUNS[case][0]], run[done], spec, folder / "w.pth")
+    read = formats.load_training_state(folder / "w.pth", spec, print)
     counted = spec.optim.name == "adamw"
     lost = [] if counted else ["optimizer.step"]
     if FORMATS[RUNS[case][0]].remarks:
-        lost += [name for name in run[DONE] if name.endswith("num_batches_tracked")]  # Paddle
-    names = [name for name in run[DONE] if name not in lost]
-    assert all(np.array_equal(read[name], run[DONE][name]) for name in names)
-    end = states(spec, "numpy", read, DONE, DONE + MORE)[-1]
+        lost += [name for name in run[done] if name.endswith("num_batches_tracked")]  # Paddle
+    names = [name for name in run[done] if name not in lost]
+    assert all(np.array_equal(read[name], run[done][name]) for name in names)
+    end = states(spec, "numpy", read, done, done + MORE)[-1]
     assert max(relative_error(end[name], run[-1][name]) for name in names) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    ("name", "sections"),
+    [("paddlefleetx", RUNS["paddlefleetx"]), ("mmpretrain", RUNS["mmpretrain"]),
+     ("moco", RUNS["moco v2"]), ("moca", RUNS["moca"])],
+)  # fmt: skip
+def test_a_written_file_says_how_many_epochs_are_done(name, sections, tmp_path):
+    spec = run_spec(next(case for case, run in RUNS.items() if run is sections))
+    tree = {n: Stored.of(array) for n, array in initial_state(spec).items()}
+    made = FORMATS[name]
+    tensors, _ = made.layout(spec).table.from_canonical(tree, facts_of(spec))
+    container, content = made.output(Output(made.layout(spec), tensors, {}, spec, 30, 3))
+    saving.write(tmp_path / "w", content, container)
+    assert made.epochs(open_content(tmp_path / "w")) == 3
+
+
+def test_epochs_that_the_systems_themselves_have_counted():
+    for file, epochs in ((LARS, 1), ("paddlefleetx_moco_v2_bottleneck", 2)):
+        content = open_content(FILES / file)
+        name = "mmpretrain" if file == LARS else "paddlefleetx"
+        assert FORMATS[name].epochs(content) == epochs
+
+
+def test_a_file_with_an_empty_optimizer_has_one_line(tmp_path):
+    tree = open_content(FILES / V3).tree
+    optimizer = {**tree["optimizer"], "state": {}}
+    saving.write(tmp_path / "w.pth", {**tree, "optimizer": optimizer}, "torch")
+    said: list[str] = []
+    spec = formats.read_spec(FILES / V3, CASES[V3])
+    state = formats.load_training_state(tmp_path / "w.pth", spec, said.append)
+    assert said == [
+        f"{tmp_path}/w.pth: optimizer: starts anew at 0: the file holds neither moments nor a "
+        "number of updates"
+    ]
+    assert state["optimizer.step"] == 0
+    some = {key: value for key, value in tree["optimizer"]["state"].items() if key > 30}
+    optimizer = {**tree["optimizer"], "state": some}
+    saving.write(tmp_path / "w.pth", {**tree, "optimizer": optimizer}, "torch")
+    said.clear()
+    formats.load_training_state(tmp_path / "w.pth", spec, said.append)
+    assert len(said) == 2 and all(" more: starts anew at 0" in line for line in said)

@@ -1,6 +1,6 @@
 """What the state of a foreign optimizer gives to a run here: keys of the spec, and a state."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +34,8 @@ FREEZABLE = {
     "model.freeze_positions": "student.encoder.pos_embed",
 }
 """A tensor that has moments unless the key is true."""
+SHOWN = 8
+"""Number of entries that are named one by one."""
 CLASS = "student.encoder.cls_token"
 
 
@@ -126,8 +128,6 @@ def training_state(optimizer: Optimizer, spec: RunSpec, say: Say) -> State:
             state[prefix + name] = (
                 np.zeros(param.shape, np.float32) if stored is None else np.array(stored.array())
             )
-        for name in _missing(optimizer, prefix, params):
-            say(f"{prefix}{name}: starts anew at 0: the file holds none")
     if surplus := [n for n in optimizer.tensors if n != STEP and n not in state]:
         raise UserError(
             f"{surplus[0]}: the run does not train this tensor ({len(surplus)} such entries); see "
@@ -135,9 +135,8 @@ def training_state(optimizer: Optimizer, spec: RunSpec, say: Say) -> State:
         )
     for note in optimizer.notes:
         say(f"left out: {note}")
-    if STEP not in optimizer.tensors:
-        why = "" if optimizer.name == "adamw" else f"; {optimizer.name} does not need it"
-        say(f"{STEP}: starts anew at 0: the file holds none{why}")
+    for line in _anew(optimizer, params):
+        say(line)
     step = optimizer.tensors[STEP].array() if STEP in optimizer.tensors else 0
     return {**state, STEP: np.asarray(step, np.int64)}
 
@@ -157,5 +156,20 @@ def _in_form(optimizer: Optimizer, spec: RunSpec) -> Optimizer:
     return replace(optimizer, tensors=tensors)
 
 
-def _missing(optimizer: Optimizer, prefix: str, params: Mapping[str, object]) -> list[str]:
-    return [name for name in params if prefix + name not in optimizer.tensors]
+def _anew(optimizer: Optimizer, params: Mapping[str, object]) -> Iterator[str]:
+    """A line for each entry, or kind of entries, that the file lacks."""
+    if not optimizer.tensors:
+        yield "optimizer: starts anew at 0: the file holds neither moments nor a number of updates"
+        return
+    for kind in KINDS[optimizer.name]:
+        prefix = f"optimizer.{kind}."
+        lost = [name for name in params if prefix + name not in optimizer.tensors]
+        whole = len(lost) == len(params)
+        if whole or len(lost) > SHOWN:
+            first = f"optimizer.{kind}" if whole else f"{prefix}{lost[0]} and {len(lost) - 1} more"
+            yield f"{first}: starts anew at 0: the file holds none"
+        else:
+            yield from (f"{prefix}{n}: starts anew at 0: the file holds none" for n in lost)
+    if STEP not in optimizer.tensors:
+        why = "" if optimizer.name == "adamw" else f"; {optimizer.name} does not need it"
+        yield f"{STEP}: starts anew at 0: the file holds none{why}"

@@ -79,6 +79,13 @@ def _heads(text: str, tensors: dict[str, Stored]) -> int | None:
     return stated.pop() if len(stated) == 1 else None
 
 
+def finished(content: Content) -> int | None:
+    """The number of whole epochs, which stands in the meta data."""
+    meta = content.tree.get("meta") if isinstance(content.tree, dict) else None
+    found = meta.get("epoch") if isinstance(meta, dict) else None
+    return found if isinstance(found, int) and found >= 0 else None
+
+
 def fault(content: Content) -> str:
     """What is wrong with a published file: its content has another hash than its name says."""
     named = re.search(r"_\d{8}-([0-9a-f]{8})\.pth$", content.path.name)

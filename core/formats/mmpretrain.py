@@ -124,6 +124,7 @@ FORMAT = Format(
         Resnet({"student": "backbone.", "teacher": "momentum_encoder.module.0."}),
         Resnet({"student": "backbone.", "teacher": "encoder_k.module.0."}),
     ),
+    epochs=mmengine.finished,
     fault=mmengine.fault,
     moments=mmengine.MOMENTS,
     output=mmengine.output,

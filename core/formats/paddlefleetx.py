@@ -73,11 +73,24 @@ def _state(content: Content) -> Node:
 MOMENTS = Moments({"sgd": ("velocity",)}, find=_state, link="flat")
 
 
+def finished(content: Content) -> int | None:
+    """The number of whole epochs. The engine saves at the end of an epoch, which counts from 0.
+
+    A file of its own that is saved in the middle of an epoch looks the same.
+    """
+    meta = content.tree.get(META) if isinstance(content.tree, dict) else None
+    epoch, step = (meta.get(key) if isinstance(meta, dict) else None for key in ("epoch", "step"))
+    if not isinstance(epoch, int) or not isinstance(step, int) or epoch < 0:
+        return None
+    return epoch + (step > 0)
+
+
 def output(output: Output) -> tuple[str, Node]:
     """The folder that the engine's ``load`` takes."""
     output = replace(output, tensors=named(output.tensors))
     step = output.step or 0
-    meta = {"epoch": output.epoch, "step": step, "cuda_rng_state": []}
+    # The engine goes on in this epoch, counted from 0, behind so many steps of it.
+    meta = {"epoch": output.epoch, "step": 0, "cuda_rng_state": []}
     tree: dict[str, Node] = {MODEL: output.tensors, META: meta}
     if output.optimizer:
         rate = MOMENTS.options(output.spec, 0)["lr"]
@@ -101,6 +114,7 @@ FORMAT = Format(
     constants=PADDLE_FACTS,
     remarks=(PADDLE_CPU,),
     moments=MOMENTS,
+    epochs=finished,
     arithmetic=(
         Resnet({b: f"{name}.0." for b, name in BRANCHES.items()}, statistics=STATISTICS),
         Resnet({"student": "0."}, statistics=STATISTICS),
