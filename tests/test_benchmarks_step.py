@@ -48,7 +48,7 @@ def test_pytorchs_plain_loop_computes_what_the_engine_does(recipe):
             tensor.copy_(tensor.new_tensor(official[branch + name]))
     loop.queue.copy_(loop.queue.new_tensor(official["queue"]))
     for step in range(3):
-        batch = benchmark._batch(spec, step)
+        batch = benchmark.synthetic_batch(spec, step)
         hyper = Hyper(step, 0.01, 1e-4, 0.9)
         draws = METHODS[spec.method.name].draws(spec, step)
         loss = engine.read(engine.train_step(batch, draws, hyper))["loss"]
@@ -94,7 +94,7 @@ def test_mocas_plain_loop_computes_what_the_engine_does():
     loop = PlainLoop(spec)
     copy_moca(state, loop)
     for step in range(3):
-        batch = benchmark._batch(spec, step)
+        batch = benchmark.synthetic_batch(spec, step)
         draws = METHODS["moca"].draws(spec, step)
         loop.draw = lambda draws=draws: draws
         hyper = Hyper(step, 1e-3, 0.05, 0.9)

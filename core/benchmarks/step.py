@@ -143,7 +143,7 @@ def _child(name: str, part: str, arguments: argparse.Namespace) -> dict[str, Any
 
 
 def _measure(spec: RunSpec, name: str, part: str, rounds: int) -> dict[str, Any]:
-    batches = [_batch(spec, i) for i in range(2)]
+    batches = [synthetic_batch(spec, i) for i in range(2)]
     steps: dict[str, Callable[[int], None]] = {}
     plain = f"triptych.backends.{name}.plain.{_plain_loop(spec)}"
     if part != "plain":
@@ -218,7 +218,8 @@ def _hyper(step: int) -> Hyper:
     return Hyper(step=step, lr=1e-4, weight_decay=0.1, ema=0.99)
 
 
-def _batch(spec: RunSpec, seed: int) -> Batch:
+def synthetic_batch(spec: RunSpec, seed: int) -> Batch:
+    """A batch of normal images."""
     rng = np.random.default_rng(seed)
     n = spec.train.batch_size
     shape = (n, spec.model.channels, *spec.model.size)
