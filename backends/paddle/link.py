@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
-from functools import cache
+from functools import cache, cached_property
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,10 @@ class Link:
         self._peers: dict[int, str] = {}
 
     def groups(self, members: Sequence[Sequence[int]]) -> list[Any]:
-        """Makes disjoint groups of processes. All processes call this together.
+        """Makes groups of processes, one after the other. All processes call this together.
 
-        A group is made in two rounds. Gloo takes an address of the first round for one of the
-        second if a process is much slower than another one. Therefore the processes start together
-        and ask the store slowly.
+        Gloo mixes up the addresses of groups that are made at the same time, even if they have no
+        process in common. The connection to the store stays slow meanwhile, for the same reason.
 
         Args:
             members: the numbers of each group's processes.
@@ -70,16 +69,15 @@ class Link:
         Returns:
             Paddle's groups.
         """
-        wanted = [tuple(numbers) for numbers in members]
-        missing = [numbers for numbers in wanted if numbers not in self._groups]
-        if missing:
-            self._hasten(False)
-            with self.watched():
-                dist.barrier()
-                self._groups.update({numbers: dist.new_group(list(numbers)) for numbers in missing})
-                dist.barrier()
-            self._hasten(True)
-        return [self._groups[numbers] for numbers in wanted]
+        self._hasten(False)
+        for numbers in map(tuple, members):
+            if numbers not in self._groups:
+                with self.watched():
+                    dist.barrier()
+                    self._groups[numbers] = dist.new_group(list(numbers))
+                    dist.barrier()
+        self._hasten(True)
+        return [self._groups[tuple(numbers)] for numbers in members]
 
     def _hasten(self, flag: bool) -> None:
         """Sets whether small messages to the store are sent at once (TCP_NODELAY).
@@ -118,8 +116,10 @@ class Link:
         try:
             yield
         except BROKEN as error:
-            raise UserError(self._notice()) from error
+            # A later call has the same message: its error may replace that of the first call.
+            raise UserError(self._notice) from error
 
+    @cached_property
     def _notice(self) -> str:
         """The message of a process that misses another one: empty if one has given it already."""
         if self.rank:
