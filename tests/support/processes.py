@@ -48,7 +48,7 @@ class Mesh:
                 continue
             if self.rank < other:  # so no two processes fill the pipe at the same time
                 self._ends[other].send((value, lines))
-            values[other], theirs = self._receive(other)
+            values[other], theirs = self.receive(other)
             if self.rank > other:
                 self._ends[other].send((value, lines))
             meets_any = _meets_any(theirs) and _meets_any(lines)
@@ -56,7 +56,12 @@ class Mesh:
                 raise AssertionError(f"rank {self.rank} is at {lines}, {other} at {theirs}")
         return [values[member] for member in members]
 
-    def _receive(self, other: int) -> Any:
+    def send(self, value: Any, other: int) -> None:
+        """Sends a value to one process."""
+        self._ends[other].send(value)
+
+    def receive(self, other: int) -> Any:
+        """The next value that a process has sent to this one."""
         if not self._ends[other].poll(SILENT):
             raise TimeoutError(f"rank {self.rank} waits alone at {_lines()}")
         return self._ends[other].recv()
