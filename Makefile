@@ -5,7 +5,7 @@
 #   VENV=.venv                where the environment is
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-all results test soak fuzz bench lint test-paddle26 test-onnx
+.PHONY: help demo demo-all results test parallel soak fuzz bench lint test-paddle26 test-onnx
 
 VENV ?= .venv
 BACKENDS ?= torch oneflow paddle
@@ -41,6 +41,9 @@ results: $(stamp)  ## what is missing of docs/results.md: hours, in which it may
 # frameworks, so there are no more than two, whatever the number of cores.
 test: $(stamp)  ## the test suite
 	$(under_test) $(python) -m pytest -n $$(( OMP_NUM_THREADS > 1 ? 2 : 1 )) --dist loadfile
+
+parallel: $(stamp)  ## what make test leaves out of several processes: more of them, longer runs, kills
+	$(under_test) $(python) -m pytest -m parallel
 
 soak: $(stamp)  ## long campaigns: kills at random moments, one curve on all frameworks
 	$(under_test) $(python) -m pytest -m soak

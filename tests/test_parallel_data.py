@@ -51,6 +51,14 @@ def test_two_copies_are_one_process(name):
     assert all(np.array_equal(array, first[name]) for name, array in same.items())
 
 
+@pytest.mark.parallel
+@pytest.mark.parametrize("name", CASES)
+def test_four_copies_are_one_process_for_five_steps(name):
+    whole = trained(CASES[name], ALONE, random_batch, 5)
+    (first, *_) = together(4, on_copies, CASES[name], random_batch, 5)
+    assert differences(first, whole) == []
+
+
 @pytest.mark.parametrize(
     ("name", "world", "parts"),
     [("moco_v3", 2, 2), ("moca", 2, 2), ("moco_v1", 4, 2), ("finetune", 4, 2), ("moca", 4, 1)],
