@@ -53,14 +53,16 @@ class Lifeline:
 
     def _meet(self, host: str) -> list[tuple[int, socket.socket]]:
         """Numbers of the processes at the other ends of this one's connections, with these."""
-        if not self._ranks.is_main:
-            port = self._ranks.largest(0)
+        server = None
+        if self._ranks.is_main:
+            server = socket.create_server(("", 0), backlog=self._ranks.world)
+        port = self._ranks.largest(server.getsockname()[1] if server else 0)
+        if server is None:
             link = socket.create_connection((host, port), timeout=MEETING)
             link.sendall(self._ranks.rank.to_bytes(8, "big"))
             return [(0, link)]
-        with socket.create_server(("", 0), backlog=self._ranks.world) as server:
+        with server:
             server.settimeout(MEETING)
-            self._ranks.largest(server.getsockname()[1])
             return [_accepted(server) for _ in range(1, self._ranks.world)]
 
     def close(self) -> None:
