@@ -12,11 +12,12 @@ import paddle
 import paddle.distributed as dist
 from paddle import Tensor
 
-from triptych.backends.paddle.link import Link, connected
+from triptych.backends.paddle.link import Link, connected, watched
 from triptych.core import contracts
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Context, Ranks
 from triptych.core.machine.devices import wanted_device
+from triptych.core.machine.lifeline import Lifeline, follow_launcher
 from triptych.core.parallel.degrees import Degrees, norm_groups
 
 ALONE = contracts.Group()
@@ -46,25 +47,29 @@ class Group(contracts.Group):
 
     def sum_(self, x: Tensor) -> Tensor:
         """``sum`` in place of ``x``, which has no gaps in memory."""
-        with self.link.watched():
+        with watched():
             dist.all_reduce(x, group=self.native)
         return x
 
     def gather(self, x: Tensor) -> Tensor:
         """See ``core.contracts.Group``."""
         parts: list[Tensor] = []
-        with self.link.watched():
+        with watched():
             dist.all_gather(parts, x.detach().contiguous(), group=self.native)
         return paddle.concat(parts)
 
     def broadcast(self, x: Tensor, source: int = 0) -> None:
         """See ``core.contracts.Group``. source: rank of the process whose tensor all get."""
-        with self.link.watched():
+        with watched():
             dist.broadcast(x, src=self.members[source], group=self.native)
 
 
 class Processes(Ranks):
-    """Implements ``core.contracts.Ranks`` with Paddle's groups of processes."""
+    """Implements ``core.contracts.Ranks`` with Paddle's groups of processes.
+
+    Raises:
+        OSError: the first process cannot be reached.
+    """
 
     def __init__(self, spec: RunSpec) -> None:
         self.link = connected()
@@ -74,14 +79,19 @@ class Processes(Ranks):
         self.tensor = self._group(degrees.groups("tensor"))
         self.pipeline = self._group(degrees.groups("pipeline"))
         self.norms = self._group(norm_groups(spec))
+        self._lifeline = Lifeline(self, self.link.host)
 
     def largest(self, value: int) -> int:
         """See ``core.contracts.Ranks``."""
         self.link.meet()
         highest = paddle.to_tensor([value], "int64")
-        with self.link.watched():
+        with watched():
             dist.all_reduce(highest, op=dist.ReduceOp.MAX)
         return int(highest)
+
+    def close(self) -> None:
+        """See ``core.contracts.Ranks``."""
+        self._lifeline.close()
 
     def _group(self, groups: Sequence[Sequence[int]]) -> contracts.Group:
         """The group of this process among disjoint groups that all processes make together."""
@@ -93,7 +103,12 @@ class Processes(Ranks):
 
 
 def join(spec: RunSpec) -> Processes:
-    """Meets the other processes that a launcher has started."""
+    """Meets the other processes that a launcher has started.
+
+    Raises:
+        OSError: the first process cannot be reached.
+    """
+    follow_launcher()
     if wanted_device(spec) == "cpu" or not paddle.device.cuda.device_count():
         # Of its own accord, a build for GPUs would choose NCCL.
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"

@@ -22,6 +22,7 @@ from triptych.backends.paddle.kernels import sum_rows
 from triptych.backends.paddle.layers import linear_weights
 from triptych.backends.paddle.vit import Block, VisionTransformer
 from triptych.core.contracts import ALONE, Array, Group, Ranks, Slot
+from triptych.core.parallel.owners import owners
 from triptych.core.parallel.sharding import Split, split_of
 
 Table = Mapping[str, Split]
@@ -218,10 +219,9 @@ WHOLE = Norms({}, ALONE)
 
 
 class Owners:
-    """Which copy of the model updates which parameter (ZeRO, stage 1: arXiv 1910.02054).
+    """Which copy of the model updates which parameter (see ``core.parallel.owners``).
 
-    The owner alone has the optimizer's state of a parameter. The parameters are divided so that all
-    copies have about the same number of values.
+    The owner alone has the optimizer's state of a parameter.
 
     Args:
         named: canonical name -> parameter.
@@ -230,11 +230,7 @@ class Owners:
 
     def __init__(self, named: Mapping[str, Tensor], group: Group) -> None:
         self._named, self._group = dict(named), group
-        self._owner: dict[str, int] = {}
-        loads = [0] * group.count
-        for name in sorted(named, key=lambda name: -named[name].size):
-            self._owner[name] = loads.index(min(loads))
-            loads[self._owner[name]] += named[name].size
+        self._owner = owners({name: p.size for name, p in named.items()}, group.count)
 
     def own(self, name: str) -> bool:
         """Whether this copy updates a parameter."""
