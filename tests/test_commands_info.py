@@ -268,6 +268,22 @@ def test_env_is_wired(info, monkeypatch):
     assert json.loads(info("env", "--json")[1]) == {"backends": {}, "cores": 3}
 
 
+def test_env_shows_what_a_launcher_gave_to_each_process(info, monkeypatch):
+    monkeypatch.setattr(environment, "report", lambda names: {"cores": 3})
+    monkeypatch.setattr(environment, "render", lambda found: f"cores: {found['cores']}")
+    given = {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "node7"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    _, out, _ = info("env")
+    first, line = out.splitlines()
+    assert first == "cores: 3" and line.startswith("launcher  rank 0 of 4, 0 of 4 on ")
+    assert line.endswith(": WORLD_SIZE=4 RANK=0 LOCAL_RANK=0 MASTER_ADDR=node7")
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert info("env")[1].startswith("launcher  rank 3 of 4, 1 of 4 on ")
+    assert json.loads(info("env", "--json")[1])["launcher"]["variables"]["RANK"] == "3"
+
+
 def test_a_backend_may_be_named_as_for_the_other_commands(info, monkeypatch):
     status, out, _ = info("-c", "moco_v3/digits", "--backend", "paddle", "--json")
     assert status == 0 and json.loads(out)["spec"]["backend"] == "paddle"

@@ -11,6 +11,7 @@ from triptych import backends
 from triptych.core import launch
 from triptych.core.contracts import ALONE
 from triptych.core.errors import UserError
+from triptych.core.machine import resources
 from triptych.core.machine.launchers import COMMON, PADDLE, TORCHRUN, Launched, launched
 from triptych.core.parallel.agreement import together
 from triptych.core.parameters import initial_state
@@ -58,7 +59,18 @@ def test_a_process_knows_its_place(monkeypatch):
     assert launched() == Launched()
     for name, value in (("WORLD_SIZE", "04"), ("RANK", "3"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    assert launched() == Launched(3, 4, 1, COMMON)
+    assert launched() == Launched(3, 4, 1, 4, COMMON)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert launched() == Launched(3, 4, 1, 2, COMMON)
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(resources, "cores", lambda: 9)
+    assert resources.cpu_threads(tiny("threads=auto")) == 9
+    for world, threads in (("2", 4), ("12", 1)):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        assert resources.cpu_threads(tiny("threads=auto")) == threads
+    assert resources.cpu_threads(tiny("threads=3")) == 3
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,19 @@ def test_auto_takes_the_first_card_that_there_is_code_for(machine, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_each_process_of_a_machine_has_the_card_of_its_number(machine, monkeypatch):
+    machine(H100, A100)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for number in range(2):
+        monkeypatch.setenv("LOCAL_RANK", str(number))
+        for device in ("auto", "cuda"):
+            found = devices.pick_device(spec(device), "torch", 2, WHEEL)
+            assert found == f"cuda:{number}"
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="process 2 of this machine has no card, torch sees 2"):
+        devices.pick_device(spec(), "torch", 2, WHEEL)
+
+
 def test_auto_falls_back_to_the_cpu_and_says_so_once(machine, capsys):
     machine(OLD)
     for _ in range(2):

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "eval": "nearest neighbours and feature extraction beside scikit-learn and a plain loop",
     "convert": "conversion of a large training state beside cp, and reading beside PyTorch",
     "parallel": "a training step in several processes beside one process",
+    "scaling": "memory, traffic and time of MoCo v3 on many cards, counted and not measured",
     "loader": "two views of JPEG files beside torchvision's DataLoader",
 }
 

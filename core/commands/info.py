@@ -2,11 +2,12 @@
 
 import argparse
 import json
+from typing import Any
 
 from triptych.core import cli
 from triptych.core.config import load, recipes
 from triptych.core.errors import UserError
-from triptych.core.machine import environment
+from triptych.core.machine import environment, launchers
 from triptych.core.machine.interrupts import leave_at_once
 from triptych.core.published import listing
 from triptych.core.report.summary import render, summarize
@@ -40,10 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"info: give env, weights, or -c with a file or one of: {', '.join(recipes())}"
         )
     if arguments.subject == "env":
-        names = (arguments.backend,) if arguments.backend else environment.NAMES
-        with leave_at_once():
-            report = environment.report(names)
-        text = environment.render(report)
+        report, text = _environment(arguments.backend)
     elif arguments.subject == "weights":
         report = listing.report()
         text = listing.render(report)
@@ -53,6 +51,24 @@ def run(arguments: argparse.Namespace) -> None:
         report = summarize(spec, arguments.dataset_size)
         text = render(report)
     print(json.dumps(report, indent=2) if arguments.json else text)
+
+
+def _environment(backend: str | None) -> tuple[dict[str, Any], str]:
+    """The report on this machine, and on what a launcher has given to this process.
+
+    Of several processes only the first reports the machine.
+    """
+    given = launchers.facts()
+    report: dict[str, Any] = {}
+    lines = []
+    if given is None or given["rank"] == 0:
+        with leave_at_once():
+            report = environment.report((backend,) if backend else environment.NAMES)
+        lines.append(environment.render(report))
+    if given:
+        report["launcher"] = given
+        lines.append(launchers.render(given))
+    return report, "\n".join(lines)
 
 
 def _size(text: str) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from triptych.core.config.spec import DEVICES, RunSpec
 from triptych.core.errors import UserError
 from triptych.core.machine import cuda
+from triptych.core.machine.launchers import launched
 
 DEVICE_VARIABLE = "TRIPTYCH_DEVICE"
 """Overrides ``device: auto``. Tests, demo and parity take their device from it, too."""
@@ -71,7 +72,8 @@ def pick_device(spec: RunSpec, backend: str, cuda_devices: int, code: Collection
     """The device of this process, "cpu" or "cuda:N".
 
     "auto" is the first card that the framework sees and has code for. If it sees cards but has
-    code for none of them, "auto" is the CPU, and a line on stderr says so.
+    code for none of them, "auto" is the CPU, and a line on stderr says so. Of several processes on
+    a machine each has the card of its number, for "auto" and "cuda".
 
     Args:
         cuda_devices: number of cards that the framework sees.
@@ -84,6 +86,9 @@ def pick_device(spec: RunSpec, backend: str, cuda_devices: int, code: Collection
     named = f"device: {wanted!r}" if spec.device != "auto" else f"{DEVICE_VARIABLE}={wanted}"
     if wanted == "cpu" or (wanted == "auto" and not cuda_devices):
         return "cpu"
+    place = launched()
+    if place.world > 1 and wanted in ("auto", "cuda"):
+        return _card_of(place.local_rank, backend, cuda_devices, code)
     if wanted != "auto":
         number = int(wanted.partition(":")[2] or 0)
         if number >= cuda_devices:
@@ -98,6 +103,18 @@ def pick_device(spec: RunSpec, backend: str, cuda_devices: int, code: Collection
         return f"cuda:{problems.index('')}"
     _warn(f"device: auto takes the CPU, since {problems[0]}")
     return "cpu"
+
+
+def _card_of(local_rank: int, backend: str, cuda_devices: int, code: Collection[str]) -> str:
+    """The card of one of several processes of a machine; raises UserError if there is none."""
+    if local_rank >= cuda_devices:
+        raise UserError(
+            f"device: process {local_rank} of this machine has no card, {backend} sees "
+            f"{cuda_devices} CUDA devices here; start {cuda_devices} processes on it, or use cpu"
+        )
+    if problem := why_not(local_rank, backend, code):
+        raise UserError(f"device: {problem}; use device=cpu")
+    return f"cuda:{local_rank}"
 
 
 def why_not(number: int, backend: str, code: Collection[str]) -> str:

@@ -1,8 +1,10 @@
 """What a launcher gives to each process of a run, in environment variables."""
 
 import os
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from triptych.core.errors import UserError
 
@@ -15,11 +17,26 @@ class Variables(NamedTuple):
     world: str
     rank: str
     local_rank: str
+    local_world: str
+    others: tuple[str, ...]
+    """Further variables: where the processes meet."""
 
 
-COMMON = Variables("torchrun or oneflow.distributed.launch", "WORLD_SIZE", "RANK", "LOCAL_RANK")
+COMMON = Variables(
+    "torchrun or oneflow.distributed.launch",
+    "WORLD_SIZE",
+    "RANK",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    ("MASTER_ADDR", "MASTER_PORT"),
+)
 PADDLE = Variables(
-    "paddle.distributed.launch", "PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID", "PADDLE_RANK_IN_NODE"
+    "paddle.distributed.launch",
+    "PADDLE_TRAINERS_NUM",
+    "PADDLE_TRAINER_ID",
+    "PADDLE_RANK_IN_NODE",
+    "PADDLE_LOCAL_SIZE",
+    ("PADDLE_MASTER", "PADDLE_CURRENT_ENDPOINT"),
 )
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 """A variable that only ``torchrun`` sets."""
@@ -33,12 +50,14 @@ class Launched:
         rank: number of this process, from 0.
         world: number of processes.
         local_rank: number of this process among those of its machine, from 0.
+        local_world: number of processes of this machine; of all, if the launcher does not say it.
         variables: names of the variables that say so; None: there are none.
     """
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    local_world: int = 1
     variables: Variables | None = None
 
 
@@ -57,8 +76,45 @@ def launched() -> Launched:
                     f"{variables.rank}={rank}: {variables.world} is {world}, so expected a number "
                     f"below it; start the processes with {variables.launchers}"
                 )
-            return Launched(rank, world, local_rank, variables)
+            local_world = _number(variables.local_world, world)
+            return Launched(rank, world, local_rank, local_world, variables)
     return Launched()
+
+
+def facts() -> dict[str, Any] | None:
+    """What a launcher has given to this process, as plain data; None without a launcher.
+
+    Raises:
+        UserError: as in ``launched``.
+    """
+    place = launched()
+    if place.variables is None:
+        return None
+    world, *names = (name for group in place.variables[1:] for name in _names(group))
+    given = {name: os.environ[name] for name in (world, *names) if name in os.environ}
+    torchrun = place.variables is COMMON and TORCHRUN in os.environ
+    return {
+        "launcher": "torchrun" if torchrun else place.variables.launchers,
+        "host": socket.gethostname(),
+        "rank": place.rank,
+        "world": place.world,
+        "local_rank": place.local_rank,
+        "local_world": place.local_world,
+        "variables": given,
+    }
+
+
+def render(given: Mapping[str, Any]) -> str:
+    """``facts`` as a line for a terminal."""
+    variables = " ".join(f"{name}={value}" for name, value in given["variables"].items())
+    return (
+        f"launcher  rank {given['rank']} of {given['world']}, {given['local_rank']} of "
+        f"{given['local_world']} on {given['host']}, by {given['launcher']}: {variables}"
+    )
+
+
+def _names(group: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (group,) if isinstance(group, str) else group
 
 
 def _number(name: str, otherwise: int) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from triptych.core.config.spec import RunSpec
 from triptych.core.machine.environment import cores, memory_bytes
+from triptych.core.machine.launchers import launched
 
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
@@ -36,8 +37,13 @@ def keep_memory() -> None:
 
 
 def cpu_threads(spec: RunSpec) -> int:
-    """Threads of the framework: the spec's number, or for "auto" the cores of this process."""
-    return cores() if spec.threads == "auto" else spec.threads
+    """Threads of the framework: the spec's number, or for "auto" this process's share of the cores.
+
+    Processes that a launcher has started on one machine share its cores.
+    """
+    if spec.threads != "auto":
+        return spec.threads
+    return max(1, cores() // launched().local_world)
 
 
 def free_memory() -> int:
