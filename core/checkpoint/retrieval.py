@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from triptych.core.checkpoint.manifest import FileEntry, Manifest
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
-from triptych.core.files.arrays import read_safetensors, widened
+from triptych.core.files import reading
+from triptych.core.files.tree import Stored
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
 DISPLACED = ".old"
@@ -53,28 +56,33 @@ def verify(path: Path) -> Manifest:
 
 
 def read(path: Path) -> tuple[Manifest, State]:
-    """Verifies and reads a checkpoint.
+    """Verifies and reads a checkpoint. bfloat16 is widened to float32.
 
     Raises:
         UserError: there is no such folder.
         DamagedCheckpoint: a file is missing, differs from what was written, or does not hold the
             tensors that the manifest lists.
     """
+    manifest, tensors = mapped(path)
+    return manifest, {name: np.array(stored.array()) for name, stored in tensors.items()}
+
+
+def mapped(path: Path) -> tuple[Manifest, dict[str, Stored]]:
+    """As ``read``; the values stay in the mapped files until they are used."""
     manifest = verify(path)
-    state: State = {}
+    found: dict[str, Stored] = {}
     for name in manifest.files:
         with _damage(path, name):
-            arrays = read_safetensors(path / name)
-        for tensor, array in arrays.items():
+            tensors = reading.read(path / name).tensors()
+        for tensor, stored in tensors.items():
             entry = manifest.tensors.get(tensor)
-            listing = entry and (entry.file, widened(entry.dtype), tuple(entry.shape))
-            if listing != (name, array.dtype.name, array.shape):
+            listing = entry and (entry.file, entry.dtype, tuple(entry.shape))
+            if listing != (name, stored.dtype, stored.shape):
                 raise DamagedCheckpoint(path, f"{name}: {tensor} is not as the manifest lists it")
-            state[tensor] = array
-    missing = [tensor for tensor in manifest.tensors if tensor not in state]
-    if missing:
+            found[tensor] = stored
+    if missing := [tensor for tensor in manifest.tensors if tensor not in found]:
         raise DamagedCheckpoint(path, f"{MANIFEST}: no file holds {missing[0]}")
-    return manifest, {tensor: state[tensor] for tensor in manifest.tensors}
+    return manifest, {tensor: found[tensor] for tensor in manifest.tensors}
 
 
 def latest(run_dir: Path, report: Callable[[str], None]) -> Path | None:

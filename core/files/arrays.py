@@ -199,11 +199,6 @@ def _array(entry: dict[str, Any]) -> Array:
     return values.reshape(entry["shape"])
 
 
-def widened(dtype: str) -> str:
-    """The NumPy type in which ``read_safetensors`` gives a tensor stored as ``dtype``."""
-    return "float32" if dtype == "bfloat16" else dtype
-
-
 @contextmanager
 def _parsing(path: Path) -> Iterator[None]:
     try:

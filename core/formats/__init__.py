@@ -7,8 +7,8 @@ from triptych.core.formats.loading import (
     read_arrays,
     read_training,
 )
+from triptych.core.formats.opening import read_spec
 from triptych.core.formats.pretrained import initial_state, load_encoder, load_encoders
-from triptych.core.formats.specs import read_spec
 
 __all__ = [
     "FORMATS",

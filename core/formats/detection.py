@@ -39,7 +39,7 @@ from triptych.core.formats import (
 from triptych.core.formats.architecture import contradiction
 from triptych.core.formats.changes import Facts
 from triptych.core.formats.entries import FLAT
-from triptych.core.formats.format import PLAIN, Claim, Format, Layout, Place, claim
+from triptych.core.formats.format import PLAIN, Claim, Format, Layout, Place, claim, facts_of
 from triptych.core.formats.moments import Optimizer, read
 from triptych.core.formats.rules import COUNTER, Renamed
 
@@ -72,6 +72,9 @@ FORMATS: dict[str, Format] = {
 
 ENOUGH = 0.5
 """Fraction of the tensors that a claim must explain."""
+
+TOLD = ("model.heads", "model.layer_norm_eps")
+"""Facts about an encoder that no shape shows."""
 
 DETECTOR = ("fpn", "rpn", "roi_head", "bbox_head", "mask_head", "proposal_generator")
 """Parts of the names of a detector's tensors."""
@@ -164,6 +167,19 @@ class Source:
             for branch in ("student", "teacher")
             if any(name.startswith(f"{branch}.encoder.") for name in self.tensors)
         )
+
+    def told(self, spec: RunSpec) -> list[tuple[str, Node, Node]]:
+        """What the file says about its encoder, no shape shows, and a spec contradicts.
+
+        Returns:
+            Key of the spec, value of the file, value of the spec.
+        """
+        known, ours = {**self.format.constants, **self.format.facts(self.content)}, facts_of(spec)
+        return [
+            (key, known[key], ours[key])
+            for key in TOLD
+            if key in known and ours.get(key, known[key]) != known[key]
+        ]
 
     def named(self, name: str) -> str:
         """The name in the file of a canonical tensor."""

@@ -6,14 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from triptych.core import published
 from triptych.core.checkpoint.manifest import Manifest, other_architecture
-from triptych.core.checkpoint.retrieval import MANIFEST, latest, read
 from triptych.core.config.spec import RunSpec, SupervisedSpec
 from triptych.core.contracts import Array, State
 from triptych.core.errors import UserError, printable
 from triptych.core.files.arrays import read_file
-from triptych.core.files.tree import Content, Malformed, Stored
+from triptych.core.files.tree import Malformed, Stored
 from triptych.core.formats import canonical, checks, containers
 from triptych.core.formats.architecture import encoder_shapes, other_encoder
 from triptych.core.formats.changes import Facts
@@ -108,6 +106,11 @@ def _contradicted(source: Source, spec: RunSpec) -> Iterator[str]:
 def _loaded(path: Path, spec: RunSpec) -> tuple[State, Source]:
     """The weights of ``load_weights``, and the file that holds them."""
     manifest, source = read_weights(path, spec, average=spec.init.average)
+    return fitted(path, manifest, source, spec), source
+
+
+def fitted(path: Path, manifest: Manifest | None, source: Source, spec: RunSpec) -> State:
+    """As ``load_weights``, of weights that ``read_weights`` gave."""
     state, problems = _fitted(source, spec)
     if manifest:
         _check_checkpoint(manifest, spec, path, fits=not problems)
@@ -115,7 +118,7 @@ def _loaded(path: Path, spec: RunSpec) -> tuple[State, Source]:
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
     required = [param.name for param in table(spec)]
     optional = [name for name in state if name.startswith(OPTIONAL)]
-    return {name: state[name] for name in [*required, *optional]}, source
+    return {name: state[name] for name in [*required, *optional]}
 
 
 def _fitted(source: Source, spec: RunSpec) -> tuple[State, list[str]]:
@@ -172,7 +175,10 @@ def read_arrays(path: Path) -> State:
     Raises:
         UserError: the path is none of these, is damaged, or holds other data than numbers.
     """
-    return read_checkpoint(path)[1] if path.is_dir() else read_file(path)
+    if not path.is_dir():
+        return read_file(path)
+    _, content = containers.open_weights(path)
+    return {name: np.array(stored.array()) for name, stored in content.tensors().items()}
 
 
 def mismatches(state: State, table: Sequence[Param]) -> list[str]:
@@ -216,11 +222,6 @@ def _capped(kind: str, problems: list[str]) -> list[str]:
     return [*lines, f"{kind}: {more} more"] if more else lines
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether a path is that of a checkpoint or run folder, and not of another system."""
-    return path.is_dir() and not containers.is_foreign_folder(path)
-
-
 def read_weights(
     path: Path,
     spec: RunSpec | None,
@@ -242,15 +243,10 @@ def read_weights(
     Raises:
         UserError: the path is none of these or is damaged, or holds no state dict or several.
     """
-    path = published.local(path)
-    if is_checkpoint(path):
-        manifest, arrays = read_checkpoint(path)
-        tree = {name: Stored.of(array) for name, array in arrays.items()}
-        return manifest, recognise(Content(path, "safetensors", tree))
-    content = containers.open_content(path)
+    manifest, content = containers.open_weights(path)
     if facts is None:
         facts = facts_of(spec) if spec else {}
-    return None, recognise(content, average=average, spec=spec, facts=facts)
+    return manifest, recognise(content, average=average, spec=spec, facts=facts)
 
 
 def arrays_of(source: Source, prefix: str = "") -> State:
@@ -265,7 +261,7 @@ def arrays_of(source: Source, prefix: str = "") -> State:
     Raises:
         UserError: the values are not those that were saved.
     """
-    narrow = source.content.container in containers.ARRAYS.values()
+    narrow = source.content.container in (*containers.ARRAYS.values(), containers.CHECKPOINT)
     try:
         for name, stored in source.tensors.items():
             if name.startswith(prefix):
@@ -283,14 +279,3 @@ def _array(stored: Stored, *, narrow: bool) -> Array:
     values = stored.array()
     wide = np.dtype(np.float32) if values.dtype == np.float16 and not narrow else values.dtype
     return np.array(values, wide, order="C")
-
-
-def read_checkpoint(path: Path) -> tuple[Manifest, State]:
-    """Manifest and arrays of a checkpoint, or of the newest one of a run."""
-    if (path / MANIFEST).exists():
-        return read(path)
-    messages: list[str] = []
-    checkpoint = latest(path, messages.append)
-    if checkpoint is None:
-        raise UserError("\n".join([f"{path}: holds no whole checkpoint", *messages]))
-    return read(checkpoint)

@@ -7,17 +7,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from triptych.core import checkpoint, config, published
+from triptych.core import config
 from triptych.core.checkpoint.manifest import Manifest
-from triptych.core.checkpoint.retrieval import FOLDER, MANIFEST
 from triptych.core.config.document import parse_override
 from triptych.core.config.spec import RunSpec
 from triptych.core.errors import UserError, printable
-from triptych.core.files import reading
-from triptych.core.files.tree import Content, Stored
+from triptych.core.files.tree import Content
 from triptych.core.formats import canonical
 from triptych.core.formats.architecture import encoder_shapes, other_encoder
 from triptych.core.formats.changes import Facts
+from triptych.core.formats.containers import open_weights
 from triptych.core.formats.detection import Source, recognise
 from triptych.core.formats.format import facts_of
 from triptych.core.formats.specs import spec_of
@@ -26,8 +25,6 @@ SPEC = "spec"
 """Key under which files of our own hold the spec of the run, as YAML."""
 WHOLE = ("pretraining", "any")
 """Kinds of layouts that hold a whole run."""
-TOLD = ("model.heads", "model.layer_norm_eps")
-"""Facts about an encoder that no shape shows."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def opened(
         UserError: the file is unusable, or is not what the recipe says.
     """
     given = config.load(recipe, overrides) if recipe else None
-    manifest, content = _content(published.local(path))
+    manifest, content = open_weights(path)
     text = _own_spec(manifest, content)
     known = given or (config.loads(text, str(path), overrides) if text else None)
     facts = facts_of(known) if known else _facts(overrides)
@@ -86,24 +83,6 @@ def opened(
         known = spec_of(source, [f"model.{key}={json.dumps(value)}" for key, value in model])
     spec = known or spec_of(source, overrides)
     return Opened(source, spec, manifest)
-
-
-def _content(path: Path) -> tuple[Manifest | None, Content]:
-    """The tree of a file. A checkpoint is verified; a run stands for its newest whole one."""
-    folder = path
-    if (path / FOLDER).is_dir():
-        messages: list[str] = []
-        newest = checkpoint.latest(path, messages.append)
-        if newest is None:
-            raise UserError("\n".join([f"{path}: holds no whole checkpoint", *messages]))
-        folder = newest
-    if not (folder / MANIFEST).is_file():
-        return None, reading.read(path)
-    manifest = checkpoint.verify(folder)
-    tree: dict[str, Stored] = {}
-    for name in manifest.files:
-        tree.update(reading.read(folder / name).tensors())
-    return manifest, Content(path, "checkpoint", tree)
 
 
 def _own_spec(manifest: Manifest | None, content: Content) -> str | None:
@@ -143,9 +122,20 @@ def _check(source: Source, spec: RunSpec) -> None:
             raise UserError(f"{path}: an encoder of another architecture than -c: {other}")
     if source.layout is canonical.FORMAT.layouts[0]:
         return
-    told = {**source.format.constants, **source.format.facts(source.content)}
-    ours = facts_of(spec)
-    changed = [f"{key} {told[key]}, -c has {ours[key]}" for key in TOLD
-               if key in told and key in ours and told[key] != ours[key]]  # fmt: skip
-    if changed:
+    if changed := [f"{key} {value}, -c has {own}" for key, value, own in source.told(spec)]:
         raise UserError(f"{path}: the file says {', '.join(changed)}")
+
+
+def read_spec(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
+    """The spec of the run that a file of weights comes from, or of a run with its model.
+
+    Args:
+        path: as in ``opened``.
+        overrides: keys of the spec. They count before what the file says.
+
+    Raises:
+        UserError: the file is unusable, or does not say a key that no override gives.
+    """
+    words = dict(text.split("=", 1) for text in overrides if "=" in text)
+    average = {"true": True, "false": False}.get(words.get("init.average", ""))
+    return opened(path, None, None, overrides, average=average).spec

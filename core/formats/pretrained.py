@@ -16,12 +16,10 @@ from triptych.core.formats import canonical
 from triptych.core.formats.adapting import FIRST, adapted_channels
 from triptych.core.formats.architecture import difference
 from triptych.core.formats.detection import Source
-from triptych.core.formats.format import facts_of
 from triptych.core.formats.loading import (
     SHOWN,
     arrays_of,
-    is_checkpoint,
-    load_weights,
+    fitted,
     mismatches,
     read_weights,
 )
@@ -138,11 +136,9 @@ def load_encoders(path: Path, spec: RunSpec) -> State:
     Raises:
         UserError: as in ``load_encoder`` or ``load_weights``.
     """
-    if spec.method.labelled or is_checkpoint(path):
-        return load_weights(path, spec)
     manifest, source = read_weights(path, spec, average=spec.init.average)
-    if source.format is canonical.FORMAT:
-        return load_weights(path, spec)
+    if spec.method.labelled or manifest or source.format is canonical.FORMAT:
+        return fitted(path, manifest, source, spec)
     state: State = {}
     with _named_file(path):
         for branch in source.branches or ("student",):
@@ -288,14 +284,7 @@ def _check_kind(source: Source, init: InitSpec) -> None:
 
 def _check_facts(source: Source, spec: RunSpec) -> None:
     """Refuses an encoder whose file says that it computes something else, as with other heads."""
-    told = {**source.format.constants, **source.format.facts(source.content)}
-    ours = facts_of(spec)
-    changes = [
-        f"{key} {value} -> {ours[key]}"
-        for key, value in told.items()
-        if key in ("model.heads", "model.layer_norm_eps") and ours.get(key, value) != value
-    ]
-    if changes:
+    if changes := [f"{key} {value} -> {own}" for key, value, own in source.told(spec)]:
         raise UserError(f"weights of another architecture: {', '.join(changes)}")
 
 

@@ -5,7 +5,6 @@ the file's own meta data or from the caller. It is never guessed.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from triptych.core import config
 from triptych.core.config import yaml12
@@ -16,7 +15,6 @@ from triptych.core.formats.architecture import FIRST, Shapes, encoder_shapes, mo
 from triptych.core.formats.continuing import own_sections
 from triptych.core.formats.continuing import sections as sections_of
 from triptych.core.formats.detection import Source
-from triptych.core.formats.loading import read_weights
 
 NEEDED = (
     ("model", "vit", "heads"),
@@ -207,27 +205,3 @@ def _counts(section: str, kind: str, encoder: str) -> bool:
     if section in ("method", "optim", "batch_norm"):
         return kind in ("pretraining", "any")
     return section != "model" or encoder == "vit"
-
-
-def read_spec(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
-    """The spec of the run that a file of weights comes from, or of a run with its model.
-
-    Args:
-        path: as in ``loading.load_weights``. A checkpoint of our own has its spec.
-        overrides: as in ``spec_of``.
-
-    Raises:
-        UserError: the file is unusable, or as in ``spec_of``.
-    """
-    words = dict(text.split("=", 1) for text in overrides if "=" in text)
-    facts = {key: int(value) for key, value in words.items()
-             if key.startswith("model.") and value.isdecimal()}  # fmt: skip
-    manifest, source = read_weights(path, None, average=_truth(words.get("init.average")),
-                                    facts=facts)  # fmt: skip
-    if manifest:
-        return config.loads(yaml12.dump(manifest.spec), str(path), overrides)
-    return spec_of(source, overrides)
-
-
-def _truth(word: str | None) -> bool | None:
-    return {"true": True, "false": False}.get(word or "")

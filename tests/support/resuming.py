@@ -20,7 +20,7 @@ from triptych.core.files.tree import Stored
 from triptych.core.formats.changes import Facts
 from triptych.core.formats.format import Format, Output, facts_of
 from triptych.core.formats.loading import read_weights
-from triptych.core.formats.specs import read_spec
+from triptych.core.formats.opening import read_spec
 from triptych.core.parity.trace import run_trace
 
 STEPS = 2
