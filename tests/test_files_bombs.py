@@ -13,8 +13,8 @@ import pytest
 from tests.support import forged
 from tests.support.forged import CENTRAL, complaint, name, number, state, tensor, text, whole
 from triptych.core.errors import UserError
+from triptych.core.files import reading
 from triptych.core.formats import read_arrays
-from triptych.core.formats.containers import open_content
 
 MANY = 500_000
 """Operations of a bomb: more than the objects that a small file may have."""
@@ -120,7 +120,7 @@ def test_bombs_take_neither_time_nor_memory(tmp_path):
 
 def test_an_npz_bomb_is_refused_wherever_arrays_are_read(tmp_path):
     np.savez_compressed(tmp_path / "w.npz", **{"student.encoder.norm": np.zeros(200 * 2**18)})
-    for reader in (open_content, read_arrays):
+    for reader in (reading.read, read_arrays):
         with pytest.raises(UserError, match="refused as a zip bomb"):
             reader(tmp_path / "w.npz")
 

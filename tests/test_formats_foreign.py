@@ -10,7 +10,7 @@ from support import foreign
 from support.resuming import written
 
 from triptych.core import formats, launch, reference
-from triptych.core.formats.containers import open_content
+from triptych.core.files import reading
 from triptych.core.formats.detection import Source, recognise
 from triptych.core.formats.moments import KINDS
 
@@ -150,7 +150,7 @@ def test_each_moment_is_at_its_parameter_there_and_back(file: str, tmp_path: Pat
     spec = foreign.spec_of_source(file, source)
     state = formats.load_training_state(source.content.path, spec, print)
     written(source.format, state, spec, tmp_path / "w")
-    again = recognise(open_content(tmp_path / "w"), facts=foreign.facts_of(file))
+    again = recognise(reading.read(tmp_path / "w"), facts=foreign.facts_of(file))
     assert moments(again) == told["moments"]
     step = state["optimizer.step"]
     assert (again.optimizer.tensors["optimizer.step"].array() if told["step"] else 0) == step

@@ -14,10 +14,10 @@ from support import foreign
 from triptych.core import formats
 from triptych.core.config.spec import InitSpec, RunSpec
 from triptych.core.errors import UserError
+from triptych.core.files import reading
 from triptych.core.files.saving import write
 from triptych.core.files.tree import Content, Node, Record, Stored
 from triptych.core.formats import FORMATS
-from triptych.core.formats.containers import open_content
 from triptych.core.formats.conversion import Request, plan
 from triptych.core.formats.detection import Source, recognise
 from triptych.core.formats.format import Output
@@ -149,7 +149,7 @@ def test_timm_opens_what_is_written_for_it(tmp_path: Path, name: str, *, fc_norm
             embed_dim=16, depth=2, num_heads=4, num_classes=5, global_pool=pool,
         )  # fmt: skip
     found = {name: value.numpy() for name, value in model.state_dict().items()}
-    source = recognise(open_content(path))
+    source = recognise(reading.read(path))
     assert found.keys() == source.place.tensors.keys() and same(source, tensors)
     assert all(np.array_equal(found[n], t.bits()) for n, t in source.place.tensors.items())
     assert model.blocks[0].attn.num_heads == 4
@@ -215,7 +215,7 @@ def test_a_distilled_deit_is_an_encoder_only_if_what_is_left_out_is_named(tmp_pa
 
 
 def test_what_hugging_face_states_is_not_asked_for() -> None:
-    source = recognise(open_content(FILES / POOLER))
+    source = recognise(reading.read(FILES / POOLER))
     model = spec_of(source).model
     assert (model.heads, model.layer_norm_eps, model.image_size) == (4, 1e-12, 32)
     assert [*source.renamed.unknown] == ["pooler.dense.weight", "pooler.dense.bias"]
@@ -225,7 +225,7 @@ def test_what_hugging_face_states_is_not_asked_for() -> None:
 
 
 def test_another_activation_is_refused() -> None:
-    file = open_content(FILES / POOLER)
+    file = reading.read(FILES / POOLER)
     config = {**file.tree["config.json"], "hidden_act": "relu"}
     line = refusal(replace(file, tree={**file.tree, "config.json": config}))
     assert line.endswith("huggingface: config.json: hidden_act is 'relu'; expected 'gelu'")
@@ -244,7 +244,7 @@ def test_a_folder_for_hugging_face_says_what_its_model_is(
     spec = vit_spec(image_size=(8, 24), layer_norm_eps=1e-5)
     tensors = {n: t for n, t in stored(spec).items() if kind == "classifier" or "encoder" in n}
     path = written("huggingface", tmp_path / "hf", spec, tensors, kind)
-    source = recognise(open_content(path))
+    source = recognise(reading.read(path))
     assert same(source, tensors) and name in source.place.tensors
     assert spec_of(source).model == spec.model
     config = json.loads((path / "config.json").read_text())
@@ -254,7 +254,7 @@ def test_a_folder_for_hugging_face_says_what_its_model_is(
 
 
 def test_weights_of_hugging_face_in_several_files() -> None:
-    file = open_content(FILES / POOLER)
+    file = reading.read(FILES / POOLER)
     tensors = file.tree["pytorch_model.bin"]
     names = [*tensors]
     parts = {f"pytorch_model-0000{i}-of-00002.bin": {n: tensors[n] for n in half}
@@ -291,7 +291,7 @@ def test_a_detector_is_named() -> None:
 
 
 def test_detectron2_opens_a_pickle_of_arrays(tmp_path: Path) -> None:
-    source = recognise(open_content(FILES / "detectron2_moco_v2_resnet18_numpy2.pkl"))
+    source = recognise(reading.read(FILES / "detectron2_moco_v2_resnet18_numpy2.pkl"))
     names, _ = source.layout.table.from_canonical(source.tensors, {})
     container, tree = source.format.output(Output(source.layout, names, {}, vit_spec()))
     write(tmp_path / "w.pkl", tree, container)

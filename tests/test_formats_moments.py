@@ -17,10 +17,10 @@ from triptych.core import formats
 from triptych.core.config.spec import AdamWSpec, RunSpec
 from triptych.core.contracts import Hyper, State
 from triptych.core.errors import UserError
+from triptych.core.files import reading
 from triptych.core.files.tree import Content, Malformed, Stored
 from triptych.core.formats import FORMATS, moments
 from triptych.core.formats.changes import TRANSPOSED
-from triptych.core.formats.containers import open_content
 from triptych.core.formats.continuing import training_state
 from triptych.core.formats.detection import Source, recognise
 from triptych.core.formats.entries import entries
@@ -42,7 +42,7 @@ V3 = "moco_v3_vit_torch1.9.pth.tar"
 
 @lru_cache(maxsize=4)
 def source(name: str) -> Source:
-    return recognise(open_content(FILES / name))
+    return recognise(reading.read(FILES / name))
 
 
 def digest(tensor: Stored) -> str:
@@ -87,7 +87,7 @@ def test_the_file_shows_the_optimizer_of_its_run() -> None:
 
 
 def tree_with(optimizer: object) -> Content:
-    content = open_content(FILES / V3)
+    content = reading.read(FILES / V3)
     return replace(content, tree={**content.tree, "optimizer": optimizer})
 
 
@@ -100,7 +100,7 @@ def refusal(optimizer: dict) -> str:
 
 
 def test_what_does_not_fit_is_refused_by_name() -> None:
-    optimizer = open_content(FILES / V3).tree["optimizer"]
+    optimizer = reading.read(FILES / V3).tree["optimizer"]
     state, (group,) = optimizer["state"], optimizer["param_groups"]
     fewer = {**optimizer, "param_groups": [{**group, "params": group["params"][:-1]}]}
     assert "numbers 77 parameters, the model has 78" in refusal(fewer)
@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
 
 
 def test_what_a_file_lacks_starts_anew_and_is_said() -> None:
-    optimizer = open_content(FILES / V3).tree["optimizer"]
+    optimizer = reading.read(FILES / V3).tree["optimizer"]
     state = {key: dict(value) for key, value in optimizer["state"].items()}
     state[0]["max_exp_avg_sq"] = state[0]["exp_avg_sq"]
     del state[0]["exp_avg"], state[4]
@@ -231,7 +231,7 @@ def test_a_file_comes_back_as_it_was(file: str, tmp_path: Path) -> None:
     found = source(file)
     state = formats.load_training_state(FILES / file, spec, print)
     written(found.format, state, spec, tmp_path / "w.pth")
-    before, after = (open_content(path).tree for path in (FILES / file, tmp_path / "w.pth"))
+    before, after = (reading.read(path).tree for path in (FILES / file, tmp_path / "w.pth"))
     model = "model" if "model" in before else "state_dict"
     assert bits(before[model]) == bits(after[model])
     assert parameter_names(before[model]) == parameter_names(after[model])

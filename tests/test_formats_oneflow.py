@@ -9,10 +9,10 @@ from support.resuming import written
 
 from triptych.core import formats
 from triptych.core.errors import UserError
+from triptych.core.files import reading
 from triptych.core.files.saving import write
 from triptych.core.files.tree import Stored
 from triptych.core.formats import libai
-from triptych.core.formats.containers import open_content
 from triptych.core.formats.detection import recognise
 from triptych.core.formats.format import Output
 from triptych.core.formats.moments import parameters
@@ -31,7 +31,7 @@ def test_the_number_of_heads_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["", "model", "checkpoint"])
 def test_a_folder_of_several_folders_has_one_state_dict(tmp_path: Path, part: str) -> None:
     path = foreign.content_of(FLOWVISION, tmp_path).path / part
-    source = recognise(open_content(path))
+    source = recognise(reading.read(path))
     assert source.format.name == "oneflow" and len(source.tensors) == 86
     if part == "":
         assert source.place.name == "checkpoint|model"
@@ -46,7 +46,7 @@ def test_the_own_loader_opens_what_is_written(
     container, tree = source.format.output(Output(source.layout, back, {}, spec, step=2))
     write(tmp_path / "run", tree, container)
     assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_0000001"
-    again = recognise(open_content(tmp_path / "run"), facts=foreign.facts_of(LIBAI))
+    again = recognise(reading.read(tmp_path / "run"), facts=foreign.facts_of(LIBAI))
     assert again.layout is source.layout
     for name, tensor in source.place.tensors.items():
         assert np.array_equal(again.place.tensors[name].bits(), tensor.bits())
@@ -69,7 +69,7 @@ def test_a_whole_state_survives_under_canonical_names(container: str, tmp_path: 
     moments = {f"optimizer.exp_avg.{name}": tensor for name, tensor in norms.items()}
     output = Output(known.layout(spec), dict(source.tensors), moments, spec)
     write(tmp_path / "w", known.output(output)[1], known.output(output)[0])
-    again = recognise(open_content(tmp_path / "w"))
+    again = recognise(reading.read(tmp_path / "w"))
     assert again.format is known and again.tensors.keys() == source.tensors.keys() | moments.keys()
     for name, tensor in {**source.tensors, **moments}.items():
         assert again.tensors[name].dtype == tensor.dtype

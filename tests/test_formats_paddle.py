@@ -12,10 +12,10 @@ from support.resuming import written
 from triptych.core import formats
 from triptych.core.config.spec import InitSpec
 from triptych.core.errors import UserError
+from triptych.core.files import reading
 from triptych.core.files.saving import write
 from triptych.core.files.tree import Content, Stored
 from triptych.core.formats import plsc
-from triptych.core.formats.containers import open_content
 from triptych.core.formats.detection import recognise
 from triptych.core.formats.format import Output
 from triptych.core.formats.pretrained import read_encoder
@@ -88,7 +88,7 @@ def test_the_own_loader_opens_what_is_written(
     back, _ = source.layout.table.from_canonical(source.tensors, source.facts)
     container, tree = source.format.output(Output(source.layout, back, {}, spec, step=2))
     write(tmp_path / "w", tree, container)
-    again = recognise(open_content(tmp_path / "w"), facts={"model.heads": 3})
+    again = recognise(reading.read(tmp_path / "w"), facts={"model.heads": 3})
     assert (again.format, again.layout) == (source.format, source.layout)
     assert again.place.tensors.keys() == source.place.tensors.keys()
     for name, tensor in source.place.tensors.items():
@@ -146,7 +146,7 @@ def test_a_state_of_ours_shows_its_optimizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", [f"{FLEETX}/model_state.pdopt", f"{VISION}.pdopt"])
 def test_the_state_of_an_optimizer_alone_is_named(file: str) -> None:
     with pytest.raises(UserError, match=r"state of an optimizer \(conv2d_0.w_0_.* and no weights"):
-        recognise(open_content(foreign.FILES / file))
+        recognise(reading.read(foreign.FILES / file))
 
 
 def test_paddle_goes_on_from_what_is_written(tmp_path: Path) -> None:

@@ -17,10 +17,9 @@ from triptych.core import formats, methods
 from triptych.core.cli import main
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Batch, Hyper, State
-from triptych.core.files import saving
+from triptych.core.files import reading, saving
 from triptych.core.files.tree import Stored
 from triptych.core.formats import FORMATS
-from triptych.core.formats.containers import open_content
 from triptych.core.formats.format import Output, facts_of
 from triptych.core.parameters import initial_state
 from triptych.core.parity.trace import trace
@@ -138,7 +137,7 @@ def test_a_run_goes_on_from_a_file(tmp_path):
                     "the order of the images is that of this run"]  # fmt: skip
     # SGD counts no updates, but the file counts epochs.
     path = FILES / "moco_v2_resnet18_torch1.9.pth.tar"
-    spec, epoch = formats.read_spec(path), open_content(path).tree["epoch"]
+    spec, epoch = formats.read_spec(path), reading.read(path).tree["epoch"]
     begin, state = find_start(spec, tmp_path / "run", str(path), {}, said.append, 10)
     assert epoch and begin.step == state["optimizer.step"] == 10 * epoch
 
@@ -257,18 +256,18 @@ def test_a_written_file_says_how_many_epochs_are_done(name, sections, tmp_path):
     tensors, _ = made.layout(spec).table.from_canonical(tree, facts_of(spec))
     container, content = made.output(Output(made.layout(spec), tensors, {}, spec, 30, 3))
     saving.write(tmp_path / "w", content, container)
-    assert made.epochs(open_content(tmp_path / "w")) == 3
+    assert made.epochs(reading.read(tmp_path / "w")) == 3
 
 
 def test_epochs_that_the_systems_themselves_have_counted():
     for file, epochs in ((LARS, 1), ("paddlefleetx_moco_v2_bottleneck", 2)):
-        content = open_content(FILES / file)
+        content = reading.read(FILES / file)
         name = "mmpretrain" if file == LARS else "paddlefleetx"
         assert FORMATS[name].epochs(content) == epochs
 
 
 def test_a_file_with_an_empty_optimizer_has_one_line(tmp_path):
-    tree = open_content(FILES / V3).tree
+    tree = reading.read(FILES / V3).tree
     optimizer = {**tree["optimizer"], "state": {}}
     saving.write(tmp_path / "w.pth", {**tree, "optimizer": optimizer}, "torch")
     said: list[str] = []

@@ -12,9 +12,9 @@ from support import foreign
 from support.resuming import written
 from test_formats_hubs import content, refusal, same, vit_spec
 
+from triptych.core.files import reading
 from triptych.core.files.tree import Node, Stored
 from triptych.core.formats import FORMATS
-from triptych.core.formats.containers import open_content
 from triptych.core.formats.continuing import training_state
 from triptych.core.formats.detection import recognise
 from triptych.core.formats.format import Output
@@ -110,7 +110,7 @@ def vissl(tensors: dict[str, Stored]) -> Node:
 def test_the_names_of_moco_v2_in_other_systems(
     name: str, build: Callable[[dict[str, Stored]], Node], beside: set[str]
 ) -> None:
-    official = recognise(open_content(FILES / MOCO))
+    official = recognise(reading.read(FILES / MOCO))
     source = recognise(content(build(official.place.tensors)))
     assert source.format.name == name and source.layout.methods[-1] == "moco_v2"
     assert source.renamed.unknown.keys() == beside
@@ -122,7 +122,7 @@ def test_the_names_of_moco_v2_in_other_systems(
 
 
 def test_an_ema_hook_stores_the_averaged_weights_as_the_state_dict() -> None:
-    file = open_content(FILES / EMA)
+    file = reading.read(FILES / EMA)
     assert "'state_dict', 'ema_state_dict'; say which: init.average" in refusal(file)
     averaged, trained = (recognise(file, average=value) for value in (True, False))
     about = foreign.description(EMA)
@@ -139,8 +139,8 @@ def test_a_published_file_says_its_hash_in_its_name(tmp_path: Path) -> None:
     wrong = tmp_path / "vit_in1k_20261128-0123abcd.pth"
     for path in (right, wrong):
         shutil.copyfile(FILES / EMA, path)
-    assert recognise(open_content(right), average=True).format.name == "mmpretrain"
-    line = refusal(open_content(wrong), average=True)
+    assert recognise(reading.read(right), average=True).format.name == "mmpretrain"
+    line = refusal(reading.read(wrong), average=True)
     assert line.startswith(f"{wrong}: mmpretrain: its name says that its SHA-256 begins with 0123")
     assert f"but it begins with {digest}" in line
 
@@ -158,7 +158,7 @@ def test_a_published_file_says_its_hash_in_its_name(tmp_path: Path) -> None:
 def test_heads_of_mmpretrain_count_where_the_configuration_states_them(
     text: str, heads: int | None
 ) -> None:
-    file = open_content(FILES / EMA)
+    file = reading.read(FILES / EMA)
     tree = {**file.tree, "meta": {"cfg": text}}
     found = recognise(replace(file, tree=tree), average=True)
     assert found.facts.get("model.heads") == heads
@@ -172,7 +172,7 @@ def test_heads_of_a_named_architecture_need_its_width_and_depth() -> None:
 
 
 def test_a_vit_of_mmpretrain_has_one_of_two_classifiers() -> None:
-    file = recognise(open_content(FILES / EMA), average=True)
+    file = recognise(reading.read(FILES / EMA), average=True)
     plain = {name.replace("layers.head", "fc"): t for name, t in file.place.tensors.items()}
     source = recognise(content({"state_dict": plain, "meta": {}}))
     assert same(source, file.tensors)
@@ -181,7 +181,7 @@ def test_a_vit_of_mmpretrain_has_one_of_two_classifiers() -> None:
 
 
 def test_mmengine_would_copy_the_weights_at_step_0() -> None:
-    source = recognise(open_content(FILES / LARS))
+    source = recognise(reading.read(FILES / LARS))
     names, _ = source.layout.table.from_canonical(source.tensors, {})
     for step, expected in ((None, 1), (0, 1), (7, 7)):
         made = Output(source.layout, names, {}, vit_spec(), step)
@@ -195,7 +195,7 @@ def test_mmengine_would_copy_the_weights_at_step_0() -> None:
 
 def test_frozen_parameters_may_have_no_number() -> None:
     """With options by parameter, mmengine numbers what is trained alone."""
-    source = recognise(open_content(FILES / LARS))
+    source = recognise(reading.read(FILES / LARS))
     optimizer = source.content.tree["optimizer"]
     assert len(optimizer["param_groups"]) == 68
     # The teacher's 64 parameters come last.
@@ -207,7 +207,7 @@ def test_frozen_parameters_may_have_no_number() -> None:
 
 
 def test_the_momentum_of_lars_holds_the_learning_rate(tmp_path: Path) -> None:
-    source = recognise(open_content(FILES / LARS))
+    source = recognise(reading.read(FILES / LARS))
     spec = spec_of(source)
     assert spec.optim.form == "mmpretrain" and spec.method.teacher_statistics == "copied"
     plain = ["optim={name: lars, form: moco_v3, lr: 0.5, scale_lr_by: null}"]
@@ -218,19 +218,19 @@ def test_the_momentum_of_lars_holds_the_learning_rate(tmp_path: Path) -> None:
     rate = source.content.tree["optimizer"]["param_groups"][0]["lr"]
     np.testing.assert_allclose(moved[name] * rate, own[name], rtol=1e-14)
     written(FORMATS["mmpretrain"], {**state, **moved}, other, tmp_path / "w.pth")
-    again = recognise(open_content(tmp_path / "w.pth"))
+    again = recognise(reading.read(tmp_path / "w.pth"))
     np.testing.assert_allclose(again.optimizer.tensors[name].array(), moved[name] * 0.5)
 
 
 def test_lars_has_a_group_for_each_trained_parameter(tmp_path: Path) -> None:
-    source = recognise(open_content(FILES / LARS))
+    source = recognise(reading.read(FILES / LARS))
     spec = spec_of(source)
     state = {name: tensor.array() for name, tensor in source.tensors.items()}
     state |= training_state(source.optimizer, spec, print)
     written(FORMATS["mmpretrain"], state, spec, tmp_path / "w.pth")
     before, after = (
         content.tree["optimizer"]["param_groups"]
-        for content in (source.content, open_content(tmp_path / "w.pth"))
+        for content in (source.content, reading.read(tmp_path / "w.pth"))
     )
     keys = ("params", "weight_decay", "eta", "momentum", "lars_exclude")
     assert [[group.get(key) for key in keys] for group in before] == [

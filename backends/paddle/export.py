@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import onnx
 import paddle
@@ -11,7 +10,7 @@ from paddle.static import InputSpec
 
 from triptych.backends.paddle.engine import Engine
 from triptych.backends.paddle.methods import Pair
-from triptych.core.contracts import Classifier
+from triptych.core.methods.networks import outputs
 
 OPSET = 18
 """Version of ONNX's operators."""
@@ -26,9 +25,7 @@ class Exported(nn.Layer):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(N, C, H, W) -> (N, D), or (N, classes) for each classifier."""
-        if self.logits:
-            return tuple(cast(Classifier, self.model).classify(self.branch, images))
-        return (getattr(self.model, self.branch).encoder(images),)
+        return outputs(self.model, self.branch, images, logits=self.logits)
 
 
 def write(engine: Engine, branch: str, path: Path, names: Sequence[str], *, logits: bool) -> None:

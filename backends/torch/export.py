@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from triptych.backends.torch.engine import Engine
 from triptych.backends.torch.methods import Pair
-from triptych.core.contracts import Classifier
+from triptych.core.methods.networks import outputs
 
 OPSET = 18
 """Version of ONNX's operators, the one that the exporter writes without conversion."""
@@ -26,9 +25,7 @@ class Exported(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(N, C, H, W) -> (N, D), or (N, classes) for each classifier."""
-        if self.logits:
-            return tuple(cast(Classifier, self.model).classify(self.branch, images))
-        return (getattr(self.model, self.branch).encoder(images),)
+        return outputs(self.model, self.branch, images, logits=self.logits)
 
 
 def write(engine: Engine, branch: str, path: Path, names: Sequence[str], *, logits: bool) -> None:

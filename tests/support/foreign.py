@@ -13,8 +13,8 @@ from triptych.core import parameters
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import State
 from triptych.core.engine import Engine
+from triptych.core.files import reading
 from triptych.core.files.tree import Content, Stored
-from triptych.core.formats.containers import open_content
 from triptych.core.formats.detection import Source, recognise
 from triptych.core.formats.specs import spec_of
 from triptych.core.parameters import initial_state
@@ -53,7 +53,7 @@ def path_of(file: str, folder: Path) -> Path:
 
 def content_of(file: str, folder: Path) -> Content:
     """The content of a file; ``folder`` is as in ``path_of``."""
-    return open_content(path_of(file, folder))
+    return reading.read(path_of(file, folder))
 
 
 def facts_of(file: str) -> dict[str, Any]:
