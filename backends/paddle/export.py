@@ -10,7 +10,7 @@ from paddle.static import InputSpec
 
 from triptych.backends.paddle.engine import Engine
 from triptych.backends.paddle.methods import Pair
-from triptych.core.methods.networks import outputs
+from triptych.core.methods.exported import outputs
 
 OPSET = 18
 """Version of ONNX's operators."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from triptych.backends.torch.engine import Engine
 from triptych.backends.torch.methods import Pair
-from triptych.core.methods.networks import outputs
+from triptych.core.methods.exported import outputs
 
 OPSET = 18
 """Version of ONNX's operators, the one that the exporter writes without conversion."""

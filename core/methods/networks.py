@@ -56,23 +56,6 @@ def run(
     return x, outputs
 
 
-def outputs(model: Any, branch: str, images: Tensor, *, logits: bool) -> tuple[Tensor, ...]:
-    """What an exported network computes.
-
-    Args:
-        model: networks of a method; with ``logits`` a ``Classifier``.
-        branch: "student" or "teacher".
-        images: (N, C, H, W).
-        logits: whether the outputs are those of the classifiers.
-
-    Returns:
-        The features (N, D), or the logits (N, classes) of each classifier.
-    """
-    if logits:
-        return tuple(model.classify(branch, images))
-    return (getattr(model, branch).encoder(images),)
-
-
 def scaled_block(block: Any, scales: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
     """A transformer block whose residual branches have factors, as drop-path gives them.
 
