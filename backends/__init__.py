@@ -11,7 +11,7 @@ from triptych.core.machine.interrupts import interrupts_kept
 
 BACKENDS = NAMES
 PARALLEL: dict[str, tuple[str, ...]] = {
-    "torch": ("data", "tensor", "shard_optimizer", "recompute"),
+    "torch": ("data", "tensor", "pipeline", "micro_batches", "shard_optimizer", "recompute"),
     "oneflow": ("data", "tensor", "shard_optimizer", "recompute"),
     "paddle": ("data", "tensor", "shard_optimizer", "recompute"),
 }

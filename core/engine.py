@@ -89,6 +89,10 @@ class Engine(ABC):
     ) -> tuple[Outcome, list[Tensor]]:
         """See ``core.methods.accumulate.Autograd``."""
 
+    def differentiate_all(self, computes: Sequence[Callable[[], Outcome]], /) -> list[Outcome]:
+        """See ``core.methods.accumulate.Autograd``. A pipeline overlaps the losses."""
+        return [self.differentiate(compute)[0] for compute in computes]
+
     @abstractmethod
     def sum_gradients(self) -> None:
         """Replaces all gradients by their sums over ``replicas``; a missing one counts as zeros.
@@ -346,7 +350,8 @@ class Engine(ABC):
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """The micro-batches of a batch, in order."""
-        size = -(-len(batch.index) // self.spec.train.accumulate)
+        count = self.spec.train.accumulate * self.spec.parallel.micro_batches
+        size = -(-len(batch.index) // count)
         return [batch.part(slice(i, i + size)) for i in range(0, len(batch.index), size)]
 
     def _tensors(self, batch: Batch) -> Batch:

@@ -45,7 +45,7 @@ def test_the_reference_accumulates_too(name):
     assert differences(steps(reference, in_parts(SPECS[name], 2), 1), whole) == []
 
 
-def unweighted(self, part, wanted, number):
+def unweighted(self, part, wanted, number, *, first):
     """A micro-batch's loss without its share."""
     features = self.method.predict(self.step, part, number)
     return self.method.loss(self.step, part, features, wanted, number)

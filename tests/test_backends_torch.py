@@ -25,8 +25,8 @@ def package():
 class Forward:
     """Computes without a backward pass."""
 
-    def differentiate(self, compute):
-        return compute(), []
+    def differentiate_all(self, computes):
+        return [compute() for compute in computes]
 
 
 def forward(engine, spec):

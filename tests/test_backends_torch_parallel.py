@@ -43,9 +43,17 @@ OWNED = {
     "moco_v3": TENSOR["moco_v3"],
     "moca": SPECS["moca"],
 }
+STAGES = {
+    "linear": SPECS["linear"],
+    "finetune": TENSOR["finetune"],
+    "moco_v3": TENSOR["moco_v3"],
+    "moca": SPECS["moca"],
+}
 CASES = {
     **{f"data: {name}": divided(spec, data=2) for name, spec in DATA.items()},
     **{f"tensor: {name}": divided(spec, tensor=2) for name, spec in TENSOR.items()},
+    **{f"pipeline: {name}": divided(spec, pipeline=2) for name, spec in STAGES.items()},
+    **{f"4 parts: {n}": divided(s, pipeline=2, micro_batches=4) for n, s in STAGES.items()},
     **{f"owned: {n}": divided(spec, data=2, shard_optimizer=True) for n, spec in OWNED.items()},
 }
 

@@ -278,6 +278,7 @@ ALONE = {
     "plain/moca.py": "the plain MOCA loop in PyTorch that the benchmark compares with",
     "plain/reading.py": "what the benchmark of conversions compares reading with",
     "plain/loader.py": "the usual PyTorch loader that the benchmark compares with",
+    "pipeline.py": "how a built model gets its stage, and how stages exchange, on each framework",
     "owned.py": "the tensors that one copy of the model updates for all copies",
     "sharded.py": "how a built model gets its part of the tensors on each framework",
     "parallel.py": "how processes find each other and exchange tensors on each framework",

@@ -1,12 +1,12 @@
 """Implements ``core.engine.Engine`` in PyTorch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from triptych.backends.torch import ops, parallel, sharded
+from triptych.backends.torch import ops, parallel, pipeline, sharded
 from triptych.backends.torch.methods import METHODS, Pair
 from triptych.backends.torch.optim import OPTIMIZERS, Optimizer
 from triptych.backends.torch.owned import Owned
@@ -14,9 +14,10 @@ from triptych.backends.torch.state import to_array
 from triptych.backends.torch.vit import VisionTransformer
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import ALONE, Array, Outcome, Ranks, Slot
+from triptych.core.contracts import ALONE, Array, Batch, Hyper, Outcome, Ranks, Slot
 from triptych.core.optim import groups
 from triptych.core.parallel.sharding import splits
+from triptych.core.parallel.stages import stages
 
 
 class Engine(core.Engine):
@@ -34,6 +35,15 @@ class Engine(core.Engine):
         self.layout = sharded.Layout(splits(spec), ranks, device)
         model = METHODS[spec.method.name](spec, ranks)
         sharded.divide(model, self.layout.table, ranks.tensor)
+        self._trained = [name for name, p in model.named_parameters() if p.requires_grad]
+        self._shapes = {
+            n: _shape(t, self.dtype) for n, t in model.state_dict(keep_vars=True).items()
+        }
+        self.stage = pipeline.keep_stage(model, ranks.pipeline)
+        self._stages, self._pipeline = stages(spec), (ranks.pipeline,) if self.stage else ()
+        if self.stage:
+            model.follow()
+            model.arrived = self.stage.of_the_last
         self.model = model.to(device=device, dtype=self.dtype).train()
         self.model.mixed = spec.precision == "bfloat16"
         for module in self.model.modules():
@@ -44,12 +54,13 @@ class Engine(core.Engine):
 
     def _optimizer(self) -> Optimizer:
         spec, ranks = self.spec, self.ranks
-        trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self.owned = Owned(trainable, ranks.replicas) if spec.parallel.shard_optimizer else None
-        self._owners = (ranks.replicas,) if self.owned else ()
-        norms = sharded.Norms(self.layout.table, ranks.tensor, *self._owners)
-        members = groups.assign(trainable, spec)
-        return OPTIMIZERS[spec.optim.name](trainable, spec.optim, members, norms, self.owned)
+        own = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.owned = Owned(own, ranks.replicas) if spec.parallel.shard_optimizer else None
+        self._owners = (*((ranks.replicas,) if self.owned else ()), *self._pipeline)
+        zero = torch.zeros((), dtype=self.dtype, device=self.context.device)
+        norms = sharded.Norms(self.layout.table, ranks.tensor, *self._owners, nothing=zero)
+        members = groups.assign(own, spec)
+        return OPTIMIZERS[spec.optim.name](own, spec.optim, members, norms, self.owned)
 
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -68,6 +79,9 @@ class Engine(core.Engine):
         self, compute: Callable[..., Outcome], /, *inputs: Tensor
     ) -> tuple[Outcome, list[Tensor | None]]:
         """See ``core.engine.Engine``."""
+        if self.stage and not self.stage.is_last:
+            with torch.no_grad():
+                return compute(*inputs), [torch.zeros_like(x) for x in inputs]
         leaves = [x.detach().requires_grad_() for x in inputs]
         outcome = compute(*leaves)
         outcome.loss.backward()
@@ -83,10 +97,11 @@ class Engine(core.Engine):
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""
-        for name, parameter in self.optimizer.named.items():
-            gradient = parameter.grad
-            if gradient is None and self.owned:
-                gradient = torch.empty_like(parameter, device="meta")
+        for name in self._trained:
+            parameter = self.optimizer.named.get(name)
+            gradient = None if parameter is None else parameter.grad
+            if gradient is None and self._owners:
+                gradient = self._shapes[name]
             if gradient is not None:
                 yield name, self.layout.slots({name: gradient}, *self._owners)[name].read
 
@@ -94,10 +109,51 @@ class Engine(core.Engine):
         """See ``core.engine.Engine``."""
         return self.optimizer.gradient_norm()
 
+    def frozen_features(self, images: Array) -> Array:
+        """See ``core.engine.Engine``."""
+        features = super().frozen_features(images)
+        return self.array(self.model.arrived(self.tensor(features))) if self.stage else features
+
     def model_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        return self.layout.slots(self.model.state_dict(keep_vars=True))
+        own = self.model.state_dict(keep_vars=True)
+        if self.stage:
+            stage = self.ranks.pipeline.rank
+            own = {n: own[n] if self._stages[n] == stage else x for n, x in self._shapes.items()}
+        return self.layout.slots(own, *self._pipeline)
 
     def moment_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        return self.layout.slots(self.optimizer.moments(), *self._owners)
+        own = self.optimizer.moments()
+        shapes = {
+            f"optimizer.{kind}.{name}": self._shapes[name]
+            for kind in self.optimizer.kinds
+            for name in self._trained
+        }
+        return self.layout.slots({**shapes, **own}, *self._owners)
+
+    def differentiate_all(self, computes: Sequence[Callable[[], Outcome]]) -> list[Outcome]:
+        """See ``core.engine.Engine``."""
+        if self.stage is None or self.spec.method.name == "linear":  # its encoder has no gradient
+            return super().differentiate_all(computes)
+        like = torch.empty(0, dtype=self.dtype, device=self.context.device)
+        return self.stage.differentiate(computes, like)
+
+    def _differentiate(
+        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper, *, features: bool = True
+    ) -> Outcome:
+        """As in ``core.engine.Engine``. The outcome is that of the last stage of a pipeline."""
+        outcome = super()._differentiate(batch, draws, hyper, features=features)
+        if self.stage is None:
+            return outcome
+        metrics, rows = (
+            {name: self.stage.of_the_last(value) for name, value in values.items()}
+            for values in (outcome.metrics, outcome.features)
+        )
+        return Outcome(self.stage.of_the_last(outcome.loss), metrics, rows, outcome.kept)
+
+
+def _shape(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of the same shape, in the precision of the run, without values."""
+    kind = dtype if tensor.is_floating_point() else tensor.dtype
+    return torch.empty_like(tensor, dtype=kind, device="meta")

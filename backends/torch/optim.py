@@ -26,6 +26,8 @@ class Optimizer(ABC):
 
     count: int
     """Number of updates done."""
+    kinds: tuple[str, ...] = ("momentum_buffer",)
+    """Names of the moments of a parameter."""
 
     def __init__(
         self,
@@ -59,8 +61,7 @@ class Optimizer(ABC):
     def gradient_norm(self) -> Tensor:
         """The global L2 norm of the current gradients."""
         gradients = {n: p.grad for n, p in self.own.items() if p.grad is not None}
-        nothing = {"": next(iter(self.named.values())).new_zeros(1)}  # this process may own nothing
-        return self.norms.total(gradients or nothing)
+        return self.norms.total(gradients)
 
     @abstractmethod
     def moments(self) -> dict[str, Tensor]:
@@ -81,16 +82,19 @@ class Optimizer(ABC):
 
     def _param_groups(self) -> list[dict[str, list[nn.Parameter]]]:
         """The groups as PyTorch's optimizers take them."""
-        return [{"params": [self.named[name] for name in part]} for part in self.groups.values()]
+        own = [{"params": [self.named[name] for name in part]} for part in self.groups.values()]
+        return own or [{"params": []}]  # a stage of a pipeline may train nothing
 
     def _set_rates(self, native: torch.optim.Optimizer, hyper: Hyper) -> None:
-        for group, options in zip(self.groups, native.param_groups, strict=True):
+        for group, options in zip(self.groups, native.param_groups, strict=False):
             lr, decay = groups.rates(group, self.spec, hyper)
             options.update(lr=lr, weight_decay=decay)
 
 
 class AdamW(Optimizer):
     """PyTorch's fused AdamW."""
+
+    kinds = ("exp_avg", "exp_avg_sq")
 
     def __init__(
         self,
@@ -118,7 +122,7 @@ class AdamW(Optimizer):
         states = {name: self._adamw.state[parameter] for name, parameter in self.own.items()}
         first, second = (
             self._moments(kind, {name: state[kind] for name, state in states.items()})
-            for kind in ("exp_avg", "exp_avg_sq")
+            for kind in self.kinds
         )
         return {**first, **second}
 

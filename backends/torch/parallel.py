@@ -74,6 +74,16 @@ class Group(contracts.Group):
         """See ``core.contracts.Group``. source: rank of the process that gives ``x``."""
         dist.broadcast(x, group=self._group, group_src=source)
 
+    @_watched()
+    def send(self, x: Tensor, target: int) -> None:
+        """Sends a tensor to a process. target: rank of the process."""
+        dist.send(x.contiguous(), group=self._group, group_dst=target)
+
+    @_watched()
+    def receive(self, x: Tensor, source: int) -> None:
+        """Receives ``x`` in place, of the shape and type that were sent. source: as ``target``."""
+        dist.recv(x, group=self._group, group_src=source)
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replaces the gradients by their sums over the group; a missing one counts as zeros."""
         self._exchange([(None, bucket) for bucket in _buckets(parameters)])

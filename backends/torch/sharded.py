@@ -110,10 +110,14 @@ class Norms:
 
     Args:
         others: groups whose processes have different tensors.
+        nothing: zero in the precision and on the device of the run: this process may have none.
     """
 
-    def __init__(self, table: Table, group: Group, *others: Group) -> None:
+    def __init__(
+        self, table: Table, group: Group, *others: Group, nothing: Tensor | None = None
+    ) -> None:
         self._table, self._group, self._others = table, group, others
+        self._nothing = torch.zeros(()) if nothing is None else nothing
 
     def of(self, named: Mapping[str, Tensor]) -> Tensor:
         """The norm of each tensor. Canonical name -> tensor, not empty; the result is (number,)."""
@@ -128,7 +132,7 @@ class Norms:
 
     def total(self, named: Mapping[str, Tensor]) -> Tensor:
         """The norm of all tensors together, those that other processes have included."""
-        norm = torch.linalg.vector_norm(self.of(named))
+        norm = torch.linalg.vector_norm(self.of(named)) if named else self._nothing
         for group in self._others:
             norm = group.sum(norm.square()).sqrt()
         return norm

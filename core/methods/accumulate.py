@@ -40,6 +40,12 @@ class Autograd(Protocol):
             The outcome, and the gradient of its loss at each of ``inputs``.
         """
 
+    def differentiate_all(self, computes: Sequence[Callable[[], Outcome]], /) -> list[Outcome]:
+        """Adds the gradients of several losses, each of a micro-batch, as ``differentiate`` does.
+
+        The stages of a pipeline work on several of them at the same time.
+        """
+
 
 @dataclass(frozen=True)
 class Accumulation:
@@ -96,11 +102,12 @@ class Accumulation:
 
     def _in_shares(self, targets: Targets, number: int) -> Outcome:
         """One loss, as the sum of the shares of its micro-batches."""
-        outcomes = []
-        for i, (part, wanted) in enumerate(zip(self.parts, targets.values, strict=True)):
-            with tracking(self.step, "student", i == 0 and not targets.tracked):
-                compute = partial(self._share, part, wanted, number)
-                outcomes.append(self.autograd.differentiate(compute)[0])
+        outcomes = self.autograd.differentiate_all(
+            [
+                partial(self._share, part, wanted, number, first=i == 0 and not targets.tracked)
+                for i, (part, wanted) in enumerate(zip(self.parts, targets.values, strict=True))
+            ]
+        )
         with self.step.ops.no_grad():
             first = outcomes[0]
             metrics = {n: reduce(add, (o.metrics[n] for o in outcomes)) for n in first.metrics}
@@ -110,10 +117,14 @@ class Accumulation:
             }
             return Outcome(reduce(add, (o.loss for o in outcomes)), metrics, features)
 
-    def _share(self, part: Batch, wanted: Mapping[str, Tensor], number: int) -> Outcome:
-        """A micro-batch's share of one loss."""
-        features = self.method.predict(self.step, part, number)
-        return self._weighted(part, self.method.loss(self.step, part, features, wanted, number))
+    def _share(
+        self, part: Batch, wanted: Mapping[str, Tensor], number: int, *, first: bool
+    ) -> Outcome:
+        """A micro-batch's share of one loss. first: whether it moves the running statistics."""
+        with tracking(self.step, "student", first):
+            features = self.method.predict(self.step, part, number)
+            outcome = self.method.loss(self.step, part, features, wanted, number)
+        return self._weighted(part, outcome)
 
     def _weighted(self, part: Batch, outcome: Outcome) -> Outcome:
         """The share of some images in a loss that is a mean over the images of a step."""
@@ -139,12 +150,18 @@ class Accumulation:
                 ),
                 features,
             )
+        starts = [part.first - self.batch.first for part in self.parts]
+        shares = [
+            gradient[start : start + len(part.index)]
+            for start, part in zip(starts, self.parts, strict=True)
+        ]
         with tracking(step, "student", False):
-            for part in self.parts:
-                start = part.first - self.batch.first
-                own = gradient[start : start + len(part.index)]
-                compute = partial(_surrogate, predict, part, own)
-                self.autograd.differentiate(compute)
+            self.autograd.differentiate_all(
+                [
+                    partial(_surrogate, predict, part, share)
+                    for part, share in zip(self.parts, shares, strict=True)
+                ]
+            )
         return outcome
 
 
