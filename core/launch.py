@@ -5,6 +5,7 @@ A command calls ``choose_backend``, ``join`` and ``open_engine`` in this order.
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
@@ -26,6 +27,9 @@ from triptych.core.parameters import table
 REFERENCE = "numpy"
 """Name of the float64 reference, used like a backend's name."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+PATIENCE = 5.0
+"""Seconds in which a launcher ends all processes after the end of one."""
+
 Say = Callable[[str], None]
 
 
@@ -62,14 +66,17 @@ def join(spec: RunSpec, name: str) -> Ranks:
 def once_per_machine() -> Iterator[None]:
     """An error in the block, which comes before ``join``, is told once on each machine.
 
+    The first process of a machine tells it at once. Its launcher then ends the other processes. One
+    that is still there after ``PATIENCE`` has an error of its own, and tells that.
+
     Raises:
-        UserError: as raised in the block; without text if another process of this machine says it.
+        UserError: as raised in the block.
     """
     try:
         yield
-    except UserError as error:
+    except UserError:
         if launched().local_rank:
-            raise UserError("") from error
+            time.sleep(PATIENCE)
         raise
 
 

@@ -120,6 +120,12 @@ FINETUNE = {"name": "finetune", "classes": 5}
             {"batch_norm": {"virtual_ranks": 3}, "batch": 12},
             "batch_norm.virtual_ranks 3 is not divisible by 2",
         ),
+        (
+            METHODS["moco_v1"],
+            RESNET,
+            {"batch_norm": {"virtual_ranks": 4}, "batch": 16, "parallel": {"data": 4}},
+            "virtual_ranks 4 is not divisible by parallel.data 4 x accumulate 2",
+        ),
         (FINETUNE, MODEL, {"batch": 9}, "not divisible by 2"),
     ],
 )

@@ -13,6 +13,7 @@ from support.two_ranks import SHORT, Left, train_on_two
 
 from triptych.core import checkpoint, config
 from triptych.core.checkpoint import store
+from triptych.core.commands import train
 from triptych.core.contracts import Slot
 from triptych.core.data import Pipeline
 from triptych.core.errors import UserError
@@ -286,3 +287,47 @@ def test_a_state_that_processes_share_is_read_by_all_in_one_order(tmp_path):
 
     line = told(both(tmp_path, change=full, resume="auto"), 2)
     assert "No space left on device" in line and saved(tmp_path / "run") == ["step-00000002"]
+
+
+def test_a_run_goes_on_with_another_number_of_copies(tmp_path):
+    """Two copies for three steps, then one process: the state is that of one process alone."""
+    assert [one.status for one in both(tmp_path, COPIES[0], "train.stop_at=3")] == [0, 0]
+    spec = config.load("moco_v3/digits", SHORT)
+    moved = finished(spec, tmp_path / "run", resume="auto")
+    alone = finished(spec, tmp_path / "alone")
+    found, wanted = (
+        checkpoint.read(f / "checkpoints" / "step-00000006")[1] for f in (moved, alone)
+    )
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        # The true gradients of the keys' third and of the last norm's bias are 0.
+        if "qkv.bias" not in name and "encoder.norm.bias" not in name:
+            np.testing.assert_allclose(found[name], array, rtol=1e-8, atol=1e-10, err_msg=name)
+
+
+PROBE = (
+    *("data.workers=0", "model.image_size=8", "model.width=8", "model.depth=1", "model.heads=2"),
+    *("train.batch_size=10", "train.steps=4", "threads=1", "log.tensorboard=false", "log.every=1"),
+    *(
+        "method.features=cached",
+        "evaluate.every=2",
+        "train.drop_last=false",
+        "optim.warmup_steps=0",
+    ),
+)
+
+
+def probe(ranks):
+    """Trains a probe on the features of a random encoder."""
+    train.config.load = lambda name, keys: LOAD("moco_v3/digits_linear", PROBE + tuple(keys[-1:]))
+
+
+LOAD = config.load
+
+
+def test_two_copies_train_a_probe_on_cached_features(tmp_path):
+    left = both(tmp_path, COPIES[0], change=probe)
+    assert [one.status for one in left] == [0, 0], left
+    assert "computing the features" in left[0].out and not left[1].out
+    alone = finished(config.load("moco_v3/digits_linear", PROBE), tmp_path / "alone")
+    assert_same_rows(rows_of(tmp_path / "run"), rows_of(alone))

@@ -171,12 +171,12 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints one line, or one JSON object, for each row of the evaluation; or writes features."""
-    refuse_launchers()
-    if arguments.evaluation == FEATURES:
-        return _export(arguments)
     supervised = arguments.evaluation in classifier.TITLES
     if supervised and not arguments.eval_only:
         return _train(arguments)
+    refuse_launchers()
+    if arguments.evaluation == FEATURES:
+        return _export(arguments)
     # With --json a program reads standard output, so messages go to standard error.
     say = partial(cli.say, errors=arguments.json)
     if not supervised and (arguments.bank or arguments.queries):

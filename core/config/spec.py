@@ -305,6 +305,12 @@ class RunSpec(Section):
                 f"{count}: batch_norm.virtual_ranks {ranks} is not divisible by {count}, and a "
                 "micro-batch holds whole virtual ranks"
             )
+        elif count > 1 and ranks % (count * self.parallel.data) and self._batch_norm:
+            reason = (
+                f"{count}: batch_norm.virtual_ranks {ranks} is not divisible by parallel.data "
+                f"{self.parallel.data} x accumulate {count}, and a micro-batch holds whole virtual "
+                "ranks"
+            )
         if reason is not None:
             yield KeyedError("train.accumulate", reason)
 
