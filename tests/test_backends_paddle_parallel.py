@@ -31,6 +31,10 @@ CASES = {
     "tensor: finetune": divided(spec_of(METHODS["finetune"]), tensor=2),
     "tensor: moco_v3": divided(tiny_spec(optim=LARS), tensor=2),
     "tensor: moca": divided(tiny_spec(case="moca_vit", method={"decoder_heads": 4}), tensor=2),
+    "pipeline: linear": divided(SPECS["linear"], pipeline=2),
+    "pipeline: finetune": divided(SPECS["finetune"], pipeline=2, recompute=True),
+    "pipeline: moco_v3": divided(tiny_spec(optim=LARS), pipeline=2, micro_batches=4),
+    "pipeline: moca": divided(SPECS["moca"], pipeline=2, micro_batches=4),
 }
 
 

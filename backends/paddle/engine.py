@@ -1,8 +1,7 @@
 """Implements ``core.engine.Engine`` in Paddle."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 import paddle
@@ -12,13 +11,15 @@ from triptych.backends.paddle import ops, parallel, sharded
 from triptych.backends.paddle.layers import linear_weights
 from triptych.backends.paddle.methods import METHODS, Pair
 from triptych.backends.paddle.optim import OPTIMIZERS, Optimizer
+from triptych.backends.paddle.pipeline import keep_stage
 from triptych.backends.paddle.state import to_array
 from triptych.backends.paddle.vit import VisionTransformer
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import ALONE, Array, Outcome, Ranks, Slot
+from triptych.core.contracts import ALONE, Array, Batch, Hyper, Outcome, Ranks, Slot
 from triptych.core.optim import groups
 from triptych.core.parallel.sharding import split_of, splits
+from triptych.core.parallel.stages import stages
 
 
 class Engine(core.Engine):
@@ -40,14 +41,25 @@ class Engine(core.Engine):
             if isinstance(layer, VisionTransformer):
                 layer.recompute = spec.parallel.recompute
         sharded.divide(self.model, self.splits, ranks.tensor)
-        self.model.train()
         self.transposed = linear_weights(self.model)
+        self._whole = {name: self._like(name, x) for name, x in self.model.state_dict().items()}
+        self._trained = [n for n, p in self.model.named_parameters() if not p.stop_gradient]
+        self._stages = stages(spec)
+        self.stage = keep_stage(self.model, ranks.pipeline, self.dtype)
+        if self.stage:
+            self.model.follow()
+            self.model.arrived = self.stage.of_the_last
+        self.model.train()
         self.load_model(state)
-        trainable = {n: p for n, p in self.model.named_parameters() if not p.stop_gradient}
-        members = groups.assign(trainable, spec)
-        norms = sharded.Norms(self.splits, ranks)
+        self.optimizer = self._optimizer()
+
+    def _optimizer(self) -> Optimizer:
+        spec, ranks = self.spec, self.ranks
+        own = {n: p for n, p in self.model.named_parameters() if not p.stop_gradient}
+        norms = sharded.Norms(self.splits, ranks, paddle.zeros([], self.dtype))
         copies = ranks.replicas if spec.parallel.shard_optimizer else ALONE.replicas
-        self.optimizer = OPTIMIZERS[spec.optim.name](trainable, spec.optim, members, norms, copies)
+        members = groups.assign(own, spec)
+        return OPTIMIZERS[spec.optim.name](own, spec.optim, members, norms, copies)
 
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -66,6 +78,9 @@ class Engine(core.Engine):
         self, compute: Callable[..., Outcome], /, *inputs: Tensor
     ) -> tuple[Outcome, list[Tensor | None]]:
         """See ``core.engine.Engine``."""
+        if self.stage and not self.stage.is_last:
+            with paddle.no_grad():
+                return compute(*inputs), [paddle.zeros_like(x) for x in inputs]
         leaves = [x.detach() for x in inputs]
         for leaf in leaves:
             leaf.stop_gradient = False
@@ -73,9 +88,17 @@ class Engine(core.Engine):
         outcome.loss.backward()
         return outcome, [leaf.grad for leaf in leaves]
 
+    def differentiate_all(self, computes: Sequence[Callable[[], Outcome]]) -> list[Outcome]:
+        """See ``core.engine.Engine``."""
+        if self.stage is None or self.spec.method.name == "linear":  # its encoder has no gradient
+            return super().differentiate_all(computes)
+        return self.stage.differentiate(computes)
+
     def sum_gradients(self) -> None:
         """See ``core.engine.Engine``."""
         parameters = list(self.optimizer.named.values())
+        if not parameters:  # a stage of a pipeline may train nothing
+            return
         gradients = [paddle.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = self.replicas.sum(paddle.concat([gradient.flatten() for gradient in gradients]))
         for parameter, part in zip(
@@ -85,9 +108,11 @@ class Engine(core.Engine):
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""
-        for name, parameter in self.optimizer.named.items():
-            if parameter.grad is not None:
-                yield name, self._slot(name, parameter.grad).read
+        for name in self._trained:
+            parameter = self.optimizer.named.get(name)
+            gradient = None if parameter is None else parameter.grad
+            if gradient is not None or self.stage:
+                yield name, self._slot(name, gradient).read
 
     def gradient_norm(self) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -95,23 +120,57 @@ class Engine(core.Engine):
 
     def model_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        return {n: self._slot(n, tensor) for n, tensor in self.model.state_dict().items()}
+        own = self.model.state_dict()
+        return {name: self._slot(name, own.get(name)) for name in self._whole}
 
     def moment_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        optimizer = self.optimizer
-        return {
-            f"optimizer.{kind}.{name}": optimizer.owners.slot(
-                name, moments.get(name), partial(self._slot, name)
-            )
-            for kind, moments in optimizer.moments().items()
-            for name in optimizer.named
-        }
+        moments, optimizer = self.optimizer.moments(), self.optimizer
+        found = {}
+        for kind, own in moments.items():
+            for name in self._trained:
+                slot = None
+                if name in optimizer.named:
+                    values = own.get(name)
+                    slot = None if values is None else self._own_slot(name, values)
+                    slot = optimizer.owners.slot(name, slot, self._whole[name])
+                found[f"optimizer.{kind}.{name}"] = self._of_stage(name, slot)
+        return found
 
-    def _slot(self, name: str, tensor: Tensor) -> Slot:
+    def _slot(self, name: str, own: Tensor | None) -> Slot:
+        """The slot of a tensor of the model, or of its gradient; None: another stage has it."""
+        return self._of_stage(name, None if own is None else self._own_slot(name, own))
+
+    def _of_stage(self, name: str, own: Slot | None) -> Slot:
+        group, stage = self.ranks.pipeline, self._stages[name]
+        own = own if group.rank == stage or group.count == 1 else None
+        return sharded.sent_slot(own, self._whole[name], group, stage)
+
+    def _own_slot(self, name: str, tensor: Tensor) -> Slot:
         """The slot of a tensor that is divided as the one with this name is."""
         split = split_of(name, self.splits)
         return sharded.whole_slot(tensor, name in self.transposed, split, self.ranks.tensor)
+
+    def _like(self, name: str, tensor: Tensor) -> sharded.Whole:
+        return sharded.Whole(self._own_slot(name, tensor).shape, tensor.dtype)
+
+    def frozen_features(self, images: Array) -> Array:
+        """See ``core.engine.Engine``."""
+        features = super().frozen_features(images)
+        return self.array(self.model.arrived(self.tensor(features))) if self.stage else features
+
+    def _differentiate(
+        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper, *, features: bool = True
+    ) -> Outcome:
+        """As in ``core.engine.Engine``. The outcome is that of the last stage of a pipeline."""
+        outcome = super()._differentiate(batch, draws, hyper, features=features)
+        if self.stage is None:
+            return outcome
+        metrics, rows = (
+            {name: self.stage.of_the_last(value) for name, value in values.items()}
+            for values in (outcome.metrics, outcome.features)
+        )
+        return Outcome(self.stage.of_the_last(outcome.loss), metrics, rows, outcome.kept)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class Link:
         self._store = native.create_or_get_global_tcp_store()
         self._connections = _connections(port)
         self._meetings = 0
-        self._groups: dict[tuple[int, ...], Any] = {}
+        self._groups: dict[tuple[int, ...], Any] = {tuple(range(self.world)): None}
 
     def groups(self, members: Sequence[Sequence[int]]) -> list[Any]:
         """Makes groups of processes, one after the other. All processes call this together.
@@ -62,7 +62,7 @@ class Link:
             members: the numbers of each group's processes.
 
         Returns:
-            Paddle's groups.
+            Paddle's groups; None: all processes.
 
         Raises:
             UserError: a process is gone.

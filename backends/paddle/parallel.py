@@ -6,6 +6,7 @@ CPUs.
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import paddle
@@ -33,7 +34,7 @@ class Group(contracts.Group):
 
     Args:
         members: numbers of the processes, in the order of their ranks in the group.
-        native: the group of Paddle.
+        native: the group of Paddle; None: all processes.
         link: connects all processes.
     """
 
@@ -63,6 +64,25 @@ class Group(contracts.Group):
         with watched():
             dist.broadcast(x, src=self.members[source], group=self.native)
 
+    def send(self, x: Tensor, target: int) -> None:
+        """Sends a tensor to a neighbour. target: rank of the process."""
+        with watched():
+            dist.send(x.contiguous(), dst=self.members[target], group=self._pair(target))
+
+    def receive(self, x: Tensor, source: int) -> None:
+        """Receives ``x`` in place, of the shape and type that were sent. source: as ``target``."""
+        with watched():
+            dist.recv(x, src=self.members[source], group=self._pair(source))
+
+    def _pair(self, other: int) -> Any:
+        """The group of Paddle of this process and a neighbour.
+
+        Gloo numbers the messages of a group by the calls of each process, which agree for two
+        processes only.
+        """
+        first = min(self.rank, other)
+        return self.link.groups([self.members[first : first + 2]])[0]
+
 
 class Processes(Ranks):
     """Implements ``core.contracts.Ranks`` with Paddle's groups of processes.
@@ -77,7 +97,9 @@ class Processes(Ranks):
         degrees = Degrees.of(spec)
         self.replicas = self._group(degrees.groups("data"))
         self.tensor = self._group(degrees.groups("tensor"))
-        self.pipeline = self._group(degrees.groups("pipeline"))
+        stages = degrees.groups("pipeline")
+        self.pipeline = self._group(stages)
+        self.link.groups([pair for members in stages for pair in pairwise(members)])
         self.norms = self._group(norm_groups(spec))
         self._lifeline = Lifeline(self, self.link.host)
 

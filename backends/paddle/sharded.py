@@ -10,7 +10,7 @@ Shape letters: N images, T tokens, D features, H heads.
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from operator import add
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import paddle
@@ -175,10 +175,11 @@ class Norms:
         table: the split of each tensor, by canonical name.
         ranks: processes of one tensor group share each divided tensor, and those of one pipeline
             have different tensors.
+        nothing: 0 as a scalar in the precision of the run, for a stage of a pipeline.
     """
 
-    def __init__(self, table: Table, ranks: Ranks) -> None:
-        self._table, self._ranks = table, ranks
+    def __init__(self, table: Table, ranks: Ranks, nothing: Tensor | None = None) -> None:
+        self._table, self._ranks, self._nothing = table, ranks, nothing
 
     def divides(self, name: str) -> bool:
         """Whether this process has only a part of a tensor."""
@@ -205,7 +206,8 @@ class Norms:
         Args:
             squares: name -> sum of squares of this process's part, a scalar.
         """
-        whole = reduce(add, (value for name, value in squares.items() if not self.divides(name)))
+        own = [value for name, value in squares.items() if not self.divides(name)]
+        whole = reduce(add, own) if own else cast(Tensor, self._nothing)  # a stage may train none
         parts = [value for name, value in squares.items() if self.divides(name)]
         if parts:
             whole = whole + self._ranks.tensor.sum(reduce(add, parts))
@@ -216,6 +218,38 @@ class Norms:
 
 WHOLE = Norms({}, ALONE)
 """The norms of a single process, which has whole tensors."""
+
+
+class Whole(NamedTuple):
+    """The shape and type of a whole tensor, which this process may lack."""
+
+    shape: tuple[int, ...]
+    """Canonical."""
+    dtype: Any
+
+
+def sent_slot(own: Slot | None, like: Whole, group: Group, source: int) -> Slot:
+    """The slot of a tensor that one process of a group has. All of them read it together.
+
+    Args:
+        own: of that process; None on the others.
+        source: rank of that process.
+    """
+    if own is not None and group.count == 1:
+        return own
+
+    def read() -> Array:
+        values = paddle.zeros(like.shape, like.dtype)
+        if own is not None:
+            values = paddle.to_tensor(own.read(), like.dtype)
+        cast(parallel.Group, group).broadcast(values, source)
+        return state.to_array(values)
+
+    def write(array: Array) -> None:
+        if own is not None:
+            own.write(array)
+
+    return Slot(like.shape, read, write)
 
 
 class Owners:
@@ -246,28 +280,13 @@ class Owners:
             for parameter, part in zip(owned, parts, strict=True):
                 paddle.assign(part.reshape(parameter.shape), parameter)
 
-    def slot(self, name: str, moment: Tensor | None, slot: Callable[[Tensor], Slot]) -> Slot:
-        """The slot of a moment. All copies read it together.
+    def slot(self, name: str, own: Slot | None, like: Whole) -> Slot:
+        """The slot of a moment of a parameter. All copies read it together.
 
         Args:
-            name: of the parameter.
-            moment: None if another copy owns the parameter.
-            slot: gives the slot of a tensor in the shape of the parameter.
+            own: of this copy; None: another copy owns the parameter.
         """
-        if moment is not None and self._group.count == 1:
-            return slot(moment)
-        parameter = self._named[name]
-
-        def read() -> Array:
-            values = paddle.zeros_like(parameter) if moment is None else moment
-            self._send(values, self._owner[name])
-            return slot(values).read()
-
-        def write(array: Array) -> None:
-            if moment is not None:
-                slot(moment).write(array)
-
-        return Slot(slot(parameter).shape, read, write)
+        return sent_slot(own, like, self._group, self._owner[name])
 
     def _send(self, x: Tensor, owner: int) -> None:
         cast(parallel.Group, self._group).broadcast(x, owner)

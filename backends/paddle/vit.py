@@ -3,7 +3,7 @@
 Shape letters: N images, L patches, T tokens, D width, H heads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from triptych.backends.paddle.layers import (
     plain_forms_serve,
 )
 from triptych.backends.paddle.ops import mean_tokens
+from triptych.backends.paddle.pipeline import Stage
 from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
 from triptych.core.methods.networks import run, walk
@@ -86,13 +87,16 @@ class VisionTransformer(nn.Layer):
 
     Attributes:
         recompute: whether the backward pass computes the activations of each block again.
+        stage: which blocks this process has, if it is a stage of a pipeline.
     """
 
     recompute = False
+    stage: Stage | None = None
 
     def __init__(self, spec: VitSpec) -> None:
         super().__init__()
         rows, columns = spec.grid
+        self.width, self.patch_count = spec.width, rows * columns
         zeros = Constant(0.0)
         self.cls_token = self.create_parameter([1, 1, spec.width], default_initializer=zeros)
         self.pos_embed = self.create_parameter(
@@ -111,7 +115,7 @@ class VisionTransformer(nn.Layer):
 
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
         """See ``core.contracts.Encoder``."""
-        x, outputs = run(self._embed(images), self._layers(), layers)
+        x, outputs = self._walk(images, self._layers(), layers)
         return {"final": self.norm(x), **{f"layer{i}": y for i, y in outputs.items()}}
 
     def pooled(
@@ -120,22 +124,18 @@ class VisionTransformer(nn.Layer):
         """See ``core.contracts.Encoder``."""
         if pooling == "cls" and not scales:
             return self(images)
-        x = self._embed(images)
         # Repeated first: a product that broadcasts is slow on the CPU.
-        whole = [(like_tokens(one, x), like_tokens(two, x)) for one, two in scales]
-        x, _ = run(x, self._layers(whole))
+        tokens = paddle.empty([len(images), 1 + self.patch_count, self.width], images.dtype)
+        whole = [(like_tokens(one, tokens), like_tokens(two, tokens)) for one, two in scales]
+        x, _ = self._walk(images, self._layers(whole))
         x = self.norm(x)
         patches = np.arange(1, x.shape[1])
         return self.fc_norm(x[:, 0] if pooling == "cls" else mean_tokens(x, patches))
 
     def masked(self, images: Tensor, ids: Tensor, early: int) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.MaskedEncoder``."""
-        patches = self.patch_embed(images)
-        patches = pick_tokens(patches + self.pos_embed[:, 1:].expand_as(patches), ids)
-        token = (self.cls_token + self.pos_embed[:, :1]).expand_as(patches[:, :1])
-        x = paddle.concat([token, patches], axis=1)
         early_block = len(self.blocks) - 1 - early
-        x, outputs = run(x, self._layers(), (early_block,))
+        x, outputs = self._walk(images, self._layers(), (early_block,), ids)
         final = self.norm(x)
         return outputs[early_block] if early else final, final
 
@@ -147,8 +147,23 @@ class VisionTransformer(nn.Layer):
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
-        x, _ = run(self._embed(images), self._layers()[:-1])
-        return self.norm(self._kept(class_token)(self.blocks[-1], x))
+        last = self._kept(partial(class_token, self.blocks[-1]))
+        x, _ = self._walk(images, [*self._layers()[:-1], last])
+        return self.norm(x if x.ndim == 2 else x[:, 0])
+
+    def _walk(
+        self,
+        images: Tensor,
+        layers: Sequence[Callable[[Tensor], Tensor]],
+        keep: Collection[int] = (),
+        ids: Tensor | None = None,
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Embeds the patches, or those of the indices ``ids``, and applies the layers."""
+        embed = partial(self._embed, images) if ids is None else partial(self._some, images, ids)
+        if self.stage is None:
+            return run(embed(), layers, keep)
+        length = self.patch_count if ids is None else ids.shape[1]
+        return self.stage.walk(embed, [len(images), 1 + length, self.width], layers, keep)
 
     def _layers(
         self, scales: Sequence[tuple[Tensor, Tensor]] = ()
@@ -162,6 +177,13 @@ class VisionTransformer(nn.Layer):
             return layer
         # The other form (use_reentrant=False) gives wrong gradients with operations in place.
         return partial(recompute, layer, use_reentrant=True, preserve_rng_state=False)
+
+    def _some(self, images: Tensor, ids: Tensor) -> Tensor:
+        """The class token and the patches ``ids`` (N, T), with their positions. (N, 1+T, D)."""
+        patches = self.patch_embed(images)
+        patches = pick_tokens(patches + self.pos_embed[:, 1:].expand_as(patches), ids)
+        token = (self.cls_token + self.pos_embed[:, :1]).expand_as(patches[:, :1])
+        return paddle.concat([token, patches], axis=1)
 
     def _embed(self, images: Tensor) -> Tensor:
         """The class token and the patches, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
