@@ -12,7 +12,7 @@ from triptych.core.machine.interrupts import interrupts_kept
 BACKENDS = NAMES
 PARALLEL: dict[str, tuple[str, ...]] = {
     "torch": ("data", "tensor", "pipeline", "micro_batches", "shard_optimizer", "recompute"),
-    "oneflow": ("data", "tensor", "shard_optimizer", "recompute"),
+    "oneflow": ("data", "tensor", "pipeline", "micro_batches", "shard_optimizer", "recompute"),
     "paddle": ("data", "tensor", "pipeline", "micro_batches", "shard_optimizer", "recompute"),
 }
 """Backend -> the keys of the section ``parallel`` that it implements."""

@@ -40,6 +40,16 @@ CASES = {
         spec_of(METHODS["finetune"], optim={"name": "adamw", "clip_norm": 0.1}), tensor=2
     ),
     "tensor: moco_v3": divided(tiny_spec(optim={"name": "lars", "weight_decay": 0.01}), tensor=2),
+    "pipeline: linear": divided(SPECS["linear"], pipeline=2),
+    "pipeline: finetune": divided(
+        spec_of(METHODS["finetune"], optim={"name": "adamw", "clip_norm": 0.1}),
+        pipeline=2,
+        micro_batches=2,
+    ),
+    "pipeline: moco_v3": divided(
+        tiny_spec(optim={"name": "lars", "weight_decay": 0.01}), pipeline=2, micro_batches=2
+    ),
+    "pipeline: moca": divided(SPECS["moca"], pipeline=2, micro_batches=2),
     "tensor: moca": divided(tiny_spec(case="moca_vit", method={"decoder_heads": 4}), tensor=2),
 }
 

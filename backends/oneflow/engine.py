@@ -1,22 +1,24 @@
 """Implements ``core.engine.Engine`` in OneFlow."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import oneflow as flow
 from oneflow import Tensor
 
-from triptych.backends.oneflow import ops, parallel, sharded
+from triptych.backends.oneflow import ops, parallel, pipeline, sharded
 from triptych.backends.oneflow.methods import METHODS, Pair
 from triptych.backends.oneflow.optim import OPTIMIZERS, Optimizer
-from triptych.backends.oneflow.owned import Owned
+from triptych.backends.oneflow.owned import Owned, Piece
 from triptych.backends.oneflow.state import NUMPY, to_array
 from triptych.backends.oneflow.vit import VisionTransformer
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import ALONE, Array, Outcome, Ranks, Slot
+from triptych.core.contracts import ALONE, Array, Batch, Hyper, Outcome, Ranks, Slot
 from triptych.core.optim import groups
 from triptych.core.parallel.sharding import splits
+from triptych.core.parallel.stages import stages
 
 
 class Engine(core.Engine):
@@ -32,23 +34,36 @@ class Engine(core.Engine):
     ) -> None:
         super().__init__(spec, ops, parallel.context(device, spec.precision, ranks), ranks)
         self.dtype = flow.float64 if spec.precision == "float64" else flow.float32
-        self.layout = sharded.Layout(splits(spec), ranks.tensor)
+        self.layout = sharded.Layout(splits(spec), ranks, device)
         model = METHODS[spec.method.name](spec, ranks)
-        sharded.divide(model, *self.layout)
+        sharded.divide(model, self.layout.table, ranks.tensor)
+        self._trained = [name for name, p in model.named_parameters() if p.requires_grad]
+        self._missing = {name: self._shape(x) for name, x in model.state_dict().items()}
+        self._stages, self.stage = stages(spec), pipeline.keep_stage(model, ranks.pipeline)
+        if self.stage:
+            model.arrived = self.stage.of_the_last
         self.model = model.to(device).to(self.dtype).train()
         for module in self.model.modules():
             if isinstance(module, VisionTransformer):
                 module.recompute = spec.parallel.recompute
         values, packed = model.pack(spec)
         self.load_model(state)
-        named = dict(model.named_parameters())
-        trainable = {name: named[name] for name in packed}
-        members = groups.assign(trainable, spec)
-        shared = spec.parallel.shard_optimizer
-        self.owned = Owned(values, ranks.replicas) if shared else None
-        norms = sharded.Norms(self.layout.table, ranks, *([ranks.replicas] if shared else []))
-        rule = OPTIMIZERS[spec.optim.name]
-        self.optimizer = rule(trainable, values, spec.optim, members, norms, self.owned)
+        self.optimizer = self._optimizer(values, packed)
+
+    def _shape(self, x: Tensor) -> sharded.Missing:
+        kind = self.dtype if x.is_floating_point() else x.dtype
+        return sharded.Missing(tuple(x.shape), kind)
+
+    def _optimizer(self, values: Tensor, packed: Sequence[str]) -> Optimizer:
+        """The optimizer of the packed parameters. Arguments as ``Pair.pack`` returns them."""
+        spec, replicas = self.spec, self.ranks.replicas
+        named = dict(self.model.named_parameters())
+        own = {name: named[name] for name in packed}
+        self.owned = Owned(values, replicas) if spec.parallel.shard_optimizer else None
+        others, zero = [replicas] if self.owned else [], values.new_zeros(())
+        norms = sharded.Norms(self.layout.table, self.ranks, *others, nothing=zero)
+        rule, members = OPTIMIZERS[spec.optim.name], groups.assign(own, spec)
+        return rule(own, values, spec.optim, members, norms, self.owned)
 
     def tensor(self, array: Array) -> Tensor:
         """See ``core.engine.Engine``."""
@@ -69,6 +84,9 @@ class Engine(core.Engine):
         self, compute: Callable[..., Outcome], /, *inputs: Tensor
     ) -> tuple[Outcome, list[Tensor | None]]:
         """See ``core.engine.Engine``."""
+        if self.stage and not self.stage.is_last:
+            with flow.no_grad():
+                return compute(*inputs), [flow.zeros_like(x) for x in inputs]
         leaves = [x.detach().requires_grad_() for x in inputs]
         outcome = compute(*leaves)
         outcome.loss.backward()
@@ -81,24 +99,66 @@ class Engine(core.Engine):
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""
         if self.owned:
-            pieces = self.optimizer.owned_gradients(self.owned)
-            slots = self.layout.owned_slots(pieces, self.owned)
+            slots = self._owned_slots("", self.optimizer.owned_gradients(self.owned))
         else:
-            slots = self.layout.slots(self.optimizer.gradients)
-        for name, _ in self.model.named_parameters():
-            if name in slots:
-                yield name, slots[name].read
+            slots = self._slots("", self.optimizer.gradients)
+        yield from ((name, slots[name].read) for name in self._trained)
 
     def gradient_norm(self) -> Tensor:
         """See ``core.engine.Engine``."""
         return self.optimizer.gradient_norm()
 
+    def frozen_features(self, images: Array) -> Array:
+        """See ``core.engine.Engine``."""
+        features = super().frozen_features(images)
+        return self.array(self.model.arrived(self.tensor(features))) if self.stage else features
+
     def model_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        return self.layout.slots(self.model.state_dict())
+        own = self.model.state_dict()
+        if self.stage:
+            stage, missing = self.ranks.pipeline.rank, self._missing
+            own = {n: own[n] if self._stages[n] == stage else x for n, x in missing.items()}
+        return self.layout.slots(own)
 
     def moment_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
-        if self.owned:
-            return self.layout.owned_slots(self.optimizer.owned_moments(self.owned), self.owned)
-        return self.layout.slots(self.optimizer.moments())
+        found: dict[str, Slot] = {}
+        for kind in self.optimizer.kinds:
+            if self.owned:
+                pieces = self.optimizer.owned_moments(kind, self.owned)
+                found.update(self._owned_slots(f"optimizer.{kind}.", pieces))
+            else:
+                found.update(self._slots(f"optimizer.{kind}.", self.optimizer.moments(kind)))
+        return found
+
+    def _slots(self, prefix: str, own: Mapping[str, Tensor]) -> dict[str, Slot]:
+        """The slots of a tensor of each trainable parameter of all stages."""
+        names = self._trained if self.stage else own
+        return self.layout.slots({f"{prefix}{n}": own.get(n, self._missing[n]) for n in names})
+
+    def _owned_slots(self, prefix: str, own: Mapping[str, Piece]) -> dict[str, Slot]:
+        """Likewise, for pieces."""
+        names = self._trained if self.stage else own
+        every = {f"{prefix}{n}": own.get(n, Piece(None, 0, self._missing[n].shape)) for n in names}
+        return self.layout.owned_slots(every, cast(Owned, self.owned))
+
+    def differentiate_all(self, computes: Sequence[Callable[[], Outcome]]) -> list[Outcome]:
+        """See ``core.engine.Engine``."""
+        if self.stage is None or self.spec.method.name == "linear":  # its encoder has no gradient
+            return super().differentiate_all(computes)
+        like = flow.zeros((1,), dtype=self.dtype, device=self.context.device)
+        return self.stage.differentiate(computes, like)
+
+    def _differentiate(
+        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper, *, features: bool = True
+    ) -> Outcome:
+        """As in ``core.engine.Engine``. The outcome is that of the last stage of a pipeline."""
+        outcome = super()._differentiate(batch, draws, hyper, features=features)
+        if self.stage is None:
+            return outcome
+        metrics, rows = (
+            {name: self.stage.of_the_last(value) for name, value in values.items()}
+            for values in (outcome.metrics, outcome.features)
+        )
+        return Outcome(self.stage.of_the_last(outcome.loss), metrics, rows, outcome.kept)

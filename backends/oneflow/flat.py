@@ -16,13 +16,16 @@ def pack(root: nn.Module, names: Iterable[str]) -> Tensor:
 
     Args:
         root: the module of the parameters.
-        names: the paths of the parameters in ``root``, in the order of the buffer.
+        names: the paths of the parameters in ``root``, in the order of the buffer. If there are
+            none, as in a stage of a pipeline that trains nothing, the buffer has one zero.
 
     Returns:
         The buffer, 1-d. An operation on it in place changes the parameters.
     """
     named = dict(root.named_parameters())
     parameters = {name: named[name] for name in names}
+    if not parameters:
+        return next(iter(named.values())).new_zeros((1,))
     buffer = flow.cat([parameter.detach().reshape(-1) for parameter in parameters.values()])
     for name, view in split(buffer, parameters).items():
         view.requires_grad_(parameters[name].requires_grad)

@@ -95,21 +95,13 @@ class Optimizer(ABC):
         # flow.linalg.norm is 2 % too small for twenty million float32 values.
         return flow.stack([(g * g).sum() for g in flat.blocks(self._gradients)]).sum().sqrt()
 
-    def moments(self) -> dict[str, Tensor]:
-        """Canonical name -> moment."""
-        return {
-            f"optimizer.{kind}.{name}": view
-            for kind, buffer in zip(self.kinds, self._moments, strict=True)
-            for name, view in flat.split(buffer, self.named).items()
-        }
+    def moments(self, kind: str) -> dict[str, Tensor]:
+        """Canonical name of a parameter -> its moment of this kind."""
+        return flat.split(self._moments[self.kinds.index(kind)], self.named)
 
-    def owned_moments(self, owned: Owned) -> dict[str, Piece]:
-        """Canonical name -> what this process has of the moment, if it owns a part."""
-        return {
-            f"optimizer.{kind}.{name}": piece
-            for kind, buffer in zip(self.kinds, self._moments, strict=True)
-            for name, piece in owned.pieces(buffer, self.named).items()
-        }
+    def owned_moments(self, kind: str, owned: Owned) -> dict[str, Piece]:
+        """Likewise: what this process has of the moment, if it owns a part."""
+        return owned.pieces(self._moments[self.kinds.index(kind)], self.named)
 
     def owned_gradients(self, owned: Owned) -> dict[str, Piece]:
         """Canonical name -> what this process has of the summed gradient."""
@@ -207,6 +199,8 @@ class Lars(Optimizer):
 
     def _prepare(self, hyper: Hyper) -> None:
         """Decays and scales the gradients of tensors of more than one dimension."""
+        if not self._scaled:  # a stage of a pipeline may train nothing
+            return
         decays = [groups.rates(self._members[n], self.spec, hyper)[1] for n in self._scaled]
         gradients = self._matrices(self._gradients)
         ratios = self._decay(decays, gradients)

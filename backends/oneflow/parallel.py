@@ -36,6 +36,8 @@ class Group(contracts.Group):
         own = np.unravel_index(flow.env.get_rank(), shape)
         self.rank, self.count = int(own[axis]), shape[axis]
         self._axis, self._axes = axis, len(shape)
+        self._stride = math.prod(shape[axis + 1 :])
+        self._first = flow.env.get_rank() - self.rank * self._stride
         self._ranks = np.arange(math.prod(shape)).reshape(*shape).tolist()
 
     def sum(self, x: Tensor) -> Tensor:
@@ -55,6 +57,21 @@ class Group(contracts.Group):
     def broadcast(self, x: Tensor) -> None:
         """See ``core.contracts.Group``."""
         x.copy_(self._exchange(x[None], flow.sbp.split(self._axis), flow.sbp.broadcast)[0])
+
+    def send(self, x: Tensor, target: int) -> None:
+        """Sends a tensor to a process. target: rank of the process."""
+        flow.comm.send(x.contiguous(), self._first + target * self._stride, False)
+
+    def receive(self, shape: tuple[int, ...], like: Tensor, source: int) -> Tensor:
+        """The tensor that a process sends.
+
+        Args:
+            shape: of the tensor.
+            like: a tensor of its type and device.
+            source: rank of the process.
+        """
+        place = self._first + source * self._stride
+        return flow.comm.recv(place, flow.Size(shape), like.dtype, like.device)
 
     @flow.no_grad()
     def _exchange(self, x: Tensor, before: flow.sbp.sbp, after: flow.sbp.sbp) -> Tensor:

@@ -67,28 +67,40 @@ def _divide_tensors(module: nn.Module, path: str, table: Table, group: Group) ->
             setattr(module, name, nn.Parameter(part, tensor.requires_grad) if whole else part)
 
 
+class Missing(NamedTuple):
+    """Stands for a tensor of another stage: the shape of this process's part, and its type."""
+
+    shape: tuple[int, ...]
+    dtype: flow.dtype
+
+
 class Layout(NamedTuple):
     """Which part of the tensors this process has.
 
     Attributes:
         table: the split of each tensor. Processes of one tensor group share each divided tensor.
-        group: this tensor group.
+        ranks: the processes of the run.
+        device: of this process.
     """
 
     table: Table
-    group: Group
+    ranks: Ranks
+    device: str
 
-    def slots(self, named: Mapping[str, Tensor]) -> dict[str, Slot]:
+    def slots(self, named: Mapping[str, Tensor | Missing]) -> dict[str, Slot]:
         """The slots of tensors of which this process may have a part, by canonical name.
 
-        The arrays are whole. All processes of the group read the slots in the same order.
+        The arrays are whole. All processes that share tensors read the slots in the same order.
         """
-        if self.group.count == 1:
-            return state.slots(named)
         return {
-            name: self._slot(name, tuple(x.shape), partial(_same, x), partial(state.from_array, x))
+            name: self._slot(name, x.shape, partial(self._nothing, x), _ignore)
+            if isinstance(x, Missing)
+            else self._slot(name, tuple(x.shape), partial(_same, x), partial(state.from_array, x))
             for name, x in named.items()
         }
+
+    def _nothing(self, missing: Missing) -> Tensor:
+        return flow.zeros(missing.shape, dtype=missing.dtype, device=self.device)
 
     def owned_slots(self, pieces: Mapping[str, Piece], owned: Owned) -> dict[str, Slot]:
         """Likewise, for tensors of which each copy of the model has a piece."""
@@ -113,12 +125,16 @@ class Layout(NamedTuple):
             get: gives this part.
             put: sets it.
         """
-        split, group = split_of(name, self.table), self.group
+        split, group = split_of(name, self.table), self.ranks.tensor
+
+        def part() -> Tensor:
+            return self.ranks.pipeline.sum(get())
+
         if split.axis is None or group.count == 1:
-            return Slot(shape, lambda: state.to_array(get()), put)
+            return Slot(shape, lambda: state.to_array(part()), put)
 
         def read() -> Array:
-            return split.joined(np.split(state.to_array(group.gather(get())), group.count))
+            return split.joined(np.split(state.to_array(group.gather(part())), group.count))
 
         def write(array: Array) -> None:
             put(split.part(array, group.rank, group.count))
@@ -130,6 +146,10 @@ class Layout(NamedTuple):
 
 def _same(x: Tensor) -> Tensor:
     return x
+
+
+def _ignore(array: Array) -> None:
+    """Another stage takes the array."""
 
 
 def _write_piece(piece: Piece, array: Array) -> None:
@@ -145,10 +165,14 @@ class Norms:
         ranks: processes of one tensor group share each divided tensor, and those of one pipeline
             have different tensors.
         others: groups whose processes have different parts of every tensor.
+        nothing: zero in the precision and on the device of the run: this process may have none.
     """
 
-    def __init__(self, table: Table, ranks: Ranks, *others: Group) -> None:
+    def __init__(
+        self, table: Table, ranks: Ranks, *others: Group, nothing: Tensor | None = None
+    ) -> None:
         self._table, self._ranks, self._others = table, ranks, others
+        self._nothing = nothing
 
     @property
     def whole(self) -> bool:
@@ -161,7 +185,7 @@ class Norms:
 
     def total(self, named: Mapping[str, Tensor]) -> Tensor:
         """The norm of all tensors together, those of the other stages included."""
-        square = self._squares(named).sum()
+        square = self._squares(named).sum() if named else self._nothing
         return self._ranks.pipeline.sum(square).sqrt()
 
     def _squares(self, named: Mapping[str, Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 Shape letters: N images, L patches, T tokens, D width, H heads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import numpy as np
@@ -21,6 +21,7 @@ from triptych.backends.oneflow.layers import (
     PatchEmbed,
 )
 from triptych.backends.oneflow.ops import mean_tokens
+from triptych.backends.oneflow.pipeline import Stage
 from triptych.backends.oneflow.sums import like_tokens, pick_tokens
 from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
@@ -85,13 +86,16 @@ class VisionTransformer(nn.Module):
 
     Attributes:
         recompute: whether the backward pass computes the activations of each block again.
+        stage: which blocks this process has, if it is a stage of a pipeline.
     """
 
     recompute = False
+    stage: Stage | None = None
 
     def __init__(self, spec: VitSpec) -> None:
         super().__init__()
         rows, columns = spec.grid
+        self.width, self.patch_count = spec.width, rows * columns
         self.patch_embed = PatchEmbed(spec.channels, spec.width, spec.patch_size)
         self.cls_token = nn.Parameter(flow.zeros(1, 1, spec.width))
         self.pos_embed = nn.Parameter(flow.zeros(1, 1 + rows * columns, spec.width))
@@ -106,7 +110,7 @@ class VisionTransformer(nn.Module):
 
     def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
         """See ``core.contracts.Encoder``."""
-        x, outputs = run(self._embed(images), self._layers(), layers)
+        x, outputs = self._walk(images, self._layers(), layers)
         return {"final": self.norm(x), **{f"layer{i}": y for i, y in outputs.items()}}
 
     def pooled(
@@ -115,21 +119,18 @@ class VisionTransformer(nn.Module):
         """See ``core.contracts.Encoder``."""
         if pooling == "cls" and not scales:
             return self(images)
-        x = self._embed(images)
         # Repeated first: a product that broadcasts is slow on the CPU.
-        whole = [(like_tokens(one, x), like_tokens(two, x)) for one, two in scales]
-        x, _ = run(x, self._layers(whole))
+        like = self._tokens_like(images, self.patch_count)
+        whole = [(like_tokens(one, like), like_tokens(two, like)) for one, two in scales]
+        x, _ = self._walk(images, self._layers(whole))
         x = self.norm(x)
         patches = np.arange(1, x.shape[1])
         return self.fc_norm(x[:, 0] if pooling == "cls" else mean_tokens(x, patches))
 
     def masked(self, images: Tensor, ids: Tensor, early: int) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.MaskedEncoder``."""
-        patches = pick_tokens(self.patch_embed(images) + self.pos_embed[:, 1:], ids)
-        token = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
-        x = flow.cat([token, patches], dim=1)
         early_block = len(self.blocks) - 1 - early
-        x, outputs = run(x, self._layers(), (early_block,))
+        x, outputs = self._walk(images, self._layers(), (early_block,), ids)
         final = self.norm(x)
         return outputs[early_block] if early else final, final
 
@@ -141,8 +142,27 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
-        x, _ = run(self._embed(images), self._layers()[:-1])
-        return self.norm(self._kept(class_token)(self.blocks[-1], x))
+        last = self._kept(partial(class_token, self.blocks[-1]))
+        x, _ = self._walk(images, [*self._layers()[:-1], last])
+        return self.norm(x if x.ndim == 2 else x[:, 0])
+
+    def _walk(
+        self,
+        images: Tensor,
+        layers: Sequence[Callable[[Tensor], Tensor]],
+        keep: Collection[int] = (),
+        ids: Tensor | None = None,
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Embeds the patches, or those of the indices ``ids``, and applies the layers."""
+        embed = partial(self._embed, images) if ids is None else partial(self._some, images, ids)
+        if self.stage is None:
+            return run(embed(), layers, keep)
+        length = self.patch_count if ids is None else ids.shape[1]
+        return self.stage.walk(embed, self._tokens_like(images, length), layers, keep)
+
+    def _tokens_like(self, images: Tensor, length: int) -> Tensor:
+        """A tensor of the shape and type of the tokens of so many patches, of any values."""
+        return images.new_zeros((1,)).expand(len(images), 1 + length, self.width)
 
     def _layers(
         self, scales: Sequence[tuple[Tensor, Tensor]] = ()
@@ -155,6 +175,12 @@ class VisionTransformer(nn.Module):
         if not (self.recompute and flow.is_grad_enabled()):
             return layer
         return partial(checkpoint, layer)
+
+    def _some(self, images: Tensor, ids: Tensor) -> Tensor:
+        """The class token and the patches ``ids`` (N, T), with their positions. (N, 1+T, D)."""
+        patches = pick_tokens(self.patch_embed(images) + self.pos_embed[:, 1:], ids)
+        token = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
+        return flow.cat([token, patches], dim=1)
 
     def _embed(self, images: Tensor) -> Tensor:
         """The class token and the patches, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
