@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import requested
-from support.divided import METHODS, SPECS, differences, spec_of
+from support.divided import METHODS, MODEL, SPECS, differences, spec_of
 from support.launched import together, trained
 from support.native import tiny_spec
 
@@ -77,3 +77,40 @@ def test_two_processes_compute_what_one_does(package, records, name):
     # The running statistics of the run are those of the first copy.
     same = {name: array for name, array in second.items() if "running" not in name}
     assert all(np.array_equal(array, first[name]) for name, array in same.items())
+
+
+DEEP = {
+    "moco_v3": tiny_spec(model={"depth": 4}, optim={"name": "lars", "weight_decay": 0.01}),
+    "moca": tiny_spec(case="moca_vit", model={"depth": 4}, method={"decoder_heads": 4}),
+    "finetune": spec_of(METHODS["finetune"], {**MODEL, "depth": 4, "heads": 4}),
+}
+GRIDS: list[dict[str, int]] = [
+    {"data": 4},
+    {"tensor": 4},
+    {"pipeline": 4, "micro_batches": 4},
+    {"data": 2, "tensor": 2},
+    {"data": 2, "pipeline": 2, "micro_batches": 2},
+    {"tensor": 2, "pipeline": 2, "micro_batches": 2},
+    {"data": 2, "pipeline": 2, "shard_optimizer": True, "recompute": True},
+]
+FOUR = {
+    f"{method}, {grid}": divided(spec, **grid) for method, spec in DEEP.items() for grid in GRIDS
+}
+RESNETS = {
+    name: divided(DATA[name], data=4)
+    for name in ("moco_v1", "moco_v1 of virtual ranks", "moco_v2", "moco_v3 of a ResNet", "linear")
+}
+
+
+@pytest.mark.parallel
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("names", [FOUR, RESNETS], ids=["vit", "resnet"])
+def test_four_processes_compute_what_one_does(package, tmp_path, names):
+    """Five steps of every grid of processes."""
+    found = together("torch", 4, names, tmp_path, 5, limit=3000)
+    wholes: dict[str, dict] = {}
+    problems = []
+    for name, spec in names.items():
+        whole = wholes.setdefault(name.partition(",")[0], trained(package, alone(spec), 5))
+        problems += [(name, each) for each in differences(found[name][0], whole)]
+    assert problems == []

@@ -33,6 +33,9 @@ class Four(Group):
     def sum_gradients(self, parameters):
         self.summed = list(parameters)
 
+    def send(self, x, target):
+        self.sent = target
+
 
 def test_each_exchange_counts_what_a_ring_sends():
     ranks = Ranks()
@@ -43,7 +46,8 @@ def test_each_exchange_counts_what_a_ring_sends():
     ranks.replicas.sum_gradients(x for x in (np.zeros(4), np.zeros(2)))
     assert len(ranks.replicas.summed) == 2 and sent == {"replicas": 120 + 72}
     ranks.tensor.sum(np.zeros(6, np.float64))
-    assert sent["tensor"] == 72
+    ranks.tensor.send(np.zeros(1, np.int64), 2)
+    assert sent["tensor"] == 72 + 8 and ranks.tensor.sent == 2
 
 
 def test_the_least_of_data_parallelism_is_gradients_and_keys():
@@ -63,6 +67,12 @@ def test_the_least_of_tensor_parallelism_is_two_sums_a_block():
     numbers = 2 * 8 * (forward + backward + heads + forward + 48)
     assert traffic.least(spec_of(tensor=2)) == {"tensor": 4 * numbers}
     assert traffic._trained(spec_of(tensor=2)) < traffic._trained(spec_of())
+
+
+def test_the_least_of_a_pipeline_is_the_tokens_of_each_forward_pass():
+    tokens = 8 * 7 * 32
+    assert traffic.least(spec_of(pipeline=2)) == {"pipeline": 4 * 2 * 2 * tokens}
+    assert traffic.least(spec_of(pipeline=2, micro_batches=2)) == {"pipeline": 4 * 2 * 3 * tokens}
 
 
 SMALL = ("model.width=32", "model.depth=2", "model.heads=4", "model.image_size=32")

@@ -30,7 +30,12 @@ from triptych.core.launch import join, load, open_engine
 from triptych.core.methods import METHODS
 from triptych.core.parallel.degrees import Degrees
 
-LAYOUTS = ("data=2", "tensor=2", "data=2,shard_optimizer=true")
+LAYOUTS = (
+    "data=2",
+    "tensor=2",
+    "pipeline=2,micro_batches=4",
+    "data=2,shard_optimizer=true",
+)
 LAUNCHERS: dict[str, tuple[str, ...]] = {
     "torch": ("torch.distributed.run", "--nproc_per_node={world}", "--master_port={port}"),
     "oneflow": ("oneflow.distributed.launch", "--nproc_per_node={world}", "--master_port={port}"),

@@ -6,6 +6,7 @@ each process:
 - sum: 2 (n - 1) / n S.
 - gather: (n - 1) S.
 - broadcast: (n - 1) / n S, on average.
+- send: S.
 
 Letters: N images of the step, d copies of the model, t processes of a tensor group, s bytes of a
 number, L tokens of an image, W width of the encoder.
@@ -31,11 +32,12 @@ RING: dict[str, Callable[[int], float]] = {
     "sum_gradients_to_owners": lambda n: (n - 1) / n,
     "gather": lambda n: n - 1,
     "broadcast": lambda n: (n - 1) / n,
+    "send": lambda n: 1.0,
 }
 """Method of a group -> what a process sends for each byte of the arguments, of n processes.
 
-``core.contracts.Group`` has three of them. Those of gradients are PyTorch's, and Paddle sums in
-place.
+``core.contracts.Group`` has sum, gather and broadcast. Those of gradients are PyTorch's, and Paddle
+sums in place.
 """
 AXES = ("replicas", "norms", "tensor", "pipeline")
 
@@ -86,6 +88,9 @@ def least(spec: RunSpec) -> dict[str, float]:
     tensor, for MoCo v3: each block adds up N / d L W numbers twice forward and twice backward, and
         each pair of a head's layers its output and the gradient of its input. The last block has
         one token, but for the gradient of its keys and values.
+    pipeline, for MoCo v3, of the first stage: N / d L W numbers of each view for the teacher and
+        for each forward pass of the student. There are two of these with several micro-batches,
+        since the heads need the features of all.
 
     The statistics of batch norms, losses and metrics, which are far less, are left out.
     """
@@ -97,6 +102,13 @@ def least(spec: RunSpec) -> dict[str, float]:
         numbers["replicas"] = 2 * (copies - 1) / copies * trained + (copies - 1) * _exchanged(spec)
     if sharing > 1 and isinstance(spec.method, MocoV3Spec):
         numbers["tensor"] = 2 * (sharing - 1) / sharing * _added_up(spec)
+    if spec.parallel.pipeline > 1 and isinstance(spec.method, MocoV3Spec):
+        model, parts = (
+            cast(VitSpec, spec.model),
+            spec.train.accumulate * spec.parallel.micro_batches,
+        )
+        tokens = (1 + math.prod(model.grid)) * spec.train.batch_size // copies
+        numbers["pipeline"] = 2 * (3 if parts > 1 else 2) * tokens * model.width
     return {axis: size * value for axis, value in numbers.items() if value}
 
 

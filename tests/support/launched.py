@@ -90,7 +90,12 @@ def start(
 
 
 def together(
-    backend: str, world: int, cases: Mapping[str, RunSpec], folder: Path, count: int = 5
+    backend: str,
+    world: int,
+    cases: Mapping[str, RunSpec],
+    folder: Path,
+    count: int = 5,
+    limit: float = LIMIT,
 ) -> dict[str, list[Record]]:
     """The record of each case on each of several processes.
 
@@ -98,6 +103,7 @@ def together(
         cases: name -> spec, whose degrees multiply to ``world``.
         folder: takes the files that the processes exchange with this one.
         count: number of steps.
+        limit: seconds after which the processes count as hanging.
 
     Raises:
         AssertionError: a process failed.
@@ -111,7 +117,7 @@ def together(
     else:
         processes = start(command, backend, world, stderr=subprocess.PIPE)
     try:
-        errors = [process.communicate(timeout=LIMIT)[1] for process in processes]
+        errors = [process.communicate(timeout=limit)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
