@@ -1,9 +1,13 @@
 """Paddle in several processes: losses, gradients and states are those of one process."""
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from support.divided import METHODS, SPECS, differences, spec_of
-from support.launched import together, trained
+from support.launched import start, together, trained
 from support.native import tiny_spec
 from support.paddle_engines import framework
 
@@ -57,3 +61,61 @@ def test_two_processes_compute_what_one_does(package, records, name):
     # The running statistics of the run are those of the first copy.
     same = {name: array for name, array in second.items() if "running" not in name}
     assert all(np.array_equal(array, first[name]) for name, array in same.items())
+
+
+DEEP = tiny_spec(model={"depth": 4})
+LARGE = {
+    "data": divided(SPECS["moco_v1 of virtual ranks"], data=4),
+    "data and tensor": divided(SPECS["moco_v3"], data=2, tensor=2, shard_optimizer=True),
+    "data and pipeline": divided(DEEP, data=2, pipeline=2, micro_batches=2, shard_optimizer=True),
+    "tensor and pipeline": divided(DEEP, tensor=2, pipeline=2, micro_batches=2),
+    "pipeline": divided(DEEP, pipeline=4, micro_batches=4),
+}
+
+
+@pytest.mark.parallel
+def test_four_processes_compute_what_one_does(package, tmp_path):
+    records = together("paddle", 4, LARGE, tmp_path, COUNT)
+    for name, spec in LARGE.items():
+        alone = spec.model_copy(update={"parallel": ParallelSpec()})
+        assert differences(records[name][0], trained(package, alone, COUNT)) == [], name
+
+
+LATE = """
+import time
+from support.divided import SPECS
+from triptych.core import launch
+from triptych.core.config.spec import ParallelSpec
+spec = SPECS["moco_v3"].model_copy(update={"parallel": ParallelSpec(data=2)})
+ranks = launch.join(spec, "paddle")
+time.sleep(35 * ranks.rank)
+print(ranks.largest(7 - ranks.rank))
+ranks.close()
+"""
+
+
+@pytest.mark.parallel
+def test_a_process_that_is_later_than_gloo_waits_is_waited_for():
+    processes = start([sys.executable, "-c", LATE], "paddle", 2, stdout=subprocess.PIPE)
+    assert [process.communicate(timeout=120)[0] for process in processes] == ["7\n", "7\n"]
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_run_with_one_line(tmp_path, victim):
+    options = ["-c", "moco_v3/digits", "--backend", "paddle", "--output", str(tmp_path)]
+    changes = ["parallel.data=2", "threads=1", "log.every=1", "evaluate.every=0"]
+    command = [sys.executable, "-m", "triptych.core.cli", "train", *options, "-o", *changes]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = start(command, "paddle", 2, **pipes)
+    try:
+        next(line for line in processes[0].stdout if line.startswith("step 2/"))
+        processes[victim].send_signal(signal.SIGKILL)
+        _, told = processes[1 - victim].communicate(timeout=30)
+        assert processes[1 - victim].returncode == 1
+        assert told.splitlines() == [
+            f"error: process {victim} of 2 has ended; go on with --resume auto"
+        ]
+    finally:
+        for process in processes:
+            process.kill()
