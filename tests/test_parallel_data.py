@@ -52,11 +52,22 @@ def test_two_copies_are_one_process(name):
 
 
 @pytest.mark.parallel
+@pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("name", CASES)
-def test_four_copies_are_one_process_for_five_steps(name):
+def test_copies_are_one_process_for_five_steps(name, world):
     whole = trained(CASES[name], ALONE, random_batch, 5)
-    (first, *_) = together(4, on_copies, CASES[name], random_batch, 5)
+    (first, *_) = together(world, on_copies, CASES[name], random_batch, 5)
     assert differences(first, whole) == []
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("name", ["moco_v1", "moco_v3", "moca", "linear", "finetune"])
+def test_the_losses_of_thirty_steps_are_those_of_one_process(name):
+    whole = trained(SPECS[name], ALONE, random_batch, 30)
+    (first, _) = together(2, on_copies, SPECS[name], random_batch, 30)
+    for step in range(30):
+        loss = f"loss/{step}"
+        np.testing.assert_allclose(first[loss], whole[loss], rtol=1e-10, err_msg=loss)
 
 
 @pytest.mark.parametrize(
