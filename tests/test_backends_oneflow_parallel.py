@@ -4,26 +4,17 @@ import numpy as np
 import pytest
 from conftest import requested
 from support.divided import METHODS, SPECS, differences, spec_of
+from support.grids import FOUR, RESNETS, alone, divided
 from support.launched import together, trained
 from support.native import draws, hyper, lively_state, random_batch, tiny_spec
 from support.oneflow_ranks import WORKER, finish, launch
 from support.oneflow_worker import normalized
 
 from triptych import backends
-from triptych.core.config.spec import ParallelSpec, RunSpec
 from triptych.core.contracts import Group
 
 COUNT = 2
 """Steps of a case: the second one sees what the first has changed."""
-
-
-def divided(spec: RunSpec, **degrees) -> RunSpec:
-    """The spec for several processes, checked anew."""
-    return RunSpec.model_validate({**spec.model_dump(mode="json"), "parallel": degrees})
-
-
-def alone(spec: RunSpec) -> RunSpec:
-    return spec.model_copy(update={"parallel": ParallelSpec()})
 
 
 CASES = {
@@ -73,6 +64,20 @@ def test_two_processes_compute_what_one_does(package, records, name):
     # The running statistics of the run are those of the first copy.
     same = {name: array for name, array in second.items() if "running" not in name}
     assert all(np.array_equal(array, first[name]) for name, array in same.items())
+
+
+@pytest.mark.parallel
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("names", [FOUR, RESNETS], ids=["vit", "resnet"])
+def test_four_processes_compute_what_one_does(package, tmp_path, names):
+    """Five steps of every grid of processes."""
+    found = together("oneflow", 4, names, tmp_path, 5, limit=3000)
+    wholes: dict[str, dict] = {}
+    problems = []
+    for name, spec in names.items():
+        whole = wholes.setdefault(name.partition(",")[0], trained(package, alone(spec), 5))
+        problems += [(name, each) for each in differences(found[name][0], whole)]
+    assert problems == []
 
 
 # ------------------------------------------------------------------------- exchanges, and their end
