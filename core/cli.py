@@ -12,6 +12,7 @@ from typing import NoReturn, TextIO
 
 from triptych.core.errors import NonFiniteError, UserError, printable
 from triptych.core.machine.interrupts import leave_at_once, threads_without_signals
+from triptych.core.machine.launchers import once_per_machine
 
 COMMANDS = {
     "train": "train one spec on one backend",
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
 
     def command() -> int:
-        with leave_at_once():
+        with leave_at_once(), once_per_machine():
             arguments = _parser(words).parse_args(words)
         return int(arguments.run(arguments) or 0)
 

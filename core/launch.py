@@ -5,9 +5,7 @@ A command calls ``choose_backend``, ``join`` and ``open_engine`` in this order.
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
 import numpy as np
@@ -27,9 +25,6 @@ from triptych.core.parameters import table
 REFERENCE = "numpy"
 """Name of the float64 reference, used like a backend's name."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-PATIENCE = 5.0
-"""Seconds in which a launcher ends all processes after the end of one."""
-
 Say = Callable[[str], None]
 
 
@@ -60,24 +55,6 @@ def join(spec: RunSpec, name: str) -> Ranks:
         return ALONE
     ranks: Ranks = load(spec, name).join(spec)
     return ranks
-
-
-@contextmanager
-def once_per_machine() -> Iterator[None]:
-    """An error in the block, which comes before ``join``, is told once on each machine.
-
-    The first process of a machine tells it at once. Its launcher then ends the other processes. One
-    that is still there after ``PATIENCE`` has an error of its own, and tells that.
-
-    Raises:
-        UserError: as raised in the block.
-    """
-    try:
-        yield
-    except UserError:
-        if launched().local_rank:
-            time.sleep(PATIENCE)
-        raise
 
 
 def quiet(line: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from triptych.core import cli
+from triptych.core.machine import launchers
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ENAMETOOLONG, errno.ESTALE])
@@ -39,3 +40,13 @@ def test_the_home_of_nobody_is_no_folder_of_that_name(capsys, monkeypatch):
     assert cli.main(["report", "~nobody-of-that-name/run"]) == 2
     error = capsys.readouterr().err
     assert "no user nobody-of-that-name here; write ./~nobody-of-that-name/run" in error
+
+
+def test_a_bad_command_line_is_told_by_the_first_process_of_a_machine(capsys, monkeypatch):
+    told = []
+    monkeypatch.setattr(launchers.time, "sleep", lambda _: told.append(capsys.readouterr().err))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for number in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", number)
+        assert cli.main(["train", "--nosuch"]) == cli.BAD_INPUT
+    assert len(told) == 1 and told[0].count("error: ") == 1

@@ -11,7 +11,7 @@ from triptych import backends
 from triptych.core import launch
 from triptych.core.contracts import ALONE
 from triptych.core.errors import UserError
-from triptych.core.machine import resources
+from triptych.core.machine import launchers, resources
 from triptych.core.machine.launchers import COMMON, PADDLE, TORCHRUN, Launched, launched
 from triptych.core.parallel.agreement import together
 from triptych.core.parameters import initial_state
@@ -97,13 +97,13 @@ def test_one_process_joins_none_and_a_wrong_number_is_refused(monkeypatch):
 
 def test_an_error_before_the_processes_meet_is_told_once_on_a_machine(monkeypatch):
     waited = []
-    monkeypatch.setattr(launch.time, "sleep", waited.append)
+    monkeypatch.setattr(launchers.time, "sleep", waited.append)
     for number in ("0", "1"):
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("LOCAL_RANK", number)
-        with pytest.raises(UserError, match="no such recipe"), launch.once_per_machine():
+        with pytest.raises(UserError, match="no such recipe"), launchers.once_per_machine():
             raise UserError("no such recipe")
-    assert waited == [launch.PATIENCE]  # in which the launcher ends the second process
+    assert waited == [launchers.PATIENCE]  # in which the launcher ends the second process
 
 
 def test_one_process_is_together_with_itself():

@@ -55,6 +55,15 @@ def test_a_broken_framework_is_reported_in_one_line(fake, source, problem):
     assert problem in text and backend["remedy"] in text
 
 
+def test_a_framework_is_tried_without_what_a_launcher_gave(fake, monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_PORT", "PADDLE_TRAINERS_NUM"):
+        monkeypatch.setenv(name, "2")
+    names = "k for k in os.environ if k.startswith(('WORLD', 'RANK', 'MASTER', 'PADDLE_TR'))"
+    fake("torch", f"import os; raise RuntimeError(str([{names}]))")
+    problem = environment.report(["torch"])["backends"]["torch"]["problem"]
+    assert problem == "RuntimeError: []"
+
+
 def test_a_missing_framework_is_named_with_its_command(monkeypatch):
     monkeypatch.setattr(environment, "why_not", lambda name: "")
     monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)

@@ -5,9 +5,9 @@ import os
 from contextlib import closing
 
 from triptych.core import cli, config
-from triptych.core.launch import choose_backend, join, once_per_machine, quiet
+from triptych.core.launch import choose_backend, join, quiet
 from triptych.core.machine.interrupts import leave_at_once
-from triptych.core.machine.launchers import launched
+from triptych.core.machine.launchers import launched, once_per_machine
 from triptych.core.training.run import default_output, train
 
 

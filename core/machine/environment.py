@@ -34,6 +34,8 @@ import json, sys
 from triptych import backends
 from triptych.core.errors import UserError
 from triptych.core.machine.devices import why_not
+from triptych.core.machine.launchers import forget
+forget()
 try:
     module = backends.load(sys.argv[1])
     cards, code = range(module.cuda_devices()), module.cuda_code()

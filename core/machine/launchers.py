@@ -2,7 +2,9 @@
 
 import os
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,6 +42,8 @@ PADDLE = Variables(
 )
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 """A variable that only ``torchrun`` sets."""
+PATIENCE = 5.0
+"""Seconds in which a launcher ends all processes after the end of one."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,13 @@ def launched() -> Launched:
             local_world = _number(variables.local_world, world)
             return Launched(rank, world, local_rank, local_world, variables)
     return Launched()
+
+
+def forget() -> None:
+    """Removes the variables of all launchers: with them OneFlow waits for others at its import."""
+    for variables in (COMMON, PADDLE):
+        for name in (name for group in variables[1:] for name in _names(group)):
+            os.environ.pop(name, None)
 
 
 def facts() -> dict[str, Any] | None:
@@ -144,3 +155,21 @@ def check_launcher(backend: str, place: Launched) -> None:
             f"backend {backend}: the {place.world} processes were started by {found}; start them "
             f"with {wanted}"
         )
+
+
+@contextmanager
+def once_per_machine() -> Iterator[None]:
+    """An error in the block, which comes before the processes meet, is told once on each machine.
+
+    The first process of a machine tells it at once. Its launcher then ends the other processes. One
+    that is still there after ``PATIENCE`` has an error of its own, and tells that.
+
+    Raises:
+        UserError: as raised in the block.
+    """
+    try:
+        yield
+    except UserError:
+        if launched().local_rank:
+            time.sleep(PATIENCE)
+        raise

@@ -14,6 +14,7 @@ from triptych import backends
 from triptych.core import cli, launch
 from triptych.core.commands import train
 from triptych.core.contracts import Ranks
+from triptych.core.machine import launchers
 
 SHORT = (
     *TINY,
@@ -77,7 +78,7 @@ def _run(
     backends.load = lambda name: ahead
     train.join = lambda *_: ranks
     train.launched = lambda: SimpleNamespace(rank=rank)
-    launch.launched = lambda: SimpleNamespace(local_rank=rank)
+    launchers.launched = lambda: SimpleNamespace(local_rank=rank)
     launch.check_supported = lambda *_: None
     launch.time = SimpleNamespace(sleep=lambda seconds: sys.exit(2))  # a launcher ends it meanwhile
     change(ranks)
