@@ -1,6 +1,7 @@
 """Paddle in several processes: losses, gradients and states are those of one process."""
 
 import signal
+import socket
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from support.paddle_engines import framework
 
 from triptych import backends
 from triptych.core.config.spec import ParallelSpec, RunSpec
+from triptych.core.errors import UserError
 
 COUNT = 3
 """Steps of a case: the second one sees what the first has changed, the third the moments."""
@@ -79,6 +81,19 @@ def test_four_processes_compute_what_one_does(package, tmp_path):
     for name, spec in LARGE.items():
         alone = spec.model_copy(update={"parallel": ParallelSpec()})
         assert differences(records[name][0], trained(package, alone, COUNT)) == [], name
+
+
+def test_a_port_in_use_is_named(monkeypatch):
+    from triptych.backends.paddle.link import Link
+
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("PADDLE_MASTER", f"127.0.0.1:{port}")
+        with pytest.raises(UserError, match=f"port {port}: Address already in use .*; free it"):
+            Link()
 
 
 LATE = """

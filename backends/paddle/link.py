@@ -39,14 +39,19 @@ class Link:
         rank: number of this process, from 0.
         world: number of processes.
         host: name or address of the machine of the first process.
+
+    Raises:
+        UserError: the port of the store is in use.
     """
 
     def __init__(self) -> None:
+        self.host, port = _address()
+        if dist.get_rank() == 0:
+            _check_free(port)
         # Paddle lists its settings on stderr.
         with redirect_stderr(StringIO()):
             dist.init_parallel_env()
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.host, port = _address()
         self._store = native.create_or_get_global_tcp_store()
         self._connections = _connections(port)
         self._meetings = 0
@@ -124,6 +129,16 @@ def _address() -> tuple[str, int]:
         text = f"{variables['MASTER_ADDR']}:{variables['MASTER_PORT']}"
     host, _, port = text.rpartition(":")
     return host, int(port)
+
+
+def _check_free(port: int) -> None:
+    """Raises UserError if another program listens at a port. Paddle would abort the process."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise UserError(
+            f"port {port}: {error.strerror}; free it, or give the launcher another --master"
+        ) from error
 
 
 def _connections(port: int) -> list[socket.socket]:
