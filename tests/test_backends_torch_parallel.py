@@ -1,5 +1,7 @@
 """PyTorch in several processes: losses, gradients and states are those of one process."""
 
+import socket
+
 import numpy as np
 import pytest
 from conftest import requested
@@ -9,6 +11,7 @@ from support.launched import together, trained
 from support.native import tiny_spec
 
 from triptych import backends
+from triptych.core.errors import UserError
 
 COUNT = 3
 """Steps of a case: the second one sees what the first has changed, the third the moments."""
@@ -74,3 +77,16 @@ def test_four_processes_compute_what_one_does(package, tmp_path, names):
         whole = wholes.setdefault(name.partition(",")[0], trained(package, alone(spec), 5))
         problems += [(name, each) for each in differences(found[name][0], whole)]
     assert problems == []
+
+
+def test_a_port_in_use_is_named(package, monkeypatch):
+    from triptych.backends.torch import parallel
+
+    monkeypatch.setattr(parallel, "follow_launcher", lambda: None)
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in {**given, "MASTER_PORT": str(port)}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"^MASTER_PORT={port}: .*address already in use.*give"):
+            parallel.Processes(tiny_spec())

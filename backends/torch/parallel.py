@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from triptych.core import contracts
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Context, Ranks
+from triptych.core.errors import UserError
 from triptych.core.machine.lifeline import GRACE, Lifeline, follow_launcher
 from triptych.core.parallel.degrees import Degrees, norm_groups
 
@@ -142,13 +143,21 @@ class Processes(Ranks):
     exchanged by the hosts: they need no wait for the device.
 
     Raises:
+        UserError: the port at which they meet is in use.
         OSError: the first process cannot be reached.
     """
 
     def __init__(self, spec: RunSpec) -> None:
         follow_launcher()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE)
+        try:
+            dist.init_process_group(backend, timeout=PATIENCE)
+        except dist.DistNetworkError as error:
+            reason = str(error).partition("\n")[0]
+            port = os.environ["MASTER_PORT"]
+            raise UserError(
+                f"MASTER_PORT={port}: {reason}; give the launcher another --master_port"
+            ) from error
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         degrees = Degrees.of(spec)
         self.replicas = self._group(degrees.groups("data"))
