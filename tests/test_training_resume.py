@@ -178,8 +178,8 @@ def test_a_poisoned_weight_is_named_with_status_3(
 ):
     bad = "student.encoder.blocks.0.mlp.fc1.weight"
 
-    def build(spec, state):
-        return backend.build(spec, {**state, bad: np.full_like(state[bad], np.nan)})
+    def build(spec, state, ranks):
+        return backend.build(spec, {**state, bad: np.full_like(state[bad], np.nan)}, ranks)
 
     module = type("Poisoned", (), {**vars(backend), "build": staticmethod(build)})
     monkeypatch.setattr(backends, "load", lambda name: module)
