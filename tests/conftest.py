@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from triptych import backends
+from triptych.core.machine.launchers import COMMON, PADDLE
 
 # Relative errors, max|a-b| / max|b| per tensor, that must hold in a single process.
 TOLERANCE = {
@@ -96,11 +97,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     The hook comes before pytest's own, which selects by marker.
     """
-    under_test = backends.installed() if requested() is None else requested()
+    names = requested()
+    under_test = backends.installed() if names is None else names
+    others = [name for name in backends.BACKENDS if name in under_test][1:]
     for item in items:
         name = item.callspec.params.get("backend_name") if hasattr(item, "callspec") else None
-        if name in (under_test or ())[1:] and item.get_closest_marker("one_backend"):
+        if name in others and item.get_closest_marker("one_backend"):
             item.add_marker(pytest.mark.soak)
+
+
+@pytest.fixture(autouse=True)
+def without_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removes the variables of launchers, some of which OneFlow sets when it is imported."""
+    for variables in (COMMON, PADDLE):
+        for name in (*variables[1:-1], *variables.others):
+            monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

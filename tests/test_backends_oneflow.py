@@ -14,7 +14,7 @@ from support.native import draws, hyper, lively_state, random_batch, tiny_spec
 from support.oneflow_engines import build, framework
 
 from triptych import backends
-from triptych.core.contracts import Batch
+from triptych.core.contracts import ALONE, Batch
 from triptych.core.errors import UserError
 from triptych.core.optim.groups import Group
 
@@ -95,11 +95,12 @@ def test_norm_of_a_large_gradient(flow):
 
 
 def test_norms_of_large_tensors(flow):
-    from triptych.backends.oneflow.optim import _norms
+    from triptych.backends.oneflow.sharded import Norms
 
     arrays = [RNG.standard_normal(shape).astype(np.float32) for shape in ((2048, 2048), (7, 3))]
     want = [np.linalg.norm(array.astype(np.float64)) for array in arrays]
-    assert_close(_norms([flow.tensor(array) for array in arrays]).numpy(), want, 1e-6)
+    named = {str(i): flow.tensor(array) for i, array in enumerate(arrays)}
+    assert_close(Norms({}, ALONE).of(named).numpy(), want, 1e-6)
 
 
 @pytest.mark.parametrize("optim", [{}, {"name": "sgd"}, {"name": "lars"}])

@@ -130,10 +130,10 @@ def test_what_a_file_lacks_starts_anew_and_is_said() -> None:
     assert not state[f"optimizer.exp_avg_sq.{norm}"].any()
     assert state["optimizer.exp_avg_sq.student.encoder.cls_token"].any()
     assert said == [
+        "left out: max_exp_avg_sq of 1 parameters: no optimizer here has it",
         "optimizer.exp_avg.student.encoder.cls_token: starts anew at 0: the file holds none",
         f"optimizer.exp_avg.{norm}: starts anew at 0: the file holds none",
         f"optimizer.exp_avg_sq.{norm}: starts anew at 0: the file holds none",
-        "left out: max_exp_avg_sq of 1 parameters: no optimizer here has it",
     ]
 
 

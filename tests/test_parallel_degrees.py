@@ -63,20 +63,16 @@ def test_a_layout_that_a_method_refuses(case, sections, message):
         tiny_spec(case=case, **sections)
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("parallel.data=2", "error: parallel.data: 2: torch does not support it"),
-        ("parallel.tensor=2", "error: parallel.tensor: 2: torch does not support it"),
-    ],
-)
-def test_what_a_backend_lacks_is_refused_before_anything_is_written(
-    override, message, tmp_path, capsys
+@pytest.mark.parametrize("axis", ["data", "tensor", "pipeline"])
+def test_a_layout_without_its_processes_is_refused_before_anything_is_written(
+    axis, tmp_path, capsys
 ):
     output = str(tmp_path / "run")
     command = ["train", "-c", "moco_v3/digits", "--backend", "torch", "--output", output]
-    assert cli.main([*command, "-o", override]) == 2
-    assert message in capsys.readouterr().err
+    assert cli.main([*command, "-o", f"parallel.{axis}=2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: parallel: data ") and f"{axis} 2" in error
+    assert error.endswith(" = 2, but the number of processes is 1; they must be equal\n")
     assert not (tmp_path / "run").exists()
 
 

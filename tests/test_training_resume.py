@@ -19,7 +19,7 @@ from triptych import backends
 from triptych.core import checkpoint
 from triptych.core.cli import main
 from triptych.core.errors import UserError
-from triptych.core.evaluation import split
+from triptych.core.evaluation import sharing
 from triptych.core.parity.compare import compare
 from triptych.core.runs.log import read_rows
 from triptych.core.training import run
@@ -208,7 +208,7 @@ def test_what_the_device_cannot_do_is_refused_before_anything_is_written(
 
 def test_a_batch_of_damaged_images_is_no_batch(backend, backend_name, tmp_path, monkeypatch):
     """The last two of the six held-out images would be a batch of their own."""
-    monkeypatch.setattr(split, "BATCH", 2)
+    monkeypatch.setattr(sharing, "BATCH", 2)
     for half, count in (("train", 8), ("val", 3)):
         write_images(tmp_path / half, [f"{c}/{i}.png" for c in "ab" for i in range(count)])
     for name in ("2", "1"):

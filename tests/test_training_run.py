@@ -301,7 +301,7 @@ def test_an_occupied_folder_is_refused(tmp_path):
 
 
 def test_nothing_is_written_before_everything_is_built(tmp_path, monkeypatch):
-    def refuse(spec, state):
+    def refuse(spec, state, ranks):
         raise UserError("precision: none of that here")
 
     monkeypatch.setattr(reference, "build", refuse)
