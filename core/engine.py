@@ -38,6 +38,7 @@ from triptych.core.contracts import (
     Outcome,
     Ranks,
     Slot,
+    Stage,
     State,
     Step,
     Tensor,
@@ -61,6 +62,8 @@ class Engine(ABC):
 
     model: Networks
     optimizer: Optimizer
+    stage: Stage | None = None
+    """Of this process, if the networks are divided among the stages of a pipeline."""
     failures: tuple[type[Exception], ...] = ()
     """Exceptions by which the framework says that memory is out or a kernel is missing."""
 
@@ -198,7 +201,8 @@ class Engine(ABC):
             DeviceError: see ``core.machine.failures``.
         """
         with self._device_failures(), self.ops.no_grad():
-            return self.array(cast(LinearModel, self.model).frozen(self.tensor(images)))
+            features = cast(LinearModel, self.model).frozen(self.tensor(images))
+            return self.array(self.stage.of_the_last(features) if self.stage else features)
 
     def attention(self, images: Array, *, branch: str = "student") -> Array:
         """The attention of the class token in the last block of a ViT, in evaluation mode.
@@ -346,7 +350,7 @@ class Engine(ABC):
             outcome = accumulation.differentiate()
             if self.replicas.count > 1:
                 self.sum_gradients()
-            return outcome
+            return outcome if self.stage is None else outcome.changed(self.stage.of_the_last)
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """The micro-batches of a batch, in order."""

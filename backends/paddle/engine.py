@@ -11,12 +11,12 @@ from triptych.backends.paddle import ops, parallel, sharded
 from triptych.backends.paddle.layers import linear_weights
 from triptych.backends.paddle.methods import METHODS, Pair
 from triptych.backends.paddle.optim import OPTIMIZERS, Optimizer
-from triptych.backends.paddle.pipeline import keep_stage
+from triptych.backends.paddle.pipeline import Stage, keep_stage
 from triptych.backends.paddle.state import to_array
 from triptych.backends.paddle.vit import VisionTransformer
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import ALONE, Array, Batch, Hyper, Outcome, Ranks, Slot
+from triptych.core.contracts import ALONE, Array, Outcome, Ranks, Slot
 from triptych.core.optim import groups
 from triptych.core.parallel.sharding import split_of, splits
 from triptych.core.parallel.stages import stages
@@ -27,6 +27,7 @@ class Engine(core.Engine):
 
     model: Pair
     optimizer: Optimizer
+    stage: Stage | None
     failures = (RuntimeError, MemoryError, OSError, SystemError)
 
     def __init__(
@@ -153,24 +154,6 @@ class Engine(core.Engine):
 
     def _like(self, name: str, tensor: Tensor) -> sharded.Whole:
         return sharded.Whole(self._own_slot(name, tensor).shape, tensor.dtype)
-
-    def frozen_features(self, images: Array) -> Array:
-        """See ``core.engine.Engine``."""
-        features = super().frozen_features(images)
-        return self.array(self.model.arrived(self.tensor(features))) if self.stage else features
-
-    def _differentiate(
-        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper, *, features: bool = True
-    ) -> Outcome:
-        """As in ``core.engine.Engine``. The outcome is that of the last stage of a pipeline."""
-        outcome = super()._differentiate(batch, draws, hyper, features=features)
-        if self.stage is None:
-            return outcome
-        metrics, rows = (
-            {name: self.stage.of_the_last(value) for name, value in values.items()}
-            for values in (outcome.metrics, outcome.features)
-        )
-        return Outcome(self.stage.of_the_last(outcome.loss), metrics, rows, outcome.kept)
 
 
 @contextmanager

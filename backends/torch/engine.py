@@ -14,7 +14,7 @@ from triptych.backends.torch.state import to_array
 from triptych.backends.torch.vit import VisionTransformer
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import ALONE, Array, Batch, Hyper, Outcome, Ranks, Slot
+from triptych.core.contracts import ALONE, Array, Outcome, Ranks, Slot
 from triptych.core.optim import groups
 from triptych.core.parallel.sharding import splits
 from triptych.core.parallel.stages import stages
@@ -25,6 +25,7 @@ class Engine(core.Engine):
 
     model: Pair
     optimizer: Optimizer
+    stage: pipeline.Stage | None
     failures = (RuntimeError,)
 
     def __init__(
@@ -109,11 +110,6 @@ class Engine(core.Engine):
         """See ``core.engine.Engine``."""
         return self.optimizer.gradient_norm()
 
-    def frozen_features(self, images: Array) -> Array:
-        """See ``core.engine.Engine``."""
-        features = super().frozen_features(images)
-        return self.array(self.model.arrived(self.tensor(features))) if self.stage else features
-
     def model_slots(self) -> dict[str, Slot]:
         """See ``core.engine.Engine``."""
         own = self.model.state_dict(keep_vars=True)
@@ -138,19 +134,6 @@ class Engine(core.Engine):
             return super().differentiate_all(computes)
         like = torch.empty(0, dtype=self.dtype, device=self.context.device)
         return self.stage.differentiate(computes, like)
-
-    def _differentiate(
-        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper, *, features: bool = True
-    ) -> Outcome:
-        """As in ``core.engine.Engine``. The outcome is that of the last stage of a pipeline."""
-        outcome = super()._differentiate(batch, draws, hyper, features=features)
-        if self.stage is None:
-            return outcome
-        metrics, rows = (
-            {name: self.stage.of_the_last(value) for name, value in values.items()}
-            for values in (outcome.metrics, outcome.features)
-        )
-        return Outcome(self.stage.of_the_last(outcome.loss), metrics, rows, outcome.kept)
 
 
 def _shape(tensor: Tensor, dtype: torch.dtype) -> Tensor:

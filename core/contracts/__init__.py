@@ -20,6 +20,7 @@ from triptych.core.contracts.networks import (
     Networks,
     Optimizer,
     QueueModel,
+    Stage,
 )
 from triptych.core.contracts.ops import (
     Ops,
@@ -68,6 +69,7 @@ __all__ = [
     "Ranks",
     "Replicas",
     "Slot",
+    "Stage",
     "State",
     "Step",
     "Targets",

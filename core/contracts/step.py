@@ -142,6 +142,14 @@ class Outcome:
     features: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
 
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Outcome":
+        """The outcome after a change of each tensor but those that are kept."""
+        metrics, features = (
+            {name: change(value) for name, value in values.items()}
+            for values in (self.metrics, self.features)
+        )
+        return Outcome(change(self.loss), metrics, features, self.kept)
+
 
 @dataclass(frozen=True)
 class Context:
