@@ -158,9 +158,10 @@ class Engine(ABC):
         if projection:
             self.require_projector()
         with self._device_failures(), self.ops.no_grad():
-            outputs = self.model.features(
+            computed = self.model.features(
                 branch, self.tensor(images), layers, projection=projection
             )
+            outputs = {name: self._arrived(x) for name, x in computed.items()}
             # The projection has no tokens to pick from.
             picks = {name: PICK[tokens] for name in outputs if name != "projection"}
             features = {**outputs, **{name: pick(outputs[name]) for name, pick in picks.items()}}
@@ -185,7 +186,7 @@ class Engine(ABC):
             raise ValueError(f"method {self.spec.method.name} has no classifier")
         model = cast(Classifier, self.model)
         with self._device_failures(), self.ops.no_grad():
-            logits = model.classify(branch, self.tensor(images))
+            logits = [self._arrived(x) for x in model.classify(branch, self.tensor(images))]
         return np.stack([self.array(scores) for scores in logits])
 
     def frozen_features(self, images: Array) -> Array:
@@ -202,7 +203,7 @@ class Engine(ABC):
         """
         with self._device_failures(), self.ops.no_grad():
             features = cast(LinearModel, self.model).frozen(self.tensor(images))
-            return self.array(self.stage.of_the_last(features) if self.stage else features)
+            return self.array(self._arrived(features))
 
     def attention(self, images: Array, *, branch: str = "student") -> Array:
         """The attention of the class token in the last block of a ViT, in evaluation mode.
@@ -346,11 +347,14 @@ class Engine(ABC):
             self.clear_gradients()
             parts = [self._tensors(part) for part in self._parts(batch)]
             features = features or self.replicas.count == 1  # to gather them takes time
-            accumulation = Accumulation(self, self.method, step, batch, parts, features)
-            outcome = accumulation.differentiate()
+            outcome = Accumulation(self, self.method, step, batch, parts, features).differentiate()
             if self.replicas.count > 1:
                 self.sum_gradients()
-            return outcome if self.stage is None else outcome.changed(self.stage.of_the_last)
+            return outcome if self.stage is None else outcome.changed(self._arrived)
+
+    def _arrived(self, x: Tensor) -> Tensor:
+        """What the last stage of a pipeline has computed, on all its stages."""
+        return x if self.stage is None else self.stage.of_the_last(x)
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """The micro-batches of a batch, in order."""

@@ -41,8 +41,6 @@ class Engine(core.Engine):
         self._trained = [name for name, p in model.named_parameters() if p.requires_grad]
         self._missing = {name: self._shape(x) for name, x in model.state_dict().items()}
         self._stages, self.stage = stages(spec), pipeline.keep_stage(model, ranks.pipeline)
-        if self.stage:
-            model.arrived = self.stage.of_the_last
         self.model = model.to(device).to(self.dtype).train()
         for module in self.model.modules():
             if isinstance(module, VisionTransformer):

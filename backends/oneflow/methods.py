@@ -1,6 +1,6 @@
 """The networks of each method: student, teacher, and the update of the teacher."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import oneflow as flow
@@ -61,10 +61,6 @@ KIT = networks.Kit(
 )
 
 
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
 class Pair(networks.Branches, nn.Module):
     """A student and a teacher that follows it. The paths of all tensors are canonical names.
 
@@ -74,8 +70,6 @@ class Pair(networks.Branches, nn.Module):
     """
 
     kit = KIT
-    arrived: Callable[[Tensor], Tensor] = staticmethod(_same)
-    """Gives what the last stage of a pipeline has computed to all stages."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
         super().__init__(student, teacher)
@@ -113,13 +107,6 @@ class Pair(networks.Branches, nn.Module):
         frozen = sum(student[name].numel() for name in order if name not in free)
         return values[frozen:], [f"student.{name}" for name in order if name in free]
 
-    def features(
-        self, branch: str, images: Tensor, layers: Sequence[int], *, projection: bool
-    ) -> dict[str, Tensor]:
-        """See ``core.contracts.Networks``."""
-        outputs = super().features(branch, images, layers, projection=projection)
-        return {name: self.arrived(x) for name, x in outputs.items()}
-
     @flow.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """See ``core.contracts.Model``."""
@@ -156,17 +143,9 @@ class MOCA(networks.MOCA, Pair):
 class Linear(networks.Linear, Pair):
     """Implements ``core.contracts.LinearModel``."""
 
-    def classify(self, branch: str, images: Tensor) -> list[Tensor]:
-        """See ``core.contracts.Classifier``."""
-        return [self.arrived(logits) for logits in super().classify(branch, images)]
-
 
 class Finetune(networks.Finetune, Pair):
     """Implements ``core.contracts.FinetuneModel``."""
-
-    def classify(self, branch: str, images: Tensor) -> list[Tensor]:
-        """See ``core.contracts.Classifier``."""
-        return [self.arrived(logits) for logits in super().classify(branch, images)]
 
 
 Build = Callable[[RunSpec, Ranks], Pair]

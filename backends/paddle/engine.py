@@ -49,7 +49,6 @@ class Engine(core.Engine):
         self.stage = keep_stage(self.model, ranks.pipeline, self.dtype)
         if self.stage:
             self.model.follow()
-            self.model.arrived = self.stage.of_the_last
         self.model.train()
         self.load_model(state)
         self.optimizer = self._optimizer()

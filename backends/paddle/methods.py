@@ -1,6 +1,6 @@
 """The networks of each method: student, teacher, and the update of the teacher."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import paddle
@@ -59,10 +59,6 @@ KIT = networks.Kit(
 )
 
 
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
 class Pair(networks.Branches, nn.Layer):
     """A student and a teacher that follows it. The paths of all tensors are canonical names.
 
@@ -72,8 +68,6 @@ class Pair(networks.Branches, nn.Layer):
     """
 
     kit = KIT
-    arrived: Callable[[Tensor], Tensor] = staticmethod(_same)
-    """Gives what the last stage of a pipeline has computed to all stages."""
 
     def __init__(self, student: nn.Layer, teacher: nn.Layer | None = None) -> None:
         super().__init__(student, teacher)
@@ -87,13 +81,6 @@ class Pair(networks.Branches, nn.Layer):
         sources = dict(self.student.named_parameters())
         targets = {} if self.teacher is None else dict(self.teacher.named_parameters())
         self._pairs = [(target, sources[name]) for name, target in targets.items()]
-
-    def features(
-        self, branch: str, images: Tensor, layers: Sequence[int], *, projection: bool
-    ) -> dict[str, Tensor]:
-        """See ``core.contracts.Networks``."""
-        outputs = super().features(branch, images, layers, projection=projection)
-        return {name: self.arrived(x) for name, x in outputs.items()}
 
     @paddle.no_grad()
     def update_teacher(self, momentum: float) -> None:
@@ -130,17 +117,9 @@ class MOCA(networks.MOCA, Pair):
 class Linear(networks.Linear, Pair):
     """Implements ``core.contracts.LinearModel``."""
 
-    def classify(self, branch: str, images: Tensor) -> list[Tensor]:
-        """See ``core.contracts.Classifier``."""
-        return [self.arrived(logits) for logits in super().classify(branch, images)]
-
 
 class Finetune(networks.Finetune, Pair):
     """Implements ``core.contracts.FinetuneModel``."""
-
-    def classify(self, branch: str, images: Tensor) -> list[Tensor]:
-        """See ``core.contracts.Classifier``."""
-        return [self.arrived(logits) for logits in super().classify(branch, images)]
 
 
 Build = Callable[[RunSpec, Ranks], Pair]

@@ -44,7 +44,6 @@ class Engine(core.Engine):
         self._stages, self._pipeline = stages(spec), (ranks.pipeline,) if self.stage else ()
         if self.stage:
             model.follow()
-            model.arrived = self.stage.of_the_last
         self.model = model.to(device=device, dtype=self.dtype).train()
         self.model.mixed = spec.precision == "bfloat16"
         for module in self.model.modules():

@@ -1,6 +1,6 @@
 """The networks of each method: student, teacher, and the update of the teacher."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -60,10 +60,6 @@ KIT = networks.Kit(
 )
 
 
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
 class Pair(networks.Branches, nn.Module):
     """A student and a teacher that follows it. The paths of all tensors are canonical names.
 
@@ -76,8 +72,6 @@ class Pair(networks.Branches, nn.Module):
 
     mixed = False
     """Whether the networks compute in bfloat16 where PyTorch's autocast considers that safe."""
-    arrived: Callable[[Tensor], Tensor] = staticmethod(_same)
-    """Gives what the last stage of a pipeline has computed to all stages."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
         super().__init__(student, teacher)
@@ -101,13 +95,6 @@ class Pair(networks.Branches, nn.Module):
         with torch.autocast(arguments[0].device.type, torch.bfloat16):
             output = part(*arguments)
         return _as_float32(output)
-
-    def features(
-        self, branch: str, images: Tensor, layers: Sequence[int], *, projection: bool
-    ) -> dict[str, Tensor]:
-        """See ``core.contracts.Networks``."""
-        outputs = super().features(branch, images, layers, projection=projection)
-        return {name: self.arrived(x) for name, x in outputs.items()}
 
     def update_teacher(self, momentum: float) -> None:
         """See ``core.contracts.Model``."""
@@ -144,17 +131,9 @@ class MOCA(networks.MOCA, Pair):
 class Linear(networks.Linear, Pair):
     """Implements ``core.contracts.LinearModel``."""
 
-    def classify(self, branch: str, images: Tensor) -> list[Tensor]:
-        """See ``core.contracts.Classifier``."""
-        return [self.arrived(logits) for logits in super().classify(branch, images)]
-
 
 class Finetune(networks.Finetune, Pair):
     """Implements ``core.contracts.FinetuneModel``."""
-
-    def classify(self, branch: str, images: Tensor) -> list[Tensor]:
-        """See ``core.contracts.Classifier``."""
-        return [self.arrived(logits) for logits in super().classify(branch, images)]
 
 
 def _as_float32(output: Any) -> Any:
