@@ -263,6 +263,13 @@ def test_different_specs_are_refused_by_name(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_different_versions_of_the_program_are_refused_by_name(tmp_path):
+    change = on(1, run, "program_digest", lambda: "another version")
+    line = told(both(tmp_path, change=change), 2)
+    assert line.startswith("error: the 2 processes differ in version of the program; start all")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_state_that_processes_share_is_read_by_all_in_one_order(tmp_path):
     """The main rank streams it into a file; on a full disk the others do not wait for it."""
 

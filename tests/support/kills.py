@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _undisturbed(command: Sequence[str], run_dir: Path, steps: int) -> Pace:
     began = time.monotonic()
     process = _start(command, run_dir)
-    _wait_until(partial(_reached, process, run_dir, 1, 0))
+    wait_until(partial(_reached, process, run_dir, 1, 0))
     startup = time.monotonic() - began
     _finish(process, run_dir)
     return Pace(startup, (time.monotonic() - began - startup) / steps)
@@ -113,20 +113,20 @@ def _campaign(
     """
     problems = []
     for target in targets:
-        log = _log(run_dir)
+        log = log_of(run_dir)
         process = _start(command, run_dir)
         if moments.random() < EARLY:
             begun = partial(_reached, process, run_dir, -1, log)
-            _wait_until(begun, moments.uniform(0.0, pace.startup))
+            wait_until(begun, moments.uniform(0.0, pace.startup))
         else:
-            _wait_until(partial(_reached, process, run_dir, target, log))
+            wait_until(partial(_reached, process, run_dir, target, log))
             time.sleep(moments.uniform(0.0, 3 * pace.step))
         if process.poll() is not None:
             problems.append(f"the run had ended before its kill at step {target}")
             _finish(process, run_dir)
         process.kill()
         process.wait()
-        print(f" {_last_step(run_dir)}", end="", flush=True)
+        print(f" {last_step(run_dir)}", end="", flush=True)
         if not _gone(process.pid):
             problems.append(f"a process outlived the kill at step {target}")
     _finish(_start(command, run_dir), run_dir)
@@ -162,19 +162,20 @@ def _untimed(path: Path) -> Iterator[Row]:
         yield {name: value for name, value in row.items() if name not in TIMED}
 
 
-def _last_step(run_dir: Path) -> int:
+def last_step(run_dir: Path) -> int:
+    """The last step in a run's log; 0 without a log."""
     rows = read_rows(run_dir / "metrics.jsonl")
     return int(rows[-1]["step"]) if rows else 0
 
 
-def _log(run_dir: Path) -> int:
+def log_of(run_dir: Path) -> int:
     """Identity of the log; a run that resumes begins with a new file."""
     path = run_dir / "metrics.jsonl"
     return path.stat().st_ino if path.exists() else 0
 
 
 def _reached(process: subprocess.Popen[bytes], run_dir: Path, target: int, former: int) -> bool:
-    own = _log(run_dir) != former and _last_step(run_dir) >= target
+    own = log_of(run_dir) != former and last_step(run_dir) >= target
     return own or process.poll() is not None
 
 
@@ -210,10 +211,11 @@ def _gone(group: int) -> bool:
             return True
         return False
 
-    return _wait_until(empty, 10.0)
+    return wait_until(empty, 10.0)
 
 
-def _wait_until(condition: Callable[[], bool], limit: float = LIMIT) -> bool:
+def wait_until(condition: Callable[[], bool], limit: float = LIMIT) -> bool:
+    """Waits for a condition. Returns whether it came true within ``limit`` seconds."""
     end = time.monotonic() + limit
     while not condition():
         if time.monotonic() > end:
