@@ -2,7 +2,9 @@
 
 The file is a ViT with the state of AdamW, made here. The conversion and ``cp`` take turns on the
 same disk; so do reading with the converter and ``torch.load(mmap=True)``, each followed by a copy
-of every tensor. The peak memory is that of a process that does nothing else.
+of every tensor. Both readings are measured twice: copying alone, and with the checksum of each
+tensor. PyTorch itself compares no checksum, and the converter compares all of them. The peak memory
+is that of a process that does nothing else.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array
 from triptych.core.errors import UserError
 from triptych.core.files import reading, saving
+from triptych.core.files.copying import copied, copies, verified
 from triptych.core.files.tree import Stored, tensors
 from triptych.core.formats import destination
 from triptych.core.formats.conversion import Request, plan
@@ -42,6 +45,8 @@ TARGETS = {"canonical": "canonical", "safetensors": "canonical", "torch": "torch
 SUFFIXES = {"safetensors": ".safetensors", "torch": ".pth"}
 """End of the name of a file."""
 MIB = 2**20
+READINGS = {"read": "torch", "read, checked": "torch, checked"}
+"""Task of reading -> that of PyTorch which it is compared with."""
 SHARD, SLACK = 1.3, 200
 """Limit of the peak memory: this many times the largest file of the result, and MiB."""
 COPIES = 3
@@ -99,7 +104,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     source = folder / "state.pth"
     saving.write(source, _state(spec), "torch")
     written = [f"to {name}" for name in dict.fromkeys(arguments.to)]
-    names = [*written, "cp", "read", *({"torch"} & set(backends.installed()))]
+    peers = list(READINGS.values()) if "torch" in backends.installed() else []
+    names = [*written, "cp", *READINGS, *peers]
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for turn in range(arguments.rounds):
         # The order is reversed at every second turn: the second task finds warmer caches.
@@ -122,8 +128,8 @@ def _result(rows: Mapping[str, list[dict[str, float]]], size: int) -> dict[str, 
         "self_check_seconds": statistics.median(r["check"] for n in written for r in rows[n]),
         "speed_over_cp": {name: ratio("cp", name) for name in written},
     }
-    if "torch" in rows:
-        result["reading_over_torch"] = ratio("torch", "read")
+    if set(READINGS.values()) <= rows.keys():
+        result["over_torch"] = {name: ratio(peer, name) for name, peer in READINGS.items()}
     return result
 
 
@@ -185,26 +191,28 @@ def _cp(source: Path) -> dict[str, float]:
     return {"seconds": seconds, "peak_mib": _peak()}
 
 
-def _read(source: Path) -> dict[str, float]:
+def _read(source: Path, copy: Callable[[Stored], Array]) -> dict[str, float]:
     start = time.perf_counter()
-    for _, tensor in tensors(reading.read(source).tree):
-        np.array(tensor.bits())
+    for _ in copies(tensors(reading.read(source).tree), copy):
+        pass
     return {"seconds": time.perf_counter() - start, "peak_mib": _peak()}
 
 
-def _torch(source: Path) -> dict[str, float]:
+def _torch(source: Path, *, checked: bool) -> dict[str, float]:
     package = backends.load("torch")
     module = importlib.import_module(f"{package.__name__}.plain.reading")
     start = time.perf_counter()
-    module.copy_all(os.fspath(source))
+    module.copy_all(os.fspath(source), checked=checked)
     return {"seconds": time.perf_counter() - start, "peak_mib": _peak()}
 
 
 TASKS: dict[str, Callable[[Path], dict[str, float]]] = {
     **{f"to {name}": partial(_convert, name=name) for name in TARGETS},
     "cp": _cp,
-    "read": _read,
-    "torch": _torch,
+    "read": partial(_read, copy=copied),
+    "read, checked": partial(_read, copy=verified),
+    "torch": partial(_torch, checked=False),
+    "torch, checked": partial(_torch, checked=True),
 }
 """What is measured, by name."""
 
@@ -231,7 +239,9 @@ TITLES = {
     "to torch": "convert to a file of PyTorch, with checksums",
     "cp": "cp",
     "read": "read, copy every tensor",
+    "read, checked": "read, compare checksums, copy every tensor",
     "torch": "torch.load(mmap=True), copy every tensor",
+    "torch, checked": "the same, with a checksum of every tensor",
 }
 
 
@@ -248,6 +258,6 @@ def _table(result: Mapping[str, Any]) -> str:
         f"at most: {SHARD} times the largest file that is written, and {SLACK} MiB",
         f"self-check: {result['self_check_seconds']:.2f} s more",
     ]
-    if "reading_over_torch" in result:
-        lines.append(f"reading / torch, speed: {result['reading_over_torch']:.2f}")
+    for name, value in result.get("over_torch", {}).items():
+        lines.append(f"{name} / {READINGS[name]}, speed: {value:.2f}")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Loads the weights of a run from a file of any known format."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from triptych.core.config.spec import RunSpec, SupervisedSpec
 from triptych.core.contracts import Array, State
 from triptych.core.errors import UserError, printable
 from triptych.core.files.arrays import read_file
+from triptych.core.files.copying import copies
 from triptych.core.files.tree import Malformed, Stored
 from triptych.core.formats import canonical, checks, containers
 from triptych.core.formats.architecture import encoder_shapes, other_encoder
@@ -262,20 +264,15 @@ def arrays_of(source: Source, prefix: str = "") -> State:
         UserError: the values are not those that were saved.
     """
     narrow = source.content.container in (*containers.ARRAYS.values(), containers.CHECKPOINT)
+    wanted = ((name, t) for name, t in source.tensors.items() if name.startswith(prefix))
     try:
-        for name, stored in source.tensors.items():
-            if name.startswith(prefix):
-                stored.verify()
+        return dict(copies(wanted, partial(_array, narrow=narrow)))
     except Malformed as error:
         raise UserError(f"{printable(str(source.content.path))}: {error}") from error
-    return {
-        name: _array(stored, narrow=narrow)
-        for name, stored in source.tensors.items()
-        if name.startswith(prefix)
-    }
 
 
 def _array(stored: Stored, *, narrow: bool) -> Array:
+    stored.verify()
     values = stored.array()
     wide = np.dtype(np.float32) if values.dtype == np.float16 and not narrow else values.dtype
     return np.array(values, wide, order="C")
