@@ -15,7 +15,6 @@ Shape letters:
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -29,6 +28,7 @@ from triptych.core.contracts import (
     Batch,
     Classifier,
     Context,
+    Courier,
     Hyper,
     LinearModel,
     Method,
@@ -45,7 +45,7 @@ from triptych.core.contracts import (
 )
 from triptych.core.errors import NonFiniteError
 from triptych.core.machine.failures import device_failures
-from triptych.core.methods import METHODS
+from triptych.core.methods import METHODS, staging
 from triptych.core.methods.accumulate import Accumulation
 from triptych.core.methods.health import feature_std, first_non_finite
 
@@ -64,6 +64,8 @@ class Engine(ABC):
     optimizer: Optimizer
     stage: Stage | None = None
     """Of this process, if the networks are divided among the stages of a pipeline."""
+    courier: Courier | None = None
+    """Takes the batches to the device, if that does not share the memory of the host."""
     failures: tuple[type[Exception], ...] = ()
     """Exceptions by which the framework says that memory is out or a kernel is missing."""
 
@@ -288,11 +290,11 @@ class Engine(ABC):
         return values
 
     def fetch(self, metrics: Mapping[str, Tensor]) -> Callable[[], dict[str, float]]:
-        """Starts to copy metrics to the host. The result waits and returns what ``read`` does.
-
-        A backend whose device runs ahead of the host overrides this to copy in the background.
-        """
-        return partial(self.read, metrics)
+        """Starts to copy metrics to the host. The result waits and returns what ``read`` does."""
+        if self.courier is None:
+            return partial(self.read, metrics)
+        arrived = self.courier.bring(metrics)
+        return lambda: self.read(arrived())
 
     def slots(self) -> dict[str, Slot]:
         """The whole state by canonical name: student, teacher, memory, optimizer."""
@@ -345,7 +347,7 @@ class Engine(ABC):
         with self._device_failures():
             batch = self.method.prepare(batch, draws, section)
             self.clear_gradients()
-            parts = [self._tensors(part) for part in self._parts(batch)]
+            batch, parts = self._staged(step, batch)
             features = features or self.replicas.count == 1  # to gather them takes time
             outcome = Accumulation(self, self.method, step, batch, parts, features).differentiate()
             if self.replicas.count > 1:
@@ -356,17 +358,11 @@ class Engine(ABC):
         """What the last stage of a pipeline has computed, on all its stages."""
         return x if self.stage is None else self.stage.of_the_last(x)
 
-    def _parts(self, batch: Batch) -> list[Batch]:
-        """The micro-batches of a batch, in order."""
+    def _staged(self, step: Step[Any, Any], batch: Batch) -> tuple[Batch, list[Batch]]:
+        """The batch with its places, and its micro-batches, on the device."""
         count = self.spec.train.accumulate * self.spec.parallel.micro_batches
-        size = -(-len(batch.index) // count)
-        return [batch.part(slice(i, i + size)) for i in range(0, len(batch.index), size)]
-
-    def _tensors(self, batch: Batch) -> Batch:
-        """The batch as the networks take it."""
-        views = tuple(self.tensor(view) for view in batch.views)
-        targets = None if batch.targets is None else self.tensor(batch.targets)
-        return replace(batch, views=views, targets=targets)
+        whole, parts = staging.placed(self.method, step, batch, staging.divided(batch, count))
+        return staging.on_device(self.ops, whole, parts, self.tensor, self.courier)
 
     def _record(self, outcome: Outcome) -> tuple[dict[str, Array], State]:
         """(metrics and features, gradients), by name."""

@@ -24,7 +24,7 @@ CASES = {
     "concat_columns": (lambda ops, a, b: ops.concat([a, b], axis=1), [(N, 1), (N, D)]),
     "l2_normalize_wide_eps": (lambda ops, x: ops.l2_normalize(x, eps=1e-5), [(N, D)]),
     "mean_tokens": (lambda ops, x: ops.mean_tokens(x, np.array([0, 2, 3])), [(N, 4, D)]),
-    "gather_tokens": (lambda ops, x: ops.gather_tokens(x, ORDER[:4], TOKEN), [(N, 4, D)]),
+    "gather_tokens": (lambda ops, x: ops.gather_tokens(x, 4 * ORDER[:4] + TOKEN), [(N, 4, D)]),
     "concat_rows": (lambda ops, a, b: ops.concat([a, b], axis=0), [(N, D), (M, D)]),
 }
 

@@ -31,10 +31,9 @@ class Forward:
 
 def forward(engine, spec):
     """One forward pass; the loss has no backward pass yet."""
-    batch = random_batch(spec)
-    batch = replace(batch, views=tuple(engine.tensor(view) for view in batch.views))
     step = Step(engine.ops, engine.model, spec.method, draws(spec), hyper(), Replicas())
-    return Accumulation(Forward(), engine.method, step, batch, [batch]).differentiate()
+    batch, parts = engine._staged(step, random_batch(spec))
+    return Accumulation(Forward(), engine.method, step, batch, parts).differentiate()
 
 
 # ------------------------------------------------------------------------- a GPU that is not there

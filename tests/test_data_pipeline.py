@@ -1,19 +1,21 @@
 """Batches are pure functions of the seed and the step, whatever loads them."""
 
 import hashlib
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.data_specs import Huge, folder_spec, make_spec, write_images
+from support.data_specs import VIEW, Huge, folder_spec, make_spec, write_images
 
-from triptych.core.config.spec import RunSpec
+from triptych.core.config.spec import AugmentSpec, RunSpec
 from triptych.core.contracts import Batch
 from triptych.core.data import Pipeline, evaluation_batches, open_evaluation, open_train
 from triptych.core.errors import UserError
 from triptych.core.random import stream
+from triptych.core.reference import ops
 
 NAMES = [f"{number:02}.{kind}" for number, kind in enumerate(["jpg", "png", "bmp"] * 4)]
 
@@ -306,3 +308,38 @@ def test_where_memory_ends_the_image_is_named(workers, on_error):
         list(evaluation_batches(spec, Huge(), 4))
     for caught in (training, evaluating):
         assert str(caught.value).startswith("huge[7]: not enough memory for this image; ")
+
+
+# ------------------------------------------------------------------------------ bytes for a device
+
+
+def as_bytes(spec: RunSpec, stop: int) -> list[Batch]:
+    with Pipeline(spec, open_train(spec)) as pipeline:
+        pipeline.as_bytes = True
+        return list(pipeline.batches(0, stop))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_bytes_normalised_by_a_device_are_the_same_batch(folder, channels):
+    spec = folder_spec(folder, channels=channels)
+    given, want = as_bytes(spec, 2), batches(spec, 0, 2)
+    for batch, expected in zip(given, want, strict=True):
+        assert all(view.dtype == np.uint8 for view in batch.views)
+        views = tuple(ops.normalized(view, batch.levels) for view in batch.views)
+        assert digest([replace(batch, views=views)]) == digest([expected])
+        part = batch.part(slice(2, 4))
+        np.testing.assert_array_equal(part.levels, batch.levels)
+    # They stay what they are while later ones load.
+    assert digest(given) == digest(as_bytes(spec, 2))
+
+
+@pytest.mark.parametrize("values", ["pixels", "normalized"])
+def test_noise_in_normalised_pixels_keeps_them_on_the_host(folder, values):
+    spec = folder_spec(folder)
+    recipe = [*VIEW[:1], {"op": "random_erase", "p": 1.0, "values": values}]
+    augment = {**spec.augment.model_dump(), "view1": recipe, "view2": recipe}
+    spec = spec.model_copy(update={"augment": AugmentSpec.model_validate(augment)})
+    (batch,), (want,) = as_bytes(spec, 1), batches(spec, 0, 1)
+    assert (batch.levels is None) == (values == "normalized")
+    views = [v if batch.levels is None else ops.normalized(v, batch.levels) for v in batch.views]
+    assert digest([replace(batch, views=tuple(views))]) == digest([want])

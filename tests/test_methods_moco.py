@@ -1,5 +1,7 @@
 """MoCo v1 and v2: queue, shuffled keys, virtual ranks and the order of a step, on every backend."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import assert_close
@@ -208,6 +210,7 @@ def test_keys_come_back_in_the_order_of_their_queries(engines):
         method, drawn = tiny_spec(case=CASE).method, {"shuffle_perm": order}
         step = Step(engine.ops, model, method, drawn, hyper(), Replicas())
         batch = Batch((images, images), np.arange(4))
+        batch = replace(batch, places=moco.places(step, batch, batch))
         targets = moco.targets(step, [batch])
         outcome = moco.loss(step, batch, images, targets.values[0], 0)
         np.testing.assert_array_equal(model.seen.argmax(1), order)

@@ -8,6 +8,7 @@ import oneflow as flow
 from oneflow import Tensor
 
 from triptych.backends.oneflow import ops, parallel, pipeline, sharded
+from triptych.backends.oneflow.courier import Courier
 from triptych.backends.oneflow.methods import METHODS, Pair
 from triptych.backends.oneflow.optim import OPTIMIZERS, Optimizer
 from triptych.backends.oneflow.owned import Owned, Piece
@@ -45,6 +46,7 @@ class Engine(core.Engine):
         for module in self.model.modules():
             if isinstance(module, VisionTransformer):
                 module.recompute = spec.parallel.recompute
+        self.courier = None if device == "cpu" else Courier(device, self.dtype)
         values, packed = model.pack(spec)
         self.load_model(state)
         self.optimizer = self._optimizer(values, packed)

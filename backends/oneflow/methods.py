@@ -11,11 +11,10 @@ from triptych.backends.oneflow.encoders import encoder
 from triptych.backends.oneflow.heads import head
 from triptych.backends.oneflow.memory import Codebook, Queue
 from triptych.backends.oneflow.moca import Decoder, Generator
-from triptych.backends.oneflow.state import NUMPY
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import (
-    Array,
     FinetuneModel,
+    Index,
     LinearModel,
     MocaModel,
     Model,
@@ -34,10 +33,11 @@ def _freeze(module: nn.Module) -> None:
     module.requires_grad_(False)
 
 
-def _tensor(array: Array, like: Tensor) -> Tensor:
-    dtype = NUMPY[like.dtype] if np.issubdtype(array.dtype, np.floating) else array.dtype
+def _indices(index: Index, like: Tensor) -> Tensor:
+    if not isinstance(index, np.ndarray):
+        return index
     # A copy, since OneFlow may read the array after this function has returned.
-    return flow.from_numpy(np.array(array, dtype, order="C")).to(like.device)
+    return flow.from_numpy(np.array(index, order="C")).to(like.device)
 
 
 def _concat(parts: list[Tensor]) -> Tensor:
@@ -56,7 +56,7 @@ KIT = networks.Kit(
     generator=Generator,
     linear=layers.Linear,
     freeze=_freeze,
-    tensor=_tensor,
+    indices=_indices,
     concat=_concat,
 )
 

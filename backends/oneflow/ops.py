@@ -8,9 +8,15 @@ import oneflow.nn.functional as F
 from oneflow import Tensor
 
 from triptych.backends.oneflow.sums import repeat, row_mean, row_sum, unit_rows
-from triptych.core.contracts import Array
+from triptych.core.contracts import Index
 
 no_grad = flow.no_grad
+
+
+def normalized(pixels: Tensor, levels: Tensor, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    whole, mean, deviation = levels.to(flow.float32)
+    return ((pixels.to(flow.float32) / whole - mean) / deviation).to(levels.dtype)
 
 
 def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
@@ -32,7 +38,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, /) -> Tensor:
     return loss
 
 
-def labels(values: Array, like: Tensor, /) -> Tensor:
+def labels(values: Index, like: Tensor, /) -> Tensor:
     """See ``core.contracts.Ops``.
 
     Raises:
@@ -54,7 +60,7 @@ def row_dot(a: Tensor, b: Tensor, /) -> Tensor:
     return row_sum(a * b)
 
 
-def gather_rows(x: Tensor, index: Array, /) -> Tensor:
+def gather_rows(x: Tensor, index: Index, /) -> Tensor:
     """See ``core.contracts.Ops``.
 
     Raises:
@@ -74,17 +80,18 @@ def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor,
     return codes.reshape(n, length, -1), row_mean(difference.reshape(n, length)).reshape(-1)
 
 
-def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
+def mean_tokens(x: Tensor, index: Index, /) -> Tensor:
     """See ``core.contracts.Ops``."""
-    weights = np.zeros((1, x.shape[1]))
-    weights[0, index] = 1.0 / len(index)
-    product = flow.matmul(_like(weights, x).expand(len(x), 1, -1), x)
+    there = _index(index, x.shape[1], x, "token")
+    weights = flow.zeros((x.shape[1],), dtype=x.dtype, device=x.device)
+    weights[there] = 1.0 / len(index)
+    product = flow.matmul(weights.reshape(1, 1, -1).expand(len(x), 1, -1), x)
     return product.reshape(len(x), x.shape[2])
 
 
-def gather_tokens(x: Tensor, image: Array, token: Array, /) -> Tensor:
+def gather_tokens(x: Tensor, index: Index, /) -> Tensor:
     """See ``core.contracts.Ops``."""
-    return gather_rows(x.reshape(-1, x.shape[2]), image * x.shape[1] + token)
+    return gather_rows(x.reshape(-1, x.shape[2]), index)
 
 
 def kl_divergence(target: Tensor, logits: Tensor, /) -> Tensor:
@@ -105,14 +112,11 @@ def concat(parts: Sequence[Tensor], /, *, axis: int) -> Tensor:
     return flow.cat(list(parts), dim=axis)
 
 
-def _index(values: Array, size: int, like: Tensor, what: str) -> Tensor:
+def _index(values: Index, size: int, like: Tensor, what: str) -> Tensor:
+    if not isinstance(values, np.ndarray):
+        return values
     if values.size and not 0 <= values.min() <= values.max() < size:
         raise ValueError(
             f"{what}s: expected 0 <= {what} < {size}, got {values.min()}..{values.max()}"
         )
     return flow.from_numpy(values.astype(np.int64)).to(like.device)
-
-
-def _like(values: Array, like: Tensor) -> Tensor:
-    array = values.astype(np.float64 if like.dtype == flow.float64 else np.float32)
-    return flow.from_numpy(array).to(like.device)

@@ -8,6 +8,7 @@ import paddle
 from paddle import Tensor
 
 from triptych.backends.paddle import ops, parallel, sharded
+from triptych.backends.paddle.courier import Courier
 from triptych.backends.paddle.layers import linear_weights
 from triptych.backends.paddle.methods import METHODS, Pair
 from triptych.backends.paddle.optim import OPTIMIZERS, Optimizer
@@ -50,6 +51,7 @@ class Engine(core.Engine):
         if self.stage:
             self.model.follow()
         self.model.train()
+        self.courier = None if device == "cpu" else Courier(device, self.dtype)
         self.load_model(state)
         self.optimizer = self._optimizer()
 

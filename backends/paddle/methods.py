@@ -13,8 +13,8 @@ from triptych.backends.paddle.memory import Codebook, Queue
 from triptych.backends.paddle.moca import Decoder, Generator
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import (
-    Array,
     FinetuneModel,
+    Index,
     LinearModel,
     MocaModel,
     Model,
@@ -33,9 +33,10 @@ def _freeze(module: nn.Layer) -> None:
         parameter.stop_gradient = True
 
 
-def _tensor(array: Array, like: Tensor) -> Tensor:
-    dtype = like.dtype if np.issubdtype(array.dtype, np.floating) else None
-    return paddle.to_tensor(np.ascontiguousarray(array), dtype, place=like.place)
+def _indices(index: Index, like: Tensor) -> Tensor:
+    if isinstance(index, Tensor):
+        return index
+    return paddle.to_tensor(np.ascontiguousarray(index), place=like.place)
 
 
 def _concat(parts: list[Tensor]) -> Tensor:
@@ -54,7 +55,7 @@ KIT = networks.Kit(
     generator=Generator,
     linear=layers.Linear,
     freeze=_freeze,
-    tensor=_tensor,
+    indices=_indices,
     concat=_concat,
 )
 

@@ -8,9 +8,16 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from triptych.backends.paddle.layers import unit_rows
-from triptych.core.contracts import Array
+from triptych.core.contracts import Index
 
 no_grad = paddle.no_grad
+
+
+def normalized(pixels: Tensor, levels: Tensor, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    whole, mean, deviation = levels.astype("float32")
+    return ((pixels.astype("float32") / whole - mean) / deviation).astype(levels.dtype)
+
 
 SAFE_MARGIN = 60.0
 """How far the label's logit may be below its row's maximum for Paddle's own cross-entropy.
@@ -43,13 +50,15 @@ def cross_entropy(logits: Tensor, labels: Tensor, /) -> Tensor:
     return (paddle.log(paddle.exp(shifted).sum(-1)) - paddle.gather_nd(shifted, rows)).mean()
 
 
-def labels(values: Array, like: Tensor, /) -> Tensor:
+def labels(values: Index, like: Tensor, /) -> Tensor:
     """See ``core.contracts.Ops``.
 
     Raises:
         ValueError: the labels are not int64, or not columns of ``like``. Paddle would cut off
             fractions, count a negative label from the end, and accept some too large labels.
     """
+    if isinstance(values, Tensor):
+        return values
     if values.dtype != np.int64 or not 0 <= values.min() <= values.max() < like.shape[-1]:
         raise ValueError(
             f"labels: expected int64, 0 <= label < {like.shape[-1]}, got {values.dtype} {values}"
@@ -70,8 +79,10 @@ def row_dot(a: Tensor, b: Tensor, /) -> Tensor:
     return (a * b).sum(1, keepdim=True)
 
 
-def gather_rows(x: Tensor, index: Array, /) -> Tensor:
+def gather_rows(x: Tensor, index: Index, /) -> Tensor:
     """See ``core.contracts.Ops``."""
+    if isinstance(index, Tensor):
+        return paddle.gather(x, index)
     # x[index] silently reads beyond the end of x. So does gather in Paddle 2.6.
     if index.min() < 0 or index.max() >= len(x):
         raise IndexError(f"rows {index.min()} to {index.max()} of {len(x)}")
@@ -88,17 +99,18 @@ def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor,
     return F.softmax(cosine * sharpness).reshape([n, length, words.shape[0]]), difference
 
 
-def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
+def mean_tokens(x: Tensor, index: Index, /) -> Tensor:
     """See ``core.contracts.Ops``."""
-    row = np.zeros((1, 1, x.shape[1]))
-    row[0, 0, index] = 1.0 / len(index)
-    weights = paddle.to_tensor(row, x.dtype, place=x.place).expand([x.shape[0], -1, -1])
+    there = index if isinstance(index, Tensor) else paddle.to_tensor(index, place=x.place)
+    row = paddle.zeros([x.shape[1]], x.dtype)
+    row = paddle.scatter(row, there, paddle.full([len(index)], 1.0 / len(index), x.dtype))
+    weights = row.reshape([1, 1, -1]).expand([x.shape[0], -1, -1])
     return paddle.matmul(weights, x)[:, 0]
 
 
-def gather_tokens(x: Tensor, image: Array, token: Array, /) -> Tensor:
+def gather_tokens(x: Tensor, index: Index, /) -> Tensor:
     """See ``core.contracts.Ops``."""
-    return gather_rows(x.reshape([-1, x.shape[2]]), image * x.shape[1] + token)
+    return gather_rows(x.reshape([-1, x.shape[2]]), index)
 
 
 def kl_divergence(target: Tensor, logits: Tensor, /) -> Tensor:

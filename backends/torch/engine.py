@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from triptych.backends.torch import ops, parallel, pipeline, sharded
+from triptych.backends.torch.courier import Courier
 from triptych.backends.torch.methods import METHODS, Pair
 from triptych.backends.torch.optim import OPTIMIZERS, Optimizer
 from triptych.backends.torch.owned import Owned
@@ -49,6 +50,7 @@ class Engine(core.Engine):
         for module in self.model.modules():
             if isinstance(module, VisionTransformer):
                 module.recompute = spec.parallel.recompute
+        self.courier = None if device == "cpu" else Courier(device, self.dtype)
         self.load_model(state)
         self.optimizer = self._optimizer()
 

@@ -15,8 +15,8 @@ from triptych.backends.torch.memory import Codebook, Queue
 from triptych.backends.torch.moca import Decoder, Generator
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import (
-    Array,
     FinetuneModel,
+    Index,
     LinearModel,
     MocaModel,
     Model,
@@ -34,9 +34,10 @@ def _freeze(module: nn.Module) -> None:
     module.requires_grad_(False)
 
 
-def _tensor(array: Array, like: Tensor) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
+def _indices(index: Index, like: Tensor) -> Tensor:
+    if isinstance(index, Tensor):
+        return index
+    return torch.from_numpy(np.ascontiguousarray(index)).to(like.device)
 
 
 def _concat(parts: list[Tensor]) -> Tensor:
@@ -55,7 +56,7 @@ KIT = networks.Kit(
     generator=Generator,
     linear=nn.Linear,
     freeze=_freeze,
-    tensor=_tensor,
+    indices=_indices,
     concat=_concat,
 )
 

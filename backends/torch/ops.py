@@ -6,9 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triptych.core.contracts import Array
+from triptych.core.contracts import Index
 
 no_grad = torch.no_grad
+
+
+def normalized(pixels: Tensor, levels: Tensor, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    # CUDA multiplies by the reciprocal of a Python number; it divides by a tensor.
+    whole, mean, deviation = levels.float()
+    return (pixels / whole).sub_(mean).div_(deviation).to(levels.dtype)
 
 
 def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
@@ -26,9 +33,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, /) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
-def labels(values: Array, like: Tensor, /) -> Tensor:
+def labels(values: Index, like: Tensor, /) -> Tensor:
     """See ``core.contracts.Ops``."""
-    return torch.from_numpy(values).to(like.device)
+    return _index(values, like)
 
 
 @torch.no_grad()
@@ -43,9 +50,9 @@ def row_dot(a: Tensor, b: Tensor, /) -> Tensor:
     return (a * b).sum(1, keepdim=True)
 
 
-def gather_rows(x: Tensor, index: Array, /) -> Tensor:
+def gather_rows(x: Tensor, index: Index, /) -> Tensor:
     """See ``core.contracts.Ops``."""
-    return x.index_select(0, torch.from_numpy(index).to(x.device))
+    return x.index_select(0, _index(index, x))
 
 
 @torch.no_grad()
@@ -56,18 +63,17 @@ def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor,
     return cosine.mul_(sharpness).softmax(-1), difference
 
 
-def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
+def mean_tokens(x: Tensor, index: Index, /) -> Tensor:
     """See ``core.contracts.Ops``."""
     weights = torch.zeros(1, x.shape[1], dtype=x.dtype, device=x.device)
-    weights[0, torch.from_numpy(index)] = 1.0 / len(index)
+    weights.index_fill_(1, _index(index, x), 1.0 / len(index))
     # Indexing would copy the tokens. A product with weights does not.
     return (weights @ x)[:, 0]
 
 
-def gather_tokens(x: Tensor, image: Array, token: Array, /) -> Tensor:
+def gather_tokens(x: Tensor, index: Index, /) -> Tensor:
     """See ``core.contracts.Ops``."""
-    rows = torch.from_numpy(image * x.shape[1] + token)
-    return x.flatten(0, 1).index_select(0, rows.to(x.device))
+    return gather_rows(x.flatten(0, 1), index)
 
 
 def kl_divergence(target: Tensor, logits: Tensor, /) -> Tensor:
@@ -84,3 +90,7 @@ def entropy(p: Tensor, /) -> Tensor:
 def concat(parts: Sequence[Tensor], /, *, axis: int) -> Tensor:
     """See ``core.contracts.Ops``."""
     return torch.cat(tuple(parts), dim=axis)
+
+
+def _index(values: Index, like: Tensor) -> Tensor:
+    return values if isinstance(values, Tensor) else torch.from_numpy(values).to(like.device)

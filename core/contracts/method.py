@@ -36,8 +36,9 @@ class Step(Generic[ModelT, SectionT]):
 class Method(Protocol[ModelT, SectionT]):
     """The part of a method that needs no framework. A module of ``core.methods``.
 
-    A step calls ``prepare``, then ``targets``, then ``predict`` and ``loss`` for each loss and
-    micro-batch (see ``core.methods.accumulate``), and ``finish`` after the optimizer's update.
+    A step calls ``prepare`` and ``places``, then ``targets``, then ``predict`` and ``loss`` for
+    each loss and micro-batch (see ``core.methods.accumulate``), and ``finish`` after the
+    optimizer's update.
 
     Type parameters:
         ModelT: the networks that the method's step needs.
@@ -89,13 +90,30 @@ class Method(Protocol[ModelT, SectionT]):
     def prepare(self, batch: Batch, draws: Mapping[str, Array], spec: SectionT, /) -> Batch:
         """The batch as the forward pass needs it. The work is done on the host, on arrays."""
 
+    def places(
+        self, step: Step[ModelT, SectionT], part: Batch, batch: Batch, /
+    ) -> dict[str, Array]:
+        """What ``targets``, ``predict`` and ``loss`` need of draws and labels, by name.
+
+        The arrays are made on the host, and reach the device with the images. So no copy to the
+        device interrupts the computation.
+
+        Args:
+            part: a micro-batch, or the whole batch.
+            batch: the images of this copy of the model, with arrays. What concerns all of them is
+                needed with the first micro-batch only.
+
+        Returns:
+            Arrays of int64, or floating arrays.
+        """
+
     def targets(self, step: Step[ModelT, SectionT], parts: Sequence[Batch], /) -> Targets:
         """What the student is to predict, without gradient.
 
         It updates a teacher that follows the student's past.
 
         Args:
-            parts: the micro-batches in order, with tensors.
+            parts: the micro-batches in order, with tensors and places.
         """
 
     def predict(self, step: Step[ModelT, SectionT], part: Batch, number: int, /) -> Any:

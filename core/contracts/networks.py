@@ -6,7 +6,7 @@ Shape letters: N images per batch, C channels, H height, W width, L patches, D f
 from collections.abc import Sequence
 from typing import Protocol
 
-from triptych.core.contracts.step import Array, Hyper, Slot, Tensor
+from triptych.core.contracts.step import Hyper, Index, Slot, Tensor
 
 
 class Encoder(Protocol):
@@ -209,7 +209,7 @@ class MocaModel(Networks, Protocol):
     def teacher_tokens(self, images: Tensor, /) -> Tensor:
         """The teacher's patch tokens after the last norm. (N, C, H, W) -> (N, L, D)."""
 
-    def encode(self, images: Tensor, ids: Array, /) -> tuple[Tensor, Tensor]:
+    def encode(self, images: Tensor, ids: Index, /) -> tuple[Tensor, Tensor]:
         """The student's tokens of the visible patches.
 
         Args:
@@ -222,7 +222,7 @@ class MocaModel(Networks, Protocol):
             last: (N, 1+T, D), class token first: output of the last block after the last norm.
         """
 
-    def decode(self, image: Tensor, early: Tensor, ids: Array, /) -> Tensor:
+    def decode(self, image: Tensor, early: Tensor, ids: Index, /) -> Tensor:
         """The decoder's features of the visible patches and of masked ones.
 
         Args:
@@ -269,7 +269,7 @@ class LinearModel(Classifier, Protocol):
 class FinetuneModel(Classifier, Protocol):
     """An encoder with a classifier, and their moving average if the spec has one."""
 
-    def predict(self, images: Tensor, keep: Array | None, /) -> tuple[Tensor, Tensor]:
+    def predict(self, images: Tensor, keep: Tensor | None, /) -> tuple[Tensor, Tensor]:
         """The feature (N, D) and the logits (N, classes) of images, in training mode.
 
         Args:

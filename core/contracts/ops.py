@@ -7,11 +7,26 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from triptych.core.contracts.step import Array, Tensor
+from triptych.core.contracts.step import Index, Tensor
 
 
 class Ops(Protocol):
-    """The tensor operations that the shared mathematics needs. A backend's ``ops`` module."""
+    """The tensor operations that the shared mathematics needs. A backend's ``ops`` module.
+
+    An index is an array of int64 on the host, or a tensor of the device. An array is checked where
+    the framework's kernel would not, and copied to the device.
+    """
+
+    def normalized(self, pixels: Tensor, levels: Tensor, /) -> Tensor:
+        """(x / 255 - mean) / deviation in float32, each step rounded, like ``core.data.pixels``.
+
+        Args:
+            pixels: x, (N, C, H, W) uint8.
+            levels: (3, C, 1, 1), floating: 255, then mean and deviation of each channel.
+
+        Returns:
+            (N, C, H, W), of the type of ``levels``.
+        """
 
     def l2_normalize(self, x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
         """Returns x / max(|x|, eps), where |x| is the norm over the last axis. x: (N, D)."""
@@ -35,7 +50,7 @@ class Ops(Protocol):
             labels: (N,) int64.
         """
 
-    def labels(self, values: Array, like: Tensor, /) -> Tensor:
+    def labels(self, values: Index, like: Tensor, /) -> Tensor:
         """Labels as a tensor on the device of ``like``.
 
         Args:
@@ -63,7 +78,7 @@ class Ops(Protocol):
     def row_dot(self, a: Tensor, b: Tensor, /) -> Tensor:
         """Inner product of each row of ``a`` with the same row of ``b``. (N, D) -> (N, 1)."""
 
-    def gather_rows(self, x: Tensor, index: Array, /) -> Tensor:
+    def gather_rows(self, x: Tensor, index: Index, /) -> Tensor:
         """Selects rows: result[i] = x[index[i]].
 
         Args:
@@ -89,7 +104,7 @@ class Ops(Protocol):
             differences: (N,), largest minus mean cosine of each token, averaged over L.
         """
 
-    def mean_tokens(self, x: Tensor, index: Array, /) -> Tensor:
+    def mean_tokens(self, x: Tensor, index: Index, /) -> Tensor:
         """Mean over selected tokens, the same positions in each image.
 
         Args:
@@ -100,13 +115,12 @@ class Ops(Protocol):
             (N, D).
         """
 
-    def gather_tokens(self, x: Tensor, image: Array, token: Array, /) -> Tensor:
-        """Selects tokens: result[i] = x[image[i], token[i]].
+    def gather_tokens(self, x: Tensor, index: Index, /) -> Tensor:
+        """Selects tokens: result[i] = x[index[i] // L, index[i] % L].
 
         Args:
             x: (N, L, D).
-            image: (M,) int64.
-            token: (M,) int64.
+            index: (M,) int64.
 
         Returns:
             (M, D).

@@ -3,9 +3,9 @@
 Shape letters: N images per batch, C channels, H height, W width, L patches, D feature width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 Tensor: TypeAlias = Any
 """A native tensor of the framework."""
 Array = NDArray[Any]
+Index: TypeAlias = Array | Tensor
+"""Positions, int64: an array on the host, or a tensor on the device."""
 State = dict[str, Array]
 """Maps each canonical name to an array in the canonical (PyTorch) layout."""
 
@@ -51,8 +53,8 @@ class Batch:
     """The images of one step. A method's networks get views and targets as tensors.
 
     Attributes:
-        views: arrays (N, C, H, W), float32, normalised: as many as the method has views. With
-            cached features there is one array (N, D) instead.
+        views: arrays (N, C, H, W), float32, normalised, or uint8 with ``levels``: as many as the
+            method has views. With cached features there is one array (N, D) instead.
         index: (N,) int64, the position of each image in the data set.
         labels: (N,) int64, the class of each image; None for a method without labels.
         targets: (N, classes), the probabilities of the classes that the method is to predict; None
@@ -61,6 +63,9 @@ class Batch:
             model share.
         size: number of images of the step's batch; None: these are all of them.
         partners: what ``Method.prepare`` needs of other copies of the model, if anything.
+        levels: (3, C, 1, 1) float32, how the device normalises bytes: 255, then mean and deviation
+            of each channel (see ``Ops.normalized``). None: the views are normalised.
+        places: what ``Method.places`` returns, on the device if that is not the host.
     """
 
     views: tuple[Tensor, ...]
@@ -70,6 +75,8 @@ class Batch:
     first: int = 0
     size: int | None = None
     partners: Partners | None = None
+    levels: Tensor | None = None
+    places: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> slice:
@@ -86,7 +93,8 @@ class Batch:
         labels, targets = (None if x is None else x[rows] for x in (self.labels, self.targets))
         views = tuple(view[rows] for view in self.views)
         first = self.first + rows.indices(len(self.index))[0]
-        return Batch(views, self.index[rows], labels, targets, first, self.whole_size)
+        whole, levels = self.whole_size, self.levels
+        return Batch(views, self.index[rows], labels, targets, first, whole, levels=levels)
 
 
 @dataclass(frozen=True)
@@ -167,6 +175,24 @@ class Context:
     device: str
     precision: str
     runs_ahead: bool
+
+
+class Courier(Protocol):
+    """Copies to and from a device that has a memory of its own, beside the device's work."""
+
+    def carry(self, arrays: Sequence[Array], /) -> list[Tensor]:
+        """The arrays as tensors on the device; floating arrays take the run's precision.
+
+        The copies overlap with what the device computes at the time of the call. What is queued
+        later waits for them. The tensors hold their values until the call after the next one.
+        """
+
+    def bring(self, tensors: Mapping[str, Tensor], /) -> Callable[[], Mapping[str, Tensor]]:
+        """Starts to copy tensors to the host. The result waits for these copies only.
+
+        Args:
+            tensors: by name. What is queued for the device after this call does not delay them.
+        """
 
 
 class Group:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.random import Generator
@@ -46,19 +46,45 @@ def normalized(
     Returns:
         (N, C, H, W).
     """
-    op = ops[-1] if ops else None
-    if not isinstance(op, spec.RandomErase):
-        return normalize(planes, augment.mean, augment.std)
-    erased = [drawn(op, generators(row), planes.shape[1:]) for row in range(len(planes))]
-    if op.values == "pixels":
-        for image, boxes in zip(planes, erased, strict=True):
-            write_pixels(image, boxes, augment.mean, augment.std)
+    if not needs_noise(ops):
+        _erase_bytes(planes, augment, ops, generators)
         return normalize(planes, augment.mean, augment.std)
     views = normalize(planes, augment.mean, augment.std)
-    for view, boxes in zip(views, erased, strict=True):
-        for box, noise in boxes:
+    for row, view in enumerate(views):
+        for box, noise in drawn(cast(spec.RandomErase, ops[-1]), generators(row), view.shape):
             view[box.place] = noise
     return views
+
+
+def needs_noise(ops: Sequence[spec.Op]) -> bool:
+    """Whether a recipe ends with an erasure that writes noise into normalised pixels."""
+    return bool(ops) and isinstance(ops[-1], spec.RandomErase) and ops[-1].values != "pixels"
+
+
+def erased_bytes(
+    planes: NDArray[np.uint8],
+    augment: spec.AugmentSpec,
+    ops: Sequence[spec.Op],
+    generators: Callable[[int], Generator],
+) -> NDArray[np.uint8]:
+    """A copy of the bytes of each view, erased if the recipe ends with an erasure.
+
+    The arguments are those of ``normalized``. The erasure needs no normalised pixels.
+    """
+    _erase_bytes(planes, augment, ops, generators)
+    return planes.copy()
+
+
+def _erase_bytes(
+    planes: NDArray[np.uint8],
+    augment: spec.AugmentSpec,
+    ops: Sequence[spec.Op],
+    generators: Callable[[int], Generator],
+) -> None:
+    if ops and isinstance(ops[-1], spec.RandomErase):
+        for row, image in enumerate(planes):
+            boxes = drawn(ops[-1], generators(row), image.shape)
+            write_pixels(image, boxes, augment.mean, augment.std)
 
 
 def write_pixels(

@@ -9,9 +9,9 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.core.config.spec import RunSpec, SupervisedSpec
+from triptych.core.config.spec import FinetuneSpec, RunSpec, SupervisedSpec
 from triptych.core.contracts import ALONE, Batch, Partners, Replicas
-from triptych.core.data.erasing import normalized
+from triptych.core.data.erasing import erased_bytes, needs_noise, normalized
 from triptych.core.data.jobs import Evaluation, Filled, Planes, Training, Views
 from triptych.core.data.pixels import normalize
 from triptych.core.data.source import Source
@@ -29,7 +29,12 @@ class Pipeline:
     Attributes:
         steps_per_epoch: batches per pass over the data.
         waited: seconds that consumers have waited for batches so far.
+        as_bytes: whether views stay uint8, for a device that normalises them itself. They take a
+            quarter of the bytes to it, and the values are the same bit for bit. Without effect
+            where the host computes with normalised pixels: it mixes images, or erases with noise.
     """
+
+    as_bytes = False
 
     def __init__(self, spec: RunSpec, source: Source, replicas: Replicas = ALONE.replicas) -> None:
         """Prepares the batches of one copy of the model.
@@ -98,29 +103,44 @@ class Pipeline:
 
     def _finish(self, planes: Planes, filled: Filled) -> Batch:
         spec, source = self._job.spec, self._job.source
-        views = [self._view(number, planes[number], filled) for number in range(len(planes))]
+        levels = self._levels() if self.as_bytes and _bytes_serve(spec) else None
+        views = [
+            self._view(number, planes[number], filled, raw=levels is not None)
+            for number in range(len(planes))
+        ]
         own = len(filled.index) - len(filled.partners)
         self._skipped |= dict.fromkeys(filled.damaged)
         for name, text in filled.warned:
             self._warned.setdefault(name, text)
         index, first, size = filled.index[:own], filled.first, filled.size
         if not spec.method.labelled:
-            return Batch(tuple(views), index, first=first, size=size)
+            return Batch(tuple(views), index, first=first, size=size, levels=levels)
         labels, partners = labels_of(source, filled.index), None
         if len(filled.partners):
             partners = Partners(views[0][own:], labels[own:], filled.partners)
         own_views = tuple(view[:own] for view in views)
-        return Batch(own_views, index, labels[:own], None, first, size, partners)
+        return Batch(own_views, index, labels[:own], None, first, size, partners, levels)
 
-    def _view(self, number: int, planes: Planes, filled: Filled) -> NDArray[np.float32]:
-        """One view of each image, erased where the spec says so, and normalised."""
+    def _levels(self) -> NDArray[np.float32]:
+        """See ``Batch.levels``."""
+        augment, channels = self._job.spec.augment, self._job.spec.data.channels
+        rows = (np.array(value, np.float32) for value in (255, augment.mean, augment.std))
+        return np.stack([np.broadcast_to(r, channels) for r in rows]).reshape(3, channels, 1, 1)
+
+    def _view(
+        self, number: int, planes: Planes, filled: Filled, *, raw: bool
+    ) -> NDArray[np.float32] | Planes:
+        """One view of each image, erased where the spec says so, and normalised unless ``raw``."""
+        planes = planes[: len(filled.index)]
         spec = self._job.spec
         ops = (spec.augment.view1, spec.augment.view2)[number]
 
         def generator(row: int) -> np.random.Generator:
             return stream(spec.seed, "erase", filled.epoch, int(filled.draws[row]), number)
 
-        return normalized(planes[: len(filled.index)], spec.augment, ops, generator)
+        if raw:
+            return erased_bytes(planes, spec.augment, ops, generator)
+        return normalized(planes, spec.augment, ops, generator)
 
     def close(self) -> None:
         """Ends the worker processes and the iterators that are still in use."""
@@ -137,6 +157,13 @@ class Pipeline:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _bytes_serve(spec: RunSpec) -> bool:
+    """Whether the host needs no normalised pixels."""
+    recipes = (spec.augment.view1, spec.augment.view2)[: spec.method.views]
+    noisy = any(needs_noise(ops) for ops in recipes)
+    return not (noisy or isinstance(spec.method, FinetuneSpec))
 
 
 def labels_of(source: Source, index: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -17,9 +17,7 @@ from functools import partial, reduce
 from operator import add
 from typing import Any, Protocol
 
-import numpy as np
-
-from triptych.core.contracts import Array, Batch, Method, Ops, Outcome, Step, Targets, Tensor
+from triptych.core.contracts import Batch, Method, Ops, Outcome, Step, Targets, Tensor
 from triptych.core.methods.exchange import gathered, summed_by_name
 
 AnyStep = Step[Any, Any]
@@ -27,9 +25,6 @@ AnyStep = Step[Any, Any]
 
 class Autograd(Protocol):
     """Differentiates on one framework. ``core.engine.Engine`` implements it."""
-
-    def tensor(self, array: Array, /) -> Tensor:
-        """An array as a tensor of the run's device and precision."""
 
     def differentiate(
         self, compute: Callable[..., Outcome], /, *inputs: Tensor
@@ -55,8 +50,8 @@ class Accumulation:
         autograd: differentiates.
         method: of the step.
         step: what the method's functions work with.
-        batch: the images of this copy of the model.
-        parts: its micro-batches in order, with tensors.
+        batch: the images of this copy of the model, as arrays, with places.
+        parts: its micro-batches in order, with tensors and places.
         features: whether the outcome has the features of all copies.
     """
 
@@ -130,7 +125,7 @@ class Accumulation:
         """The share of some images in a loss that is a mean over the images of a step."""
         if len(part.index) == part.whole_size:
             return outcome
-        share = self.autograd.tensor(np.array(len(part.index) / part.whole_size))
+        share = part.places["share"]
         metrics = {name: value * share for name, value in outcome.metrics.items()}
         return Outcome(outcome.loss * share, metrics, outcome.features)
 

@@ -40,6 +40,7 @@ __all__ = [
     "finish",
     "judged",
     "loss",
+    "places",
     "predict",
     "prepare",
     "settled",
@@ -83,18 +84,23 @@ def prepare(batch: Batch, draws: Mapping[str, Array], spec: FinetuneSpec) -> Bat
     return replace(batch, views=(images,), targets=targets, partners=None)
 
 
+def places(step: FinetuneStep, part: Batch, batch: Batch) -> dict[str, Array]:
+    """``scales`` (2 * depth, n): the factors of all residual branches, if there is drop-path."""
+    keep = step.draws.get("drop_path_keep")
+    if keep is None:
+        return {}
+    # The last batch of an epoch may be smaller than its draws.
+    keep = keep[:, part.rows][:, : len(part.index)]
+    return {"scales": branch_scales(keep, step.spec.drop_path)}
+
+
 def predict(step: FinetuneStep, part: Batch, number: int) -> tuple[Tensor, Tensor]:
     """The feature (N, D) of each image, and the logits (N, classes).
 
     Args:
         part: one view (N, C, H, W).
     """
-    keep = step.draws.get("drop_path_keep")
-    if keep is not None:
-        # The last batch of an epoch may be smaller than its draws.
-        keep = keep[:, part.rows][:, : len(part.index)]
-    scales = None if keep is None else branch_scales(keep, step.spec.drop_path)
-    return step.model.predict(part.views[0], scales)
+    return step.model.predict(part.views[0], part.places.get("scales"))
 
 
 def loss(

@@ -36,6 +36,7 @@ __all__ = [
     "finish",
     "judged",
     "loss",
+    "places",
     "predict",
     "prepare",
     "settled",
@@ -75,6 +76,11 @@ def prepare(batch: Batch, draws: Mapping[str, Array], spec: LinearSpec) -> Batch
     return batch
 
 
+def places(step: Step[LinearModel, LinearSpec], part: Batch, batch: Batch) -> dict[str, Array]:
+    """``labels`` (n,): the class of each image."""
+    return {"labels": cast(Array, part.labels)}
+
+
 def predict(step: Step[LinearModel, LinearSpec], part: Batch, number: int) -> Tensor:
     """The features that the classifiers get, (N, D), without gradient.
 
@@ -104,7 +110,7 @@ def loss(
     """
     ops = step.ops
     logits = step.model.logits(features)
-    labels = ops.labels(cast(Array, part.labels), logits[0])
+    labels = ops.labels(part.places["labels"], logits[0])
     losses = [ops.cross_entropy(scores, labels) for scores in logits]
     total = reduce(add, losses)
     metrics = {"loss": total / len(losses)}

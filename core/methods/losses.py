@@ -5,10 +5,10 @@ The caller passes keys gathered from all ranks, and labels; the losses know no r
 Shape letters: N queries, M keys, D feature width.
 """
 
-from triptych.core.contracts import Array, Ops, Tensor
+from triptych.core.contracts import Index, Ops, Tensor
 
 
-def info_nce(ops: Ops, query: Tensor, keys: Tensor, labels: Array, *, temperature: float) -> Tensor:
+def info_nce(ops: Ops, query: Tensor, keys: Tensor, labels: Index, *, temperature: float) -> Tensor:
     """2 T times the cross-entropy of cosine similarity / T (MoCo v3, equation 1).
 
     Args:

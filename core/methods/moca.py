@@ -18,7 +18,6 @@ from triptych.core.contracts import (
     Batch,
     Hyper,
     MocaModel,
-    Ops,
     Outcome,
     Step,
     Targets,
@@ -129,6 +128,58 @@ def prepare(batch: Batch, draws: Mapping[str, Array], spec: MocaSpec) -> Batch:
     return batch
 
 
+def places(step: MocaStep, part: Batch, batch: Batch) -> dict[str, Array]:
+    """The tokens that a step works with. n images in each of two views, view 1 first.
+
+    Returns:
+        For each round i:
+
+        - ``visible<i>`` (2n, T): the tokens that the student sees,
+        - ``decoded<i>`` (2n, M): those that the decoder predicts,
+        - ``codes<i>`` (2n * M,): the latter among the tokens of all images,
+        - ``pooled<i>``: what of the student's tokens makes an image's feature.
+
+        ``interior``: the tokens that make a bag of words. With the first micro-batch ``words``, and
+        with several copies of the model ``owned``: see ``_word_places``.
+    """
+    found: dict[str, Array] = {}
+    for i, (order, size) in enumerate(_rounds(step, part), 1):
+        ids = order[:, : size.decoded]
+        images = np.arange(len(order))[:, None]
+        patches = np.arange(1, 1 + size.visible)
+        found[f"visible{i}"] = order[:, : size.visible]
+        found[f"decoded{i}"] = ids
+        found[f"codes{i}"] = (images * order.shape[1] + ids).reshape(-1)
+        found[f"pooled{i}"] = patches if step.spec.pooling == "mean" else np.arange(1)
+    inner = masking.interior(step.model.grid, step.spec.border)
+    words = _word_places(step, inner, batch) if part.first == batch.first else {}
+    return {**found, "interior": inner, **words}
+
+
+def _word_places(step: MocaStep, inner: Array, batch: Batch) -> dict[str, Array]:
+    """Where the new words come from.
+
+    The copy of the model that has the image gives the word. The other copies give any word.
+
+    Args:
+        inner: the interior tokens.
+
+    Returns:
+        ``words`` (words,): tokens of this copy of the model.
+        ``owned`` (words,): which of the words that all copies give are taken.
+    """
+    draws = step.draws
+    token = inner[draws["codebook_token_pick"]]
+    count, length = len(batch.index), draws["mask_ids_round1"].shape[1]
+    owner, image = np.divmod(draws["codebook_image_perm"][: len(token)], count)
+    if draws["codebook_coin"] >= 0.5:
+        image = image + count
+    found = {"words": image * length + token}
+    if step.replicas.count > 1:
+        found["owned"] = owner * len(token) + np.arange(len(token))
+    return found
+
+
 def targets(step: MocaStep, parts: Sequence[Batch]) -> Targets:
     """Updates the teacher, and computes what the student predicts and the codebook needs.
 
@@ -167,27 +218,21 @@ def _assign(step: MocaStep, part: Batch, tokens: Tensor) -> tuple[dict[str, Tens
     codes, differences = ops.soft_assign(
         tokens, memory.words, spec.inverse_delta / memory.distance_used
     )
-    bows = ops.mean_tokens(codes, masking.interior(step.model.grid, spec.border))
+    bows = ops.mean_tokens(codes, part.places["interior"])
     half = len(bows) // 2
     # Each code sums to 1, and so does a mean of codes: no normalisation is needed.
     values = {"bows": ops.concat([bows[half:], bows[:half]], axis=0)}
-    for i, (order, size) in enumerate(_rounds(step, part), 1):
-        values[f"codes{i}"] = _at(ops, codes, order[:, : size.decoded])
+    for name in ("codes1", "codes2"):
+        values[name] = ops.gather_tokens(codes, part.places[name])
     return values, differences
 
 
 def _new_words(step: MocaStep, parts: Sequence[Batch], tokens: Tensor) -> Tensor:
     """The words that enter the codebook, unit rows. tokens: (n, L, D), of this copy's teacher."""
-    draws, inner = step.draws, masking.interior(step.model.grid, step.spec.border)
-    token = inner[draws["codebook_token_pick"]]
-    count = len(tokens) // 2
-    # The copy of the model that has the image gives the word. The other copies give any word.
-    owner, image = np.divmod(draws["codebook_image_perm"][: len(token)], count)
-    if draws["codebook_coin"] >= 0.5:
-        image = image + count
-    given = step.replicas.gather(step.ops.gather_tokens(tokens, image, token))
+    places = parts[0].places
+    given = step.replicas.gather(step.ops.gather_tokens(tokens, places["words"]))
     if step.replicas.count > 1:
-        given = step.ops.gather_rows(given, owner * len(token) + np.arange(len(token)))
+        given = step.ops.gather_rows(given, places["owned"])
     return step.ops.l2_normalize(given, eps=1e-5)
 
 
@@ -200,12 +245,12 @@ def predict(step: MocaStep, part: Batch, number: int) -> list[tuple[Tensor, Tens
     """
     ops, model = step.ops, step.model
     images = ops.concat(part.views, axis=0)
-    rounds = _rounds(step, part)
-    encoded = [model.encode(images, order[:, : size.visible]) for order, size in rounds]
-    pooled = [_pool(ops, last, step.spec) for _, last in encoded]
+    places = part.places
+    encoded = [model.encode(images, places[f"visible{i}"]) for i in (1, 2)]
+    pooled = [ops.mean_tokens(last, places[f"pooled{i}"]) for i, (_, last) in enumerate(encoded, 1)]
     decoded = [
-        model.decode(x, early, order[:, : size.decoded])
-        for x, (early, _), (order, size) in zip(pooled, encoded, rounds, strict=True)
+        model.decode(x, early, places[f"decoded{i}"])
+        for i, (x, (early, _)) in enumerate(zip(pooled, encoded, strict=True), 1)
     ]
     return list(zip(pooled, decoded, strict=True))
 
@@ -257,18 +302,6 @@ def _rounds(step: MocaStep, part: Batch) -> list[tuple[Array, Round]]:
     by_view = [order.reshape(2, -1, length)[:, part.rows] for order in orders]
     chosen = [order.reshape(-1, length) for order in by_view]
     return list(zip(chosen, step.spec.rounds(length), strict=True))
-
-
-def _pool(ops: Ops, tokens: Tensor, spec: MocaSpec) -> Tensor:
-    """The student's feature of each image. (N, 1+T, D) -> (N, D)."""
-    patches = np.arange(1, tokens.shape[1])
-    return ops.mean_tokens(tokens, patches if spec.pooling == "mean" else np.arange(1))
-
-
-def _at(ops: Ops, codes: Tensor, ids: Array) -> Tensor:
-    """The codes of the tokens ``ids``, image by image. (N, L, K), (N, M) -> (N * M, K)."""
-    count, length = ids.shape
-    return ops.gather_tokens(codes, np.repeat(np.arange(count), length), ids.reshape(-1))
 
 
 def _word_metrics(step: MocaStep, bows: Tensor, codes: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -73,6 +73,19 @@ def prepare(batch: Batch, draws: Mapping[str, Array], spec: QueueSpec) -> Batch:
     return batch
 
 
+def places(step: Step[QueueModel, QueueSpec], part: Batch, batch: Batch) -> dict[str, Array]:
+    """Where images and keys go.
+
+    Returns:
+        ``labels`` (n,): the column of each image's positive key.
+        ``shuffled`` (n,): the images that the key encoder sees in the place of these.
+        ``restored`` (N,): the place of each image's key, with the first micro-batch.
+    """
+    order = step.draws["shuffle_perm"]
+    found = {"labels": np.zeros(len(part.index), np.int64), "shuffled": order[part.rows]}
+    return {**found, "restored": np.argsort(order)} if part.first == batch.first else found
+
+
 def targets(step: Step[QueueModel, QueueSpec], parts: Sequence[Batch]) -> Targets:
     """Updates the teacher, and computes the keys of the second view, unit rows."""
     ops, model = step.ops, step.model
@@ -83,16 +96,15 @@ def targets(step: Step[QueueModel, QueueSpec], parts: Sequence[Batch]) -> Target
     # The teacher takes the student's weights from before this step's update (section 3.2).
     model.update_teacher(step.hyper.ema)
     # The shuffle gives the batch norm of a key other images than that of its query (section 3.3).
-    order = step.draws["shuffle_perm"]
     images = step.replicas.gather(joined(ops, [part.views[1] for part in parts], parts))
     shuffled = by_parts(
         step,
         parts,
         "teacher",
-        lambda part: _features(model, "teacher", ops.gather_rows(images, order[part.rows])),
+        lambda part: _features(model, "teacher", ops.gather_rows(images, part.places["shuffled"])),
     )
     gathered = step.replicas.gather(ops.l2_normalize(shuffled))
-    key = ops.gather_rows(gathered, np.argsort(order))
+    key = ops.gather_rows(gathered, parts[0].places["restored"])
     values = [{"key": rows_of(key, part)} for part in parts]
     own = joined(ops, [value["key"] for value in values], parts)
     return Targets(values, features={"key": own}, kept={"key": key}, tracked=tracked)
@@ -125,7 +137,7 @@ def loss(
     """
     ops, queue = step.ops, step.model.memory.queue
     logits = queue_logits(ops, features, targets["key"], queue, temperature=step.spec.temperature)
-    labels = ops.labels(np.zeros(len(features), np.int64), logits)
+    labels = ops.labels(part.places["labels"], logits)
     top1, top5 = ops.accuracy(logits, labels, top=(1, 5))
     value = ops.cross_entropy(logits, labels)
     return Outcome(value, {"acc1": top1, "acc5": top5}, {"q_raw": features})

@@ -61,6 +61,14 @@ def prepare(batch: Batch, draws: Mapping[str, Array], spec: MocoV3Spec) -> Batch
     return batch
 
 
+def places(step: Step[Model, MocoV3Spec], part: Batch, batch: Batch) -> dict[str, Array]:
+    """``labels`` (N,): the row of each image's key among those of all copies of the model."""
+    count = len(batch.index)
+    if len(part.index) < count:
+        return {}  # the loss is that of the whole batch
+    return {"labels": np.arange(count, dtype=np.int64) + step.replicas.rank * count}
+
+
 def targets(step: Step[Model, MocoV3Spec], parts: Sequence[Batch]) -> Targets:
     """Updates the teacher, and computes the keys of both views, view 1 first.
 
@@ -106,14 +114,13 @@ def loss(
         features: (N, D), of ``predict``.
         targets: "key1" and "key2", unit rows of all replicas.
     """
-    ops, count = step.ops, len(features)
+    ops = step.ops
     query = step.model.projected("student", features)
-    labels = np.arange(count, dtype=np.int64) + step.replicas.rank * count
     term = info_nce(
         ops,
         ops.l2_normalize(query),
         targets[f"key{2 - number}"],
-        labels,
+        part.places["labels"],
         temperature=step.spec.temperature,
     )
     return Outcome(term, {f"loss_q{1 + number}k{2 - number}": term}, {f"q{1 + number}": query})

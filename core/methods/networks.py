@@ -23,10 +23,10 @@ from triptych.core.config.spec import (
 )
 from triptych.core.contracts import (
     ALONE,
-    Array,
     Codebook,
     Encoder,
     Group,
+    Index,
     Memory,
     Ranks,
     Slot,
@@ -131,8 +131,7 @@ class Kit(NamedTuple):
             its output width.
         linear: builds a linear layer with bias from its input and output width.
         freeze: takes the gradients from all parameters of a module.
-        tensor: copies an array to a tensor on the device of a given tensor. Floating arrays take
-            the tensor's type.
+        indices: copies an index to the device of a given tensor, unless it is there.
         concat: concatenates tensors (N, D) along their second axis.
     """
 
@@ -147,7 +146,7 @@ class Kit(NamedTuple):
     generator: Callable[[VitSpec, MocaSpec, int], Any]
     linear: Callable[[int, int], Any]
     freeze: Callable[[Any], None]
-    tensor: Callable[[Array, Tensor], Tensor]
+    indices: Callable[[Index, Tensor], Tensor]
     concat: Callable[[list[Tensor]], Tensor]
 
 
@@ -285,15 +284,15 @@ class MOCA(Branches):
         """See ``core.contracts.MocaModel``."""
         return self.compute(self.teacher.encoder.tokens, images)["final"][:, 1:]
 
-    def encode(self, images: Tensor, ids: Array) -> tuple[Tensor, Tensor]:
+    def encode(self, images: Tensor, ids: Index) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.MocaModel``."""
         masked = partial(self.student.encoder.masked, early=self.early_layer)
-        early, last = self.compute(masked, images, self.kit.tensor(ids, images))
+        early, last = self.compute(masked, images, self.kit.indices(ids, images))
         return early, last
 
-    def decode(self, image: Tensor, early: Tensor, ids: Array) -> Tensor:
+    def decode(self, image: Tensor, early: Tensor, ids: Index) -> Tensor:
         """See ``core.contracts.MocaModel``."""
-        return self.compute(self.student.decoder, image, early, self.kit.tensor(ids, early))
+        return self.compute(self.student.decoder, image, early, self.kit.indices(ids, early))
 
     def image_weights(self, words: Tensor) -> Tensor:
         """See ``core.contracts.MocaModel``."""
@@ -370,11 +369,11 @@ class Finetune(Branches):
         cls.set_batch_norm(branch, spec, ranks)
         return branch
 
-    def predict(self, images: Tensor, keep: Array | None) -> tuple[Tensor, Tensor]:
+    def predict(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.FinetuneModel``."""
         scales: list[tuple[Tensor, Tensor]] = []
         if keep is not None:
-            rows = [self.kit.tensor(row[:, None, None], images) for row in keep]
+            rows = [row[:, None, None] for row in keep]
             scales = list(zip(rows[::2], rows[1::2], strict=True))
         feature, logits = self.compute(self.student.classified, images, self.pooling, scales)
         return feature, logits

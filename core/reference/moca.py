@@ -7,7 +7,7 @@ import autograd.numpy as np
 
 from triptych.core import parameters
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
-from triptych.core.contracts import ALONE, Array, Tensor
+from triptych.core.contracts import ALONE, Index, Tensor
 from triptych.core.methods import ring
 from triptych.core.reference.encoders import block, masked_vit, vit
 from triptych.core.reference.layers import Norms, batch_norm, layer_norm, linear, relu
@@ -33,13 +33,13 @@ class Moca:
         """See ``core.contracts.MocaModel``."""
         return vit(self.values, "teacher.encoder", images, self.vit)["final"][:, 1:]
 
-    def encode(self, images: Tensor, ids: Array) -> tuple[Tensor, Tensor]:
+    def encode(self, images: Tensor, ids: Index) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.MocaModel``."""
         outputs = masked_vit(self.values, "student.encoder", images, ids, self.vit)
         early = self.method.early_layer
         return outputs[-2 - early] if early else outputs[-1], outputs[-1]
 
-    def decode(self, image: Tensor, early: Tensor, ids: Array) -> Tensor:
+    def decode(self, image: Tensor, early: Tensor, ids: Index) -> Tensor:
         """See ``core.contracts.MocaModel``."""
         values, name = self.values, "student.decoder"
         spec = parameters.decoder_spec(self.vit, self.method)

@@ -19,7 +19,6 @@ from triptych.core.config.spec import (
 )
 from triptych.core.contracts import (
     ALONE,
-    Array,
     FinetuneModel,
     LinearModel,
     MocaModel,
@@ -183,7 +182,7 @@ class Finetune(Pair):
         rule = cast(FinetuneSpec, spec.method).ema_rule
         self.statistics = "averaged" if rule == "timm" else "copied"
 
-    def predict(self, images: Tensor, keep: Array | None) -> tuple[Tensor, Tensor]:
+    def predict(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.FinetuneModel``."""
         rows = [] if keep is None else [row[:, None, None] for row in keep]
         scales = list(zip(rows[::2], rows[1::2], strict=True))

@@ -6,7 +6,13 @@ from contextlib import AbstractContextManager, nullcontext
 import autograd.numpy as np
 from autograd.tracer import getval
 
-from triptych.core.contracts import Array, Tensor
+from triptych.core.contracts import Index, Tensor
+
+
+def normalized(pixels: Tensor, levels: Tensor, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    whole, mean, deviation = levels.astype(np.float32)
+    return ((pixels.astype(np.float32) / whole - mean) / deviation).astype(levels.dtype)
 
 
 def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
@@ -27,7 +33,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, /) -> Tensor:
     return np.mean(np.log(np.sum(np.exp(shifted), axis=1)) - picked)
 
 
-def labels(values: Array, like: Tensor, /) -> Tensor:
+def labels(values: Index, like: Tensor, /) -> Tensor:
     """See ``core.contracts.Ops``."""
     return values
 
@@ -44,7 +50,7 @@ def row_dot(a: Tensor, b: Tensor, /) -> Tensor:
     return np.sum(a * b, axis=1, keepdims=True)
 
 
-def gather_rows(x: Tensor, index: Array, /) -> Tensor:
+def gather_rows(x: Tensor, index: Index, /) -> Tensor:
     """See ``core.contracts.Ops``."""
     return x[index]
 
@@ -57,14 +63,14 @@ def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor,
     return codes, np.mean(np.max(cosine, axis=-1) - np.mean(cosine, axis=-1), axis=1)
 
 
-def mean_tokens(x: Tensor, index: Array, /) -> Tensor:
+def mean_tokens(x: Tensor, index: Index, /) -> Tensor:
     """See ``core.contracts.Ops``."""
     return np.mean(x[:, index], axis=1)
 
 
-def gather_tokens(x: Tensor, image: Array, token: Array, /) -> Tensor:
+def gather_tokens(x: Tensor, index: Index, /) -> Tensor:
     """See ``core.contracts.Ops``."""
-    return x[image, token]
+    return x[index // x.shape[1], index % x.shape[1]]
 
 
 def kl_divergence(target: Tensor, logits: Tensor, /) -> Tensor:

@@ -84,6 +84,7 @@ def train(
                 spec, backend, state, whole=begin.whole, origin=origin, ranks=ranks
             )
             stack.enter_context(closing(engine))
+            pipeline.as_bytes = engine.courier is not None
         del state  # the engine has a copy
         _check_start(begin, ranks)
         with together(ranks):
