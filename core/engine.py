@@ -38,7 +38,6 @@ from triptych.core.contracts import (
     Outcome,
     Ranks,
     Slot,
-    Stage,
     State,
     Step,
     Tensor,
@@ -48,6 +47,7 @@ from triptych.core.machine.failures import device_failures
 from triptych.core.methods import METHODS, staging
 from triptych.core.methods.accumulate import Accumulation
 from triptych.core.methods.health import feature_std, first_non_finite
+from triptych.core.parallel.stage import Stage
 
 PICK: dict[str, Callable[[Tensor], Tensor]] = {
     "cls": lambda x: x[:, 0],
@@ -96,7 +96,9 @@ class Engine(ABC):
 
     def differentiate_all(self, computes: Sequence[Callable[[], Outcome]], /) -> list[Outcome]:
         """See ``core.methods.accumulate.Autograd``. A pipeline overlaps the losses."""
-        return [self.differentiate(compute)[0] for compute in computes]
+        if self.stage is None or self.spec.method.name == "linear":  # its encoder has no gradient
+            return [self.differentiate(compute)[0] for compute in computes]
+        return self.stage.differentiate(computes)
 
     @abstractmethod
     def sum_gradients(self) -> None:

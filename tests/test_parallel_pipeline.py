@@ -90,7 +90,7 @@ class PipeLinks:
     def receive_features(self, part):
         return self.mesh.receive(self.mesh.rank - 1)
 
-    def send_features(self, features):
+    def send_features(self, part, features):
         self.mesh.send(features, self.mesh.rank + 1)
 
     def receive_gradient(self, features):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from conftest import assert_close
+from support.divided import SPECS
 from support.native import TINY, lively_state, tiny_spec
 
 from triptych.core import parameters
@@ -17,6 +18,7 @@ from triptych.core.parallel.sharding import (
     split_of,
     splits,
 )
+from triptych.core.parallel.stage import widths
 from triptych.core.parallel.stages import blocks_of, stages
 from triptych.core.reference import encoders
 from triptych.core.reference.layers import TRAINING, gelu, head, layer_norm, linear, relu
@@ -183,3 +185,16 @@ def test_each_tensor_has_a_stage():
         "memory.pointer": 1,
     }
     assert {name: found[name] for name in want} == want
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("moco_v3", {"projector": 16, "predictor": 16}),
+        ("moca", {"image_predictor": 32, "decoder": 24, "dense_predictor": 24}),
+        ("linear", {"classifier.0": 5, "classifier.1": 5}),
+        ("finetune", {"classifier": 5}),
+    ],
+)
+def test_what_stands_for_the_networks_of_the_last_stage_has_their_width(name, wanted):
+    assert widths(SPECS[name]) == wanted

@@ -41,7 +41,9 @@ class Engine(core.Engine):
         sharded.divide(model, self.layout.table, ranks.tensor)
         self._trained = [name for name, p in model.named_parameters() if p.requires_grad]
         self._missing = {name: self._shape(x) for name, x in model.state_dict().items()}
-        self._stages, self.stage = stages(spec), pipeline.keep_stage(model, ranks.pipeline)
+        like = flow.empty((0,), dtype=self.dtype, device=device)
+        self.stage = pipeline.keep_stage(model, spec, ranks.pipeline, like)
+        self._stages = stages(spec)
         self.model = model.to(device).to(self.dtype).train()
         for module in self.model.modules():
             if isinstance(module, VisionTransformer):
@@ -138,10 +140,3 @@ class Engine(core.Engine):
         names = self._trained if self.stage else own
         every = {f"{prefix}{n}": own.get(n, Piece(None, 0, self._missing[n].shape)) for n in names}
         return self.layout.owned_slots(every, cast(Owned, self.owned))
-
-    def differentiate_all(self, computes: Sequence[Callable[[], Outcome]]) -> list[Outcome]:
-        """See ``core.engine.Engine``."""
-        if self.stage is None or self.spec.method.name == "linear":  # its encoder has no gradient
-            return super().differentiate_all(computes)
-        like = flow.zeros((1,), dtype=self.dtype, device=self.context.device)
-        return self.stage.differentiate(computes, like)

@@ -1,6 +1,6 @@
 """Implements ``core.engine.Engine`` in Paddle."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -47,7 +47,7 @@ class Engine(core.Engine):
         self._whole = {name: self._like(name, x) for name, x in self.model.state_dict().items()}
         self._trained = [n for n, p in self.model.named_parameters() if not p.stop_gradient]
         self._stages = stages(spec)
-        self.stage = keep_stage(self.model, ranks.pipeline, self.dtype)
+        self.stage = keep_stage(self.model, spec, ranks.pipeline, self.dtype)
         if self.stage:
             self.model.follow()
         self.model.train()
@@ -89,12 +89,6 @@ class Engine(core.Engine):
         outcome = compute(*leaves)
         outcome.loss.backward()
         return outcome, [leaf.grad for leaf in leaves]
-
-    def differentiate_all(self, computes: Sequence[Callable[[], Outcome]]) -> list[Outcome]:
-        """See ``core.engine.Engine``."""
-        if self.stage is None or self.spec.method.name == "linear":  # its encoder has no gradient
-            return super().differentiate_all(computes)
-        return self.stage.differentiate(computes)
 
     def sum_gradients(self) -> None:
         """See ``core.engine.Engine``."""

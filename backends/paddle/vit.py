@@ -3,7 +3,7 @@
 Shape letters: N images, L patches, T tokens, D width, H heads.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -29,10 +29,9 @@ from triptych.backends.paddle.layers import (
     plain_forms_serve,
 )
 from triptych.backends.paddle.ops import mean_tokens
-from triptych.backends.paddle.pipeline import Stage
 from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
-from triptych.core.methods.networks import run, walk
+from triptych.core.methods.transformer import Transformer
 
 
 class Attention(nn.Layer):
@@ -80,18 +79,11 @@ class Block(nn.Layer):
         return x + self.mlp(self.norm2(x))
 
 
-class VisionTransformer(nn.Layer):
+class VisionTransformer(Transformer, nn.Layer):
     """timm's network without its classifier. Parameters have timm's names.
 
     Position table and patch projection are trained only if the spec says so.
-
-    Attributes:
-        recompute: whether the backward pass computes the activations of each block again.
-        stage: which blocks this process has, if it is a stage of a pipeline.
     """
-
-    recompute = False
-    stage: Stage | None = None
 
     def __init__(self, spec: VitSpec) -> None:
         super().__init__()
@@ -113,85 +105,47 @@ class VisionTransformer(nn.Layer):
             for parameter in self.patch_embed.parameters():
                 parameter.stop_gradient = spec.freeze_patch_embed
 
-    def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
-        """See ``core.contracts.Encoder``."""
-        x, outputs = self._walk(images, self._layers(), layers)
-        return {"final": self.norm(x), **{f"layer{i}": y for i, y in outputs.items()}}
-
-    def pooled(
-        self, images: Tensor, pooling: str, scales: Sequence[tuple[Tensor, Tensor]] = ()
-    ) -> Tensor:
-        """See ``core.contracts.Encoder``."""
-        if pooling == "cls" and not scales:
-            return self(images)
-        # Repeated first: a product that broadcasts is slow on the CPU.
-        tokens = paddle.empty([len(images), 1 + self.patch_count, self.width], images.dtype)
-        whole = [(like_tokens(one, tokens), like_tokens(two, tokens)) for one, two in scales]
-        x, _ = self._walk(images, self._layers(whole))
-        x = self.norm(x)
-        patches = np.arange(1, x.shape[1])
-        return self.fc_norm(x[:, 0] if pooling == "cls" else mean_tokens(x, patches))
-
-    def masked(self, images: Tensor, ids: Tensor, early: int) -> tuple[Tensor, Tensor]:
-        """See ``core.contracts.MaskedEncoder``."""
-        early_block = len(self.blocks) - 1 - early
-        x, outputs = self._walk(images, self._layers(), (early_block,), ids)
-        final = self.norm(x)
-        return outputs[early_block] if early else final, final
-
-    def class_attention(self, images: Tensor) -> Tensor:
-        """See ``core.contracts.MaskedEncoder``."""
-        *blocks, last = self.blocks
-        x, _ = run(self._embed(images), blocks)
-        return class_attention(last, x)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The class token after the last norm. (N, C, H, W) -> (N, D)."""
-        last = self._kept(partial(class_token, self.blocks[-1]))
-        x, _ = self._walk(images, [*self._layers()[:-1], last])
-        return self.norm(x if x.ndim == 2 else x[:, 0])
-
-    def _walk(
-        self,
-        images: Tensor,
-        layers: Sequence[Callable[[Tensor], Tensor]],
-        keep: Collection[int] = (),
-        ids: Tensor | None = None,
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Embeds the patches, or those of the indices ``ids``, and applies the layers."""
-        embed = partial(self._embed, images) if ids is None else partial(self._some, images, ids)
-        if self.stage is None:
-            return run(embed(), layers, keep)
-        length = self.patch_count if ids is None else ids.shape[1]
-        return self.stage.walk(embed, [len(images), 1 + length, self.width], layers, keep)
-
-    def _layers(
-        self, scales: Sequence[tuple[Tensor, Tensor]] = ()
-    ) -> list[Callable[[Tensor], Tensor]]:
-        """The blocks as functions of the tokens."""
-        return [self._kept(block) for block in walk(self.blocks, scales)]
-
-    def _kept(self, layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The layer, which keeps its activations or computes them again in the backward pass."""
-        if not (self.recompute and paddle.is_grad_enabled()):
-            return layer
-        # The other form (use_reentrant=False) gives wrong gradients with operations in place.
-        return partial(recompute, layer, use_reentrant=True, preserve_rng_state=False)
-
-    def _some(self, images: Tensor, ids: Tensor) -> Tensor:
-        """The class token and the patches ``ids`` (N, T), with their positions. (N, 1+T, D)."""
-        patches = self.patch_embed(images)
-        patches = pick_tokens(patches + self.pos_embed[:, 1:].expand_as(patches), ids)
-        token = (self.cls_token + self.pos_embed[:, :1]).expand_as(patches[:, :1])
-        return paddle.concat([token, patches], axis=1)
-
-    def _embed(self, images: Tensor) -> Tensor:
-        """The class token and the patches, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
+    def embed(self, images: Tensor) -> Tensor:
+        """See ``core.methods.transformer.Transformer``."""
         patches = self.patch_embed(images)
         # Not expand_as: paddle2onnx takes the number of images for a constant there.
         x = paddle.concat([self.cls_token.expand([patches.shape[0], -1, -1]), patches], axis=1)
         # Expanded first: a sum that broadcasts over the first axis takes twenty times as long.
         return x + self.pos_embed.expand([x.shape[0], -1, -1])
+
+    def embed_some(self, images: Tensor, ids: Tensor) -> Tensor:
+        """See ``core.methods.transformer.Transformer``."""
+        patches = self.patch_embed(images)
+        patches = pick_tokens(patches + self.pos_embed[:, 1:].expand_as(patches), ids)
+        token = (self.cls_token + self.pos_embed[:, :1]).expand_as(patches[:, :1])
+        return paddle.concat([token, patches], axis=1)
+
+    def class_token(self, x: Tensor) -> Tensor:
+        """See ``core.methods.transformer.Transformer``."""
+        return class_token(self.blocks[-1], x)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """See ``core.methods.transformer.Transformer``."""
+        return class_attention(self.blocks[-1], x)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """See ``core.methods.transformer.Transformer``."""
+        return mean_tokens(x, np.arange(1, x.shape[1]))
+
+    def factors(self, scale: Tensor, images: Tensor) -> Tensor:
+        """See ``core.methods.transformer.Transformer``.
+
+        They are repeated: a product that broadcasts is slow on the CPU.
+        """
+        like = paddle.empty([len(images), 1 + self.patch_count, self.width], images.dtype)
+        return like_tokens(scale, like)
+
+    def kept(self, layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """See ``core.methods.transformer.Transformer``."""
+        if not (self.recompute and paddle.is_grad_enabled()):
+            return layer
+        # The other form (use_reentrant=False) gives wrong gradients with operations in place.
+        return partial(recompute, layer, use_reentrant=True, preserve_rng_state=False)
 
 
 def conv_stem(spec: VitSpec) -> nn.Sequential:

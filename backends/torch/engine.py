@@ -1,6 +1,6 @@
 """Implements ``core.engine.Engine`` in PyTorch."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 import torch
@@ -41,7 +41,8 @@ class Engine(core.Engine):
         self._shapes = {
             n: _shape(t, self.dtype) for n, t in model.state_dict(keep_vars=True).items()
         }
-        self.stage = pipeline.keep_stage(model, ranks.pipeline)
+        like = torch.empty(0, dtype=self.dtype, device=device)
+        self.stage = pipeline.keep_stage(model, spec, ranks.pipeline, like)
         self._stages, self._pipeline = stages(spec), (ranks.pipeline,) if self.stage else ()
         if self.stage:
             model.follow()
@@ -128,13 +129,6 @@ class Engine(core.Engine):
             for name in self._trained
         }
         return self.layout.slots({**shapes, **own}, *self._owners)
-
-    def differentiate_all(self, computes: Sequence[Callable[[], Outcome]]) -> list[Outcome]:
-        """See ``core.engine.Engine``."""
-        if self.stage is None or self.spec.method.name == "linear":  # its encoder has no gradient
-            return super().differentiate_all(computes)
-        like = torch.empty(0, dtype=self.dtype, device=self.context.device)
-        return self.stage.differentiate(computes, like)
 
 
 def _shape(tensor: Tensor, dtype: torch.dtype) -> Tensor:

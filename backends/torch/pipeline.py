@@ -1,165 +1,84 @@
-"""Pipeline parallelism: a pass over a built model that leaves each process its stage.
+"""The stage of a pipeline: PyTorch's part of ``core.parallel.stage``."""
 
-All processes of a pipeline run the same step. Where a stage lacks the networks, zeros take the
-place of their outputs, which nothing uses: the last stage has heads, loss and memory, and its
-results replace those of the others. The order of the stages' work is that of
-``core.parallel.pipeline``.
-
-Shape letters: N images, T tokens, D width.
-"""
-
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from triptych.backends.torch.parallel import Group
 from triptych.core import contracts
-from triptych.core.contracts import Outcome
-from triptych.core.parallel.pipeline import one_forward_one_backward, run
-from triptych.core.parallel.stages import blocks_of
-
-Layer = Callable[[Tensor], Tensor]
+from triptych.core.config.spec import RunSpec, VitSpec
+from triptych.core.parallel import stage
 
 
-class Stage:
-    """The blocks that this process has of an encoder, and its connections with the neighbours.
-
-    Without gradients the tokens go from stage to stage as they are computed. With gradients
-    ``differentiate`` receives and sends them: a network takes them from ``inbox``, and leaves its
-    own in ``outbox``.
-
-    Args:
-        group: the processes of the pipeline, in the order of their stages.
-    """
-
-    def __init__(self, depth: int, group: Group) -> None:
-        self.group, self.blocks = group, blocks_of(depth, group.count)[group.rank]
-        self.is_first, self.is_last = group.rank == 0, group.rank == group.count - 1
-        self.inbox: Tensor | None = None
-        self.outbox: list[Tensor] = []
-        self._taken = 0
-
-    def walk(
-        self,
-        embed: Callable[[], Tensor],
-        like: Tensor,
-        layers: Sequence[Layer],
-        keep: Collection[int],
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """What ``core.methods.networks.run`` returns, on the last stage; zeros on the others.
-
-        Args:
-            embed: gives the tokens before the first block.
-            like: (N, T, D), a tensor of the shape and type of the tokens.
-            layers: of all stages.
-            keep: as in ``run``.
-        """
-        outputs: dict[int, Tensor] = {}
-        if self.is_first:
-            x = embed()
-        else:
-            earlier = sorted(i for i in keep if i < self.blocks.start)
-            x, *kept = self._receive(1 + len(earlier), like)
-            outputs = dict(zip(earlier, kept, strict=True))
-        for i in self.blocks:
-            x = layers[i](x)
-            if i in keep:
-                outputs[i] = x
-        if self.is_last:
-            return x, outputs
-        self._send(torch.stack([x, *(outputs[i] for i in sorted(outputs))]))
-        nothing = torch.zeros_like(like)
-        return nothing, dict.fromkeys(keep, nothing)
-
-    def _receive(self, count: int, like: Tensor) -> tuple[Tensor, ...]:
-        if not torch.is_grad_enabled():
-            stacked = like.new_empty((count, *like.shape))
-            self.group.receive(stacked, self.group.rank - 1)
-            return stacked.unbind()
-        size = count * like.numel()
-        rows = cast(Tensor, self.inbox)[self._taken : self._taken + size]
-        self._taken += size
-        return rows.view(count, *like.shape).unbind()
-
-    def _send(self, stacked: Tensor) -> None:
-        if torch.is_grad_enabled():
-            self.outbox.append(stacked)
-        else:
-            self.group.send(stacked, self.group.rank + 1)
-
-    def differentiate(
-        self, computes: Sequence[Callable[[], Outcome]], like: Tensor
-    ) -> list[Outcome]:
-        """Adds the gradients of losses, one of each micro-batch, in the order of 1F1B.
-
-        Args:
-            like: a tensor of the type and on the device of the tokens.
-
-        Returns:
-            The outcomes, which are right on the last stage.
-        """
-        outcomes: list[Outcome] = []
-        graphs: dict[int, tuple[Tensor | None, Tensor]] = {}
-
-        def forward(part: int, received: Tensor | None) -> Tensor:
-            self.inbox = None if received is None else received.requires_grad_()
-            self._taken, self.outbox = 0, []
-            outcomes.append(computes[part]())
-            sent = outcomes[-1].loss
-            if not self.is_last:
-                sent = torch.cat([tokens.flatten() for tokens in self.outbox])
-            graphs[part] = self.inbox, sent
-            return sent.detach()
-
-        def backward(part: int, gradient: Tensor | None) -> Tensor | None:
-            received, sent = graphs.pop(part)
-            torch.autograd.backward(sent, gradient)
-            return None if received is None else received.grad
-
-        order = one_forward_one_backward(self.group.rank, self.group.count, len(computes))
-        run(order, _Links(self.group, like), forward, backward)
-        return outcomes
-
-    def of_the_last(self, x: Tensor) -> Tensor:
-        """The tensor of the last stage, on all stages. x: of the same shape and type on all."""
-        x = x.detach().clone()
-        self.group.broadcast(x, self.group.count - 1)
-        return x
-
-
-class _Links:
-    """The connections of a stage, for ``core.parallel.pipeline.run``.
+class Stage(stage.Stage):
+    """See ``core.parallel.stage.Stage``.
 
     Args:
         like: a tensor of the type and on the device of the tokens.
     """
 
-    def __init__(self, group: Group, like: Tensor) -> None:
+    def __init__(self, depth: int, group: Group, like: Tensor) -> None:
+        super().__init__(depth, group)
         self._group, self._like = group, like
 
-    def receive_features(self, part: int) -> Tensor:
+    def is_recording(self) -> bool:
+        """See ``core.parallel.stage.Stage``."""
+        return torch.is_grad_enabled()
+
+    def zeros(self, shape: Sequence[int]) -> Tensor:
+        """See ``core.parallel.stage.Stage``."""
+        return self._like.new_zeros(shape)
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """See ``core.parallel.stage.Stage``."""
+        return torch.cat([x.flatten() for x in tensors])
+
+    def divide(self, numbers: Tensor, shape: Sequence[int]) -> Sequence[Tensor]:
+        """See ``core.parallel.stage.Stage``."""
+        return numbers.view(shape).unbind()
+
+    def size(self, x: Tensor) -> int:
+        """See ``core.parallel.stage.Stage``."""
+        return x.numel()
+
+    def leaf(self, numbers: Tensor) -> Tensor:
+        """See ``core.parallel.stage.Stage``."""
+        return numbers.requires_grad_()
+
+    def backward(self, x: Tensor, gradient: Tensor | None) -> None:
+        """See ``core.parallel.stage.Stage``."""
+        x.backward(gradient)
+
+    def send(self, numbers: Tensor, target: int) -> None:
+        """See ``core.parallel.stage.Stage``."""
+        self._group.send(numbers, target)
+
+    def receive(self, size: int, source: int) -> Tensor:
+        """See ``core.parallel.stage.Stage``."""
+        numbers = self._like.new_empty(size)
+        self._group.receive(numbers, source)
+        return numbers
+
+    def send_size(self, size: int, target: int) -> None:
+        """See ``core.parallel.stage.Stage``."""
+        self._group.send(torch.tensor([size]), target)
+
+    def receive_size(self, source: int) -> int:
+        """See ``core.parallel.stage.Stage``."""
         size = torch.empty(1, dtype=torch.int64)
-        self._group.receive(size, self._group.rank - 1)
-        features = self._like.new_empty(int(size))
-        self._group.receive(features, self._group.rank - 1)
-        return features
+        self._group.receive(size, source)
+        return int(size)
 
-    def send_features(self, features: Tensor) -> None:
-        self._group.send(torch.tensor([features.numel()]), self._group.rank + 1)
-        self._group.send(features, self._group.rank + 1)
-
-    def receive_gradient(self, features: Tensor) -> Tensor:
-        gradient = torch.empty_like(features)
-        self._group.receive(gradient, self._group.rank + 1)
-        return gradient
-
-    def send_gradient(self, gradient: Tensor) -> None:
-        self._group.send(gradient, self._group.rank - 1)
+    def of_the_last(self, x: Tensor) -> Tensor:
+        """See ``core.parallel.stage.Stage``."""
+        x = x.detach().clone()
+        self._group.broadcast(x, self._group.count - 1)
+        return x
 
 
-class _Absent(nn.Module):
+class Absent(nn.Module):
     """Takes the place of a network of the last stage. (N, ...) -> (N, width), zeros."""
 
     def __init__(self, width: int) -> None:
@@ -172,48 +91,18 @@ class _Absent(nn.Module):
         return x.new_zeros(rows, self.width)
 
 
-def keep_stage(model: nn.Module, group: contracts.Group) -> Stage | None:
+def keep_stage(
+    model: nn.Module, spec: RunSpec, group: contracts.Group, like: Tensor
+) -> Stage | None:
     """Leaves this process its stage of a whole model, in place. None: there is no pipeline.
 
     Args:
-        model: with the branches ``student`` and, unless it is None, ``teacher``.
+        model: of a method.
         group: the processes of the pipeline.
+        like: a tensor of the type and on the device of the tokens.
     """
     if group.count == 1:
         return None
-    branches = [branch for branch in (model.student, model.teacher) if branch is not None]
-    stage = Stage(len(cast(Any, branches[0]).encoder.blocks), cast(Group, group))
-    for branch in branches:
-        _keep_stage_of(branch, stage)
-    return stage
-
-
-def _keep_stage_of(branch: Any, stage: Stage) -> None:
-    encoder = branch.encoder
-    encoder.stage = stage
-    for i in range(len(encoder.blocks)):
-        if i not in stage.blocks:
-            encoder.blocks[i] = nn.Identity()
-    if not stage.is_first:
-        encoder.cls_token = encoder.pos_embed = None
-        encoder.patch_embed = nn.Identity()
-    if not stage.is_last:
-        encoder.norm = encoder.fc_norm = nn.Identity()
-        for name, part in branch.named_children():
-            if name != "encoder":
-                setattr(branch, name, _placeholder(part))
-
-
-def _placeholder(part: Any) -> nn.Module:
-    """Zeros for the outputs of a network, or of each of several classifiers."""
-    if hasattr(part, "0") and not isinstance(part, nn.Sequential):
-        for name, classifier in part.named_children():
-            setattr(part, name, _placeholder(classifier))
-        return part
-    if hasattr(part, "blocks"):
-        weight = part.norm.weight  # of the decoder
-    elif hasattr(part, "last"):
-        weight = part.last.weight  # of a weight generator
-    else:
-        weight = [p for p in part.parameters() if p.ndim == 2][-1]  # of a head or classifier
-    return _Absent(len(weight))
+    own = Stage(cast(VitSpec, spec.model).depth, cast(Group, group), like)
+    stage.keep(model, spec, own, stage.Substitutes(nn.Identity, Absent))
+    return own

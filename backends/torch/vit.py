@@ -3,7 +3,7 @@
 Shape letters: N images, L patches, T tokens, D width, H heads.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,24 +14,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from triptych.backends.torch.layers import BatchNorm
-from triptych.backends.torch.pipeline import Stage
 from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
-from triptych.core.methods.networks import run, walk
+from triptych.core.methods.transformer import Transformer
 
 
-class VisionTransformer(TimmVisionTransformer):
+class VisionTransformer(Transformer, TimmVisionTransformer):
     """timm's network without its classifier. Parameters have timm's names and shapes.
 
     Position table and patch projection are trained only if the spec says so.
-
-    Attributes:
-        recompute: whether the backward pass computes the activations of each block again.
-        stage: which blocks this process has, if it is a stage of a pipeline.
     """
-
-    recompute = False
-    stage: Stage | None = None
 
     def __init__(self, spec: VitSpec) -> None:
         super().__init__(
@@ -48,87 +40,44 @@ class VisionTransformer(TimmVisionTransformer):
             fc_norm=spec.fc_norm,
             weight_init="skip",  # the initial values come with the state
         )
-        self.patch_count = self.pos_embed.shape[1] - 1
+        self.width, self.patch_count = spec.width, self.pos_embed.shape[1] - 1
         self.pos_embed.requires_grad_(not spec.freeze_positions)
         if spec.stem == "conv":
             self.patch_embed.proj = conv_stem(spec)
         else:
             self.patch_embed.requires_grad_(not spec.freeze_patch_embed)
 
-    def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
-        """See ``core.contracts.Encoder``."""
-        x, outputs = self._walk(images, self._layers(), layers)
-        return {"final": self.norm(x), **{f"layer{i}": y for i, y in outputs.items()}}
+    def embed(self, images: Tensor) -> Tensor:
+        """See ``core.methods.transformer.Transformer``."""
+        patches = self.patch_embed(images)
+        # Not len(): an exported network takes any number of images.
+        cls_token = self.cls_token.expand(patches.shape[0], -1, -1)
+        return torch.cat([cls_token, patches], dim=1) + self.pos_embed
 
-    def pooled(
-        self, images: Tensor, pooling: str, scales: Sequence[tuple[Tensor, Tensor]] = ()
-    ) -> Tensor:
-        """See ``core.contracts.Encoder``."""
-        if pooling == "cls" and not scales:
-            return self(images)
-        x, _ = self._walk(images, self._layers(scales))
-        x = self.norm(x)
-        return self.fc_norm(x[:, 0] if pooling == "cls" else x[:, 1:].mean(1))
-
-    def masked(self, images: Tensor, ids: Tensor, early: int) -> tuple[Tensor, Tensor]:
-        """See ``core.contracts.MaskedEncoder``."""
-        early_block = len(self.blocks) - 1 - early
-        x, outputs = self._walk(images, self._layers(), (early_block,), ids)
-        final = self.norm(x)
-        return outputs[early_block] if early else final, final
-
-    def class_attention(self, images: Tensor) -> Tensor:
-        """See ``core.contracts.MaskedEncoder``."""
-        *blocks, last = self.blocks
-        x, _ = run(self._embed(images), blocks)
-        return class_attention(last, x)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The class token after the last norm. (N, C, H, W) -> (N, D)."""
-        last = self._kept(partial(class_token, self.blocks[-1]))
-        x, _ = self._walk(images, [*self._layers()[:-1], last])
-        return self.norm(x if x.ndim == 2 else x[:, 0])
-
-    def _walk(
-        self,
-        images: Tensor,
-        layers: Sequence[Callable[[Tensor], Tensor]],
-        keep: Collection[int] = (),
-        ids: Tensor | None = None,
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Embeds the patches, or those of the indices ``ids``, and applies the layers."""
-        embed = partial(self._embed, images) if ids is None else partial(self._some, images, ids)
-        if self.stage is None:
-            return run(embed(), layers, keep)
-        length = self.patch_count if ids is None else ids.shape[1]
-        like = images.new_empty(()).expand(len(images), 1 + length, self.embed_dim)
-        return self.stage.walk(embed, like, layers, keep)
-
-    def _layers(
-        self, scales: Sequence[tuple[Tensor, Tensor]] = ()
-    ) -> list[Callable[[Tensor], Tensor]]:
-        """The blocks as functions of the tokens."""
-        return [self._kept(block) for block in walk(self.blocks, scales)]
-
-    def _kept(self, layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The layer, which keeps its activations or computes them again in the backward pass."""
-        if not (self.recompute and torch.is_grad_enabled()):
-            return layer
-        return partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
-
-    def _some(self, images: Tensor, ids: Tensor) -> Tensor:
-        """The class token and the patches ``ids`` (N, T), with their positions. (N, 1+T, D)."""
+    def embed_some(self, images: Tensor, ids: Tensor) -> Tensor:
+        """See ``core.methods.transformer.Transformer``."""
         patches = self.patch_embed(images) + self.pos_embed[:, 1:]
         patches = patches.gather(1, ids[..., None].expand(-1, -1, patches.shape[-1]))
         token = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
         return torch.cat([token, patches], dim=1)
 
-    def _embed(self, images: Tensor) -> Tensor:
-        """The class token and the patches, with their positions. (N, C, H, W) -> (N, 1+L, D)."""
-        patches = self.patch_embed(images)
-        # Not len(): an exported network takes any number of images.
-        cls_token = self.cls_token.expand(patches.shape[0], -1, -1)
-        return torch.cat([cls_token, patches], dim=1) + self.pos_embed
+    def class_token(self, x: Tensor) -> Tensor:
+        """See ``core.methods.transformer.Transformer``."""
+        return class_token(self.blocks[-1], x)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """See ``core.methods.transformer.Transformer``."""
+        return class_attention(self.blocks[-1], x)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """See ``core.methods.transformer.Transformer``."""
+        return x[:, 1:].mean(1)
+
+    def kept(self, layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """See ``core.methods.transformer.Transformer``."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return layer
+        return partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
 
 
 def conv_stem(spec: VitSpec) -> nn.Sequential:

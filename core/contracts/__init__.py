@@ -20,7 +20,6 @@ from triptych.core.contracts.networks import (
     Networks,
     Optimizer,
     QueueModel,
-    Stage,
 )
 from triptych.core.contracts.ops import (
     Ops,
@@ -73,7 +72,6 @@ __all__ = [
     "Ranks",
     "Replicas",
     "Slot",
-    "Stage",
     "State",
     "Step",
     "Targets",

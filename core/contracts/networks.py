@@ -290,10 +290,3 @@ class Optimizer(Protocol):
 
     def step(self, hyper: Hyper, /) -> None:
         """One update with this step's learning rate and weight decay."""
-
-
-class Stage(Protocol):
-    """The stage of a pipeline that a process has. ``backends.*.pipeline`` implements it."""
-
-    def of_the_last(self, x: Tensor, /) -> Tensor:
-        """The tensor of the last stage, on all stages. x: of the same shape and type on all."""

@@ -96,7 +96,7 @@ class Links(Protocol):
     def receive_features(self, part: int, /) -> Tensor:
         """The features that the previous stage has sent."""
 
-    def send_features(self, features: Tensor, /) -> None:
+    def send_features(self, part: int, features: Tensor, /) -> None:
         """Sends features to the next stage."""
 
     def receive_gradient(self, features: Tensor, /) -> Tensor:
@@ -129,7 +129,7 @@ def run(
         elif kind == "forward":
             sent[part] = forward(part, received.pop(part, None))
         elif kind == "send features":
-            links.send_features(sent[part])
+            links.send_features(part, sent[part])
         elif kind == "receive gradient":
             gradients[part] = links.receive_gradient(sent[part])
         elif kind == "backward":
