@@ -6,6 +6,7 @@ those that are installed run, and the head of the report says which are left out
 is a GPU.
 """
 
+import gc
 import os
 
 # Before any framework is imported: threads of several frameworks on few cores make slow tests.
@@ -122,4 +123,8 @@ def backend(backend_name: str) -> ModuleType:
         pytest.skip(f"{backend_name} not requested by TRIPTYCH_BACKENDS")
     if names is None and backend_name not in backends.installed():
         pytest.skip(f"{backend_name} is not installed")
-    return backends.load(backend_name)
+    package = backends.load(backend_name)
+    # A framework has many objects that live as long as the process. Python's search for
+    # unused objects need not look at them.
+    gc.freeze()
+    return package

@@ -167,8 +167,8 @@ def test_embedding_leaves_the_state_alone(backend, case):
     ("case", "precision"),
     [
         *((name, "float64") for name in TINY),
-        ("moco_v3_vit", "float32"),
-        ("moco_v2_bottleneck", "float32"),
+        pytest.param("moco_v3_vit", "float32", marks=pytest.mark.one_backend),
+        pytest.param("moco_v2_bottleneck", "float32", marks=pytest.mark.one_backend),
     ],
 )
 def test_a_state_moves_to_a_fresh_engine_and_goes_on_bit_for_bit(backend, case, precision):

@@ -150,6 +150,7 @@ def gaps_after(backend, options, steps, rule_options=None):
     return {name: relative_error(after[name], want[name]) for name in want}
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("options", OPTIONS)
 def test_sixteen_steps_with_a_changing_rate(backend, options):
     gaps = gaps_after(backend, OPTIONS[options], 16)
@@ -176,7 +177,7 @@ def mixed_group(name, ndim, spec):
     return groups.Group(scale=(0.5, 1.0, 2.0)[len(name) % 3], decay=(None, 0.0, 0.02)[ndim % 3])
 
 
-@pytest.mark.parametrize("options", ["adamw", "sgd", "lars", "lars of mmpretrain", "sgd clipped"])
+@pytest.mark.parametrize("options", OPTIONS)
 def test_every_rule_honours_groups(backend, options, monkeypatch):
     monkeypatch.setattr(groups, "group", mixed_group)
     gaps = gaps_after(backend, OPTIONS[options], 5)

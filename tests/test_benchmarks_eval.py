@@ -31,6 +31,7 @@ def test_neighbours_are_measured(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.one_backend
 def test_the_extraction_of_features_is_measured(backend, backend_name, capsys):
     small = ["model.width=16", "model.heads=2", "model.depth=1", "model.image_size=32"]
     command = ["bench", "eval", "features", "--images", "3", "--rounds", "1"]
@@ -43,6 +44,7 @@ def test_the_extraction_of_features_is_measured(backend, backend_name, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.one_backend
 def test_a_step_of_all_heads_is_a_step_of_the_recipes_probe(backend, backend_name, monkeypatch):
     heads = []
     honest = benchmark.launch.open_engine

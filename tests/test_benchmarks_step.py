@@ -22,6 +22,7 @@ RATIOS = ("speed_over_plain", "memory_over_plain", "loop_over_bare")
 
 
 @pytest.mark.slow
+@pytest.mark.one_backend
 def test_a_queue_step_is_measured(backend, backend_name, capsys):
     command = ["bench", "step", "-c", "moco_v2/resnet50", "--backend", backend_name]
     command += ["--rounds", "1", "--json"]

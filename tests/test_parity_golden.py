@@ -40,7 +40,9 @@ def test_replay_in_float64(backend, backend_name, case):
 
 
 @pytest.mark.one_backend
-@pytest.mark.parametrize("case", LARGE)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=() if c == LARGE[-1] else pytest.mark.soak) for c in LARGE]
+)
 def test_the_first_step_of_a_large_case(backend, backend_name, case):
     assert disagreements(replay(backend_name, case, steps=1), case) == []
 
@@ -53,6 +55,7 @@ def test_the_reference_replays_too(case, steps):
     assert disagreements(replay("numpy", case, steps=steps), case) == []
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("case", cases(pytest.mark.soak))
 def test_replay_in_float32(backend, backend_name, case):
     got = replay(backend_name, case, "float32", CASES[case])

@@ -26,6 +26,9 @@ SHORT = [
     "threads=1",
     "precision=float64",
     "log.tensorboard=false",
+    "model.depth=1",
+    "model.width=32",
+    "method.hidden_dim=64",
 ]
 
 
