@@ -24,7 +24,10 @@ def folder(tmp_path, monkeypatch):
         ("- 1\n- 2\n", "a.yaml:1: expected a mapping (key: value), got [1, 2]"),
         ("hello\n", "a.yaml:1: expected a mapping (key: value), got 'hello'"),
         ("!!python/object/apply:os.system [touch hacked]", "tag !!python/object/apply:os.system"),
-        (b"\x89PNG\r\n\x1a\n\x00", "a.yaml: not a text file in UTF-8 (byte 0x89 at 0)"),
+        (
+            b"\x89PNG\r\n\x1a\n\x00",
+            "a.yaml: not a text file in UTF-8 (byte 0x89 at 0); give a YAML",
+        ),
         (b"\xff\xfes\x00", "a.yaml: not a text file in UTF-8 (byte 0xff at 0)"),
         (b"PK\x03\x04", "a.yaml:1: not YAML: character 0x0003"),
         (b"a" * 1_000_001, "a.yaml: longer than 1000000 bytes"),

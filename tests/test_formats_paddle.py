@@ -21,6 +21,7 @@ from triptych.core.formats.format import Output
 from triptych.core.formats.pretrained import read_encoder
 from triptych.core.formats.specs import spec_of
 from triptych.core.formats.unique import named
+from triptych.core.parameters import encoder
 
 FLEETX, PLSC, VISION = (
     "paddlefleetx_moco_v2_bottleneck",
@@ -76,6 +77,14 @@ def test_the_counters_of_an_encoder_stand_among_its_initial_values(tmp_path: Pat
     path = source.content.path
     line = read_encoder(path, spec, InitSpec()).line(path, {})
     assert "initial values: student.encoder.bn1.num_batches_tracked, student.encoder.layer1" in line
+
+
+def test_an_evaluation_gets_the_counters_of_the_encoder_too(tmp_path: Path) -> None:
+    source = foreign.source_of(FLEETX, tmp_path)
+    spec = foreign.spec_of_source(FLEETX, source)
+    state = formats.load_encoders(source.content.path, spec)
+    names = [param.name for param in encoder(spec.model)]
+    assert state.keys() == {f"{of}.encoder.{n}" for of in ("student", "teacher") for n in names}
 
 
 @pytest.mark.parametrize("file", [FLEETX, PLSC, "plsc_lincls_vit.pd", VISION])

@@ -252,6 +252,14 @@ def test_heads_that_no_shape_shows_come_from_the_manifest(tmp_path: Path) -> Non
     ]
 
 
+def test_what_a_format_fixes_is_told_with_its_value(tmp_path: Path) -> None:
+    path = saved(tmp_path, official_state(MOCA))
+    assert refusal(path, supervised(MOCA, layer_norm_eps=1e-5)) == [
+        "weights of another architecture: model.layer_norm_eps 1e-06 -> 1e-05; give the file's "
+        "own: -o model.layer_norm_eps=1e-06"
+    ]
+
+
 @pytest.mark.parametrize(
     ("names", "line"),
     [

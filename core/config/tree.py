@@ -173,5 +173,6 @@ def _text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: not a text file in UTF-8 (byte {data[error.start]:#04x} at {error.start})"
+            f"{path}: not a text file in UTF-8 (byte {data[error.start]:#04x} at {error.start}); "
+            "give a YAML file"
         ) from None

@@ -122,8 +122,10 @@ def _check(source: Source, spec: RunSpec) -> None:
             raise UserError(f"{path}: an encoder of another architecture than -c: {other}")
     if source.layout is canonical.FORMAT.layouts[0]:
         return
-    if changed := [f"{key} {value}, -c has {own}" for key, value, own in source.told(spec)]:
-        raise UserError(f"{path}: the file says {', '.join(changed)}")
+    told = source.told(spec)
+    if changed := [f"{key} {value}, -c has {own}" for key, value, own in told]:
+        remedy = "give " + " ".join(f"-o {key}={value}" for key, value, _ in told)
+        raise UserError(f"{path}: the file says {', '.join(changed)}; {remedy}")
 
 
 def read_spec(path: Path, overrides: Sequence[str] = ()) -> RunSpec:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from triptych.core import parameters
 from triptych.core.checkpoint.manifest import SHARED_KEYS, Manifest, differences
 from triptych.core.config.spec import InitSpec, RunSpec, VitSpec
@@ -145,7 +147,8 @@ def load_encoders(path: Path, spec: RunSpec) -> State:
             init = spec.init.model_copy(update={"branch": branch})
             found = _pretrained(manifest, source, spec, init).tensors
             state |= {n.replace("student.", f"{branch}.", 1): a for n, a in found.items()}
-    return state
+    begun = {name: tensor for name, tensor in source.fresh.items() if ".encoder." in name}
+    return {**state, **{name: np.array(tensor.array()) for name, tensor in begun.items()}}
 
 
 def read_encoder(path: Path, spec: RunSpec, init: InitSpec) -> Pretrained:
@@ -284,8 +287,10 @@ def _check_kind(source: Source, init: InitSpec) -> None:
 
 def _check_facts(source: Source, spec: RunSpec) -> None:
     """Refuses an encoder whose file says that it computes something else, as with other heads."""
-    if changes := [f"{key} {value} -> {own}" for key, value, own in source.told(spec)]:
-        raise UserError(f"weights of another architecture: {', '.join(changes)}")
+    told = source.told(spec)
+    if changes := [f"{key} {value} -> {own}" for key, value, own in told]:
+        remedy = "give the file's own: " + " ".join(f"-o {key}={value}" for key, value, _ in told)
+        raise UserError(f"weights of another architecture: {', '.join(changes)}; {remedy}")
 
 
 def _check_model(manifest: Manifest, spec: RunSpec) -> None:
