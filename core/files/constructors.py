@@ -9,7 +9,7 @@ import numpy as np
 
 from triptych.core.contracts import Array
 from triptych.core.files.machine import REMEDY, Known, key
-from triptych.core.files.tree import Malformed, Record, Stored
+from triptych.core.files.tree import Damaged, Malformed, Record, Stored
 
 HISTORY = "mmengine.logging.history_buffer.HistoryBuffer"
 """mmengine's record of logged numbers. Its pickle asks for methods of this class by ``getattr``."""
@@ -47,7 +47,7 @@ def size_of(shape: tuple[Any, ...]) -> int:
     """
     whole = all(type(n) is int and 0 <= n < 2**63 for n in shape)
     if not whole or len(shape) > MAX_DIMENSIONS:
-        raise Malformed(f"a tensor with the shape {str(shape)[:100]}")
+        raise Damaged(f"a tensor with the shape {str(shape)[:100]}")
     return math.prod(shape)
 
 
@@ -69,7 +69,7 @@ class NumpyType:
         """A type by its code, e.g. "f4"."""
         code = _text(code)
         if not TYPE.fullmatch(code):
-            raise Malformed(f"an array of type {code[:60]!r}: refused")
+            raise Damaged(f"an array of type {code[:60]!r}: refused")
         self.dtype = np.dtype(code)
 
     def build(self, state: Any) -> None:
@@ -98,7 +98,7 @@ class NumpyArray:
     def finished(self) -> Stored:
         """See ``core.files.tree.Pending``."""
         if self.values is None:
-            raise Malformed("an array without values")
+            raise Damaged("an array without values")
         return Stored.of(self.values)
 
 
@@ -109,14 +109,14 @@ def array_of(data: Any, dtype: Any, shape: Any, *, by_columns: bool = False) -> 
         Malformed: the bytes do not fill the shape.
     """
     if not isinstance(dtype, NumpyType) or not isinstance(shape, tuple):
-        raise Malformed("an array without type or shape, or one of objects: refused")
+        raise Damaged("an array without type or shape, or one of objects: refused")
     if isinstance(data, str):
         # The pickle of Python 2.
         data = data.encode("latin1")
     if not isinstance(data, bytes | memoryview):
-        raise Malformed("an array of objects: refused")
+        raise Damaged("an array of objects: refused")
     if size_of(shape) * dtype.dtype.itemsize != len(data):
-        raise Malformed(f"{len(data)} bytes for {dtype.dtype} of shape {shape}")
+        raise Damaged(f"{len(data)} bytes for {dtype.dtype} of shape {shape}")
     if not len(data):
         return np.zeros(shape, dtype.dtype.newbyteorder("="))
     values = np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if by_columns else "C")
@@ -135,7 +135,7 @@ def _scalar(dtype: Any, data: Any = b"") -> Any:
 
 def _encode(text: str, encoding: str = "utf-8") -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise Malformed(f"text in the encoding {str(encoding)[:40]!r}")
+        raise Damaged(f"text in the encoding {str(encoding)[:40]!r}")
     return text.encode("latin1")
 
 
@@ -161,7 +161,7 @@ def _tuple(items: Any = ()) -> tuple[Any, ...]:
 
 def _items(items: Any) -> list[Any] | tuple[Any, ...]:
     if not isinstance(items, list | tuple):
-        raise Malformed("a sequence made of no sequence")
+        raise Damaged("a sequence made of no sequence")
     return items
 
 
@@ -169,7 +169,7 @@ def _bytes(data: Any = b"", encoding: Any = "latin1") -> bytes:
     if isinstance(data, str):
         return _encode(data, encoding)
     if not isinstance(data, bytes | memoryview):
-        raise Malformed("bytes made of no bytes")
+        raise Damaged("bytes made of no bytes")
     return bytes(data)
 
 
@@ -201,7 +201,7 @@ def _path(*parts: Any) -> str:
 def _reconstructed(kind: Any, base: Any = None, state: Any = None) -> Any:
     """``copyreg._reconstructor``: how protocols 0 and 1 make an object of a class."""
     if not isinstance(kind, Known) or kind.name not in RECORDS:
-        raise Malformed("an object of no known class")
+        raise Damaged("an object of no known class")
     return Record(kind.name)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from triptych.core.files.tree import Malformed
+from triptych.core.files.tree import Damaged, Malformed
 
 SLACK = 32 * 2**20
 """Bytes that the objects of a pickle may take beyond twice the length of its data."""
@@ -74,7 +74,7 @@ def key(item: Any) -> Any:
     for part in parts:
         small = part.bit_length() < 64 if isinstance(part, int) else True
         if not (part is None or isinstance(part, str | bytes | int)) or not small:
-            raise Malformed(f"a dictionary with a key of type {type(part).__name__}")
+            raise Damaged(f"a dictionary with a key of type {type(part).__name__}")
     return item
 
 
@@ -103,7 +103,7 @@ class Machine:
         """Takes ``size`` bytes of the room for objects."""
         self.room -= size
         if self.room < 0:
-            raise Malformed(f"more objects than a file of {len(self.data)} bytes may hold")
+            raise Damaged(f"more objects than a file of {len(self.data)} bytes may hold")
 
     def take(self, size: int) -> memoryview:
         """The next bytes."""
@@ -125,7 +125,7 @@ class Machine:
             window = bytes(self.data[self.position : self.position + min(length, limit)])
             end = window.find(b"\n")
             if end < 0 and (len(window) < length or length >= limit):
-                raise Malformed("a damaged pickle: a line without an end")
+                raise Damaged("a damaged pickle: a line without an end")
             length *= 8
         self.position += end + 1
         return window[:end]
@@ -134,7 +134,7 @@ class Machine:
         """The next bytes as text."""
         piece = self.take(size)
         if size > LONG_TEXT and (np.frombuffer(piece, np.uint8) >= 0xC4).any():
-            raise Malformed(f"a text of {size} bytes that does not hold the values of an array")
+            raise Damaged(f"a text of {size} bytes that does not hold the values of an array")
         return self.kept(str(piece, "utf-8", "surrogatepass"))
 
     def kept(self, text: str) -> str:
@@ -165,12 +165,12 @@ class Machine:
     def above(self, count: int) -> None:
         """Raises Malformed unless ``count`` objects lie above the last mark."""
         if len(self.stack) - (self.marks[-1] if self.marks else 0) < count:
-            raise Malformed("a damaged pickle: it takes more objects than it made")
+            raise Damaged("a damaged pickle: it takes more objects than it made")
 
     def since_mark(self) -> list[Any]:
         """Takes the last mark and the objects above it."""
         if not self.marks:
-            raise Malformed("a damaged pickle: a mark is missing")
+            raise Damaged("a damaged pickle: a mark is missing")
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
@@ -179,7 +179,7 @@ class Machine:
     def recall(self, place: int) -> None:
         """Pushes an object of the memo."""
         if place not in self.memo:
-            raise Malformed("a damaged pickle: it recalls what it never made")
+            raise Damaged("a damaged pickle: it recalls what it never made")
         self.push(self.memo[place])
 
     def name(self, module: str, name: str) -> None:
@@ -196,7 +196,7 @@ class Machine:
             shown = function.name if isinstance(function, Known) else type(function).__name__
             raise Malformed(f"it wants to call {shown}, which makes nothing; {REMEDY}")
         if not isinstance(arguments, tuple):
-            raise Malformed("a damaged pickle: a call without arguments")
+            raise Damaged("a damaged pickle: a call without arguments")
         texts = sum(len(a) for a in arguments if isinstance(a, str | bytes))
         items = sum(len(a) for a in arguments if isinstance(a, list | tuple | dict))
         self.charge(10 * COST + texts + COST * items)
@@ -206,12 +206,12 @@ class Machine:
         """Puts keys and values, in turn, into the uppermost dictionary."""
         target = self.top()
         if not isinstance(target, dict) or len(items) % 2:
-            raise Malformed("a damaged pickle: keys and values without a dictionary")
+            raise Damaged("a damaged pickle: keys and values without a dictionary")
         target.update(zip(map(key, items[::2]), items[1::2], strict=True))
 
     def extend(self, items: list[Any]) -> None:
         """Puts items into the uppermost list."""
         target = self.top()
         if not isinstance(target, list):
-            raise Malformed("a damaged pickle: items without a list")
+            raise Damaged("a damaged pickle: items without a list")
         target.extend(items)

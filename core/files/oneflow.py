@@ -16,7 +16,7 @@ from triptych.core.errors import printable
 from triptych.core.files.constructors import NUMPY, PLAIN, size_of, table
 from triptych.core.files.machine import Known
 from triptych.core.files.pickles import load
-from triptych.core.files.tree import Malformed, Node, Stored, settled
+from triptych.core.files.tree import Damaged, Malformed, Node, Stored, settled
 from triptych.core.files.zips import mapped
 
 PICKLE = "pickled_data"
@@ -59,7 +59,7 @@ class _Stub:
     def finished(self) -> Stored:
         """See ``core.files.tree.Pending``."""
         if not isinstance(self.path, str) or not re.fullmatch(r"[\w-]{1,200}", self.path):
-            raise Malformed(f"a tensor in the folder {ascii(self.path)[:100]}, which is refused")
+            raise Damaged(f"a tensor in the folder {ascii(self.path)[:100]}, which is refused")
         return _tensor(self.folder / self.path)
 
 
@@ -69,7 +69,7 @@ def _tensor(folder: Path) -> Stored:
     text = bytes(_plain(folder / "meta")[: MAX_META + 1])
     found = META.fullmatch(text.decode("latin1"))
     if not found or len(text) > MAX_META or found[2] not in TYPES:
-        raise Malformed(f"{printable(folder.name)}/meta is damaged, or of an unknown type")
+        raise Damaged(f"{printable(folder.name)}/meta is damaged, or of an unknown type")
     shape = tuple(int(n) for n in re.findall(r"\d+", found[1]))
     dtype = TYPES[found[2]]
     data = _plain(folder / "out")
@@ -114,11 +114,9 @@ def read_folder(path: Path) -> Node:
     data = _plain(path / PICKLE)
     tree, end = load(data, PLAIN | NUMPY | known)
     if end != len(data) or not isinstance(tree, dict) or "data" not in tree:
-        raise Malformed(f"{PICKLE} is no file of oneflow.save")
+        raise Damaged(f"{PICKLE} is no file of oneflow.save")
     if tree.get("protocol_version") != 1:
-        raise Malformed(
-            f"{PICKLE} has protocol version {tree.get('protocol_version')!r:.40}, not 1"
-        )
+        raise Damaged(f"{PICKLE} has protocol version {tree.get('protocol_version')!r:.40}, not 1")
     return settled(tree["data"])
 
 
@@ -128,7 +126,7 @@ def last_folder(path: Path) -> Path | None:
         return None
     name = bytes(_plain(path / LAST)[:200]).decode("utf-8", "replace").strip()
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith(".") or not (path / name).is_dir():
-        raise Malformed(f"{LAST} names {ascii(name)[1:-1]!r}, which is no folder here")
+        raise Damaged(f"{LAST} names {ascii(name)[1:-1]!r}, which is no folder here")
     return path / name
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from triptych.core.files.machine import COST, LONG_TEXT, MAX_INTEGER, Machine
-from triptych.core.files.tree import Malformed, Record
+from triptych.core.files.tree import Damaged, Malformed, Record
 
 Step = Callable[[Machine], None]
 STEPS: dict[int, Step] = {}
@@ -75,7 +75,7 @@ def _tuple(m: Machine, count: int) -> None:
 
 def _long(m: Machine, size: int) -> None:
     if size > MAX_INTEGER:
-        raise Malformed(f"an integer of {size} bytes")
+        raise Damaged(f"an integer of {size} bytes")
     m.push(m.number(size, signed=True))
 
 
@@ -192,7 +192,7 @@ def _long_line(m: Machine) -> None:
 def _string_line(m: Machine) -> None:
     line = m.line(len(m.data))
     if len(line) < 2 or line[0] != line[-1] or line[:1] not in (b"'", b'"'):
-        raise Malformed("a damaged pickle: a string without quotes")
+        raise Damaged("a damaged pickle: a string without quotes")
     m.push(m.old_string(memoryview(codecs.escape_decode(line[1:-1])[0])))
 
 
@@ -235,7 +235,7 @@ def _global(m: Machine) -> None:
 def _stack_global(m: Machine) -> None:
     name, module = m.pop(), m.pop()
     if not isinstance(name, str) or not isinstance(module, str):
-        raise Malformed("a damaged pickle: a name that is no text")
+        raise Damaged("a damaged pickle: a name that is no text")
     m.name(module, name)
 
 
@@ -253,7 +253,7 @@ def _new(m: Machine) -> None:
 @_opcode(b"Q")
 def _persistent(m: Machine) -> None:
     if m.persistent is None:
-        raise Malformed("a pickle that refers to data outside of it")
+        raise Damaged("a pickle that refers to data outside of it")
     m.charge(10 * COST)
     m.push(m.persistent(m.pop()))
 
@@ -266,7 +266,7 @@ def _build(m: Machine) -> None:
     if isinstance(target, Record):
         # (None, attributes) or (attributes, slots): how copyreg writes a class with slots.
         if not isinstance(state, dict):
-            raise Malformed(f"{target.kind} with a state that is no dictionary")
+            raise Damaged(f"{target.kind} with a state that is no dictionary")
         target.update(state)
     elif isinstance(target, dict):
         # Attributes of an OrderedDict, such as torch's _metadata: no weights.
@@ -274,4 +274,4 @@ def _build(m: Machine) -> None:
     elif hasattr(target, "build"):
         target.build(state)
     else:
-        raise Malformed(f"a damaged pickle: a state for {type(target).__name__}")
+        raise Damaged(f"a damaged pickle: a state for {type(target).__name__}")

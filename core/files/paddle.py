@@ -11,7 +11,7 @@ import numpy as np
 from triptych.core.files.constructors import PLAIN, NumpyArray, size_of, table
 from triptych.core.files.machine import Known
 from triptych.core.files.pickles import load
-from triptych.core.files.tree import Malformed, Node, Stored, settled
+from triptych.core.files.tree import Damaged, Node, Stored, settled
 
 NAMES = "StructuredToParameterName@@"
 """Entry of a flat state: name in the model -> generated name of the parameter."""
@@ -46,7 +46,7 @@ def _typed(stored: Stored) -> Stored:
 
 def _tuple(items: Any = ()) -> Any:
     if not isinstance(items, list | tuple):
-        raise Malformed("a tuple made of no sequence")
+        raise Damaged("a tuple made of no sequence")
     if len(items) == 2 and isinstance(items[0], str) and isinstance(items[1], NumpyArray):
         return _Named(*items)
     return tuple(items)
@@ -67,7 +67,7 @@ def read_pickle(data: memoryview) -> tuple[str, Node]:
     """
     found, end = load(data, PADDLE)
     if end != len(data):
-        raise Malformed(f"{len(data) - end} bytes behind its pickle")
+        raise Damaged(f"{len(data) - end} bytes behind its pickle")
     if _is_detectron(found):
         # bfloat16 is Paddle's convention alone.
         return "pickle", settled(load(data, PLAIN)[0])
@@ -84,7 +84,7 @@ def _joined(tree: dict[Any, Node]) -> dict[Any, Node]:
     """A flat state without its bookkeeping: parts are joined, generated names are attached."""
     splits, names = tree.pop(PARTS, {}), tree.pop(NAMES, {})
     if not isinstance(splits, dict) or not isinstance(names, dict):
-        raise Malformed(f"its entry {NAMES} or {PARTS} is damaged")
+        raise Damaged(f"its entry {NAMES} or {PARTS} is damaged")
     for name, how in splits.items():
         tree[name] = _join(tree, name, how)
     for name, unique in names.items():
@@ -98,12 +98,12 @@ def _join(tree: dict[Any, Node], name: Any, how: Any) -> Stored:
     pieces = how.get("slices") if isinstance(how, dict) else None
     shape = how.get("OriginShape") if isinstance(how, dict) else None
     if not isinstance(pieces, list) or not isinstance(shape, tuple) or not pieces:
-        raise Malformed(f"its entry {PARTS} is damaged at {str(name)[:100]!r}")
+        raise Damaged(f"its entry {PARTS} is damaged at {str(name)[:100]!r}")
     parts = [tree.pop(piece, None) for piece in pieces]
     stored = [part for part in parts if isinstance(part, Stored)]
     whole = len(stored) == len(parts) and len({part.dtype for part in stored}) == 1
     if not whole or sum(size_of(part.shape) for part in stored) != size_of(shape):
-        raise Malformed(f"the parts of {str(name)[:100]!r} do not make its shape {shape}")
+        raise Damaged(f"the parts of {str(name)[:100]!r} do not make its shape {shape}")
 
     def bits() -> Any:
         return np.concatenate([part.bits().reshape(-1) for part in stored]).reshape(shape)

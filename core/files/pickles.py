@@ -12,7 +12,7 @@ from typing import Any
 
 from triptych.core.files.machine import COST, REMEDY, Known, Machine
 from triptych.core.files.opcodes import STEPS
-from triptych.core.files.tree import Malformed
+from triptych.core.files.tree import Damaged, Malformed
 
 
 def load(
@@ -42,7 +42,7 @@ def load(
         raise
     except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise Malformed(f"a damaged pickle (byte {machine.position}): {reason[:200]}") from error
+        raise Damaged(f"a damaged pickle (byte {machine.position}): {reason[:200]}") from error
 
 
 def _run(machine: Machine) -> Any:
@@ -55,5 +55,5 @@ def _run(machine: Machine) -> Any:
         step(machine)
     result = machine.pop()
     if machine.stack or machine.marks:
-        raise Malformed("a damaged pickle: more than one object")
+        raise Damaged("a damaged pickle: more than one object")
     return result

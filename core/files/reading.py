@@ -29,7 +29,7 @@ from triptych.core.errors import UserError, printable
 from triptych.core.files import oneflow, paddle, torch
 from triptych.core.files.arrays import NUMBERS, TYPES, npy_header, safetensors_types
 from triptych.core.files.constructors import size_of
-from triptych.core.files.tree import Content, Malformed, Node, Stored, bits_type
+from triptych.core.files.tree import Content, Damaged, Malformed, Node, Stored, bits_type
 from triptych.core.files.zips import Archive, mapped
 
 SUFFIXES = (
@@ -76,7 +76,7 @@ def _file(path: Path) -> tuple[str, Node]:
     if head.startswith(b"PK"):
         archive = Archive(data)
         if not archive.members:
-            raise Malformed("an empty archive: it holds nothing")
+            raise Damaged("an empty archive: it holds nothing")
         if any(name.endswith(".npy") for name in archive.members):
             return "npz", _npz(archive)
         return "torch zip", torch.read_zip(data)
@@ -105,7 +105,7 @@ def _npz(archive: Archive) -> Node:
         if dtype.kind not in NUMBERS:
             raise Malformed(f"{name!r} holds {str(dtype)[:60]}, expected numbers")
         if size_of(shape) * dtype.itemsize != len(values):
-            raise Malformed(
+            raise Damaged(
                 f"{name!r} is damaged: {len(values)} bytes cannot hold {dtype} of shape {shape}"
             )
         flat = np.frombuffer(values, dtype) if len(values) else np.zeros(0, dtype)

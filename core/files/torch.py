@@ -15,7 +15,7 @@ from triptych.core.contracts import Array
 from triptych.core.files.constructors import PLAIN, size_of, table
 from triptych.core.files.machine import REMEDY, Known
 from triptych.core.files.pickles import load
-from triptych.core.files.tree import Malformed, Node, Stored, bits_type, settled, unchecked
+from triptych.core.files.tree import Damaged, Malformed, Node, Stored, bits_type, settled, unchecked
 from triptych.core.files.zips import Archive
 
 STORAGES = {
@@ -88,13 +88,13 @@ class Tensor:
         """See ``core.files.tree.Pending``; places beyond the storage raise Malformed."""
         storage = self.storage
         if storage.data is None:
-            raise Malformed(f"the storage {storage.key[:40]!r} of a tensor is missing")
+            raise Damaged(f"the storage {storage.key[:40]!r} of a tensor is missing")
         kind = np.dtype(bits_type(self.dtype))
         available = len(storage.data) // kind.itemsize
         reach = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         empty = 0 in self.shape
         if self.offset + (0 if empty else reach + 1) > available:
-            raise Malformed(
+            raise Damaged(
                 f"a tensor of shape {self.shape}, strides {self.strides} and offset {self.offset} "
                 f"does not lie in its storage of {available} values"
             )
@@ -150,13 +150,13 @@ class Session:
             raise Malformed("a view of a storage, as PyTorch 0.3 saved it: save it anew")
         name = kind.name.rsplit(".", 1)[-1] if isinstance(kind, Known) else ""
         if name not in STORAGES and name != "UntypedStorage":
-            raise Malformed(f"a storage of type {name[:60]!r}, which is not supported")
+            raise Damaged(f"a storage of type {name[:60]!r}, which is not supported")
         dtype = STORAGES.get(name, "")
         if not isinstance(key, str) or type(count) is not int or not 0 <= count < 2**60:
-            raise Malformed("a storage without name or size")
+            raise Damaged("a storage without name or size")
         storage = self.storages.setdefault(key, Storage(key, dtype, count))
         if (storage.dtype, storage.count) != (dtype, count):
-            raise Malformed(f"two storages with the name {key[:40]!r}")
+            raise Damaged(f"two storages with the name {key[:40]!r}")
         return storage
 
     def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
@@ -172,17 +172,17 @@ class Session:
 
     def _made(self, storage: Any, dtype: str, offset: Any, shape: Any, strides: Any) -> Tensor:
         if not isinstance(storage, Storage) or dtype not in TYPES:
-            raise Malformed(f"a tensor of type {dtype[:40]!r}, which is not supported")
+            raise Damaged(f"a tensor of type {dtype[:40]!r}, which is not supported")
         if not isinstance(shape, tuple) or not isinstance(strides, tuple):
-            raise Malformed("a tensor without shape or strides")
+            raise Damaged("a tensor without shape or strides")
         small = all(type(n) is int and 0 <= n < 2**60 for n in (offset, *strides))
         if not small or len(strides) != len(shape):
-            raise Malformed(
+            raise Damaged(
                 f"a tensor with offset {str(offset)[:40]} and strides {str(strides)[:100]}"
             )
         self._room -= size_of(shape) * np.dtype(bits_type(dtype)).itemsize
         if self._room < 0:
-            raise Malformed(f"a tensor of shape {shape}, far larger than the file")
+            raise Damaged(f"a tensor of shape {shape}, far larger than the file")
         return Tensor(storage, dtype, offset, shape, strides, self._order)
 
 
@@ -196,16 +196,16 @@ def _device(kind: str, index: int | None = None) -> str:
 
 def _first(tensor: Any, *_: Any) -> Any:
     if not isinstance(tensor, Tensor):
-        raise Malformed("a parameter that is no tensor")
+        raise Damaged("a parameter that is no tensor")
     return tensor
 
 
 def _inner(rebuild: Any, _: Any, arguments: Any, __: Any) -> Any:
     """A tensor of a subclass is read as a plain tensor."""
     if not isinstance(rebuild, Known) or "._rebuild_" not in rebuild.name or rebuild.call is None:
-        raise Malformed("a tensor of an unknown class")
+        raise Damaged("a tensor of an unknown class")
     if rebuild.call is _inner:
-        raise Malformed("a tensor of a class of classes")
+        raise Damaged("a tensor of a class of classes")
     return rebuild.call(*arguments)
 
 
@@ -262,19 +262,19 @@ def read_legacy(data: memoryview) -> Node:
     version, position = load(data, {}, start=position)
     system, position = load(data, {}, start=position)
     if version != 1001 or not isinstance(system, dict):
-        raise Malformed("a legacy file of PyTorch of another version")
+        raise Damaged("a legacy file of PyTorch of another version")
     session = Session(len(data), "<" if system.get("little_endian", True) else ">")
     found, position = load(data, session.known, persistent=session.persistent, start=position)
     keys, position = load(data, {}, start=position)
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(session.storages):
-        raise Malformed("a legacy file of PyTorch whose list of storages is damaged")
+        raise Damaged("a legacy file of PyTorch whose list of storages is damaged")
     for key in keys:
         storage = session.storages[key]
         if position + 8 > len(data):
             raise Malformed("cut short inside its tensors: fetch the file again")
         (count,) = struct.unpack_from("<q", data, position)
         if count != storage.count or not storage.dtype:
-            raise Malformed(f"the storage {key[:40]!r} has {count} values, not {storage.count}")
+            raise Damaged(f"the storage {key[:40]!r} has {count} values, not {storage.count}")
         end = position + 8 + count * np.dtype(bits_type(storage.dtype)).itemsize
         if end > len(data):
             raise Malformed("cut short inside its tensors: fetch the file again")

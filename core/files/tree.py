@@ -30,6 +30,14 @@ class Malformed(ValueError):
     """What a file states is false or forbidden. The message ends in the remedy, if there is one."""
 
 
+class Damaged(Malformed):
+    """What a file states is false, and only another copy of the file can help."""
+
+    def __init__(self, reason: str) -> None:
+        """The remedy is added to the reason."""
+        super().__init__(f"{reason}; fetch it again, or save its tensors anew")
+
+
 def unchecked() -> None:
     """Nothing is known that the bytes of a tensor could be compared with."""
 
@@ -157,13 +165,13 @@ def settled(root: Node) -> Node:
         if not isinstance(node, dict | list | tuple):
             return done.get(id(node), (node, 1))
         if depth == MAX_DEPTH:
-            raise Malformed(f"nested deeper than {MAX_DEPTH} levels, or inside itself")
+            raise Damaged(f"nested deeper than {MAX_DEPTH} levels, or inside itself")
         if id(node) not in done:
             values = node.values() if isinstance(node, dict) else node
             parts = [visit(value, depth + 1) for value in values]
             size = 1 + sum(count for _, count in parts)
             if size > MAX_NODES:
-                raise Malformed(f"more than {MAX_NODES} entries, by repetition of the same ones")
+                raise Damaged(f"more than {MAX_NODES} entries, by repetition of the same ones")
             done[id(node)] = _rebuilt(node, [new for new, _ in parts]), size
         return done[id(node)]
 

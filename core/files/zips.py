@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from triptych.core.files.tree import Malformed
+from triptych.core.files.tree import Damaged, Malformed
 
 MAX_MEMBERS = 200_000
 """Members of an archive; a training state of ViT-L has 1300."""
@@ -61,7 +61,7 @@ class Archive:
         self._room = len(data) + SLACK
         start, size, count = _directory(data)
         if count > MAX_MEMBERS:
-            raise Malformed(f"an archive of {count} members; at most {MAX_MEMBERS} are read")
+            raise Damaged(f"an archive of {count} members; at most {MAX_MEMBERS} are read")
         self.members = _members(data, start, size, count)
 
     def read(self, name: str) -> memoryview:
@@ -82,7 +82,7 @@ class Archive:
         try:
             unpacked = zlib.decompressobj(-15).decompress(raw, member.size + 1)
         except zlib.error as error:
-            raise Malformed(f"{name!r} is damaged: {error}") from error
+            raise Damaged(f"{name!r} is damaged: {error}") from error
         if len(unpacked) != member.size or zlib.crc32(unpacked) != member.check:
             raise Malformed(f"{name!r} is damaged: fetch the file again")
         return memoryview(unpacked)
@@ -135,18 +135,18 @@ def _directory(data: memoryview) -> tuple[int, int, int]:
     place = bytes(data[tail_start:]).rfind(b"PK\x05\x06")
     end = tail_start + place
     if place < 0 or end + 22 > len(data):
-        raise Malformed("cut short, or no zip archive: its directory is missing")
+        raise Damaged("cut short, or no zip archive: its directory is missing")
     disk, first, here, count, size, start, comment = struct.unpack_from("<4H2LH", data, end + 4)
     if end + 22 + comment != len(data):
-        raise Malformed("a zip archive with bytes behind its end")
+        raise Damaged("a zip archive with bytes behind its end")
     if end >= 20 and bytes(data[end - 20 : end - 16]) == b"PK\x06\x07":
         disk, place, _ = struct.unpack_from("<LQL", data, end - 16)
         if place + 56 > end - 20 or bytes(data[place : place + 4]) != b"PK\x06\x06":
-            raise Malformed("a zip archive with a false directory")
+            raise Damaged("a zip archive with a false directory")
         first, here, count, size, start = struct.unpack_from("<L4Q", data, place + 20)
         end = place
     if disk or first or here != count or start + size != end:
-        raise Malformed("a zip archive with a false directory, or one in several parts")
+        raise Damaged("a zip archive with a false directory, or one in several parts")
     return start, size, count
 
 
@@ -155,23 +155,23 @@ def _members(data: memoryview, start: int, size: int, count: int) -> dict[str, M
     position, end = start, start + size
     for _ in range(count):
         if position + 46 > end or bytes(data[position : position + 4]) != b"PK\x01\x02":
-            raise Malformed("a zip archive with a damaged directory")
+            raise Damaged("a zip archive with a damaged directory")
         fields = struct.unpack_from("<6H3L5H2L", data, position + 4)
         lengths = fields[9:12]
         name_end = position + 46 + lengths[0]
         following = name_end + lengths[1] + lengths[2]
         if following > end:
-            raise Malformed("a zip archive with a damaged directory")
+            raise Damaged("a zip archive with a damaged directory")
         raw_name = bytes(data[position + 46 : name_end])
         name = _name(raw_name, fields[2], fields[14] >> 16)
         if name in members:
-            raise Malformed(f"a zip archive that holds {name!r} twice")
+            raise Damaged(f"a zip archive that holds {name!r} twice")
         packed, unpacked, offset = _sizes(data[name_end : name_end + lengths[1]], fields)
         content = _content(data, offset, raw_name)
         members[name] = Member(fields[3], fields[6], content, packed, unpacked)
         position = following
     if position != end:
-        raise Malformed("a zip archive with a damaged directory")
+        raise Damaged("a zip archive with a damaged directory")
     _check(members, start)
     return members
 
@@ -181,14 +181,14 @@ def _name(raw: bytes, flags: int, mode: int) -> str:
     try:
         name = raw.decode("utf-8" if flags & 0x800 else "ascii")
     except UnicodeDecodeError as error:
-        raise Malformed(f"a zip archive with the name {raw[:60]!r}") from error
+        raise Damaged(f"a zip archive with the name {raw[:60]!r}") from error
     parts = name.split("/")
     if ".." in parts or "" in parts[:-1] or "\\" in name or "\0" in name or name[1:2] == ":":
-        raise Malformed(f"a zip archive with the name {name[:100]!r}, outside of its folder")
+        raise Damaged(f"a zip archive with the name {name[:100]!r}, outside of its folder")
     if stat.S_ISLNK(mode):
-        raise Malformed(f"a zip archive with the symbolic link {name[:100]!r}")
+        raise Damaged(f"a zip archive with the symbolic link {name[:100]!r}")
     if flags & 0x2041:
-        raise Malformed(f"a zip archive with the encrypted member {name[:100]!r}")
+        raise Damaged(f"a zip archive with the encrypted member {name[:100]!r}")
     return name
 
 
@@ -203,7 +203,7 @@ def _sizes(extra: memoryview, fields: tuple[int, ...]) -> tuple[int, int, int]:
         extra = extra[4 + length :]
     numbers = list(struct.unpack(f"<{len(wide) // 8}Q", wide[: len(wide) // 8 * 8]))
     if 2**32 - 1 in (packed, unpacked, offset) and not numbers:
-        raise Malformed("a zip archive with a damaged directory")
+        raise Damaged("a zip archive with a damaged directory")
     # The wide numbers stand in this order, each only where its narrow form is full.
     unpacked = numbers.pop(0) if unpacked == 2**32 - 1 and numbers else unpacked
     packed = numbers.pop(0) if packed == 2**32 - 1 and numbers else packed
@@ -214,10 +214,10 @@ def _sizes(extra: memoryview, fields: tuple[int, ...]) -> tuple[int, int, int]:
 def _content(data: memoryview, offset: int, name: bytes) -> int:
     """Where the bytes of a member begin, behind its local header."""
     if offset + 30 > len(data) or bytes(data[offset : offset + 4]) != b"PK\x03\x04":
-        raise Malformed(f"a zip archive with a false place for {name[:60]!r}")
+        raise Damaged(f"a zip archive with a false place for {name[:60]!r}")
     length, extra = struct.unpack_from("<2H", data, offset + 26)
     if bytes(data[offset + 30 : offset + 30 + length]) != name:
-        raise Malformed(f"a zip archive with two names for {name[:60]!r}")
+        raise Damaged(f"a zip archive with two names for {name[:60]!r}")
     return int(offset + 30 + length + extra)
 
 
@@ -229,7 +229,7 @@ def _check(members: dict[str, Member], end: int) -> None:
             raise Malformed(f"{name!r} is packed by method {member.method}: pack it again")
         stored = member.method == STORED
         if member.start < position or (stored and member.packed != member.size):
-            raise Malformed(f"a zip archive with false sizes or overlaps ({name!r})")
+            raise Damaged(f"a zip archive with false sizes or overlaps ({name!r})")
         position = member.start + member.packed
         if position > end:
             raise Malformed(f"{name!r} reaches beyond the archive: fetch the file again")

@@ -40,7 +40,8 @@ def open_weights(path: Path) -> tuple[Manifest | None, Content]:
         messages: list[str] = []
         newest = latest(path, messages.append)
         if newest is None:
-            raise UserError("\n".join([f"{path}: holds no whole checkpoint", *messages]))
+            what = "holds no whole checkpoint; give a run, a checkpoint, or what a system has saved"
+            raise UserError("\n".join([f"{path}: {what}", *messages]))
         folder = newest
     manifest, tensors = mapped(folder)
     return manifest, Content(path, CHECKPOINT, dict(tensors))
