@@ -5,27 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
+from support.ferry import Ferry
+from support.native import draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core import reference
 from triptych.core.data.pixels import normalize
 from triptych.core.reference import ops as reference_ops
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class Ferry:
-    """Makes tensors of all arrays of a batch, indices included, and counts their bytes."""
-
-    def __init__(self, engine):
-        self.engine, self.bytes = engine, 0
-
-    def carry(self, arrays):
-        self.bytes += sum(array.nbytes for array in arrays)
-        return [self.engine.tensor(np.ascontiguousarray(array)) for array in arrays]
-
-    def bring(self, tensors):
-        return lambda: tensors
 
 
 def levels(channels=3):
@@ -61,12 +48,8 @@ def test_bytes_become_the_numbers_of_the_host(backend, precision):
         assert len(np.unique(got)) == 3 * 256
 
 
-IN_PARTS = ("moco_v3_vit", "moco_v1_resnet18", "moca_vit")
-
-
-@pytest.mark.parametrize(
-    ("case", "accumulate"), [*((case, 1) for case in TINY), *((case, 2) for case in IN_PARTS)]
-)
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("case", ["moco_v3_vit", "moco_v1_resnet18", "moca_vit"])
 def test_a_step_on_carried_bytes_is_the_same(backend, case, accumulate):
     """Bit for bit, with each index as a tensor of the device."""
     spec = tiny_spec(case=case, train={"accumulate": accumulate})

@@ -1,16 +1,14 @@
 """Mixed precision in PyTorch: what is in bfloat16, and what must not be."""
 
 from collections import defaultdict
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import relative_error, requested
+from support import launches
 from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych import backends
-from triptych.core.contracts import Replicas, Step
-from triptych.core.methods.accumulate import Accumulation
 from triptych.core.methods.losses import info_nce
 from triptych.core.reference import ops
 
@@ -22,18 +20,10 @@ def package():
     return backends.load("torch")
 
 
-class Forward:
-    """Computes without a backward pass."""
-
-    def differentiate_all(self, computes):
-        return [compute() for compute in computes]
-
-
 def forward(engine, spec):
     """One forward pass; the loss has no backward pass yet."""
-    step = Step(engine.ops, engine.model, spec.method, draws(spec), hyper(), Replicas())
-    batch, parts = engine._staged(step, random_batch(spec))
-    return Accumulation(Forward(), engine.method, step, batch, parts).differentiate()
+    step = launches.step_of(engine, draws(spec), hyper())
+    return launches.forward(engine, step, *engine._staged(step, random_batch(spec)))
 
 
 # ------------------------------------------------------------------------- a GPU that is not there
@@ -42,57 +32,21 @@ def forward(engine, spec):
 def types_on_cuda(package, monkeypatch, spec):
     """Operation -> types of its results in a forward pass with the rules of CUDA's autocast.
 
-    Two of them: of the networks and of what follows. The tensors are fake: they have a device, a
-    type and a shape, and no values.
+    Two of them: of the networks and of what follows.
     """
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    found, networks = (defaultdict(set), defaultdict(set)), []
-
-    class Log(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            first = result[0] if isinstance(result, tuple | list) else result
-            if isinstance(first, torch.Tensor) and first.device.type == "cuda":
-                found[not networks][function.overloadpacket.__name__].add(first.dtype)
-            return result
-
-    engine = package.build(spec, lively_state(spec))
-    compute = engine.model.compute
+    engine, log = package.build(spec, lively_state(spec)), launches.Launches()
+    inside, outside, compute = defaultdict(set), log.types, engine.model.compute
 
     def watched(*arguments):
-        networks.append(True)
+        log.types = inside
         result = compute(*arguments)
-        networks.clear()
+        log.types = outside
         return result
 
     engine.model.compute = watched
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        move(engine, "cuda:0")
-        with Log():
-            forward(engine, spec)
-    return found
-
-
-def move(engine, device):
-    """``Module.to`` keeps parameters that hold values."""
-    import torch
-
-    model = engine.model
-    for module in model.modules():
-        for name, tensor in module.named_parameters(recurse=False):
-            new = torch.empty(tensor.shape, device=device, dtype=tensor.dtype)
-            setattr(module, name, torch.nn.Parameter(new, tensor.requires_grad))
-        for name, tensor in module.named_buffers(recurse=False):
-            setattr(module, name, torch.empty(tensor.shape, device=device, dtype=tensor.dtype))
-    sources = dict(model.student.named_parameters())
-    model._targets = list(model.teacher.parameters())
-    model._sources = [sources[name] for name, _ in model.teacher.named_parameters()]
-    engine.context = replace(engine.context, device=device)
+    with launches.on_cuda(engine, monkeypatch), log:
+        forward(engine, spec)
+    return inside, outside
 
 
 @pytest.mark.parametrize("case", TINY)

@@ -1,28 +1,43 @@
-"""Counts what PyTorch would launch on a device, where there is none."""
+"""Counts what PyTorch would launch on a device, where there is none.
 
-from collections import Counter
+``on_cuda`` moves an engine to a GPU that is not there: its tensors have a device, a type and a
+shape, and no values. Forward passes and optimizers run on them, with the rules of CUDA's autocast.
+A backward pass needs a real device.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from triptych.core.contracts import Batch, Replicas, Step
+from triptych.core.methods.accumulate import Accumulation
 
 READS = ("_local_scalar_dense", "is_nonzero", "equal")
 """Operations whose result the host waits for."""
 MAKES_MEMORY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+COPIES = ("_to_copy", "copy_")
 
 
 class Launches(TorchDispatchMode):
-    """Counts the operations inside by name, without views, which launch nothing.
+    """Looks at the operations inside. Views, which launch nothing, are left out.
 
     Attributes:
-        count: of each operation.
-        copies: operations that copy from the host to the device.
+        count: of each operation, by name.
+        types: of the results of each operation on the GPU.
+        copies: operations that read a tensor of the host and write one of the GPU.
         reads: operations that the host waits for.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.count: Counter[str] = Counter()
+        self.types: dict[str, set[torch.dtype]] = defaultdict(set)
         self.copies: list[str] = []
         self.reads: list[str] = []
 
@@ -32,11 +47,17 @@ class Launches(TorchDispatchMode):
         """See ``TorchDispatchMode``."""
         result = function(*args, **(kwargs or {}))
         name = function.overloadpacket.__name__
-        if name in READS:
+        if name in READS or (name in COPIES and _to_host(args, result)):
             self.reads.append(name)
-        elif _launches(function, name):
+        if _launches(function, name):
             self.count[name] += 1
-        if _device(result) == "cuda" and any(_device(x) == "cpu" and x.ndim for x in args):
+        # What changes its arguments may return nothing.
+        written = args if name.endswith("_") else result
+        on_gpu = [x for x in _tensors(written) if x.device.type == "cuda"]
+        self.types[name] |= {x.dtype for x in on_gpu}
+        # A kernel takes a number of the host as an argument; that is no copy.
+        host = [x for x in _tensors(args) if x.device.type == "cpu" and (x.ndim or name in COPIES)]
+        if host and on_gpu:
             self.copies.append(name)
         return result
 
@@ -47,6 +68,54 @@ def _launches(function: Any, name: str) -> bool:
     return not is_view and name not in (*MAKES_MEMORY, "detach", "lift_fresh")
 
 
-def _device(x: Any) -> str:
-    first = x[0] if isinstance(x, tuple | list) and x else x
-    return first.device.type if isinstance(first, torch.Tensor) else ""
+def _to_host(args: Any, result: Any) -> bool:
+    sources = {x.device.type for x in _tensors(args)}
+    return "cuda" in sources and any(x.device.type == "cpu" for x in _tensors(result))
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    items = values if isinstance(values, tuple | list) else [values]
+    nested = [y for x in items for y in (x if isinstance(x, tuple | list) else [x])]
+    return [x for x in nested if isinstance(x, torch.Tensor)]
+
+
+@contextmanager
+def on_cuda(engine: Any, monkeypatch: Any) -> Iterator[None]:
+    """In the block the engine is on a GPU that is not there."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _move(engine, "cuda:0")
+        yield
+
+
+def _move(engine: Any, device: str) -> None:
+    """``Module.to`` keeps parameters that hold values."""
+    model = engine.model
+    for module in model.modules():
+        for name, tensor in module.named_parameters(recurse=False):
+            new = torch.empty(tensor.shape, device=device, dtype=tensor.dtype)
+            setattr(module, name, torch.nn.Parameter(new, tensor.requires_grad))
+        for name, tensor in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(tensor.shape, device=device, dtype=tensor.dtype))
+    model.follow()
+    engine.context = replace(engine.context, device=device)
+    engine.optimizer = engine._optimizer()
+
+
+class _Forward:
+    """Computes without a backward pass."""
+
+    def differentiate_all(self, computes: Any) -> list[Any]:
+        """See ``core.methods.accumulate.Autograd``."""
+        return [compute() for compute in computes]
+
+
+def step_of(engine: Any, draws: Any, hyper: Any) -> Step[Any, Any]:
+    """A step of a single copy of the model."""
+    return Step(engine.ops, engine.model, engine.spec.method, draws, hyper, Replicas())
+
+
+def forward(engine: Any, step: Step[Any, Any], batch: Batch, parts: list[Batch]) -> Any:
+    """One forward pass; the loss has no backward pass yet. batch, parts: of ``Engine._staged``."""
+    return Accumulation(_Forward(), engine.method, step, batch, parts).differentiate()  # type: ignore[arg-type]
