@@ -52,11 +52,8 @@ fuzz: $(stamp)  ## 100,000 damaged files of weights, 2,000 changed ones: no cras
 	$(python) tests/support/fuzz.py 100000
 	$(python) tests/support/fuzz_trees.py 2000
 
-bench: $(stamp)  ## speed and memory, side by side with plain loops
-	for name in $$(cat $(stamp)); do $(python) tools/bench.py step --backend $$name || exit; done
-	$(python) tools/bench.py loader
-	$(python) tools/bench.py eval
-	$(python) tools/bench.py convert
+bench: $(stamp)  ## speed beside plain loops and other programs, in docs/speed.md; may be ended and run again
+	$(python) tools/bench.py speed
 
 lint: $(stamp)  ## style and types
 	$(VENV)/bin/ruff check .

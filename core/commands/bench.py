@@ -12,6 +12,7 @@ BENCHMARKS = {
     "convert": "conversion of a large training state beside cp, and reading beside PyTorch",
     "parallel": "a training step in several processes beside one process",
     "scaling": "memory, traffic and time of MoCo v3 on many cards, counted and not measured",
+    "speed": "all of these that measure time, as the page docs/speed.md",
     "loader": "two views of JPEG files beside torchvision's DataLoader",
 }
 
