@@ -6,9 +6,23 @@ such seeds collide (``seed * epoch`` is 0 for every seed at epoch 0).
 """
 
 import hashlib
+from functools import lru_cache
+from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.random.bit_generator import ISeedSequence, SeedSequence
+from numpy.typing import DTypeLike, NDArray
+
+
+class _Key(ISeedSequence):
+    """A key for Philox. Given as ``key``, NumPy would draw a seed from the system before."""
+
+    def __init__(self, key: NDArray[np.uint64]) -> None:
+        self._key = key
+
+    def generate_state(self, n_words: int, dtype: DTypeLike = np.uint64) -> NDArray[np.uint64]:
+        """The two words of the key."""
+        return self._key
 
 
 def stream(seed: int, name: str, *counters: int) -> np.random.Generator:
@@ -24,11 +38,15 @@ def stream(seed: int, name: str, *counters: int) -> np.random.Generator:
     """
     if len(counters) > 3 or min(counters, default=0) < 0:
         raise ValueError(f"stream {name!r}: expected at most 3 counters >= 0, got {counters}")
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    key = np.array([seed, int.from_bytes(digest, "little")], np.uint64)
     # Philox advances word 0 of its counter while it draws numbers.
     counter = np.array([0, *counters, *[0] * (3 - len(counters))], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    return np.random.Generator(np.random.Philox(cast(SeedSequence, _key(seed, name)), counter))
+
+
+@lru_cache(maxsize=64)
+def _key(seed: int, name: str) -> _Key:
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return _Key(np.array([seed, int.from_bytes(digest, "little")], np.uint64))
 
 
 def check_order(name: str, order: NDArray[np.int64]) -> None:

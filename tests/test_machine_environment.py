@@ -179,3 +179,11 @@ def test_without_control_groups_or_affinity_all_cores_count(tmp_path, monkeypatc
     monkeypatch.setattr(environment, "OWN_GROUPS", tmp_path / "none")
     monkeypatch.delattr(environment.os, "sched_getaffinity")
     assert environment.cores() == environment.os.cpu_count()
+
+
+def test_the_report_says_how_views_are_made():
+    found = environment.report(names=())
+    without = environment.render({**found, "fast": {"numba": "", "llvmlite": ""}})
+    assert "by Pillow alone, three times slower" in without and "triptych[fast]" in without
+    here = environment.render({**found, "fast": {"numba": "1.0", "llvmlite": "2.0"}})
+    assert "by compiled loops: numba 1.0, llvmlite 2.0" in here

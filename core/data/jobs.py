@@ -12,7 +12,7 @@ from PIL import Image
 
 from triptych.core.config.spec import FinetuneSpec, RunSpec
 from triptych.core.contracts import evenly
-from triptych.core.data import augment, pixels
+from triptych.core.data import augment, pixels, views
 from triptych.core.data.decode import NOTES, DamagedImage
 from triptych.core.data.source import Source
 from triptych.core.errors import UserError, printable
@@ -143,7 +143,8 @@ class Training:
         recipe, size = self.spec.augment, self.spec.model.size
         for number, ops in enumerate((recipe.view1, recipe.view2)[: len(out)]):
             generator = stream(self.spec.seed, "augment", epoch, draws, number)
-            pixels.write_planes(augment.view(image, ops, generator, size), out[number])
+            changes = augment.draw(ops, generator, (image.height, image.width), size)
+            views.write(image, changes, out[number])
 
     def _readable(
         self, order: NDArray[np.int64], position: int
@@ -241,9 +242,8 @@ class Views:
                 for view in range(self.views):
                     generator = stream(self.spec.seed, self.name, index, view)
                     ops = (recipe.view1, recipe.view2)[view % 2]
-                    pixels.write_planes(
-                        augment.view(image, ops, generator, self.spec.model.size), out[view]
-                    )
+                    here, size = (image.height, image.width), self.spec.model.size
+                    views.write(image, augment.draw(ops, generator, here, size), out[view])
         except DamagedImage:
             if self.spec.data.on_error == "stop":
                 raise

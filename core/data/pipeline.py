@@ -3,6 +3,7 @@
 import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
+from math import prod
 from types import TracebackType
 from typing import cast
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from triptych.core.config.spec import FinetuneSpec, RunSpec, SupervisedSpec
 from triptych.core.contracts import ALONE, Batch, Partners, Replicas
+from triptych.core.data.compiled import building
 from triptych.core.data.erasing import erased_bytes, needs_noise, normalized
 from triptych.core.data.jobs import Evaluation, Filled, Planes, Training, Views
 from triptych.core.data.pixels import normalize
@@ -96,10 +98,11 @@ class Pipeline:
         data = self._job.spec.data
         asked = time.perf_counter()
         steps = range(start, stop)
-        for batch in load(self._job, steps, data.workers, data.prefetch, self._finish):
-            self.waited += time.perf_counter() - asked
-            yield batch
-            asked = time.perf_counter()
+        with building(prod(self._job.shape) * len(steps)):
+            for batch in load(self._job, steps, data.workers, data.prefetch, self._finish):
+                self.waited += time.perf_counter() - asked
+                yield batch
+                asked = time.perf_counter()
 
     def _finish(self, planes: Planes, filled: Filled) -> Batch:
         spec, source = self._job.spec, self._job.source

@@ -59,6 +59,10 @@ PILLOW = "12.3.0"
 """The pinned version, whose resize defines the pixels; a test compares it with setup.cfg."""
 
 
+FAST = ("numba", "llvmlite")
+"""The packages of the extra that compiles the augmentation."""
+
+
 def why_not(name: str) -> str:
     """Why this interpreter cannot have a backend; empty if it can."""
     if name == "oneflow" and sys.version_info[:2] != (3, 10):
@@ -111,6 +115,7 @@ def report(names: Sequence[str] = NAMES, timeout: float = PROBE_SECONDS) -> dict
         "numpy": _version("numpy"),
         "pillow": _version("pillow"),
         "pillow_pinned": PILLOW,
+        "fast": {name: _version(name) for name in FAST},
         "backends": dict(zip(names, probes, strict=True)),
     }
 
@@ -174,10 +179,18 @@ def render(facts: dict[str, Any]) -> str:
         f"machine   {facts['cores']} cores, {facts['memory_gib']} GiB of memory",
         f"numpy     {facts['numpy'] or 'missing'}",
         f"pillow    {pillow}",
+        f"views     {_views(facts['fast'])}",
     ]
     for name, backend in facts["backends"].items():
         lines += _render_backend(name, backend)
     return "\n".join(lines)
+
+
+def _views(packages: dict[str, str]) -> str:
+    """How augmentation is computed here."""
+    if all(packages.values()):
+        return "by compiled loops: " + ", ".join(f"{n} {v}" for n, v in packages.items())
+    return "by Pillow alone, three times slower; to add the loops: pip install 'triptych[fast]'"
 
 
 def _render_backend(name: str, backend: dict[str, Any]) -> list[str]:
