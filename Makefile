@@ -5,7 +5,7 @@
 #   VENV=.venv                where the environment is
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-all results test parallel soak fuzz bench lint test-paddle26 test-onnx
+.PHONY: help demo demo-all results test parallel soak fuzz bench gpu-check lint test-paddle26 test-onnx
 
 VENV ?= .venv
 BACKENDS ?= torch oneflow paddle
@@ -54,6 +54,9 @@ fuzz: $(stamp)  ## 100,000 damaged files of weights, 2,000 changed ones: no cras
 
 bench: $(stamp)  ## speed beside plain loops and other programs, in docs/speed.md; may be ended and run again
 	$(python) tools/bench.py speed
+
+gpu-check: $(stamp)  ## eight minutes on a GPU: numbers, determinism, waits, copies, speed, in runs/gpu
+	$(python) tools/bench.py gpu --out runs/gpu
 
 lint: $(stamp)  ## style and types
 	$(VENV)/bin/ruff check .

@@ -13,6 +13,7 @@ BENCHMARKS = {
     "parallel": "a training step in several processes beside one process",
     "scaling": "memory, traffic and time of MoCo v3 on many cards, counted and not measured",
     "speed": "all of these that measure time, as the page docs/speed.md",
+    "gpu": "a GPU: numbers, determinism, waits, copies and speed, each with a bar",
     "loader": "two views of JPEG files beside torchvision's DataLoader",
 }
 
