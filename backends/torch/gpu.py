@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 PRODUCTS = {
@@ -36,7 +36,7 @@ def ceilings(device: str, size: int) -> dict[str, float]:
     for name, (kind, tf32) in PRODUCTS.items():
         torch.backends.cuda.matmul.allow_tf32 = tf32
         a = torch.ones(size, size, dtype=kind, device=device)
-        found[name] = 2 * size**3 / _seconds(device, lambda a=a: a @ a) / 1e12
+        found[name] = 2 * size**3 / _seconds(device, partial(torch.matmul, a, a)) / 1e12
     torch.backends.cuda.matmul.allow_tf32 = before
     return found
 
@@ -76,8 +76,8 @@ def activity(device: str, step: Callable[[], object]) -> dict[str, int]:
     with profile(activities=kinds) as found:
         step()
         _wait(device)
-    wanted = DeviceType.CPU if device == "cpu" else DeviceType.CUDA
-    names = [event.name for event in found.events() if event.device_type == wanted]
+    wanted = "CPU" if device == "cpu" else "CUDA"
+    names = [event.name for event in found.events() if event.device_type.name == wanted]
     copies = [name for name in names if name.startswith("Memcpy HtoD")]
     return {
         "kernels": sum(not name.startswith(("Mem", "cuda")) for name in names),
