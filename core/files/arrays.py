@@ -20,6 +20,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 
 from triptych.core.contracts import Array, State
 from triptych.core.errors import UserError
+from triptych.core.files.tree import AGAIN
 
 MALFORMED = (
     zipfile.BadZipFile,
@@ -207,4 +208,4 @@ def _parsing(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except MALFORMED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: damaged: {reason}") from error
+        raise UserError(f"{path}: damaged: {reason}; {AGAIN}") from error

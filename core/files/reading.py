@@ -29,7 +29,15 @@ from triptych.core.errors import UserError, printable
 from triptych.core.files import oneflow, paddle, torch
 from triptych.core.files.arrays import NUMBERS, TYPES, npy_header, safetensors_types
 from triptych.core.files.constructors import size_of
-from triptych.core.files.tree import Content, Damaged, Malformed, Node, Stored, bits_type
+from triptych.core.files.tree import (
+    AGAIN,
+    Content,
+    Damaged,
+    Malformed,
+    Node,
+    Stored,
+    bits_type,
+)
 from triptych.core.files.zips import Archive, mapped
 
 SUFFIXES = (
@@ -142,7 +150,7 @@ def _folder(path: Path) -> tuple[str, Node]:
     files = [p for p in sorted(path.iterdir()) if p.suffix in SUFFIXES and p.is_file()]
     if all(p.suffix == ".json" for p in files) or len(files) > MAX_FILES:
         names = ", ".join(printable(name) for name in sorted(os.listdir(path))[:6]) or "nothing"
-        raise Malformed(f"a folder without files of weights; it holds {names}")
+        raise Malformed(f"a folder without files of weights; it holds {names}; give such a file")
     return "folder", {p.name: _json(p) if p.suffix == ".json" else read(p).tree for p in files}
 
 
@@ -169,4 +177,5 @@ def _errors_of(path: Path) -> Iterator[None]:
         ) from error
     except (ValueError, LookupError, TypeError, SyntaxError, tokenize.TokenError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{printable(str(path))}: damaged: {reason}") from error
+        text = f"damaged: {reason}; {AGAIN}"
+        raise UserError(f"{printable(str(path))}: {text}") from error

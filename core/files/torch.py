@@ -219,7 +219,8 @@ def read_zip(data: memoryview) -> Node:
     roots = [name[: -len("data.pkl")] for name in archive.members if name.endswith("/data.pkl")]
     if len(roots) != 1:
         what = "a TorchScript program" if len(roots) > 1 else "no data.pkl"
-        raise Malformed(f"a zip archive with {what}: neither npz nor a checkpoint of PyTorch")
+        wanted = "give what torch.save or numpy.savez wrote"
+        raise Malformed(f"a zip archive with {what}: no weights; {wanted}")
     root = roots[0]
     if f"{root}constants.pkl" in archive.members:
         raise Malformed("a TorchScript program: save the state_dict of the model instead")

@@ -25,6 +25,9 @@ MAX_DEPTH = 64
 MAX_NODES = 4_000_000
 """Entries of a tree, counted once for each place where they stand."""
 
+AGAIN = "fetch it again, or save its tensors anew"
+"""Remedy of a file that is damaged."""
+
 
 class Malformed(ValueError):
     """What a file states is false or forbidden. The message ends in the remedy, if there is one."""
@@ -35,7 +38,7 @@ class Damaged(Malformed):
 
     def __init__(self, reason: str) -> None:
         """The remedy is added to the reason."""
-        super().__init__(f"{reason}; fetch it again, or save its tensors anew")
+        super().__init__(f"{reason}; {AGAIN}")
 
 
 def unchecked() -> None:

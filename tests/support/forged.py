@@ -130,10 +130,15 @@ def honest(folder: Path) -> dict[str, Path]:
     return {container: folder / container.replace(" ", ".") for container in files}
 
 
+REMEDIES = ("again", "anew", "give ", "expected ", "copy the files", "save ", "no such file")
+"""Words of which the message of each error has one. That a file is missing is a remedy itself."""
+
+
 def complaint(path: Path) -> str:
-    """The message that refuses a file: one line that names the file."""
+    """The message that refuses a file: one line that names the file and a remedy."""
     with pytest.raises(UserError) as error:
         read(path)
     message = str(error.value)
     assert message.startswith(f"{path}: ") and "\n" not in message and message.isprintable()
+    assert any(word in message for word in REMEDIES), message
     return message
