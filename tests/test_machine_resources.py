@@ -1,7 +1,10 @@
 """What a run may use of the machine."""
 
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from triptych.core.machine import resources
@@ -21,3 +24,11 @@ def test_free_memory_of_a_container(tmp_path: Path, monkeypatch, limit, free):
     monkeypatch.setattr(resources, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(resources, "CONTROL_GROUP", tmp_path)
     assert resources.free_memory() == free
+
+
+def test_the_peak_of_a_process_is_not_that_of_its_parent():
+    large = np.ones(40 << 20, np.uint8)
+    code = "from triptych.core.machine import resources; print(resources.peak_memory_mib())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    own = resources.peak_memory_mib()
+    assert 5 < float(done.stdout) < own - 20 and own > large.nbytes / 2**20

@@ -11,7 +11,6 @@ import argparse
 import importlib
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -38,6 +37,7 @@ from triptych.core.formats import destination
 from triptych.core.formats.conversion import Request, plan
 from triptych.core.formats.opening import SPEC
 from triptych.core.launch import REFERENCE
+from triptych.core.machine.resources import peak_memory_mib
 from triptych.core.random import stream
 
 TARGETS = {"canonical": "canonical", "safetensors": "canonical", "torch": "torch"}
@@ -172,7 +172,7 @@ def _convert(source: Path, name: str) -> dict[str, float]:
     start = time.perf_counter()
     made = plan(source, Request(target=TARGETS[name]))
     destination.write(target, made, lambda done: None)
-    seconds, peak = time.perf_counter() - start, _peak()
+    seconds, peak = time.perf_counter() - start, peak_memory_mib()
     files = [p for p in target.rglob("*") if p.is_file()] if target.is_dir() else [target]
     shard = max(file.stat().st_size for file in files)
     saving.remove(target)
@@ -188,14 +188,14 @@ def _cp(source: Path) -> dict[str, float]:
     subprocess.run(["cp", source, target], check=True)
     seconds = time.perf_counter() - start
     target.unlink()
-    return {"seconds": seconds, "peak_mib": _peak()}
+    return {"seconds": seconds, "peak_mib": peak_memory_mib()}
 
 
 def _read(source: Path, copy: Callable[[Stored], Array]) -> dict[str, float]:
     start = time.perf_counter()
     for _ in copies(tensors(reading.read(source).tree), copy):
         pass
-    return {"seconds": time.perf_counter() - start, "peak_mib": _peak()}
+    return {"seconds": time.perf_counter() - start, "peak_mib": peak_memory_mib()}
 
 
 def _torch(source: Path, *, checked: bool) -> dict[str, float]:
@@ -203,7 +203,7 @@ def _torch(source: Path, *, checked: bool) -> dict[str, float]:
     module = importlib.import_module(f"{package.__name__}.plain.reading")
     start = time.perf_counter()
     module.copy_all(os.fspath(source), checked=checked)
-    return {"seconds": time.perf_counter() - start, "peak_mib": _peak()}
+    return {"seconds": time.perf_counter() - start, "peak_mib": peak_memory_mib()}
 
 
 TASKS: dict[str, Callable[[Path], dict[str, float]]] = {
@@ -215,11 +215,6 @@ TASKS: dict[str, Callable[[Path], dict[str, float]]] = {
     "torch, checked": partial(_torch, checked=True),
 }
 """What is measured, by name."""
-
-
-def _peak() -> float:
-    """Peak memory of this process, MiB. The mapped file counts where it is in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _child(name: str, source: Path) -> dict[str, float]:

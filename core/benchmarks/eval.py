@@ -9,7 +9,6 @@ memory of each is measured in a separate process.
 import argparse
 import importlib
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from triptych.core.evaluation.neighbours import (
     neighbours,
     unit_rows,
 )
+from triptych.core.machine.resources import peak_memory_mib
 
 PROBE = "moca/v1_0_vit_base_linear"
 """Recipe of a linear probe with 45 rates."""
@@ -122,7 +122,7 @@ def _child(stage: str, task: str, arguments: argparse.Namespace) -> float:
 def _peak(arguments: argparse.Namespace) -> float:
     with threadpool_limits(arguments.threads):
         STAGES[arguments.what](arguments)[arguments.only]()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory_mib()
 
 
 # ---------------------------------------------------------------------------------- neighbours

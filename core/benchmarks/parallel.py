@@ -7,7 +7,6 @@ counted at its groups (``core.benchmarks.traffic``).
 
 import argparse
 import json
-import resource
 import socket
 import statistics
 import subprocess
@@ -27,6 +26,7 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Hyper, evenly
 from triptych.core.errors import UserError
 from triptych.core.launch import join, load, open_engine
+from triptych.core.machine.resources import peak_memory_mib
 from triptych.core.methods import METHODS
 from triptych.core.parallel.degrees import Degrees
 
@@ -135,7 +135,7 @@ def _one_of_several(arguments: argparse.Namespace) -> int:
     spec, name = _spec(arguments), arguments.backend
     load(spec, name)
     with closing(join(spec, name)) as ranks:
-        before = _peak()
+        before = peak_memory_mib()
         state = parameters.initial_state(spec)
         with closing(open_engine(spec, name, state, ranks=ranks)) as engine:
             del state
@@ -157,15 +157,10 @@ def _one_of_several(arguments: argparse.Namespace) -> int:
                 "images_per_second": size / median,
                 "sent": dict(sent),
                 "least": traffic.least(spec),
-                "peak_mib": _peak() - before,
+                "peak_mib": peak_memory_mib() - before,
             }
             arguments.launched.write_text(json.dumps(figures))
     return 0
-
-
-def _peak() -> float:
-    """Peak memory of this process in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

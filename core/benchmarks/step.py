@@ -10,7 +10,6 @@ import argparse
 import importlib
 import importlib.util
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from triptych.core.config.spec import RESNET_PRESETS, EncoderSpec, ResnetSpec, R
 from triptych.core.contracts import Batch, Hyper
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
-from triptych.core.machine.resources import cpu_threads
+from triptych.core.machine.resources import cpu_threads, peak_memory_mib
 from triptych.core.methods import METHODS
 
 DEFAULTS = (
@@ -161,7 +160,7 @@ def _measure(spec: RunSpec, name: str, part: str, rounds: int) -> dict[str, Any]
         result[f"{other}_over_engine"] = statistics.median(a / b for a, b in pairs)
     if part == "both":
         result["loop_over_bare"] = loop.over_bare(spec, engine, batches, rounds=LOGGED)
-    result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result["peak_mib"] = peak_memory_mib()
     return result
 
 

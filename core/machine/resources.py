@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import resource
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from triptych.core.machine.environment import cores, memory_bytes
 from triptych.core.machine.launchers import launched
 
 CPUINFO = Path("/proc/cpuinfo")
+STATUS = Path("/proc/self/status")
 MEMINFO = Path("/proc/meminfo")
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 """The control group of this container, if there is one (cgroup v2)."""
@@ -34,6 +36,18 @@ def keep_memory() -> None:
         if not libc.mallopt(M_MMAP_THRESHOLD, 1 << 30):
             libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
         libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def peak_memory_mib() -> float:
+    """The most memory that this process has had so far, MiB. A mapped file counts where it is read.
+
+    ``getrusage`` counts the memory of the process that started this one, too. It serves where
+    there is no /proc.
+    """
+    if STATUS.is_file():
+        words = STATUS.read_text().split()
+        return int(words[words.index("VmHWM:") + 1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def cpu_threads(spec: RunSpec) -> int:
