@@ -162,8 +162,9 @@ class Engine(ABC):
         if projection:
             self.require_projector()
         with self._device_failures(), self.ops.no_grad():
+            whole = tokens != "cls" or bool(layers)
             computed = self.model.features(
-                branch, self.tensor(images), layers, projection=projection
+                branch, self.tensor(images), layers, projection=projection, whole=whole
             )
             outputs = {name: self._arrived(x) for name, x in computed.items()}
             # The projection has no tokens to pick from.

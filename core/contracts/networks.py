@@ -72,7 +72,14 @@ class Networks(Protocol):
     """The networks of a run, as the engine uses them with every method."""
 
     def features(
-        self, branch: str, images: Tensor, layers: Sequence[int], /, *, projection: bool
+        self,
+        branch: str,
+        images: Tensor,
+        layers: Sequence[int],
+        /,
+        *,
+        projection: bool,
+        whole: bool,
     ) -> dict[str, Tensor]:
         """Tokens of an encoder in evaluation mode (running statistics). Gradients are not needed.
 
@@ -81,9 +88,11 @@ class Networks(Protocol):
             images: (N, C, H, W).
             layers: as in ``core.engine.Engine.embed``.
             projection: whether to return the projector's output too.
+            whole: whether all final tokens are asked for, or the class token alone. ``layers`` need
+                all.
 
         Returns:
-            "final": (N, 1+L, D), class token first.
+            "final": (N, 1+L, D), class token first; or (N, 1, D).
             "layer<i>": (N, 1+L, D), class token first.
             "projection": (N, output width).
         """

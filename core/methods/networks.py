@@ -213,12 +213,15 @@ class Branches:
         return self.compute(getattr(self, branch).projected, features)
 
     def features(
-        self, branch: str, images: Tensor, layers: Sequence[int], *, projection: bool
+        self, branch: str, images: Tensor, layers: Sequence[int], *, projection: bool, whole: bool
     ) -> dict[str, Tensor]:
         """See ``core.contracts.Networks``."""
         module = getattr(self, branch)
         module.eval()
-        features: dict[str, Tensor] = dict(module.encoder.tokens(images, layers))
+        if whole:
+            features: dict[str, Tensor] = dict(module.encoder.tokens(images, layers))
+        else:
+            features = {"final": module.encoder(images).unsqueeze(1)}
         if projection:
             features["projection"] = module.projector(features["final"][:, 0])
         module.train()

@@ -99,7 +99,7 @@ class Pair:
                 self.values[name] = momentum * self.values[name] + (1.0 - momentum) * source
 
     def features(
-        self, branch: str, images: Tensor, layers: Sequence[int], *, projection: bool
+        self, branch: str, images: Tensor, layers: Sequence[int], *, projection: bool, whole: bool
     ) -> dict[str, Tensor]:
         """See ``core.contracts.Networks``."""
         tokens = encode(self.values, f"{branch}.encoder", images, self.spec.model, EVALUATION)
