@@ -8,21 +8,16 @@ import sys
 import numpy as np
 import pytest
 from support.divided import METHODS, SPECS, differences, spec_of
+from support.grids import DATA, FOUR, RESNETS, alone, divided
 from support.launched import start, together, trained
 from support.native import tiny_spec
 from support.paddle_engines import framework
 
 from triptych import backends
-from triptych.core.config.spec import ParallelSpec, RunSpec
 from triptych.core.errors import UserError
 
 COUNT = 3
 """Steps of a case: the second one sees what the first has changed, the third the moments."""
-
-
-def divided(spec: RunSpec, **degrees) -> RunSpec:
-    """The spec for several processes, checked anew."""
-    return RunSpec.model_validate({**spec.model_dump(mode="json"), "parallel": degrees})
 
 
 LARS = {"name": "lars", "weight_decay": 0.01, "clip_norm": 0.5}
@@ -30,6 +25,7 @@ CASES = {
     "linear": divided(SPECS["linear"], data=2),
     "finetune": divided(SPECS["finetune"], data=2),
     "moco_v1 of virtual ranks": divided(SPECS["moco_v1 of virtual ranks"], data=2),
+    "moco_v2": divided(DATA["moco_v2"], data=2),
     "moco_v3 of a ResNet": divided(tiny_spec(case="moco_v3_resnet18"), data=2),
     "moco_v3": divided(SPECS["moco_v3"], data=2, recompute=True),
     "moca": divided(SPECS["moca"], data=2, shard_optimizer=True),
@@ -58,29 +54,24 @@ def records(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_compute_what_one_does(package, records, name):
     first, second = records[name]
-    alone = CASES[name].model_copy(update={"parallel": ParallelSpec()})
-    assert differences(first, trained(package, alone, COUNT)) == []
+    assert differences(first, trained(package, alone(CASES[name]), COUNT)) == []
     # The running statistics of the run are those of the first copy.
     same = {name: array for name, array in second.items() if "running" not in name}
     assert all(np.array_equal(array, first[name]) for name, array in same.items())
 
 
-DEEP = tiny_spec(model={"depth": 4})
-LARGE = {
-    "data": divided(SPECS["moco_v1 of virtual ranks"], data=4),
-    "data and tensor": divided(SPECS["moco_v3"], data=2, tensor=2, shard_optimizer=True),
-    "data and pipeline": divided(DEEP, data=2, pipeline=2, micro_batches=2, shard_optimizer=True),
-    "tensor and pipeline": divided(DEEP, tensor=2, pipeline=2, micro_batches=2),
-    "pipeline": divided(DEEP, pipeline=4, micro_batches=4),
-}
-
-
 @pytest.mark.parallel
-def test_four_processes_compute_what_one_does(package, tmp_path):
-    records = together("paddle", 4, LARGE, tmp_path, COUNT)
-    for name, spec in LARGE.items():
-        alone = spec.model_copy(update={"parallel": ParallelSpec()})
-        assert differences(records[name][0], trained(package, alone, COUNT)) == [], name
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("names", [FOUR, RESNETS], ids=["vit", "resnet"])
+def test_four_processes_compute_what_one_does(package, tmp_path, names):
+    """Five steps of every grid of processes."""
+    found = together("paddle", 4, names, tmp_path, 5, limit=3000)
+    wholes: dict[str, dict] = {}
+    problems = []
+    for name, spec in names.items():
+        whole = wholes.setdefault(name.partition(",")[0], trained(package, alone(spec), 5))
+        problems += [(name, each) for each in differences(found[name][0], whole)]
+    assert problems == []
 
 
 def test_a_port_in_use_is_named(monkeypatch):
