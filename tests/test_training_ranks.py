@@ -122,6 +122,30 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(tmp_path, rank):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_a_signal_that_comes_to_one_rank_when_both_leave_changes_nothing(tmp_path):
+    """A launcher sends SIGTERM to one process after the other, and repeats it."""
+    advance, last_line = trainer.Trainer._advance, run._last_line
+
+    def signalled(self, batch):
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return advance(self, batch)
+
+    def late(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return last_line(*arguments)
+
+    def change(ranks):
+        if ranks.rank == 0:
+            trainer.Trainer._advance = signalled
+        run._last_line = late
+
+    left = both(tmp_path, "checkpoint.every=0", "log.every=5", change=change)
+    assert "SIGTERM: saving after this step" in told(left, 128 + signal.SIGTERM)
+    assert "after step 3 of 6" in left[0].out
+    assert saved(tmp_path / "run") == ["step-00000003"]
+
+
 def test_a_signal_while_one_rank_evaluates_stops_both(tmp_path):
     def evaluate(engine, split, terminal, step, check):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -39,6 +39,15 @@ def leave_at_once() -> Iterator[None]:
         _install(before)
 
 
+def after_a_stop(handler: Any) -> Any:
+    """The handler of SIGTERM for a process that is about to leave, in the place of ``handler``.
+
+    Inside of ``leave_at_once`` SIGTERM is ignored then. Launchers send it several times, and to one
+    process after the other. It must not end a process that still has to tell the others goodbye.
+    """
+    return signal.SIG_IGN if handler is _leave else handler
+
+
 @contextmanager
 def leave_tidily() -> Iterator[None]:
     """SIGTERM inside raises SystemExit with status 128 + 15, and Ctrl-C raises KeyboardInterrupt.

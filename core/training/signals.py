@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
+from triptych.core.machine.interrupts import after_a_stop
 from triptych.core.machine.signals import heeded
 
 IMPATIENT = (signal.SIGINT, signal.SIGQUIT)
@@ -85,5 +86,7 @@ def stop_request() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
+        if request.number is not None and signal.SIGTERM in previous:
+            previous[signal.SIGTERM] = after_a_stop(previous[signal.SIGTERM])
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -119,6 +119,8 @@ class Trainer:
         try:
             with stop_request() as stop:
                 signal = self._fit(stop)
+                # The signal may have come to another process only, and will come to this one.
+                stop.number = stop.number or signal
             with together(self.ranks):
                 if self.terminal.lost:
                     raise self.terminal.lost
