@@ -253,6 +253,7 @@ def test_what_changes_no_number_may_change(tmp_path: Path, changes: dict[str, ob
         ({"optim__clip_norm": 1.0}, "optim.clip_norm not set -> 1.0"),
         ({"train__steps": 500}, "train.steps 400 -> 500"),
         ({"data__name": "cifar10", "data__root": "x"}, "data.name digits -> cifar10"),
+        ({"augment__engine": "opencv"}, "augment.engine pillow -> opencv"),
         ({"augment__mean": (0.5,)}, r"augment.mean \[0.485, 0.456, 0.406\] -> \[0.5\]"),
     ],
 )

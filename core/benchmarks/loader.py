@@ -1,4 +1,4 @@
-"""Speed of the data pipeline beside torchvision's DataLoader.
+"""Speed of the data pipeline beside PyTorch's DataLoader with torchvision or Albumentations.
 
 Both loaders make two augmented views of JPEG files by the same transforms. They take turns in one
 run with the same files, batch size and number of workers, so that other work of the machine slows
@@ -21,7 +21,7 @@ from PIL import Image
 from triptych import backends
 from triptych.core import config
 from triptych.core.config.spec import RunSpec
-from triptych.core.data import Pipeline, open_train
+from triptych.core.data import Pipeline, compiled, open_train
 from triptych.core.errors import UserError
 from triptych.core.machine.environment import cores
 from triptych.core.random import stream
@@ -31,6 +31,10 @@ SIDES = (224, 500)
 """Shortest and longest side of a photograph, pixels."""
 QUALITY = 90
 
+PEERS = {"pillow": "torchvision", "opencv": "albumentations"}
+"""Engine -> the loader beside it."""
+_PACKAGES = {"torchvision": (), "albumentations": ("albumentations", "simplejpeg")}
+
 Loader = Callable[[RunSpec, int], Generator[Any, None, None]]
 """(spec, number of batches) -> batches."""
 
@@ -38,6 +42,12 @@ Loader = Callable[[RunSpec, int], Generator[Any, None, None]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``bench loader``."""
     parser.add_argument("-c", "--config", default="moco_v3/vit_small", metavar="FILE")
+    parser.add_argument(
+        "--engine",
+        choices=tuple(PEERS),
+        default="pillow",
+        help="pillow beside torchvision, or opencv beside Albumentations with simplejpeg",
+    )
     parser.add_argument("--workers", type=int, default=cores(), metavar="N", help="default: cores")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="images per batch")
     parser.add_argument("--images", type=int, default=512, metavar="N", help="timed per round")
@@ -53,13 +63,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.batch > FILES:
         raise UserError(f"--batch {arguments.batch}: expected at most {FILES}")
     result = measure(
-        arguments.config, arguments.workers, arguments.batch, arguments.images, arguments.rounds
+        arguments.config,
+        arguments.workers,
+        arguments.batch,
+        arguments.images,
+        arguments.rounds,
+        arguments.engine,
     )
     print(json.dumps(result, indent=2) if arguments.json else _table(result))
     return 0
 
 
-def measure(recipe: str, workers: int, batch: int, images: int, rounds: int) -> dict[str, Any]:
+def measure(
+    recipe: str, workers: int, batch: int, images: int, rounds: int, engine: str = "pillow"
+) -> dict[str, Any]:
     """Images per second of both loaders, and their ratio.
 
     Args:
@@ -68,22 +85,26 @@ def measure(recipe: str, workers: int, batch: int, images: int, rounds: int) -> 
         batch: images per batch.
         images: least number of timed images in each round; images loaded ahead are not timed.
         rounds: number of rounds; each loader is timed once in a round.
+        engine: see ``augment.engine``.
 
     Raises:
-        UserError: PyTorch or torchvision is missing.
+        UserError: a package of the peer is missing.
     """
-    loaders = {"triptych": _ours, "torchvision": _theirs()}
+    peer = PEERS[engine]
+    loaders = {"triptych": _ours, peer: _theirs(peer)}
+    _compile()
     with tempfile.TemporaryDirectory(prefix="triptych-bench-") as folder:
         size = _write_photographs(os.path.join(folder, "photographs"))
         overrides = [f"data.root={folder}", f"data.workers={workers}", f"train.batch_size={batch}"]
-        spec = config.load(recipe, ["data.name=image_folder", "data.eval_root=null", *overrides])
+        overrides += ["data.name=image_folder", "data.eval_root=null", f"augment.engine={engine}"]
+        spec = config.load(recipe, overrides)
         speeds: dict[str, list[float]] = {name: [] for name in loaders}
         for turn in range(rounds):
             # The order is reversed in every second round.
             for name in sorted(loaders, reverse=bool(turn % 2)):
                 speeds[name].append(_speed(loaders[name], spec, -(-images // batch)))
     busy = max(1, min(workers, cores()))
-    pairs = zip(speeds["triptych"], speeds["torchvision"], strict=True)
+    pairs = zip(speeds["triptych"], speeds[peer], strict=True)
     ratios = [ours / theirs for ours, theirs in pairs]
     return {
         "workers": workers,
@@ -125,14 +146,23 @@ def _ours(spec: RunSpec, batches: int) -> Generator[Any, None, None]:
         yield from pipeline.batches(0, batches)
 
 
-def _theirs() -> Loader:
+def _theirs(peer: str) -> Loader:
     package = backends.load("torch")
     try:
         module = importlib.import_module(f"{package.__name__}.plain.loader")
+        for name in _PACKAGES[peer]:
+            importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"bench loader: {error}; run: pip install 'triptych[torch]'") from error
-    loader: Loader = module.batches
+        missing = " ".join(_PACKAGES[peer]) or "'triptych[torch]'"
+        raise UserError(f"bench loader: {error}; run: pip install {missing}") from error
+    loader: Loader = module.albumentations_batches if _PACKAGES[peer] else module.batches
     return loader
+
+
+def _compile() -> None:
+    """Compiles the loops before the clock runs, as a long run does in its first minute."""
+    if compiled.available():
+        compiled.builder().wait()
 
 
 def _speed(loader: Loader, spec: RunSpec, batches: int) -> float:
@@ -157,5 +187,6 @@ def _table(result: dict[str, Any]) -> str:
     ]
     lines += [f"{n:12} {v:12.1f}" for n, v in result["images_per_second_per_core"].items()]
     spread = f"{min(result['ratios']):.2f} to {max(result['ratios']):.2f}"
-    lines.append(f"triptych / torchvision: {result['ratio']:.2f} (rounds: {spread})")
+    peer = list(result["images_per_second_per_core"])[1]
+    lines.append(f"triptych / {peer}: {result['ratio']:.2f} (rounds: {spread})")
     return "\n".join(lines)

@@ -14,6 +14,7 @@ BENCHMARKS = {
     "scaling": "memory, traffic and time of MoCo v3 on many cards, counted and not measured",
     "speed": "all of these that measure time, as the page docs/speed.md",
     "gpu": "a GPU: numbers, determinism, waits, copies and speed, each with a bar",
+    "pixels": "augmentation by OpenCV beside Pillow: how far each operation is off",
     "loader": "two views of JPEG files beside torchvision's DataLoader",
 }
 

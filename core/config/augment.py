@@ -171,6 +171,11 @@ class AugmentSpec(Section):
     mean: tuple[Float, ...] = (0.485, 0.456, 0.406)
     """Mean of each channel, for values from 0 to 1; one number holds for all channels."""
     std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
+    engine: Literal["pillow", "opencv"] = "pillow"
+    """What computes the views from their draws. pillow: the bytes of torchvision's operations on
+    Pillow images, by compiled loops where the extra ``fast`` is installed. opencv: the same
+    operations by OpenCV (extra ``opencv``) in less time, with other pixels: a crop that gets
+    smaller is not smoothed. Evaluation always uses Pillow."""
     repeats: PositiveInt = 1
     """Number of copies of each image, with draws of their own, that follow each other in an epoch
     (repeated augmentation, arXiv 1901.09335). The epoch keeps its length, so it has that many times

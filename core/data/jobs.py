@@ -144,7 +144,7 @@ class Training:
         for number, ops in enumerate((recipe.view1, recipe.view2)[: len(out)]):
             generator = stream(self.spec.seed, "augment", epoch, draws, number)
             changes = augment.draw(ops, generator, (image.height, image.width), size)
-            views.write(image, changes, out[number])
+            views.write(image, changes, out[number], recipe.engine)
 
     def _readable(
         self, order: NDArray[np.int64], position: int
@@ -243,7 +243,8 @@ class Views:
                     generator = stream(self.spec.seed, self.name, index, view)
                     ops = (recipe.view1, recipe.view2)[view % 2]
                     here, size = (image.height, image.width), self.spec.model.size
-                    views.write(image, augment.draw(ops, generator, here, size), out[view])
+                    changes = augment.draw(ops, generator, here, size)
+                    views.write(image, changes, out[view], recipe.engine)
         except DamagedImage:
             if self.spec.data.on_error == "stop":
                 raise

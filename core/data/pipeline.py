@@ -17,6 +17,7 @@ from triptych.core.data.erasing import erased_bytes, needs_noise, normalized
 from triptych.core.data.jobs import Evaluation, Filled, Planes, Training, Views
 from triptych.core.data.pixels import normalize
 from triptych.core.data.source import Source
+from triptych.core.data.views import check_engine
 from triptych.core.data.workers import load
 from triptych.core.errors import UserError, printable
 from triptych.core.random import stream
@@ -46,8 +47,9 @@ class Pipeline:
 
         Raises:
             UserError: the source has fewer images than a batch, or its last batch has fewer than
-                copies, or it lacks labels.
+                copies, or it lacks labels; the package of ``augment.engine`` is missing.
         """
+        check_engine(spec.augment.engine)
         if spec.method.labelled:
             check_labels(spec, source)
         self._job = Training(spec, source, replicas.rank, replicas.count)
@@ -293,6 +295,7 @@ def augmented_views(
         UserError: a file is damaged (see ``data.on_error``), or a worker died.
     """
     augment = spec.augment
+    check_engine(augment.engine)
 
     def finish(planes: Planes, filled: Filled) -> NDArray[np.float32] | None:
         return normalize(planes, augment.mean, augment.std) if len(filled.index) else None

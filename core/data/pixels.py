@@ -145,16 +145,29 @@ def affine(
         scale: magnification.
         shear: degrees; the lower half moves right.
     """
-    sine, cosine = math.sin(math.radians(angle)), math.cos(math.radians(angle))
-    lean = math.tan(math.radians(shear))
-    # Pillow takes the inverse: the place in the image of each pixel of the result.
-    a, b = (cosine + sine * lean) / scale, (sine - cosine * lean) / scale
-    d, e = -sine / scale, cosine / scale
-    x, y = image.width / 2, image.height / 2
-    to_x, to_y = x + shift[0], y + shift[1]
-    matrix = (a, b, x - a * to_x - b * to_y, d, e, y - d * to_x - e * to_y)
+    matrix = inverse((image.height, image.width), angle, shift, scale, shear)
     kind, filter_ = Image.Transform.AFFINE, Image.Resampling.BILINEAR
     return by_band(image, lambda band: band.transform(image.size, kind, matrix, filter_))
+
+
+def inverse(
+    size: Size, angle: float, shift: tuple[float, float], scale: float, shear: float
+) -> tuple[float, float, float, float, float, float]:
+    """The inverse of ``affine``: the place in the image of each place in the result.
+
+    Args:
+        size: (height, width) of the image.
+
+    Returns:
+        a, b, c, d, e, f of (a x + b y + c, d x + e y + f), pixels from the upper left corner.
+    """
+    sine, cosine = math.sin(math.radians(angle)), math.cos(math.radians(angle))
+    lean = math.tan(math.radians(shear))
+    a, b = (cosine + sine * lean) / scale, (sine - cosine * lean) / scale
+    d, e = -sine / scale, cosine / scale
+    x, y = size[1] / 2, size[0] / 2
+    to_x, to_y = x + shift[0], y + shift[1]
+    return a, b, x - a * to_x - b * to_y, d, e, y - d * to_x - e * to_y
 
 
 def by_band(image: Image.Image, operation: Callable[[Image.Image], Image.Image]) -> Image.Image:

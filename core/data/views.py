@@ -1,5 +1,7 @@
 """Makes views of images: with Pillow, or with compiled loops that give the same bytes."""
 
+import importlib
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -14,17 +16,45 @@ from triptych.core.data import compiled, pixels
 from triptych.core.data.augment import Change
 from triptych.core.data.compiled import Kernels, address
 from triptych.core.data.stored import resize
+from triptych.core.errors import UserError
 
 Planes = NDArray[np.uint8]
 
 
-def write(image: Image.Image, changes: Sequence[Change], out: Planes) -> None:
+def check_engine(engine: str) -> None:
+    """Raises UserError if the package of an engine is missing."""
+    if engine == "opencv" and importlib.util.find_spec("cv2") is None:
+        raise UserError(
+            "augment.engine: opencv: OpenCV is not installed; run: pip install 'triptych[opencv]', "
+            "or set it to pillow"
+        )
+
+
+def engine_versions(engine: str) -> dict[str, str]:
+    """The version of the package that decides the pixels of an engine, beside Pillow.
+
+    Raises:
+        UserError: the package is missing.
+    """
+    check_engine(engine)
+    return {} if engine == "pillow" else {"opencv": importlib.import_module("cv2").__version__}
+
+
+def write(
+    image: Image.Image, changes: Sequence[Change], out: Planes, engine: str = "pillow"
+) -> None:
     """Makes a view.
 
     Args:
+        engine: see ``augment.engine``.
         changes: of the image, as ``augment.draw`` gives them.
         out: (C, H, W) of the view's size, gets the bands of the result. Grey fills all colours.
     """
+    if engine == "opencv":
+        from triptych.core.data import opencv
+
+        opencv.write(image, changes, out)
+        return
     kernels = compiled.kernels(out.size)
     if kernels is None:
         write_by_pillow(image, changes, out)

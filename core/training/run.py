@@ -18,6 +18,7 @@ from triptych.core.config import CONFIGS, dump, find
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import ALONE, Ranks
 from triptych.core.data import Pipeline, Source, Splits, few_levels, open_splits, split_digest
+from triptych.core.data.views import engine_versions
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError, printable
 from triptych.core.evaluation import PROTOCOLS, classifier
@@ -143,7 +144,7 @@ def _stamp(spec: RunSpec, backend: str, splits: Splits) -> dict[str, Any]:
     module = load(spec, backend)
     return {
         "backend": backend,
-        "versions": module.versions(),
+        "versions": {**module.versions(), **engine_versions(spec.augment.engine)},
         "compute": module.compute(spec),
         "threads": cpu_threads(spec),
         "data": split_digest(splits.train),

@@ -1,6 +1,7 @@
-"""A loader as a careful user writes it, for comparison in ``bench loader``.
+"""Loaders as a careful user writes them, for comparison in ``bench loader``.
 
-It uses torchvision's transforms and PyTorch's DataLoader, and nothing of ``core.data``.
+They use PyTorch's DataLoader with torchvision's transforms, or with Albumentations and simplejpeg,
+and nothing of ``core.data``.
 """
 
 import random
@@ -22,7 +23,21 @@ Transform = Callable[[Any], Any]
 
 def batches(run: spec.RunSpec, count: int) -> Generator[Any, None, None]:
     """``count`` batches of two views of the images below ``data.root``, in random order."""
-    dataset = ImageFolder(run.data.root, TwoViews(run))
+    yield from _batches(run, count, ImageFolder(run.data.root, TwoViews(run)))
+
+
+def albumentations_batches(run: spec.RunSpec, count: int) -> Generator[Any, None, None]:
+    """``batches`` with Albumentations; JPEG files are read by simplejpeg."""
+    import simplejpeg
+
+    def read(path: str) -> Any:
+        with open(path, "rb") as file:
+            return simplejpeg.decode_jpeg(file.read())
+
+    yield from _batches(run, count, ImageFolder(run.data.root, TwoArrays(run), loader=read))
+
+
+def _batches(run: spec.RunSpec, count: int, dataset: ImageFolder) -> Generator[Any, None, None]:
     # The sampler is as long as the run, so that there is no pause between epochs.
     sampler = RandomSampler(dataset, num_samples=count * run.train.batch_size)
     yield from DataLoader(
@@ -43,6 +58,25 @@ class TwoViews:
     def __call__(self, image: Image.Image) -> list[Tensor]:
         """Two tensors (C, H, W)."""
         return [view(image) for view in self.views]
+
+
+class TwoArrays:
+    """Both views of one image in an array, by Albumentations."""
+
+    def __init__(self, run: spec.RunSpec) -> None:
+        import albumentations
+        from albumentations.pytorch import ToTensorV2
+
+        augment = run.augment
+        last = [albumentations.Normalize(augment.mean, augment.std), ToTensorV2()]
+        self.views = [
+            albumentations.Compose([*(_by_albumentations(op, run.model.size) for op in ops), *last])
+            for ops in (augment.view1, augment.view2)
+        ]
+
+    def __call__(self, image: Any) -> list[Tensor]:
+        """Two tensors (C, H, W)."""
+        return [view(image=image)["image"] for view in self.views]
 
 
 class Blur:
@@ -77,4 +111,24 @@ def _transform(op: spec.Op, size: tuple[int, int]) -> Transform:
         return transforms.RandomSolarize(op.threshold, op.p)
     if isinstance(op, spec.HorizontalFlip):
         return transforms.RandomHorizontalFlip(op.p)
+    raise UserError(f"bench loader: augment.{op.op} is not part of this comparison")
+
+
+def _by_albumentations(op: spec.Op, size: tuple[int, int]) -> Any:
+    import albumentations as package
+
+    if isinstance(op, spec.RandomResizedCrop):
+        return package.RandomResizedCrop(size=size, scale=op.scale, ratio=op.ratio)
+    if isinstance(op, spec.ColorJitter):
+        strengths = op.brightness, op.contrast, op.saturation, op.hue
+        return package.ColorJitter(*strengths, p=op.p)
+    if isinstance(op, spec.Grayscale):
+        return package.ToGray(p=op.p)
+    if isinstance(op, spec.GaussianBlur):
+        return package.GaussianBlur(blur_limit=0, sigma_limit=op.sigma, p=op.p)
+    if isinstance(op, spec.Solarize):
+        threshold = op.threshold / 255
+        return package.Solarize(threshold_range=(threshold, threshold), p=op.p)
+    if isinstance(op, spec.HorizontalFlip):
+        return package.HorizontalFlip(p=op.p)
     raise UserError(f"bench loader: augment.{op.op} is not part of this comparison")
