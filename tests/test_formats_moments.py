@@ -26,6 +26,7 @@ from triptych.core.formats.detection import Source, recognise
 from triptych.core.formats.entries import entries
 from triptych.core.formats.moments import KINDS, STATISTICS, Moments, parameters, read
 from triptych.core.formats.rules import Rule, Table
+from triptych.core.formats.specs import spec_of
 from triptych.core.optim import groups
 from triptych.core.reference.optim import adamw, sgd
 
@@ -117,6 +118,15 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     )
 
 
+@pytest.mark.parametrize("decay", [{"a": 1}, None, "0.1", float("nan")])
+def test_a_decay_that_is_no_number_is_refused(decay: object) -> None:
+    optimizer = reading.read(FILES / V3).tree["optimizer"]
+    (group,) = optimizer["param_groups"]
+    found = recognise(tree_with({**optimizer, "param_groups": [{**group, "weight_decay": decay}]}))
+    with pytest.raises(UserError, match=r"has weight_decay .* expected a number; give -c SPEC"):
+        spec_of(found, ["model.heads=4"])
+
+
 def test_what_a_file_lacks_starts_anew_and_is_said() -> None:
     optimizer = reading.read(FILES / V3).tree["optimizer"]
     state = {key: dict(value) for key, value in optimizer["state"].items()}
@@ -185,6 +195,9 @@ def test_paddles_powers_tell_the_number_of_updates() -> None:
     }
     other = {**tree, "linear_0.w_0_beta2_pow_acc_0": Stored.of(np.float32([0.99**21]))}
     assert len(entries(other).steps) == 2
+    for power in (np.zeros(0, np.float32), np.ones(2, np.float32), np.ones(1, np.complex64)):
+        with pytest.raises(Malformed, match="beta1_pow_acc is no number"):
+            entries({**tree, "linear_0.w_0_beta1_pow_acc_0": Stored.of(power)})
 
 
 def test_oneflow_counts_once_for_all_and_hides_its_options() -> None:
@@ -198,6 +211,8 @@ def test_oneflow_counts_once_for_all_and_hides_its_options() -> None:
         entries({"state": {0: {"step": 2.5}}, "param_groups": []})
     with pytest.raises(Malformed, match="names no parameters"):
         entries({"state": {}, "param_groups": [{"lr": 1.0}]})
+    with pytest.raises(Malformed, match="_options that are no dictionary"):
+        entries({"state": {}, "param_groups": [{**group, "_options": [1]}]})
 
 
 RULES = Table(Rule("fc.weight", "student.projector.0.weight", TRANSPOSED),

@@ -1,5 +1,6 @@
 """What the state of a foreign optimizer gives to a run here: keys of the spec, and a state."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -7,10 +8,10 @@ import numpy as np
 
 from triptych.core.config.spec import LarsSpec, RunSpec
 from triptych.core.contracts import State
-from triptych.core.errors import UserError
+from triptych.core.errors import UserError, printable
 from triptych.core.files.tree import Malformed, Node
 from triptych.core.formats.architecture import Shapes
-from triptych.core.formats.moments import KINDS, STEP, Optimizer, in_form
+from triptych.core.formats.moments import KINDS, STEP, Optimizer, Options, in_form
 from triptych.core.parameters import table
 
 Say = Callable[[str], None]
@@ -48,6 +49,9 @@ def sections(optimizer: Optimizer, shapes: Shapes) -> dict[str, object]:
     Args:
         optimizer: of a file.
         shapes: of the model's tensors, by canonical name.
+
+    Raises:
+        UserError: a weight decay is no number.
     """
     found: dict[str, object] = {"optim.name": optimizer.name}
     if optimizer.options:
@@ -87,11 +91,7 @@ def _frozen(entries: Iterable[str], shapes: Shapes) -> dict[str, object]:
 
 def _rates(optimizer: Optimizer) -> dict[str, object]:
     """Learning rate, and weight decay with the tensors that have it."""
-    decays = {
-        name: float(group.values.get("weight_decay", 0.0))
-        for group in optimizer.options
-        for name in group.params
-    }
+    decays = {name: _decay(group) for group in optimizer.options for name in group.params}
     found: dict[str, object] = {"optim.weight_decay": max(decays.values(), default=0.0)}
     lr: Node = optimizer.options[0].values.get("lr")
     if isinstance(lr, int | float) and lr > 0:
@@ -99,6 +99,14 @@ def _rates(optimizer: Optimizer) -> dict[str, object]:
     if optimizer.name == "adamw" and 0.0 in decays.values() and any(decays.values()):
         found["optim.decay_on"] = "matrices" if decays.get(CLASS) else "weights"
     return found
+
+
+def _decay(group: Options) -> float:
+    decay: Node = group.values.get("weight_decay", 0.0)
+    if not isinstance(decay, int | float) or not math.isfinite(decay):
+        text = printable(repr(decay))[:40]
+        raise UserError(f"the optimizer has weight_decay {text}, expected a number; give -c SPEC")
+    return float(decay)
 
 
 def training_state(optimizer: Optimizer, spec: RunSpec, say: Say) -> State:

@@ -92,7 +92,10 @@ def _group(node: Node) -> Group:
     if not isinstance(keys, list | tuple) or not all(isinstance(key, int | str) for key in keys):
         raise Malformed("a parameter group of the optimizer names no parameters")
     options = {key: value for key, value in node.items() if key not in ("params", "_options")}
-    return Group({**options, **(node.get("_options") or {})}, tuple(keys))
+    more = node.get("_options") or {}
+    if not isinstance(more, dict):
+        raise Malformed("a parameter group of the optimizer has _options that are no dictionary")
+    return Group({**options, **more}, tuple(keys))
 
 
 def _count(node: Node) -> int:
@@ -114,7 +117,10 @@ def _steps(powers: Mapping[str, Mapping[Key, Stored]]) -> set[int]:
     steps = set()
     for kind, beta in BETAS.items():
         for tensor in powers.get(kind, {}).values():
-            power = float(tensor.array().reshape(-1)[0])
+            values = tensor.array().reshape(-1)
+            if values.size != 1 or values.dtype.kind != "f":
+                raise Malformed(f"the optimizer's {kind} is no number, but of shape {tensor.shape}")
+            power = float(values[0])
             if 0 < power <= beta:
                 steps.add(round(math.log(power) / math.log(beta)) - 1)
     return steps

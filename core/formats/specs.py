@@ -161,9 +161,7 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
     if "fc_norm.weight" in encoder:
         sections["method"]["pooling"] = "mean"
     given = {text.partition("=")[0].strip() for text in overrides}
-    theirs = source.optimizer
-    shown = sections_of(theirs, shapes) if theirs else own_sections(shapes)
-    for key, value in {**shown, **source.facts}.items():
+    for key, value in {**_optimizer(source), **source.facts}.items():
         section, _, name = key.partition(".")
         if key == "model.image_size" and not _fits_table(value, sections["model"], encoder):
             continue
@@ -179,6 +177,15 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
             f"{path}: {source.format.name}: the file does not say {names}; give -c SPEC or {keys}"
         )
     return config.loads(yaml12.dump(sections), f"{path} (as its tensors show)", overrides)
+
+
+def _optimizer(source: Source) -> dict[str, object]:
+    """The keys of ``optim`` and ``model`` that the state of an optimizer shows."""
+    theirs = source.optimizer
+    try:
+        return sections_of(theirs, source.shapes) if theirs else own_sections(source.shapes)
+    except UserError as error:
+        raise UserError(f"{printable(str(source.content.path))}: {error}") from error
 
 
 def _images(channels: object) -> dict[str, dict[str, object]]:
