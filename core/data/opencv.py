@@ -23,7 +23,9 @@ Pixels = NDArray[np.uint8]
 
 cv2.setNumThreads(1)  # workers share the cores already
 _FILTERS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-_LEVELS = np.arange(256, dtype=np.float32)
+_LEVELS = np.arange(256, dtype=np.uint8)
+_CIRCLE = 180
+"""Number of hues of OpenCV."""
 
 
 def write(image: Image.Image, changes: Sequence[Change], out: Pixels) -> None:
@@ -139,15 +141,15 @@ class _View:
     def horizontal_flip(self) -> None:
         self._move(cv2.flip, flipCode=1)
 
-    def _look_up(self, table: NDArray[np.float32]) -> None:
-        self._colours = cv2.LUT(self._colours, np.clip(table, 0, 255).astype(np.uint8))
+    def _scale(self, factor: float, offset: float) -> None:
+        """Multiplies and adds. OpenCV takes five times as long to look up a table."""
+        self._colours = cv2.addWeighted(self._colours, factor, self._colours, 0, offset)
 
     def brightness(self, factor: float) -> None:
-        self._look_up(_LEVELS * np.float32(factor))
+        self._scale(factor, 0)
 
     def contrast(self, factor: float) -> None:
-        mean = np.float32(int(cv2.mean(self._grey)[0] + 0.5))
-        self._look_up(mean + np.float32(factor) * (_LEVELS - mean))
+        self._scale(factor, int(cv2.mean(self._grey)[0] + 0.5) * (1 - factor))
 
     def saturation(self, factor: float) -> None:
         if self._colours.ndim == 3:
@@ -156,10 +158,12 @@ class _View:
 
     def hue(self, shift: float) -> None:
         if self._colours.ndim == 3:
-            circle = cv2.cvtColor(self._colours, cv2.COLOR_RGB2HSV_FULL)
-            table = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, 2)
-            table[:, 0, 0] += np.uint8(int(shift * 255) % 256)
-            self._colours = cv2.cvtColor(cv2.LUT(circle, table), cv2.COLOR_HSV2RGB_FULL)
+            planes = cv2.split(cv2.cvtColor(self._colours, cv2.COLOR_RGB2HSV))
+            turn, hue = round(shift * _CIRCLE) % _CIRCLE, planes[0]
+            # The sum may be more than 255.
+            rest = np.uint8(_CIRCLE - turn)
+            hue[...] = np.where(hue >= rest, hue - rest, hue + np.uint8(turn))
+            self._colours = cv2.cvtColor(cv2.merge(planes), cv2.COLOR_HSV2RGB)
 
     def grayscale(self) -> None:
         self._colours = self._grey
@@ -171,7 +175,8 @@ class _View:
             )
 
     def solarize(self, threshold: int) -> None:
-        self._look_up(np.where(_LEVELS < threshold, _LEVELS, 255 - _LEVELS))
+        table = np.where(_LEVELS < threshold, _LEVELS, 255 - _LEVELS)
+        self._colours = cv2.LUT(self._colours, table)
 
     def image(self) -> Image.Image:
         """As an image of Pillow."""
