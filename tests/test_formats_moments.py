@@ -113,6 +113,8 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     other = {**optimizer, "param_groups": [{**group, "betas": None, "momentum": 0.9}]}
     del other["param_groups"][0]["betas"]
     assert "expected the state of adamw or lars" in refusal(other)
+    mixed = {**optimizer, "state": {**state, "": state[6]}}
+    assert "0 is the key of no parameter" in refusal(mixed)
     assert "999 is the key of no parameter" in refusal(
         {**optimizer, "state": {**state, 999: state[6]}}
     )

@@ -16,7 +16,7 @@ from triptych.core.runs.log import read_rows
 from triptych.core.training import run
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
-STEPS, LEG = 100, 34
+STEPS, LEG, KILLS = 100, 34, 5
 RUNS = {
     **SHORT,
     "probe_resnet": {
@@ -109,13 +109,13 @@ def test_a_long_run_goes_round_all_frameworks(names, whole, name, tmp_path):
         assert error <= CURVE, (name, of)
 
 
-@pytest.mark.parametrize("name", ["sweep", "cached", "finetune"])
+@pytest.mark.parametrize("name", RUNS)
 def test_kills_change_no_bit(backend, backend_name, name, tmp_path, monkeypatch):
     """SIGKILL at a random moment, then --resume auto."""
     given = long(name)
     given["checkpoint"]["every"] = 7
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(given))
     monkeypatch.setattr(kills, "SMALL", ())
-    words = ["--backend", backend_name, "-c", str(tmp_path / "run.yaml"), "--kills", "2"]
+    words = ["--backend", backend_name, "-c", str(tmp_path / "run.yaml"), "--kills", str(KILLS)]
     words += ["--steps", str(STEPS), "--workers", "0", "--output", str(tmp_path / "soak")]
     assert kills.main(words) == 0

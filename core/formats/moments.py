@@ -253,8 +253,9 @@ def _linked(
         linked: dict[Key, Parameter] = dict(zip(keys, numbered, strict=True))
     else:
         linked = {tensors[param.name].unique: param for param in params}
-    if lost := next((key for key in used if key not in linked), None):
-        raise Malformed(f"optimizer: {lost!r} is the key of no parameter of the model")
+    # A key may be 0 or empty.
+    if lost := [key for key in used if key not in linked]:
+        raise Malformed(f"optimizer: {lost[0]!r} is the key of no parameter of the model")
     return linked
 
 
