@@ -279,7 +279,7 @@ def test_wrong_weights_are_noticed(backend, backend_name, change):
 
 
 MOCA = methods.moca
-PARTS = ("targets", "predict", "loss")
+PARTS = ("places", "targets", "predict", "loss")
 HONEST = {name: getattr(MOCA, name) for name in (*PARTS, "prepare")}
 
 

@@ -112,7 +112,7 @@ class VisionTransformer(Transformer, nn.Module):
         token = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
         return flow.cat([token, patches], dim=1)
 
-    def class_token(self, x: Tensor) -> Tensor:
+    def last_block(self, x: Tensor) -> Tensor:
         """See ``core.methods.transformer.Transformer``."""
         return class_token(self.blocks[-1], x)
 

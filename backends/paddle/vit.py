@@ -120,7 +120,7 @@ class VisionTransformer(Transformer, nn.Layer):
         token = (self.cls_token + self.pos_embed[:, :1]).expand_as(patches[:, :1])
         return paddle.concat([token, patches], axis=1)
 
-    def class_token(self, x: Tensor) -> Tensor:
+    def last_block(self, x: Tensor) -> Tensor:
         """See ``core.methods.transformer.Transformer``."""
         return class_token(self.blocks[-1], x)
 

@@ -61,7 +61,7 @@ class VisionTransformer(Transformer, TimmVisionTransformer):
         token = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
         return torch.cat([token, patches], dim=1)
 
-    def class_token(self, x: Tensor) -> Tensor:
+    def last_block(self, x: Tensor) -> Tensor:
         """See ``core.methods.transformer.Transformer``."""
         return class_token(self.blocks[-1], x)
 

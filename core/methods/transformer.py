@@ -49,7 +49,7 @@ class Transformer:
         """The class token and the patches ``ids`` (N, T), with their positions. (N, 1+T, D)."""
         raise NotImplementedError
 
-    def class_token(self, x: Tensor) -> Tensor:
+    def last_block(self, x: Tensor) -> Tensor:
         """The class token after the last block, from the tokens before it. (N, T, D) -> (N, D)."""
         raise NotImplementedError
 
@@ -80,7 +80,7 @@ class Transformer:
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token after the last norm. (N, C, H, W) -> (N, D)."""
-        x, _ = self.walk(images, [*self.layers()[:-1], self.kept(self.class_token)])
+        x, _ = self.walk(images, [*self.layers()[:-1], self.kept(self.last_block)])
         return self.norm(x if x.ndim == 2 else x[:, 0])  # earlier stages have all tokens
 
     def pooled(self, images: Tensor, pooling: str, scales: Scales = ()) -> Tensor:
