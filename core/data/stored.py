@@ -1,64 +1,35 @@
-"""Pillow's own memory of an image, and its resize to planes by compiled loops."""
+"""The bytes of a Pillow image, and its resize to planes by compiled loops."""
 
-import ctypes
 import math
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from triptych.core.data.compiled import Kernels, address
+from triptych.core.data.pillow import crop
 
 TALL = 100
 """Pillow resamples an image whose height is more than this multiple of its width in another
 order."""
+_RAW = {"RGB": "RGBX", "RGBA": "RGBA"}
+"""Mode -> Pillow's name of the form in which a pixel has four bytes."""
 
 
-class _ArrowArray(ctypes.Structure):
-    """The start of ``ArrowArray``, as the Arrow C data interface defines it."""
+def stored(image: Image.Image) -> tuple[NDArray[np.uint8], int]:
+    """The bytes of an image of mode L, LA, RGB or RGBA, as Pillow keeps them.
 
+    Pillow's export by Arrow would save the copy, but ends the process now and then.
 
-_ArrowArray._fields_ = [
-    ("length", ctypes.c_int64),
-    ("null_count", ctypes.c_int64),
-    ("offset", ctypes.c_int64),
-    ("n_buffers", ctypes.c_int64),
-    ("n_children", ctypes.c_int64),
-    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
-    ("children", ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
-]
-_get_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
-
-
-class Stored(NamedTuple):
-    """The bytes of an image where Pillow keeps them.
-
-    Attributes:
-        address: of the first pixel; the rows follow each other.
-        size: bytes of a pixel. L has one. The others have four: L, L, L, A or R, G, B, A.
-        owner: keeps the memory.
+    Returns:
+        The bytes of all pixels, row by row.
+        The number of bytes of a pixel. L has one. The others have four: L, L, L, A or R, G, B, A.
     """
-
-    address: int
-    size: int
-    owner: object
-
-
-def stored(image: Image.Image) -> Stored | None:
-    """The bytes of an image of mode L, LA, RGB or RGBA; None if Pillow keeps them in parts.
-
-    Pillow does so from 16 MiB on.
-    """
-    try:
-        _, capsule = image.__arrow_c_array__()
-    except ValueError:
-        return None
-    array = _ArrowArray.from_address(_get_pointer(capsule, b"arrow_array"))
-    values = array.children[0].contents if array.n_children else array
-    return Stored(values.buffers[1], values.length // (image.width * image.height), capsule)
+    if image.mode == "L":
+        return np.frombuffer(image.tobytes(), np.uint8), 1
+    if image.mode not in _RAW:
+        image = image.convert("RGBA")
+    return np.frombuffer(image.tobytes("raw", _RAW[image.mode]), np.uint8), 4
 
 
 def resize(
@@ -81,20 +52,19 @@ def resize(
         Whether it was possible.
     """
     top, left, height, width = box
-    memory = None if height > TALL * width else stored(image)
-    if memory is None:
+    if height > TALL * width:
         return False
+    pixels, size = stored(crop(image, (left, top, left + width, top + height)))
     channels, high, wide = out.shape
     starts, table, taps = _weights(kernels, width, wide, cubic)
     if mirrored:
         starts, table = starts[::-1].copy(), table[::-1].copy()
-    rows = np.empty((height, wide, memory.size), np.uint8)
-    stride = image.width * memory.size
-    across = kernels.resize_across if memory.size == 4 else kernels.resize_grey_across
-    first = memory.address + top * stride + left * memory.size
-    across(first, stride, height, address(starts), address(table), taps, wide, address(rows))
+    rows = np.empty((height, wide, size), np.uint8)
+    across = kernels.resize_across if size == 4 else kernels.resize_grey_across
+    weights = address(starts), address(table), taps
+    across(address(pixels), width * size, height, *weights, wide, address(rows))
     starts, table, taps = _weights(kernels, height, high, cubic)
-    sums = np.empty(wide * memory.size, np.int32)
+    sums = np.empty(wide * size, np.int32)
     weights = address(starts), address(table), taps
     kernels.resize_down(
         address(rows), height, wide, *weights, high, channels, address(sums), address(out)
