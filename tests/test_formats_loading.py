@@ -244,7 +244,11 @@ def test_nothing_loaded_is_an_error(tmp_path: Path, spec: RunSpec) -> None:
     np.savez(tmp_path / "other.npz", fc=np.zeros(1), conv=np.zeros(1))
     check_refused(tmp_path / "other.npz", spec, f"holds fc, conv: {known}")
     (tmp_path / "run").mkdir()
-    check_refused(tmp_path / "run", spec, "holds no whole checkpoint")
+    check_refused(
+        tmp_path / "run",
+        spec,
+        "holds no whole checkpoint; give a run, a checkpoint, or what a system has saved",
+    )
 
 
 def test_a_checkpoint_of_another_architecture_is_one_line(

@@ -54,26 +54,10 @@ def _arguments(change: Change) -> dict[str, Any]:
     return getattr(change, "keywords", {})
 
 
-class _Memory:
-    """The bytes of an image where Pillow keeps them, for NumPy."""
-
-    def __init__(self, address: int, shape: tuple[int, ...], owner: object) -> None:
-        self.owner = owner
-        self.__array_interface__ = {
-            "data": (address, True),
-            "shape": shape,
-            "typestr": "|u1",
-            "version": 3,
-        }
-
-
 def _array(image: Image.Image) -> Pixels:
     """The pixels of an image, (H, W) or (H, W, bands); RGB and LA may have four bytes."""
-    memory = stored(image)
-    if memory is None:
-        return np.asarray(image)
-    shape = (image.height, image.width, memory.size)[: 2 if memory.size == 1 else 3]
-    return np.asarray(_Memory(memory.address, shape, memory.owner))
+    found, size = stored(image)
+    return found.reshape((image.height, image.width, size)[: 2 if size == 1 else 3])
 
 
 def _resize(image: Pixels, size: Size, interpolation: Interpolation) -> Pixels:
