@@ -25,7 +25,7 @@ from triptych.backends.oneflow.sums import like_tokens, pick_tokens
 from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
 from triptych.core.contracts import Group
-from triptych.core.methods.transformer import Transformer
+from triptych.core.methods.transformer import Scales, Transformer
 
 
 class Attention(nn.Module):
@@ -124,13 +124,13 @@ class VisionTransformer(Transformer, nn.Module):
         """See ``core.methods.transformer.Transformer``."""
         return mean_tokens(x, np.arange(1, x.shape[1]))
 
-    def factors(self, scale: Tensor, images: Tensor) -> Tensor:
+    def repeated(self, scales: Scales, images: Tensor) -> Scales:
         """See ``core.methods.transformer.Transformer``.
 
-        They are repeated: a product that broadcasts is slow on the CPU.
+        A product that broadcasts is slow on the CPU.
         """
         like = images.new_zeros((1,)).expand(len(images), 1 + self.patch_count, self.width)
-        return like_tokens(scale, like)
+        return [(like_tokens(one, like), like_tokens(two, like)) for one, two in scales]
 
     def kept(self, layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """See ``core.methods.transformer.Transformer``."""

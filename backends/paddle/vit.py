@@ -31,7 +31,7 @@ from triptych.backends.paddle.layers import (
 from triptych.backends.paddle.ops import mean_tokens
 from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
-from triptych.core.methods.transformer import Transformer
+from triptych.core.methods.transformer import Scales, Transformer
 
 
 class Attention(nn.Layer):
@@ -132,13 +132,13 @@ class VisionTransformer(Transformer, nn.Layer):
         """See ``core.methods.transformer.Transformer``."""
         return mean_tokens(x, np.arange(1, x.shape[1]))
 
-    def factors(self, scale: Tensor, images: Tensor) -> Tensor:
+    def repeated(self, scales: Scales, images: Tensor) -> Scales:
         """See ``core.methods.transformer.Transformer``.
 
-        They are repeated: a product that broadcasts is slow on the CPU.
+        A product that broadcasts is slow on the CPU.
         """
         like = paddle.empty([len(images), 1 + self.patch_count, self.width], images.dtype)
-        return like_tokens(scale, like)
+        return [(like_tokens(one, like), like_tokens(two, like)) for one, two in scales]
 
     def kept(self, layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """See ``core.methods.transformer.Transformer``."""

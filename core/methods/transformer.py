@@ -68,9 +68,9 @@ class Transformer:
         """The mean of the patch tokens. (N, 1+L, D) -> (N, D)."""
         raise NotImplementedError
 
-    def factors(self, scale: Tensor, images: Tensor) -> Tensor:
+    def repeated(self, scales: Scales, images: Tensor) -> Scales:
         """Factors (N, 1, 1), in the shape in which they multiply tokens (N, 1+L, D)."""
-        return scale
+        return scales
 
     def kept(self, layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The layer, which keeps its activations or computes them again in the backward pass."""
@@ -87,8 +87,7 @@ class Transformer:
         """See ``core.contracts.Encoder``."""
         if pooling == "cls" and not scales:
             return self.forward(images)
-        whole = [(self.factors(one, images), self.factors(two, images)) for one, two in scales]
-        x, _ = self.walk(images, self.layers(whole))
+        x, _ = self.walk(images, self.layers(self.repeated(scales, images)))
         x = self.norm(x)
         return self.fc_norm(x[:, 0] if pooling == "cls" else self.mean(x))
 
