@@ -21,6 +21,16 @@ Change = Callable[[Image.Image], Image.Image]
 Box = tuple[int, int, int, int]
 
 
+def operation(change: Change) -> Callable[..., Image.Image]:
+    """The function of ``pixels`` that a change applies."""
+    return getattr(change, "func", change)
+
+
+def arguments(change: Change) -> dict[str, Any]:
+    """The arguments that a change gives to its operation."""
+    return getattr(change, "keywords", {})
+
+
 def view(
     image: Image.Image, ops: Sequence[spec.Op], generator: Generator, size: Size
 ) -> Image.Image:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from triptych.core.errors import UserError
 from triptych.core.files.caching import alone, cache_folder
+from triptych.core.machine.environment import FAST
 from triptych.core.machine.lifeline import follow_launcher
 
 SIGNATURES = {
@@ -113,7 +114,7 @@ def address(array: "NDArray[Any]") -> int:
 
 def available() -> bool:
     """Whether the packages of the extra ``fast`` are here."""
-    return all(importlib.util.find_spec(name) for name in ("numba", "llvmlite"))
+    return all(importlib.util.find_spec(name) for name in FAST)
 
 
 def load() -> Kernels | None:

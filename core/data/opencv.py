@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from triptych.core.data import pixels
-from triptych.core.data.augment import Change
+from triptych.core.data.augment import Change, arguments, operation
 from triptych.core.data.pixels import Interpolation, Size
 from triptych.core.data.stored import stored
 
@@ -32,26 +32,18 @@ def write(image: Image.Image, changes: Sequence[Change], out: Pixels) -> None:
     """See ``views.write``."""
     first, *further = changes
     whole = _array(image)
-    if _function(first) in _RESIZES:  # before the bands are taken apart, which reads every pixel
-        whole = _RESIZES[_function(first)](whole, **_arguments(first))
+    if operation(first) in _RESIZES:  # before the bands are taken apart, which reads every pixel
+        whole = _RESIZES[operation(first)](whole, **arguments(first))
     else:
         further = [first, *further]
     view = _View(whole, image.mode)
     for change in further:
-        if _function(change) in _OPERATIONS:
-            _OPERATIONS[_function(change)](view, **_arguments(change))
+        if operation(change) in _OPERATIONS:
+            _OPERATIONS[operation(change)](view, **arguments(change))
         else:
             moved = change(view.image())
             view = _View(_array(moved), moved.mode)
     view.write(out)
-
-
-def _function(change: Change) -> Callable[..., Any]:
-    return getattr(change, "func", change)
-
-
-def _arguments(change: Change) -> dict[str, Any]:
-    return getattr(change, "keywords", {})
 
 
 def _array(image: Image.Image) -> Pixels:

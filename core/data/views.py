@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from itertools import takewhile
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from triptych.core.data import compiled, pixels
-from triptych.core.data.augment import Change
+from triptych.core.data.augment import Change, arguments, operation
 from triptych.core.data.compiled import Kernels, address
 from triptych.core.data.stored import resize
 from triptych.core.errors import UserError
@@ -82,7 +82,7 @@ def write_compiled(
     view = _View(kernels, image.mode, out)
     for change in served:
         if change is not pixels.horizontal_flip:
-            _OPERATIONS[_function(change)](view, **_arguments(change))
+            _OPERATIONS[operation(change)](view, **arguments(change))
     if len(served) < len(further):
         write_by_pillow(view.image(), further[len(served) :], out)
     else:
@@ -92,30 +92,22 @@ def write_compiled(
 # ------------------------------------------------------------------------------------------ changes
 
 
-def _function(change: Change) -> Callable[..., Image.Image]:
-    return getattr(change, "func", change)
-
-
-def _arguments(change: Change) -> dict[str, Any]:
-    return getattr(change, "keywords", {})
-
-
 def _part(change: Change, image: Image.Image) -> tuple[tuple[int, int, int, int], bool] | None:
     """The box that a change resizes, and whether by the cubic filter; None for other changes."""
-    arguments = _arguments(change)
-    cubic = arguments.get("interpolation") == "bicubic"
-    if _function(change) is pixels.crop_resize:
-        return arguments["box"], cubic
-    if _function(change) is pixels.resize:
+    given = arguments(change)
+    cubic = given.get("interpolation") == "bicubic"
+    if operation(change) is pixels.crop_resize:
+        return given["box"], cubic
+    if operation(change) is pixels.resize:
         return (0, 0, image.height, image.width), cubic
     return None
 
 
 def is_compiled(change: Change) -> bool:
     """Whether there is a compiled loop for a change that follows the resize of a view."""
-    function = _function(change)
+    function = operation(change)
     if function is pixels.gaussian_blur:
-        return _box(_arguments(change)["radius"]) is not None
+        return _box(arguments(change)["radius"]) is not None
     return function is pixels.horizontal_flip or function in _OPERATIONS
 
 
