@@ -342,7 +342,7 @@ def test_the_plain_queue_loop_computes_the_same(flow, monkeypatch, case):
     """
     from triptych.backends.oneflow.plain.moco import PlainLoop
 
-    model = {"name": case, "width": 64, "stem": "imagenet", "image_size": 64}
+    model = {"name": case, "width": 64, "stem": "imagenet", "image_size": 32}
     sections = {"model": model, "method": {"name": "moco_v2", "queue_size": 32}}
     engine = build(case="moco_v1_resnet18", batch_norm={"virtual_ranks": 1}, **sections)
     spec = engine.spec

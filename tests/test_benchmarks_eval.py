@@ -30,8 +30,7 @@ def test_neighbours_are_measured(capsys):
     assert all(peak > 20 for peak in result["peak_mib"].values())
 
 
-@pytest.mark.slow
-@pytest.mark.one_backend
+@pytest.mark.soak
 def test_the_extraction_of_features_is_measured(backend, backend_name, capsys):
     small = ["model.width=16", "model.heads=2", "model.depth=1", "model.image_size=32"]
     command = ["bench", "eval", "features", "--images", "3", "--rounds", "1"]

@@ -78,7 +78,7 @@ def test_the_least_of_a_pipeline_is_the_tokens_of_each_forward_pass():
 SMALL = ("model.width=32", "model.depth=2", "model.heads=4", "model.image_size=32")
 
 
-@pytest.mark.slow
+@pytest.mark.parallel
 def test_two_processes_are_measured_beside_one(capsys):
     if "torch" not in (backends.installed() if requested() is None else requested()):
         pytest.skip("torch is not under test")

@@ -75,7 +75,7 @@ MOCA = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_step_of_moca_is_measured_beside_moco_v3(capsys):
     pytest.importorskip("torch")
     command = ["bench", "step", "-c", "moca/vit_small", "--backend", "torch"]

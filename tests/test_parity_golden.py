@@ -39,14 +39,6 @@ def test_replay_in_float64(backend, backend_name, case):
     assert disagreements(replay(backend_name, case), case) == []
 
 
-@pytest.mark.one_backend
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=() if c == LARGE[-1] else pytest.mark.soak) for c in LARGE]
-)
-def test_the_first_step_of_a_large_case(backend, backend_name, case):
-    assert disagreements(replay(backend_name, case, steps=1), case) == []
-
-
 @pytest.mark.parametrize(
     ("case", "steps"),
     [("moco_v3_vit_tiny", 3), ("moco_v3_vit_conv_tiny", 1), ("moco_v1_resnet18", 1)],

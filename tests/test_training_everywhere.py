@@ -51,7 +51,7 @@ def test_every_backend_from_spec_to_page(tmp_path, capsys):
     assert "<figure>" in (tmp_path / "report.html").read_text()
     with pytest.raises(UserError, match="exit status 2"):
         everywhere.run("moco_v3/digits", SHORT, names[:1], tmp_path)
-    command = ["parity", "run", "-c", "moco_v3/digits", "--backends", ",".join(names)]
+    command = ["parity", "run", "-c", "moco_v3/digits", "--backends", names[0]]
     command += ["--output", str(tmp_path), "--resume", "auto", "-o", *SHORT]
     assert cli.main(command) == 0
     again = [line for line in capsys.readouterr().out.splitlines() if line.startswith(names[0])]

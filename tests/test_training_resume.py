@@ -105,6 +105,7 @@ def record(folder: Path) -> dict[str, np.ndarray]:
 MOMENT = "optimizer.exp_avg_sq."
 
 
+@pytest.mark.one_backend
 def test_a_signal_saves_and_leaves_with_its_status(backend, backend_name, whole, tmp_path):
     interrupt(backend_name, tmp_path, signal.SIGTERM, SLOW)
     assert train(backend_name, tmp_path, resume="auto") is None
@@ -280,6 +281,7 @@ def test_a_few_kills_of_the_numpy_engine_change_no_bit(tmp_path, monkeypatch, ca
     assert "bit-identical" in capsys.readouterr().out
 
 
+@pytest.mark.soak
 def test_the_soak_sees_a_run_that_does_not_repeat(tmp_path, monkeypatch, capsys):
     """Weights that depend on the process, as those of a forgotten generator would."""
     careless = """

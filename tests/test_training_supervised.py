@@ -183,6 +183,7 @@ def test_the_encoder_of_a_probe_stays_as_it_was(whole):
     }
 
 
+@pytest.mark.soak
 def test_kills_change_no_bit_of_a_fine_tuning(tmp_path, monkeypatch, capsys):
     given = settings("finetune")
     given["checkpoint"]["every"] = 3
