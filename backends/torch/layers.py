@@ -111,8 +111,9 @@ def joint_statistics(x: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
 class SyncBatchNorm(torch.autograd.Function):
     """Batch norm by the statistics of a group of processes.
 
-    ``nn.SyncBatchNorm`` refuses the CPU. The two passes over the activations are the kernels of a
-    batch norm with given statistics. The gradient through the statistics is added to theirs.
+    ``nn.SyncBatchNorm`` refuses the CPU. The passes over the activations are the kernels of a batch
+    norm with given statistics. The gradient of the images is the sum of two parts: one through the
+    normalised images and one through the statistics.
     """
 
     @staticmethod
@@ -136,15 +137,17 @@ class SyncBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of this process's images and of its share of the parameters'."""
         x, weight, mean, variance, count = ctx.saved_tensors
-        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradients[0], x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
         )
         of_weights, of_biases = ctx.group.sum(torch.stack([of_weight, of_bias])) / count
-        shape = (1, -1) + (1,) * (x.ndim - 2)
-        inverse = (variance + ctx.eps).rsqrt()
-        scale, slope = weight * inverse, weight * inverse * inverse * of_weights
-        of_x -= (scale * of_biases).view(shape)
-        of_x.addcmul_(x - mean.view(shape), slope.view(shape), value=-1)
+        scale = weight * (variance + ctx.eps).rsqrt()
+        # The gradient through the statistics is linear in the normalised images of a channel. The
+        # kernel of a batch norm computes it in one pass over the images.
+        of_x = F.batch_norm(
+            x, mean, variance, -scale * of_weights, -scale * of_biases, training=False, eps=ctx.eps
+        )
+        of_x.addcmul_(gradients[0], scale.view((1, -1) + (1,) * (x.ndim - 2)))
         return of_x, of_weight, of_bias, None, None, None, None, None
 
 
