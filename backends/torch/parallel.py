@@ -20,8 +20,12 @@ from triptych.core.parallel.degrees import Degrees, norm_groups
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for another one. The longest wait is that for the save of a state."""
-BUCKET = 1 << 25
-"""Bytes of gradients that are exchanged at once. A bucket travels while the next one is packed."""
+BUCKET = {"cuda": 1 << 25, "cpu": 1 << 23}
+"""Bytes of gradients that are exchanged at once. A bucket travels while the next one is packed.
+
+On the CPU, glibc gives 32 MiB and more back to the system each time they are freed, so that the
+pages of larger buckets would have to be made anew in each step.
+"""
 
 
 def context(device: str, precision: str, ranks: Ranks) -> Context:
@@ -129,7 +133,7 @@ def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]
     bucket: list[nn.Parameter] = []
     for parameter in parameters:
         bucket.append(parameter)
-        if sum(p.nbytes for p in bucket) >= BUCKET:
+        if sum(p.nbytes for p in bucket) >= BUCKET[parameter.device.type]:
             yield bucket
             bucket = []
     if bucket:

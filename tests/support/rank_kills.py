@@ -1,6 +1,6 @@
 """Kills one process of a run at random moments, resumes the run each time, compares what is left.
 
-    python tests/support/rank_kills.py --backend torch --axis tensor
+    PYTHONPATH=tests python tests/support/rank_kills.py --backend torch --axis tensor
 
 The framework's launcher starts two processes, one of which gets SIGKILL: at a random moment of the
 start, of a step, of a save or of an evaluation. All of them have to be gone soon, with one line of
