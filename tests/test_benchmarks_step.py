@@ -21,13 +21,22 @@ SMALL = (
 RATIOS = ("speed_over_plain", "memory_over_plain", "loop_over_bare")
 
 
-@pytest.mark.slow
+def in_this_process(name, part, arguments):
+    """What a process of its own would measure, but for its peak memory."""
+    spec = config.load(arguments.config, [*benchmark.DEFAULTS, *arguments.overrides])
+    return benchmark._measure(spec, name, part, arguments.rounds)
+
+
 @pytest.mark.one_backend
-def test_a_queue_step_is_measured(backend, backend_name, capsys):
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_a_queue_step_is_measured(backend, backend_name, processes, monkeypatch, capsys):
+    if not processes:
+        monkeypatch.setattr(benchmark, "_child", in_this_process)
     command = ["bench", "step", "-c", "moco_v2/resnet50", "--backend", backend_name]
     command += ["--rounds", "1", "--json"]
     assert main([*command, "-o", *SMALL]) == 0
-    (row,) = json.loads(capsys.readouterr().out)
+    out = capsys.readouterr().out  # after what the measured loop has told
+    (row,) = json.loads(out[out.rindex("[\n  {") :])
     assert row["backend"] == backend_name
     assert all(row[name] > 0 for name in (*RATIOS, "engine_seconds", "plain_seconds"))
 
