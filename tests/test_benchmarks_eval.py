@@ -28,6 +28,8 @@ def test_neighbours_are_measured(capsys):
     assert list(result["seconds"]) == list(result["peak_mib"]) == names
     assert list(result["speed_over"]) == names[1:]
     assert all(peak > 20 for peak in result["peak_mib"].values())
+    assert (result["rounds"], result["threads"]) == (1, 1)
+    assert result["versions"]["numpy"] == np.__version__
 
 
 @pytest.mark.soak
@@ -36,7 +38,8 @@ def test_the_extraction_of_features_is_measured(backend, backend_name, capsys):
     command = ["bench", "eval", "features", "--images", "3", "--rounds", "1"]
     assert main([*command, "--backend", backend_name, "-o", *small]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines[1:]] == [
+    assert lines[0].startswith("1 round, 1 thread; python ")
+    assert [line.split()[:2] for line in lines[2:]] == [
         ["features", "triptych"],
         ["features", "plain"],
     ]

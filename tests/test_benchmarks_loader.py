@@ -100,6 +100,8 @@ def test_the_benchmark_runs(baseline, monkeypatch, capsys, workers):
     speeds = found["images_per_second_per_core"]
     assert set(speeds) == {"triptych", "torchvision"} and min(speeds.values()) > 0
     assert len(found["ratios"]) == 2 and min(found["ratios"]) <= found["ratio"]
+    assert found["rounds"] == 2 and found["threads"] == 1
+    assert {"python", "pillow", "torchvision"} <= found["versions"].keys()
     assert found["cores"] == 1 and found["image_size"] == [224, 224]
 
 

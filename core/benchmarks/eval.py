@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from triptych import backends
 from triptych.core import cli, config, launch, parameters
-from triptych.core.benchmarks import loop
+from triptych.core.benchmarks import conditions, loop
 from triptych.core.benchmarks.step import DEFAULTS
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Batch, Hyper
@@ -38,6 +38,8 @@ from triptych.core.machine.resources import peak_memory_mib
 
 PROBE = "moca/v1_0_vit_base_linear"
 """Recipe of a linear probe with 45 rates."""
+VERSIONS = ("numpy", "scikit-learn", *conditions.FRAMEWORKS)
+"""The packages whose versions the figures depend on."""
 CLASSES = 10
 """Clusters of the features that are searched."""
 Task = Callable[[], object]
@@ -103,6 +105,7 @@ def _measure(stage: str, arguments: argparse.Namespace) -> dict[str, Any]:
             for name in others
         },
         "peak_mib": {name: _child(stage, name, arguments) for name in tasks},
+        **conditions.conditions(arguments.rounds, arguments.threads, VERSIONS),
     }
 
 
@@ -239,7 +242,8 @@ STAGES: Mapping[str, Callable[[argparse.Namespace], dict[str, Task]]] = {
 
 
 def _table(results: Mapping[str, dict[str, Any]]) -> str:
-    lines = ["stage     task           seconds  peak MiB  times as long as the first"]
+    head = "stage     task           seconds  peak MiB  times as long as the first"
+    lines = [conditions.line(next(iter(results.values()))), head]
     for stage, result in results.items():
         for name, seconds in result["seconds"].items():
             ratio = result["speed_over"].get(name)

@@ -17,9 +17,11 @@ from contextlib import closing
 from typing import Any
 
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from triptych import backends
 from triptych.core import config
+from triptych.core.benchmarks import conditions
 from triptych.core.config.spec import RunSpec
 from triptych.core.data import Pipeline, compiled, open_train
 from triptych.core.errors import UserError
@@ -34,6 +36,11 @@ QUALITY = 90
 PEERS = {"pillow": "torchvision", "opencv": "albumentations"}
 """Engine -> the loader beside it."""
 _PACKAGES = {"torchvision": (), "albumentations": ("albumentations", "simplejpeg")}
+VERSIONS = {
+    "pillow": ("pillow", "numba", "torch", "torchvision"),
+    "opencv": ("opencv-python-headless", "torch", "albumentations", "simplejpeg"),
+}
+"""Engine -> the packages whose versions the figures depend on."""
 
 Loader = Callable[[RunSpec, int], Generator[Any, None, None]]
 """(spec, number of batches) -> batches."""
@@ -99,10 +106,11 @@ def measure(
         overrides += ["data.name=image_folder", "data.eval_root=null", f"augment.engine={engine}"]
         spec = config.load(recipe, overrides)
         speeds: dict[str, list[float]] = {name: [] for name in loaders}
-        for turn in range(rounds):
-            # The order is reversed in every second round.
-            for name in sorted(loaders, reverse=bool(turn % 2)):
-                speeds[name].append(_speed(loaders[name], spec, -(-images // batch)))
+        with threadpool_limits(1):  # PyTorch gives its worker processes one thread as well
+            for turn in range(rounds):
+                # The order is reversed in every second round.
+                for name in sorted(loaders, reverse=bool(turn % 2)):
+                    speeds[name].append(_speed(loaders[name], spec, -(-images // batch)))
     busy = max(1, min(workers, cores()))
     pairs = zip(speeds["triptych"], speeds[peer], strict=True)
     ratios = [ours / theirs for ours, theirs in pairs]
@@ -117,6 +125,7 @@ def measure(
         },
         "ratio": statistics.median(ratios),
         "ratios": ratios,
+        **conditions.conditions(rounds, 1, VERSIONS[engine]),
     }
 
 
@@ -180,9 +189,11 @@ def _speed(loader: Loader, spec: RunSpec, batches: int) -> float:
 
 def _table(result: dict[str, Any]) -> str:
     height, width = result["image_size"]
+    workers = conditions.counted(result["workers"], "worker")
     lines = [
         f"two views {height}x{width} from JPEG files of {result['file_kib']:.0f} KiB, batch "
-        f"{result['batch']}, {result['workers']} workers",
+        f"{result['batch']}, {workers} on {conditions.counted(result['cores'], 'core')}",
+        conditions.line(result, of=" for each worker"),
         "loader        images/s per core",
     ]
     lines += [f"{n:12} {v:12.1f}" for n, v in result["images_per_second_per_core"].items()]

@@ -10,14 +10,13 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from triptych.core import cli
+from triptych.core.benchmarks.conditions import FRAMEWORKS, listed, versions
 from triptych.core.errors import UserError
 from triptych.core.files.writing import write_atomically
 from triptych.core.machine.environment import cores
@@ -34,11 +33,13 @@ class Measurement:
         title: what is measured.
         words: of the command, after ``bench``.
         ratios: of the command's JSON.
+        threads: of each process that computes; a step's default is all cores.
     """
 
     title: str
     words: tuple[str, ...]
     ratios: Callable[[Any], Ratios]
+    threads: int = 1
 
     def file(self, folder: Path) -> Path:
         """The file with the answer of this command."""
@@ -77,12 +78,12 @@ def _of_files(result: Mapping[str, Any]) -> Ratios:
         yield f"{name} beside torch.load(mmap=True)", ratio
 
 
-PACKAGES = ("torch", "oneflow", "paddlepaddle", "torchvision", "pillow", "numpy", "scikit-learn")
+PACKAGES = (*FRAMEWORKS, "torchvision", "pillow", "numba", "numpy", "scikit-learn")
 STEP_RECIPES = ("moco_v3/vit_small", "moca/vit_base", "moco_v2/resnet50")
 PARALLEL_RECIPES = (("moco_v3/vit_small",), ("moco_v2/resnet50", "model.name=resnet18"))
 SMALL = "model.image_size=96"
 MEASUREMENTS = (
-    *(Measurement(f"A step of {c}", ("step", "-c", c), _of_steps) for c in STEP_RECIPES),
+    *(Measurement(f"A step of {c}", ("step", "-c", c), _of_steps, cores()) for c in STEP_RECIPES),
     *(
         Measurement(
             f"A step of {', '.join((recipe, SMALL, *changes))}",
@@ -149,22 +150,17 @@ def _page(folder: Path) -> Iterator[str]:
     yield "machine, so there are none."
     yield ""
     yield f"- Machine: {platform.machine()}, {cores()} cores, {platform.system()}, CPU only."
-    yield f"- Versions: Python {platform.python_version()}, {', '.join(_versions())}."
+    yield f"- Versions: {listed(versions(PACKAGES))}."
     days = sorted(_day(file) for m in MEASUREMENTS if (file := m.file(folder)).exists())
     if days:
         yield f"- Measured: {' to '.join(dict.fromkeys((days[0], days[-1])))}."
     yield ""
-    yield "| what | beside what | times as fast | command |"
-    yield "|---|---|---|---|"
+    yield "| what | beside what | times as fast | threads | command |"
+    yield "|---|---|---|---|---|"
     for measurement in MEASUREMENTS:
         for beside, ratio in _ratios(measurement, folder):
-            yield f"| {measurement.title} | {beside} | {ratio} | `{_shell(measurement)}` |"
-
-
-def _versions() -> Iterator[str]:
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            yield f"{package} {version(package)}"
+            cells = (measurement.title, beside, ratio, str(measurement.threads))
+            yield f"| {' | '.join(cells)} | `{_shell(measurement)}` |"
 
 
 def _day(file: Path) -> str:
