@@ -167,6 +167,17 @@ def open_engine(
     return engine
 
 
+def inferring(spec: RunSpec) -> RunSpec:
+    """The spec of an engine that does not train: float32 instead of mixed precision, as it is.
+
+    Every backend has that. Nothing is compiled, since a compilation takes longer than it saves.
+    """
+    mixed = spec.precision in ("bfloat16", "float16")
+    train = spec.train.model_copy(update={"compile": False})
+    precision = "float32" if mixed else spec.precision
+    return spec.model_copy(update={"train": train, "precision": precision})
+
+
 def open_encoder(
     spec: RunSpec, name: str, state: Mapping[str, Array], branch: str, *, origin: str = "state"
 ) -> Engine:
@@ -191,7 +202,8 @@ def open_encoder(
         )
     if not any(key.startswith(theirs) for key in state):
         raise UserError(f"evaluate.branch: {branch}: {origin} holds no such encoder")
-    alone = spec.model_copy(update={"method": LinearSpec(name="linear", classes=2)})
+    method = LinearSpec(name="linear", classes=2)
+    alone = inferring(spec).model_copy(update={"method": method})
     chosen: State = {}
     for param in table(alone):
         source = param.name.replace(ours, theirs, 1)

@@ -59,6 +59,17 @@ def test_models_are_listed_by_pattern() -> None:
         core.no_such_thing  # noqa: B018
 
 
+def test_a_recipe_in_mixed_precision_infers_in_float32_on_every_backend(backend, backend_name):
+    features = [
+        core.get_model("moco_v3/digits", backend_name, overrides=(*SMALL, *change)).encode(
+            digits(4)
+        )
+        for change in (["precision=bfloat16", "train.compile=true"], ["precision=float32"])
+    ]
+    assert features[0].dtype == np.float32
+    np.testing.assert_array_equal(*features)
+
+
 @pytest.mark.parametrize("alias", ALIASES)
 def test_an_alias_is_a_recipe_of_that_size(alias: str) -> None:
     spec = config.load(ALIASES[alias])

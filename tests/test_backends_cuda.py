@@ -60,6 +60,15 @@ def test_a_process_that_was_begun_for_another_precision_says_so(backend, backend
         devices.check_precision(tiny_spec("float32"), backend_name, "cuda:0", backend.PRECISIONS)
 
 
+def test_compilation_is_refused_by_name_where_there_is_none(backend, backend_name):
+    spec = tiny_spec(train={"compile": True})
+    if backend_name == "torch":
+        assert backend.compute(spec)["compiled"] == "yes"
+        return
+    with pytest.raises(UserError, match=f"train.compile: true: {backend_name} has no compiler"):
+        backend.build(spec, lively_state(spec))
+
+
 @pytest.fixture
 def own(backend, backend_name, request):
     """The backend that a test is about, and no other; its switches are set back afterwards."""

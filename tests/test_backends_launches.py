@@ -151,28 +151,63 @@ def test_an_image_takes_its_bytes_to_the_device_and_little_more(recipe):
     assert 0 <= courier.bytes - pixels - levels().nbytes <= 32 * most
 
 
-# ---------------------------------------------------------------------------------------- encoders
+# ------------------------------------------------------------------------------------- compilation
 
 
-def encoders(engine, spec):
-    """The encoders of a method as functions of images, with their arguments."""
-    images = torch.zeros(2, spec.model.channels, *spec.model.size)
-    student, teacher = engine.model.student.encoder, engine.model.teacher.encoder
-    if spec.method.name != "moca":
-        return [(student, images)]  # the teacher's is the same
-    ids = torch.arange(4).expand(2, 4)
-    masked = lambda x: student.masked(x, ids, early=1)  # noqa: E731
-    return [(masked, images), (lambda x: teacher.tokens(x)["final"], images)]
+GRAPHS = {"moco_v3_vit": 4, "moco_v1_resnet18": 4, "moca_vit": 5}
+"""Encoders and heads of student and teacher; MOCA has two encoders, a decoder, two generators."""
 
 
-@pytest.mark.parametrize("case", ["moco_v3_vit", "moco_v1_resnet18", "moca_vit"])
-def test_encoders_are_one_graph(package, case):
-    spec = tiny_spec("float32", case)
-    engine = package.build(spec, lively_state(spec))
-    for encoder, images in encoders(engine, spec):
+def steps(engine, spec, count=2, first=0):
+    """The records of some steps."""
+    batches = [random_batch(spec) for _ in range(count)]
+    return [
+        engine.trace_step(batch, draws(spec), hyper(first + i)) for i, batch in enumerate(batches)
+    ]
+
+
+def assert_equal(found, wanted, tolerance=0.0):
+    for record, other in zip(found, wanted, strict=True):
+        for arrays, expected in zip(record, other, strict=True):
+            for name, array in expected.items():
+                bar = tolerance * max(1.0, np.abs(array).max())
+                np.testing.assert_allclose(arrays[name], array, rtol=0, atol=bar, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "case", ["moco_v3_vit", *(pytest.param(c, marks=pytest.mark.soak) for c in [*GRAPHS][1:])]
+)
+def test_networks_are_one_graph_each_and_compute_the_same(package, case):
+    """A break within a graph would raise."""
+    graphs = []
+
+    def kept(graph, examples):
+        graphs.append(graph)
+        return graph.forward
+
+    spec, records = tiny_spec(case=case), []
+    for compiler in (None, kept):
         torch._dynamo.reset()
-        found = torch._dynamo.explain(encoder)(images)
-        assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+        engine = package.build(spec, lively_state(spec))
+        engine.model.compiler = compiler
+        records.append(steps(engine, spec))
+    assert_equal(*records)
+    assert len(graphs) == GRAPHS[case]
+
+
+@pytest.mark.soak
+def test_compiled_networks_compute_the_same_and_a_resumed_run_the_same_bits(package):
+    """With PyTorch's own compiler, which takes minutes."""
+    spec = tiny_spec()
+    compiled = tiny_spec(train={"compile": True})
+    engines = [package.build(each, lively_state(spec)) for each in (spec, compiled)]
+    assert engines[1].model.compiler == "inductor"
+    records = [steps(engine, spec) for engine in engines]
+    assert_equal(*records, tolerance=1e-12)
+    torch._dynamo.reset()
+    resumed = package.build(compiled, lively_state(spec))
+    resumed.import_state(engines[1].export_state())
+    assert_equal(*(steps(each, spec, 1, 2) for each in (resumed, engines[1])))
 
 
 # --------------------------------------------------------------------------- gradients in bfloat16

@@ -159,19 +159,35 @@ def test_the_stamp_names_card_libraries_and_switches(machine):
     libraries = {"cuda": "12.6", "cudnn": 90501}
     assert devices.compute_stamp(spec(), "cuda:1", libraries, repeats=True) == {
         **{"device": "NVIDIA H100", "cuda": "12.6", "cudnn": "90501"},
-        **{"tf32": "off", "deterministic": "yes"},
+        **{"tf32": "off", "deterministic": "yes", "compiled": "no"},
     }
     tf32 = spec().model_copy(update={"precision": "tf32"})
     stamp = devices.compute_stamp(tf32, "cuda:0", libraries, repeats=False)
     assert (stamp["device"], stamp["tf32"], stamp["deterministic"]) == ("NVIDIA A100", "on", "no")
-    assert devices.compute_stamp(spec(), "cpu", libraries, repeats=True) == {"device": "cpu"}
+    stamp = devices.compute_stamp(spec(), "cpu", libraries, repeats=True, compiled=True)
+    assert stamp == {"device": "cpu", "compiled": "yes"}
+
+
+def test_networks_are_compiled_on_a_gpu_or_where_the_spec_says_so():
+    def compiles(device, wanted="auto", able=True, **degrees):
+        asked = tiny_spec(train={"compile": wanted}, parallel=degrees)
+        return devices.compiles(asked, "paddle", device, able=able)
+
+    assert compiles("cuda:0") and compiles("cuda:1", data=2) and compiles("cpu", wanted=True)
+    assert not compiles("cpu") and not compiles("cuda:0", wanted=False)
+    assert not compiles("cuda:0", able=False) and not compiles("cuda:0", tensor=2)
+    assert not compiles("cuda:0", pipeline=2)
+    with pytest.raises(UserError, match="compile: true: paddle has no compiler; use auto, or"):
+        compiles("cuda:0", wanted=True, able=False)
+    with pytest.raises(UserError, match=r"with parallel.tensor processes meet .*; use auto"):
+        compiles("cuda:0", wanted=True, tensor=2)
 
 
 def test_every_backend_says_what_it_computes_on(backend, machine, monkeypatch):
-    assert backend.compute(spec("cpu")) == {"device": "cpu"}
+    assert backend.compute(spec("cpu")) == {"device": "cpu", "compiled": "no"}
     machine(A100)
     monkeypatch.setattr(backend, "cuda_devices", lambda: 1)
     monkeypatch.setattr(backend, "cuda_code", lambda: ("sm_80",))
     found = backend.compute(spec().model_copy(update={"precision": "float32"}))
     assert found["device"] == "NVIDIA A100"
-    assert list(found) == ["device", "cuda", "cudnn", "tf32", "deterministic"]
+    assert list(found) == ["device", "cuda", "cudnn", "tf32", "deterministic", "compiled"]

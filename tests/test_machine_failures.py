@@ -9,6 +9,8 @@ from triptych.core.machine.failures import device_failures
 PADDLE = "\n\n----------\nError Message Summary:\n----------\n"
 MEMORY = "device: cuda:0 has not enough memory for train.batch_size 8; use train.batch_size=4 or"
 
+COMPILER = "no compiler for cuda:0 works here; use train.compile=false"
+
 
 @pytest.mark.parametrize(
     ("text", "line"),
@@ -22,6 +24,12 @@ MEMORY = "device: cuda:0 has not enough memory for train.batch_size 8; use train
             "nll_loss2d_forward_out_cuda_template does not have a deterministic implementation",
             "nll_loss2d_forward_out_cuda_template has no such kernel on cuda:0; use determin",
         ),
+        (
+            "backend='inductor' raised:\nTritonMissing: Cannot find a working triton installation",
+            COMPILER,
+        ),
+        ("InvalidCxxCompiler: No working C++ compiler found in torch._inductor.con", COMPILER),
+        ("RuntimeError: Failed to find C compiler. Please specify via CC", COMPILER),
     ],
 )
 def test_a_failure_of_the_device_is_one_line_with_a_remedy(text, line):

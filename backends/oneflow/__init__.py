@@ -14,6 +14,7 @@ from triptych.core.config.spec import RunSpec  # noqa: E402
 from triptych.core.contracts import ALONE, Array, Ranks  # noqa: E402
 from triptych.core.machine.devices import (  # noqa: E402
     check_precision,
+    compiles,
     compute_stamp,
     pick_device,
 )
@@ -60,11 +61,12 @@ def device_of(spec: RunSpec) -> str:
     """The device of a run, "cpu" or "cuda:N".
 
     Raises:
-        UserError: this machine or the backend lacks the device or the precision.
+        UserError: this machine or the backend lacks the device, the precision or a compiler.
     """
     # Devices are counted first: a CUDA device that does not exist would end the process.
     device = pick_device(spec, "oneflow", cuda_devices(), cuda_code())
     check_precision(spec, "oneflow", device, PRECISIONS)
+    compiles(spec, "oneflow", device, able=False)
     return device
 
 

@@ -15,6 +15,7 @@ from triptych.core.config.spec import RunSpec  # noqa: E402
 from triptych.core.contracts import ALONE, Array, Ranks  # noqa: E402
 from triptych.core.machine.devices import (  # noqa: E402
     check_precision,
+    compiles,
     compute_stamp,
     pick_device,
 )
@@ -62,10 +63,11 @@ def device_of(spec: RunSpec) -> str:
     """The device of a run, "cpu" or "cuda:N".
 
     Raises:
-        UserError: this machine or the backend lacks the device or the precision.
+        UserError: this machine or the backend lacks the device, the precision or a compiler.
     """
     device = pick_device(spec, "paddle", cuda_devices(), cuda_code())
     check_precision(spec, "paddle", device, PRECISIONS)
+    compiles(spec, "paddle", device, able=False)
     return device
 
 

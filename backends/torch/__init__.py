@@ -8,7 +8,12 @@ from triptych.backends.torch.engine import Engine
 from triptych.backends.torch.parallel import join as join  # for core.launch
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import ALONE, Array, Ranks
-from triptych.core.machine.devices import check_precision, compute_stamp, pick_device
+from triptych.core.machine.devices import (
+    check_precision,
+    compiles,
+    compute_stamp,
+    pick_device,
+)
 from triptych.core.machine.failures import device_failures
 from triptych.core.machine.resources import cpu_threads
 
@@ -48,17 +53,20 @@ def compute(spec: RunSpec) -> dict[str, str]:
         UserError: as in ``device_of``.
     """
     libraries = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    return compute_stamp(spec, device_of(spec), libraries, repeats=spec.deterministic)
+    device, repeats = device_of(spec), spec.deterministic
+    compiled = compiles(spec, "torch", device, able=True)
+    return compute_stamp(spec, device, libraries, repeats=repeats, compiled=compiled)
 
 
 def device_of(spec: RunSpec) -> str:
     """The device of a run, "cpu" or "cuda:N".
 
     Raises:
-        UserError: this machine or the backend lacks the device or the precision.
+        UserError: this machine or the backend lacks the device, the precision or a compiler.
     """
     device = pick_device(spec, "torch", cuda_devices(), cuda_code())
     check_precision(spec, "torch", device, PRECISIONS)
+    compiles(spec, "torch", device, able=True)
     return device
 
 
@@ -73,6 +81,9 @@ def _choose_kernels(spec: RunSpec, device: str) -> None:
     # Otherwise the backward pass of attention adds in another order each time. All CPU kernels are
     # deterministic, and there this switch would choose some slower ones.
     torch.use_deterministic_algorithms(spec.deterministic and device != "cpu")
+    if compiles(spec, "torch", device, able=True):
+        # Of one function: student or teacher, with or without statistics, one or two batch sizes.
+        torch._dynamo.config.cache_size_limit = 64
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

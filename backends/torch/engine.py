@@ -16,6 +16,7 @@ from triptych.backends.torch.vit import VisionTransformer
 from triptych.core import engine as core
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import ALONE, Array, Outcome, Ranks, Slot
+from triptych.core.machine.devices import compiles
 from triptych.core.optim import groups
 from triptych.core.parallel.sharding import splits
 from triptych.core.parallel.stages import stages
@@ -48,6 +49,8 @@ class Engine(core.Engine):
             model.follow()
         self.model = model.to(device=device, dtype=self.dtype).train()
         self.model.mixed = spec.precision == "bfloat16"
+        if compiles(spec, "torch", device, able=True):
+            self.model.compiler = "inductor"
         for module in self.model.modules():
             if isinstance(module, VisionTransformer):
                 module.recompute = spec.parallel.recompute

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from triptych.backends.torch.encoders import encoder
 from triptych.backends.torch.heads import head
-from triptych.backends.torch.layers import set_batch_norm, set_tracking
+from triptych.backends.torch.layers import BatchNorm, set_batch_norm, set_tracking
 from triptych.backends.torch.memory import Codebook, Queue
 from triptych.backends.torch.moca import Decoder, Generator
 from triptych.core.config.spec import RunSpec
@@ -74,10 +74,14 @@ class Pair(networks.Branches, nn.Module):
     mixed = False
     """Whether the networks compute in bfloat16 where PyTorch's autocast considers that safe."""
 
+    compiler: str | Callable[..., Any] | None = None
+    """The compiler of the networks, as ``torch.compile`` takes it; None: they are not compiled."""
+
     def __init__(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
         super().__init__(student, teacher)
         if teacher is not None:
             teacher.requires_grad_(False)
+        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
         self.follow()
 
     def follow(self) -> None:
@@ -89,6 +93,10 @@ class Pair(networks.Branches, nn.Module):
 
     def compute(self, part: Callable[..., Any], *arguments: Any) -> Any:
         """See ``core.methods.networks.Branches``."""
+        if self.compiler is not None:
+            if part not in self._compiled:
+                self._compiled[part] = self._compile(part)
+            part = self._compiled[part]
         if not self.mixed:
             return part(*arguments)
         # Autocast ends before the loss and the backward pass. The backward pass repeats the types
@@ -96,6 +104,17 @@ class Pair(networks.Branches, nn.Module):
         with torch.autocast(arguments[0].device.type, torch.bfloat16):
             output = part(*arguments)
         return _as_float32(output)
+
+    def _compile(self, part: Callable[..., Any]) -> Callable[..., Any]:
+        """The part, compiled. What holds batch norms of several processes stays as it is.
+
+        Every shape has code of its own. Code for all shapes would take over after the first smaller
+        batch, and a run that is resumed would not repeat it.
+        """
+        module = getattr(part, "__self__", part)
+        if any(isinstance(each, BatchNorm) and each.group.count > 1 for each in module.modules()):
+            return part
+        return torch.compile(part, backend=self.compiler, dynamic=False, fullgraph=True)
 
     def update_teacher(self, momentum: float) -> None:
         """See ``core.contracts.Model``."""

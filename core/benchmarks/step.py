@@ -32,6 +32,7 @@ from triptych.core.methods import METHODS
 
 DEFAULTS = (
     "device=cpu",
+    "precision=float32",
     "train.batch_size=8",
     "train.steps=1000",
     "train.epochs=null",

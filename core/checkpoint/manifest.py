@@ -28,12 +28,13 @@ FREE_KEYS = (
     "parallel",
     "threads",
     "train.accumulate",
+    "train.compile",
     "train.stop_at",
 )
 """Keys and whole sections that may differ on resume.
 
-Only ``device`` and ``deterministic`` can change the numbers of a step. The checkpoint records their
-effect as "compute", and a resume warns of a difference.
+Only ``device``, ``deterministic`` and ``train.compile`` can change the numbers of a step. The
+checkpoint records their effect as "compute", and a resume warns of a difference.
 """
 
 PICTURE_KEYS = ("augment.eval_interpolation", "augment.eval_resize", "augment.eval_rounding")

@@ -20,7 +20,14 @@ from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.stored import Stored
 from triptych.core.evaluation.subject import alone, depth, raw_pixels
 from triptych.core.files.features import FORMATS, Header, file_format, read_features, writing
-from triptych.core.launch import Say, choose_backend, open_encoder, open_engine, refuse_launchers
+from triptych.core.launch import (
+    Say,
+    choose_backend,
+    inferring,
+    open_encoder,
+    open_engine,
+    refuse_launchers,
+)
 from triptych.core.parameters import initial_state
 from triptych.core.training.terminal import Terminal
 
@@ -216,7 +223,7 @@ def _rows_of_weights(
     weights, step = _weights(arguments, spec)
     name = choose_backend(arguments.backend, spec, say)
     if branch is None:
-        engine = open_engine(spec, name, weights)
+        engine = open_engine(inferring(spec), name, weights)
     else:
         engine = open_encoder(spec, name, weights, branch)
     del weights  # the engine has a copy of what it needs

@@ -160,6 +160,10 @@ class TrainSpec(Section):
     drop_last: Bool = True
     """Whether the images left over at the end of an epoch are left out. false: they make a last,
     smaller batch."""
+    compile: Bool | Literal["auto"] = "auto"
+    """Whether the framework compiles encoders and heads: fewer, larger kernels, after minutes of
+    compilation. The last digits may change. PyTorch alone can. auto: on a GPU, unless tensor or
+    pipeline parallelism divides the networks."""
     stop_at: PositiveInt | None = None
     """Step after which the run ends with a checkpoint. It changes no schedule."""
 

@@ -160,20 +160,51 @@ def check_precision(
         )
 
 
+def compiles(spec: RunSpec, backend: str, device: str, *, able: bool) -> bool:
+    """Whether the networks of a run are compiled (``train.compile``).
+
+    Args:
+        able: whether the framework has a compiler that serves.
+
+    Raises:
+        UserError: the spec asks for a compilation that cannot be.
+    """
+    wanted = spec.train.compile
+    divided = [key for key in ("tensor", "pipeline") if getattr(spec.parallel, key) > 1]
+    if wanted == "auto":
+        return able and device != "cpu" and not divided
+    if wanted and not able:
+        raise UserError(f"train.compile: true: {backend} has no compiler; use auto, or torch")
+    if wanted and divided:
+        raise UserError(
+            f"train.compile: true: with parallel.{divided[0]} processes meet within the networks, "
+            "which are not compiled then; use auto"
+        )
+    return bool(wanted)
+
+
 def compute_stamp(
-    spec: RunSpec, device: str, libraries: Mapping[str, object], *, repeats: bool
+    spec: RunSpec,
+    device: str,
+    libraries: Mapping[str, object],
+    *,
+    repeats: bool,
+    compiled: bool = False,
 ) -> dict[str, str]:
     """The device, libraries and settings of a run, as stored in its checkpoints.
 
     Args:
         libraries: name -> version of CUDA's libraries: "cuda", "cudnn".
         repeats: whether the backend uses only kernels that always give the same bits.
+        compiled: whether the networks are compiled.
     """
+    networks = {"compiled": "yes" if compiled else "no"}
     if device == "cpu":
-        return {"device": "cpu"}
+        return {"device": "cpu", **networks}
     return {
         "device": cuda.cards()[int(device.partition(":")[2])].name,
         **{name: str(version) for name, version in libraries.items()},
         "tf32": "on" if spec.precision == "tf32" else "off",
         "deterministic": "yes" if repeats else "no",
+        **networks,
     }

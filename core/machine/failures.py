@@ -12,7 +12,8 @@ OUT_OF_MEMORY = re.compile(
 )
 NO_CODE = re.compile("no kernel image|PTX was compiled with an unsupported toolchain", re.I)
 NOT_REPEATABLE = re.compile("does not have a deterministic implementation", re.I)
-"""Words of PyTorch, OneFlow, Paddle, cuBLAS and cuDNN in the messages of their exceptions."""
+NO_COMPILER = re.compile("working triton installation|No working C\\+\\+|find C compiler", re.I)
+"""Words of PyTorch, Triton, OneFlow, Paddle, cuBLAS and cuDNN in messages of their exceptions."""
 
 
 @contextmanager
@@ -50,4 +51,6 @@ def _reason(text: str, spec: RunSpec, device: str) -> str | None:
     if NOT_REPEATABLE.search(text):
         first = text.partition(" does not have")[0]
         return f"deterministic: {first} has no such kernel on {device}; use deterministic=false"
+    if NO_COMPILER.search(text):
+        return f"train.compile: no compiler for {device} works here; use train.compile=false"
     return None

@@ -289,8 +289,8 @@ class MOCA(Branches):
 
     def encode(self, images: Tensor, ids: Index) -> tuple[Tensor, Tensor]:
         """See ``core.contracts.MocaModel``."""
-        masked = partial(self.student.encoder.masked, early=self.early_layer)
-        early, last = self.compute(masked, images, self.kit.indices(ids, images))
+        masked, places = self.student.encoder.masked, self.kit.indices(ids, images)
+        early, last = self.compute(masked, images, places, self.early_layer)
         return early, last
 
     def decode(self, image: Tensor, early: Tensor, ids: Index) -> Tensor:
