@@ -27,7 +27,7 @@ from triptych.core.data.source import UNLABELLED
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError, printable
 from triptych.core.evaluation.subject import depth
-from triptych.core.launch import choose_backend, inferring, open_encoder, open_engine, quiet
+from triptych.core.launch import choose_backend, open_classifier, open_encoder, quiet
 
 Images = Array | Sequence[Image.Image | str | Path]
 """What ``Encoder.encode`` takes."""
@@ -82,7 +82,7 @@ class Encoder:
         if key not in self._engines:
             state = self.state()
             self._engines[key] = (
-                open_engine(inferring(self.spec), self.backend, state)
+                open_classifier(self.spec, self.backend, state)
                 if whole
                 else open_encoder(self.spec, self.backend, state, branch)
             )

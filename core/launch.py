@@ -167,10 +167,15 @@ def open_engine(
     return engine
 
 
-def inferring(spec: RunSpec) -> RunSpec:
-    """The spec of an engine that does not train: float32 instead of mixed precision, as it is.
+def open_classifier(spec: RunSpec, name: str, state: State) -> Engine:
+    """``open_engine`` for a whole network that is evaluated and not trained."""
+    return open_engine(_inferring(spec), name, state)
 
-    Every backend has that. Nothing is compiled, since a compilation takes longer than it saves.
+
+def _inferring(spec: RunSpec) -> RunSpec:
+    """The spec of an engine that does not train: float32 in the place of mixed precision.
+
+    Every backend has float32. A compilation would take longer than it saves.
     """
     mixed = spec.precision in ("bfloat16", "float16")
     train = spec.train.model_copy(update={"compile": False})
@@ -203,7 +208,7 @@ def open_encoder(
     if not any(key.startswith(theirs) for key in state):
         raise UserError(f"evaluate.branch: {branch}: {origin} holds no such encoder")
     method = LinearSpec(name="linear", classes=2)
-    alone = inferring(spec).model_copy(update={"method": method})
+    alone = _inferring(spec).model_copy(update={"method": method})
     chosen: State = {}
     for param in table(alone):
         source = param.name.replace(ours, theirs, 1)

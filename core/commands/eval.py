@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from triptych.core import cli, config, formats
+from triptych.core import cli, config, formats, launch
 from triptych.core.commands import train
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import State
@@ -20,14 +20,6 @@ from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.stored import Stored
 from triptych.core.evaluation.subject import alone, depth, raw_pixels
 from triptych.core.files.features import FORMATS, Header, file_format, read_features, writing
-from triptych.core.launch import (
-    Say,
-    choose_backend,
-    inferring,
-    open_encoder,
-    open_engine,
-    refuse_launchers,
-)
 from triptych.core.parameters import initial_state
 from triptych.core.training.terminal import Terminal
 
@@ -181,7 +173,7 @@ def run(arguments: argparse.Namespace) -> int:
     supervised = arguments.evaluation in classifier.TITLES
     if supervised and not arguments.eval_only:
         return _train(arguments)
-    refuse_launchers()
+    launch.refuse_launchers()
     if arguments.evaluation == FEATURES:
         return _export(arguments)
     # With --json a program reads standard output, so messages go to standard error.
@@ -198,7 +190,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _rows_of_model(arguments: argparse.Namespace, say: Say) -> Sequence[Evaluation]:
+def _rows_of_model(arguments: argparse.Namespace, say: launch.Say) -> Sequence[Evaluation]:
     spec = _spec(arguments)
     split = Split(spec, open_splits(spec, say=say))
     if str(arguments.weights) == PIXELS and arguments.evaluation in PROTOCOLS:
@@ -217,15 +209,15 @@ def _rows_of_model(arguments: argparse.Namespace, say: Say) -> Sequence[Evaluati
 
 
 def _rows_of_weights(
-    arguments: argparse.Namespace, spec: RunSpec, split: Split, say: Say
+    arguments: argparse.Namespace, spec: RunSpec, split: Split, say: launch.Say
 ) -> Sequence[Evaluation]:
     branch, evaluate = _evaluation(arguments, split)
     weights, step = _weights(arguments, spec)
-    name = choose_backend(arguments.backend, spec, say)
+    name = launch.choose_backend(arguments.backend, spec, say)
     if branch is None:
-        engine = open_engine(inferring(spec), name, weights)
+        engine = launch.open_classifier(spec, name, weights)
     else:
-        engine = open_encoder(spec, name, weights, branch)
+        engine = launch.open_encoder(spec, name, weights, branch)
     del weights  # the engine has a copy of what it needs
     rows = evaluate(engine, step)
     engine.close()
@@ -306,9 +298,9 @@ def _export(arguments: argparse.Namespace) -> int:
     layers = _layers(arguments.layers, spec)
     halves = _halves(spec, SPLITS[arguments.split])
     weights, step = _weights(arguments, spec)
-    backend = choose_backend(arguments.backend, spec, cli.say)
+    backend = launch.choose_backend(arguments.backend, spec, cli.say)
     branch, tokens = spec.evaluate.branch, arguments.tokens or spec.evaluate.tokens
-    engine = open_encoder(spec, backend, weights, branch)
+    engine = launch.open_encoder(spec, backend, weights, branch)
     del weights  # the engine has a copy of what it needs
     about = {
         "spec": config.dump(spec),

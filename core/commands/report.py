@@ -13,9 +13,8 @@ from triptych.core.formats import load_weights
 from triptych.core.launch import (
     REFERENCE,
     choose_backend,
-    inferring,
+    open_classifier,
     open_encoder,
-    open_engine,
     refuse_launchers,
 )
 from triptych.core.report import page, pictures
@@ -88,7 +87,7 @@ def _pictures(record: RunRecord, arguments: argparse.Namespace) -> list[Element]
     step = int(weights.get("optimizer.step", 0))
     backend = choose_backend(arguments.backend, spec, cli.say)
     if spec.method.labelled:
-        engine = open_engine(inferring(spec), backend, weights)
+        engine = open_classifier(spec, backend, weights)
     else:
         engine = open_encoder(spec, backend, weights, spec.evaluate.branch)
     del weights  # the engine has a copy of what it needs
