@@ -95,7 +95,7 @@ class Pair(networks.Branches, nn.Module):
         """See ``core.methods.networks.Branches``."""
         if self.compiler is not None:
             if part not in self._compiled:
-                self._compiled[part] = self._compile(part)
+                self._compiled[part] = _compiled(part, self.compiler)
             part = self._compiled[part]
         if not self.mixed:
             return part(*arguments)
@@ -104,17 +104,6 @@ class Pair(networks.Branches, nn.Module):
         with torch.autocast(arguments[0].device.type, torch.bfloat16):
             output = part(*arguments)
         return _as_float32(output)
-
-    def _compile(self, part: Callable[..., Any]) -> Callable[..., Any]:
-        """The part, compiled. What holds batch norms of several processes stays as it is.
-
-        Every shape has code of its own. Code for all shapes would take over after the first smaller
-        batch, and a run that is resumed would not repeat it.
-        """
-        module = getattr(part, "__self__", part)
-        if any(isinstance(each, BatchNorm) and each.group.count > 1 for each in module.modules()):
-            return part
-        return torch.compile(part, backend=self.compiler, dynamic=False, fullgraph=True)
 
     def update_teacher(self, momentum: float) -> None:
         """See ``core.contracts.Model``."""
@@ -154,6 +143,18 @@ class Linear(networks.Linear, Pair):
 
 class Finetune(networks.Finetune, Pair):
     """Implements ``core.contracts.FinetuneModel``."""
+
+
+def _compiled(part: Callable[..., Any], compiler: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The part, compiled. What holds batch norms of several processes stays as it is.
+
+    Every shape has code of its own. Code for all shapes would take over after the first smaller
+    batch, and a run that is resumed would not repeat it.
+    """
+    module: Any = getattr(part, "__self__", part)
+    if any(isinstance(each, BatchNorm) and each.group.count > 1 for each in module.modules()):
+        return part
+    return torch.compile(part, backend=compiler, dynamic=False, fullgraph=True)
 
 
 def _as_float32(output: Any) -> Any:
