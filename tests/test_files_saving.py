@@ -3,19 +3,22 @@
 import json
 import os
 import subprocess
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from support import forged
 
 from triptych import backends
 from triptych.core.errors import UserError
 from triptych.core.files import zips
 from triptych.core.files.reading import read
 from triptych.core.files.saving import write
-from triptych.core.files.tree import Stored, tensors
+from triptych.core.files.tree import Malformed, Stored, tensors
 
 BITS = np.arange(0x3F80, 0x3F86, dtype=np.uint16).reshape(2, 3)
 """Bit patterns of six bfloat16 numbers, from 1 on."""
@@ -270,3 +273,46 @@ def mapped_kib(path: Path) -> int:
     starts = [i for i, line in enumerate(lines) if line.endswith(str(path))]
     rows = [next(x for x in lines[i:] if x.startswith("Rss:")) for i in starts]
     return sum(int(row.split()[1]) for row in rows)
+
+
+def test_checksums_that_the_file_states_go_on_with_their_bytes(tmp_path: Path):
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write(tmp_path / "a.pth", {"w": Stored.of(values)}, "torch")
+    found = read(tmp_path / "a.pth").tree["w"]
+    assert found.checksum == zlib.crc32(values.tobytes())
+    turned = found.changed((3, 2), np.transpose)
+    write(tmp_path / "b.pth", {"w": found, "t": turned}, "torch")
+    with zipfile.ZipFile(tmp_path / "b.pth") as archive:
+        assert archive.testzip() is None
+
+
+@pytest.mark.parametrize(
+    ("count", "offset", "shape", "strides", "whole"),
+    [
+        (6, 0, (2, 3), (3, 1), True),
+        (7, 0, (2, 3), (3, 1), False),
+        (7, 1, (2, 3), (3, 1), False),
+        (6, 0, (3, 2), (1, 3), False),
+        (6, 0, (5,), (1,), False),
+    ],
+)
+def test_only_all_of_a_storage_has_its_checksum(tmp_path, count, offset, shape, strides, whole):
+    tensor = forged.tensor(
+        forged.numbers(*shape),
+        forged.numbers(*strides),
+        forged.number(offset),
+        forged.storage(count=count),
+    )
+    content = forged.torch_zip(forged.state(tensor), {"0": bytes(4 * count)})
+    (tmp_path / "x.pth").write_bytes(content)
+    assert (read(tmp_path / "x.pth").tree["weight"].checksum is not None) == whole
+
+
+def test_a_damaged_tensor_stays_damaged(tmp_path: Path):
+    write(tmp_path / "a.pth", {"w": Stored.of(np.ones(8, np.float32))}, "torch")
+    content = bytearray((tmp_path / "a.pth").read_bytes())
+    content[content.index(np.ones(8, np.float32).tobytes())] ^= 1
+    (tmp_path / "a.pth").write_bytes(content)
+    write(tmp_path / "b.pth", read(tmp_path / "a.pth").tree, "torch")
+    with pytest.raises(Malformed, match="its checksum differs"):
+        read(tmp_path / "b.pth").tree["w"].verify()

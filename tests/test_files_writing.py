@@ -93,3 +93,12 @@ def test_access_rights_are_set_where_there_are_any(
     monkeypatch.setattr(Path, "chmod", raising(errno.EROFS))
     with pytest.raises(OSError, match="Read-only"):
         writing.set_mode(path, 0o644)
+
+
+def test_large_writes_reach_the_file_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(writing, "PIECE", 10_000)
+    content = os.urandom(123_457)
+    with writing.opened(tmp_path / "x") as file:
+        assert file.write(content[:7]) == 7
+        assert file.write(content[7:]) == len(content) - 7
+    assert (tmp_path / "x").read_bytes() == content

@@ -1,5 +1,6 @@
 """Archives are those that Python's zipfile reads, large ones included, and have right checksums."""
 
+import threading
 import zipfile
 import zlib
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from triptych.core.files import zips
-from triptych.core.files.hashing import beside
+from triptych.core.files.hashing import LEAST, beside
 from triptych.core.files.zipping import ZipWriter, zip_writer
 
 
@@ -60,3 +61,24 @@ def test_an_error_beside_the_writing_ends_it():
     with pytest.raises(ValueError, match="beside"), beside(1) as thread:
         for _ in range(3):
             thread.call(fail)
+
+
+def test_calls_wait_for_the_bytes_before_them():
+    done: list[int] = []
+    gate = threading.Event()
+
+    def task(number: int) -> None:
+        assert gate.wait(20)
+        done.append(number)
+
+    with beside(3 * LEAST) as thread:
+        for number in range(3):
+            thread.call(task, number)
+        assert not done
+        gate.set()
+        thread.call(task, 3, size=2 * LEAST)
+        assert done[:2] == [0, 1]
+        thread.call(task, 4, size=9 * LEAST)  # larger than all that may wait: it waits alone
+        assert done[:4] == [0, 1, 2, 3]
+        thread.finish()
+    assert done == [0, 1, 2, 3, 4]

@@ -8,7 +8,16 @@ import pytest
 
 from triptych.core.contracts import Batch
 from triptych.core.methods import METHODS, moca
-from triptych.core.methods.health import LEARNED, PATIENCE, STATES, WINDOW, Health, alike, judge
+from triptych.core.methods.health import (
+    LEARNED,
+    PATIENCE,
+    STATES,
+    WINDOW,
+    Health,
+    alike,
+    judge,
+    non_finite,
+)
 
 CHANCE = 4 * 0.2 * math.log(256)
 
@@ -186,3 +195,14 @@ def test_a_sweep_is_judged_by_its_best_classifier():
     assert METHODS["linear"].status(one) == ["acc1 30.0 %"]
     views = {"loss": 3.0, "loss_q1k2": 1.0}
     assert METHODS["moco_v3"].judged(views) == 3.0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64", "int64", "bool"])
+def test_infinities_and_nans_are_counted(dtype: str):
+    values = np.ones((3, 5), dtype)
+    assert non_finite(values) == non_finite(values[:0]) == 0
+    if values.dtype.kind in "fc":
+        values[0, 0], values[1, 1], values[2, 2] = np.inf, -np.inf, np.nan
+        assert non_finite(values) == non_finite(values.T) == 3
+        values[:] = np.finfo(dtype).max  # their sum is infinite
+        assert non_finite(values) == 0

@@ -182,11 +182,9 @@ def _manifest(
 
 
 def _seal(aside: Path, manifest: Manifest) -> None:
-    """Writes and syncs the manifest, which makes the checkpoint whole."""
+    """Writes the manifest, which makes the checkpoint whole. The caller syncs all of it."""
     with open(aside / MANIFEST, "x", encoding="utf-8") as stream:
         stream.write(manifest.to_json())
-    sync(aside / MANIFEST)
-    sync(aside)
 
 
 def _put_in_place(aside: Path, final: Path) -> None:

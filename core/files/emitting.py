@@ -14,9 +14,6 @@ from triptych.core.contracts import Array
 from triptych.core.errors import UserError
 from triptych.core.files.tree import Node, Stored
 
-CHUNK = 2**20
-"""Bytes that are written at once."""
-
 CODES = {"float16": "f2", "float32": "f4", "float64": "f8", "bfloat16": "u2", "bool": "b1"} | {
     name: np.dtype(name).str[1:]
     for name in ("int8", "int16", "int32", "int64", "uint8", "complex64", "complex128")
@@ -141,9 +138,7 @@ class Writable(Protocol):
 
 
 def stream_values(stream: Writable, array: Array) -> None:
-    """Writes the values in C order and little-endian, in small pieces."""
+    """Writes the values in C order and little-endian."""
     little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
     # A bool or an empty array has no plain view of its memory; its bytes have.
-    flat = little.reshape(-1).view(np.uint8).data
-    for start in range(0, len(flat), CHUNK):
-        stream.write(flat[start : start + CHUNK])
+    stream.write(little.reshape(-1).view(np.uint8).data)

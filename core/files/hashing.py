@@ -8,8 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-AHEAD = 8
-"""Number of pieces that may wait for the hash."""
+from triptych.core.files.writing import opened
+
+AHEAD = 2**26
+"""Bytes that may wait for a call."""
+
+LEAST = 2**16
+"""A call counts for as many bytes at least, since it takes some memory itself."""
 
 
 class Beside:
@@ -18,27 +23,40 @@ class Beside:
     def __init__(self, pool: ThreadPoolExecutor, ahead: int) -> None:
         """``beside`` makes one."""
         self._pool, self._ahead = pool, ahead
-        self._waiting: deque[Future[None]] = deque()
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._size = 0
 
-    def call(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Has a function called. If too many calls wait, this waits for the first.
+    def call(self, function: Callable[..., None], *arguments: Any, size: int = 0) -> None:
+        """Has a function called. If calls on too many bytes wait, this waits for the first of them.
+
+        Args:
+            function: what is called.
+            arguments: of the function.
+            size: bytes of memory that the arguments keep.
 
         Raises:
             Exception: what an earlier call raised.
         """
-        self._waiting.append(self._pool.submit(function, *arguments))
-        if len(self._waiting) > self._ahead:
-            self._waiting.popleft().result()
+        size = max(size, LEAST)
+        self._waiting.append((self._pool.submit(function, *arguments), size))
+        self._size += size
+        while self._size > self._ahead and len(self._waiting) > 1:
+            self._wait()
 
     def finish(self) -> None:
         """Waits for all calls; raises what one of them raised."""
         while self._waiting:
-            self._waiting.popleft().result()
+            self._wait()
+
+    def _wait(self) -> None:
+        future, size = self._waiting.popleft()
+        self._size -= size
+        future.result()
 
 
 @contextmanager
 def beside(ahead: int = AHEAD) -> Iterator[Beside]:
-    """A thread for calls, of which ``ahead`` may wait. An error inside drops those that wait."""
+    """A thread for calls. Calls on ``ahead`` bytes may wait; an error inside drops them."""
     pool = ThreadPoolExecutor(1)
     try:
         yield Beside(pool, ahead)
@@ -57,12 +75,12 @@ class Hashed:
     def __init__(self, path: Path, thread: Beside) -> None:
         """A new file. ``hashed`` makes one."""
         self.size, self.sha256 = 0, ""
-        self._file = open(path, "wb")
+        self._file = opened(path)
         self._thread, self._digest = thread, hashlib.sha256()
 
     def write(self, data: Any) -> int:
         """Writes bytes, whose memory must not be changed afterwards."""
-        self._thread.call(self._digest.update, data)
+        self._thread.call(self._digest.update, data, size=len(data))
         self.size += len(data)
         return self._file.write(data)
 

@@ -32,9 +32,9 @@ from triptych.core.files import oneflow
 from triptych.core.files.arrays import TYPES
 from triptych.core.files.emitting import Emitter, Writable, stream_values
 from triptych.core.files.paddle import NAMES
-from triptych.core.files.torch import STORAGES
+from triptych.core.files.torch import STORAGES, row_major
 from triptych.core.files.tree import Node, Stored, tensors
-from triptych.core.files.writing import sync
+from triptych.core.files.writing import opened, sync
 from triptych.core.files.zipping import zip_writer
 from triptych.core.machine.interrupts import leave_tidily
 
@@ -146,14 +146,13 @@ def write_torch(path: Path, tree: Node) -> None:
         archive.put("archive/data.pkl", pickle.getvalue())
         archive.put("archive/byteorder", b"little")
         for key, stored in enumerate(found):
-            archive.begin(f"archive/data/{key}", stored.nbytes, ALIGNMENT)
+            archive.begin(f"archive/data/{key}", stored.nbytes, ALIGNMENT, stored.checksum)
             stream_values(archive, stored.bits())
         archive.put("archive/version", b"3\n")
 
 
 def _torch_tensor(emitter: Emitter, stored: Stored, kind: str, key: str) -> None:
     count = int(np.prod(stored.shape, dtype=object))
-    strides = [int(np.prod(stored.shape[i + 1 :], dtype=object)) for i in range(len(stored.shape))]
     emitter.name("torch._utils", "_rebuild_tensor_v2")
     emitter.raw(b"((")
     emitter.node("storage")
@@ -163,7 +162,7 @@ def _torch_tensor(emitter: Emitter, stored: Stored, kind: str, key: str) -> None
     emitter.raw(b"tQ")
     emitter.node(0)
     emitter.ints(stored.shape)
-    emitter.ints(strides)
+    emitter.ints(row_major(stored.shape))
     emitter.raw(b"\x89")
     emitter.name("collections", "OrderedDict")
     emitter.raw(b")RtR")
@@ -186,7 +185,7 @@ def write_paddle(path: Path, tree: Node) -> None:
         emitter.array(stored)
         emitter.raw(b"\x86\x85R")
 
-    with open(path, "wb") as stream:
+    with opened(path) as stream:
         emitter = Emitter(stream, tensor, protocol=4, binary=False)
         emitter.node(tree)
         emitter.stop()
@@ -212,7 +211,7 @@ def write_oneflow(path: Path, tree: Node) -> None:
         emitter.raw(b"b")
 
     path.mkdir()
-    with open(path / oneflow.PICKLE, "wb") as stream:
+    with opened(path / oneflow.PICKLE) as stream:
         emitter = Emitter(stream, tensor, protocol=4)
         emitter.node({"protocol_version": 1, "data": tree})
         emitter.stop()
@@ -222,7 +221,7 @@ def _oneflow_tensor(folder: Path, stored: Stored, kind: str) -> None:
     folder.mkdir()
     dims = "".join(f"  dim: {size}\n" for size in stored.shape)
     (folder / "meta").write_text(f"shape {{\n{dims}}}\ndata_type: {kind}\n")
-    with open(folder / "out", "wb") as stream:
+    with opened(folder / "out") as stream:
         stream_values(stream, stored.bits())
 
 
@@ -248,7 +247,7 @@ def write_folder(path: Path, tree: Node) -> None:
 
 def write_safetensors(path: Path, tree: Node) -> None:
     """A safetensors file."""
-    with open(path, "wb") as stream:
+    with opened(path) as stream:
         stream_safetensors(stream, tree)
 
 

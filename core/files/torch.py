@@ -59,6 +59,7 @@ class Storage:
         count: number of values; of bytes if ``dtype`` is "".
         data: the bytes, once they are found.
         check: compares them with their checksum, if there is one.
+        checksum: CRC-32 of the bytes, if the file has it.
     """
 
     key: str
@@ -66,6 +67,7 @@ class Storage:
     count: int
     data: memoryview | None = None
     check: Callable[[], None] = unchecked
+    checksum: int | None = None
 
     def verify(self) -> None:
         """See ``Stored.verify``. Tensors that share the values have them checked once."""
@@ -102,7 +104,20 @@ class Tensor:
             return Stored.of(np.zeros(self.shape, kind), self.dtype)
         whole = storage.data[: available * kind.itemsize]
         flat = np.frombuffer(whole, np.dtype(f"{self.order}{kind.str[1:]}"))
-        return Stored(self.dtype, self.shape, _strided(flat, self), verify=storage.verify)
+        same = (self.offset, self.strides, self.order) == (0, row_major(self.shape), "<")
+        all_of_it = same and size_of(self.shape) * kind.itemsize == len(storage.data)
+        checksum = storage.checksum if all_of_it else None
+        return Stored(
+            self.dtype, self.shape, _strided(flat, self), verify=storage.verify, checksum=checksum
+        )
+
+
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in values, of a tensor in C order."""
+    strides = [1]
+    for size in shape[:0:-1]:
+        strides.append(strides[-1] * size)
+    return tuple(strides[: len(shape)][::-1])
 
 
 def _strided(flat: Array, tensor: Tensor) -> Callable[[], Array]:
@@ -234,6 +249,8 @@ def read_zip(data: memoryview) -> Node:
         name = f"{root}data/{storage.key}"
         storage.data = archive.read(name)
         storage.check = partial(archive.verify, name, storage.data)
+        # An archive without checksums has 0 there.
+        storage.checksum = archive.members[name].check or None
         _check_size(storage)
     return settled(found)
 

@@ -57,6 +57,7 @@ class Stored:
         unique: name that Paddle generated for a parameter, if the file links it to this tensor.
         verify: compares the bytes with the checksum that the file has of them, if it has one, and
             raises Malformed if they differ. It reads all of them.
+        checksum: CRC-32 that the file states of ``bits`` in C order and little-endian, if it does.
     """
 
     dtype: str
@@ -64,6 +65,7 @@ class Stored:
     bits: Callable[[], Array]
     unique: str = ""
     verify: Callable[[], None] = unchecked
+    checksum: int | None = None
 
     @classmethod
     def of(cls, values: Array, dtype: str = "", unique: str = "") -> "Stored":
@@ -92,7 +94,7 @@ class Stored:
 
     def changed(self, shape: tuple[int, ...], change: Callable[[Array], Array]) -> "Stored":
         """The tensor after a rearrangement of its values, made when the values are asked for."""
-        return replace(self, shape=shape, bits=lambda: change(self.bits()))
+        return replace(self, shape=shape, bits=lambda: change(self.bits()), checksum=None)
 
 
 def bits_type(dtype: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from triptych.core.files.hashing import Beside, beside
+from triptych.core.files.writing import opened
 
 FULL, COUNTED = 2**32 - 1, 2**16 - 1
 """Values of the narrow fields whose number stands in a field of zip64."""
@@ -25,12 +26,13 @@ ENCODED = 0x800
 
 @dataclass
 class _Entry:
-    """A member: its name, the start of its header, its size and its checksum so far."""
+    """A member: its name, the start of its header, its size and its checksum, at first so far."""
 
     name: bytes
     start: int
     size: int
     check: int = 0
+    known: bool = False
 
     def add(self, data: Any) -> None:
         self.check = zlib.crc32(data, self.check)
@@ -56,15 +58,17 @@ class ZipWriter:
         self._file, self._thread = file, thread
         self._entries: list[_Entry] = []
 
-    def begin(self, name: str, size: int, alignment: int = 1) -> None:
+    def begin(self, name: str, size: int, alignment: int = 1, checksum: int | None = None) -> None:
         """Begins a member.
 
         Args:
             name: of the member.
             size: number of bytes that will be written.
             alignment: the bytes begin at a multiple of this.
+            checksum: CRC-32 of the bytes; None: it is computed.
         """
-        entry = _Entry(name.encode(), self._file.tell(), size)
+        known = checksum is not None
+        entry = _Entry(name.encode(), self._file.tell(), size, checksum or 0, known)
         self._entries.append(entry)
         wide = struct.pack("<HHQQ", 1, 16, size, size) if size >= FULL else b""
         length = -(entry.start + 30 + len(entry.name) + len(wide) + 4) % alignment
@@ -76,7 +80,8 @@ class ZipWriter:
 
     def write(self, data: Any) -> int:
         """Writes bytes of a member, whose memory must not be changed afterwards."""
-        self._thread.call(self._entries[-1].add, data)
+        if not self._entries[-1].known:
+            self._thread.call(self._entries[-1].add, data, size=len(data))
         return self._file.write(data)
 
     def put(self, name: str, content: bytes) -> None:
@@ -121,7 +126,7 @@ def _end(start: int, end: int, count: int) -> bytes:
 @contextmanager
 def zip_writer(path: Path) -> Iterator[ZipWriter]:
     """An archive to write, which is whole after the block."""
-    with open(path, "wb") as file, beside() as thread:
+    with opened(path) as file, beside() as thread:
         archive = ZipWriter(file, thread)
         yield archive
         archive.finish()

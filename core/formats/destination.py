@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from triptych.core import config
 from triptych.core.checkpoint import store
@@ -19,12 +18,10 @@ from triptych.core.formats import canonical, containers
 from triptych.core.formats.conversion import Plan
 from triptych.core.formats.format import Output
 from triptych.core.formats.opening import SPEC
+from triptych.core.methods.health import non_finite
 
 HELD = 2**26
 """Bytes of mapped files that may stay in memory after they are used."""
-
-AHEAD = 2
-"""Number of tensors that may wait until they are looked at."""
 
 Advance = Callable[[int], None]
 
@@ -77,8 +74,10 @@ def write(path: Path, made: Plan, advance: Advance) -> str:
             full. Nothing was replaced.
     """
     container, tree = _tree(path, made)
-    with saving.whole(path) as aside, beside(AHEAD) as thread:
-        watched = _watched(tree, _Watch(advance, thread))
+    with saving.whole(path) as aside, beside() as thread:
+        # A checkpoint is hashed in a thread of its own, which is the slowest of its tasks.
+        examine = _examine if container == "checkpoint" else partial(_beside, thread)
+        watched = _watched(tree, _Watch(advance, examine))
         with _damage_of(made):
             if container == "checkpoint":
                 extra = {
@@ -144,8 +143,8 @@ def _tree(path: Path, made: Plan) -> tuple[str, Node]:
 class _Watch:
     """Looks after the tensors while they are written, in their order."""
 
-    def __init__(self, advance: Advance, thread: Beside) -> None:
-        self._advance, self._thread = advance, thread
+    def __init__(self, advance: Advance, examine: Callable[[str, Stored, Array], None]) -> None:
+        self._advance, self._examine = advance, examine
         self._done, self._held = 0, 0
         self._known: dict[int, Stored] = {}
 
@@ -160,19 +159,23 @@ class _Watch:
             zips.release()
             self._held = 0
         bits = tensor.bits()
-        self._thread.call(_examine, name, tensor, bits)
+        self._examine(name, tensor, bits)
         self._done += tensor.nbytes
         self._held += tensor.nbytes
         self._advance(self._done)
         return bits
 
 
+def _beside(thread: Beside, name: str, tensor: Stored, bits: Array) -> None:
+    """Looks at a tensor in another thread."""
+    thread.call(_examine, name, tensor, bits, size=tensor.nbytes)
+
+
 def _examine(name: str, tensor: Stored, bits: Array) -> None:
     """Refuses values that are not finite, or not those that were saved."""
     tensor.verify()
     values = bits if tensor.dtype != "bfloat16" else tensor.array()
-    if values.dtype.kind in "fc" and not np.isfinite(values).all():
-        count = values.size - int(np.isfinite(values).sum())
+    if count := non_finite(values):
         raise UserError(f"{name}: {count} of {values.size} values are not finite")
 
 

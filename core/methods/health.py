@@ -202,6 +202,18 @@ class Health:
         return WORSE.format(title=title, best=100 * best, now=100 * score, remedy=self.remedy)
 
 
+def non_finite(values: Array) -> int:
+    """Number of infinities and NaNs."""
+    if values.dtype.kind not in "fc":
+        return 0
+    if values.itemsize >= 4:
+        # One of them makes the sum one, and a sum takes half the time of looking at each value.
+        with np.errstate(all="ignore"):
+            if np.isfinite(values.sum()):
+                return 0
+    return values.size - int(np.isfinite(values).sum())
+
+
 def first_non_finite(tensors: Iterable[tuple[str, Array]]) -> str:
     """Name and count of the first tensor with infinities or NaNs; empty if all are finite.
 
@@ -210,7 +222,6 @@ def first_non_finite(tensors: Iterable[tuple[str, Array]]) -> str:
             call, all ranks must call this function.
     """
     for name, array in tensors:
-        bad = array.size - int(np.isfinite(array).sum())
-        if bad:
+        if bad := non_finite(array):
             return f"{name} ({bad} of {array.size} values)"
     return ""

@@ -104,8 +104,18 @@ def peak() -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def fuzz(count: int, seed: int = 0) -> dict[str, Any]:
-    """Counts of what became of ``count`` mutants; a broken promise raises AssertionError."""
+def fuzz(count: int, seed: int = 0, *, report: int = 0) -> dict[str, Any]:
+    """Counts of what became of ``count`` mutants; a broken promise raises AssertionError.
+
+    Args:
+        count: number of mutants.
+        seed: of the damage.
+        report: a line is printed after each so many mutants; 0: none.
+
+    Returns:
+        Numbers of mutants and of those refused, the slowest in seconds, the largest in bytes, and
+        by how many MiB the reading of them all has raised the memory of the process.
+    """
     draw = random.Random(seed)
     ran: list[str] = []
     watching = [False]
@@ -116,7 +126,7 @@ def fuzz(count: int, seed: int = 0) -> dict[str, Any]:
 
     sys.addaudithook(hear)
     "".encode("raw-unicode-escape")  # Python imports this codec when a pickle needs it
-    refused, slowest = 0, 0.0
+    refused, slowest, largest = 0, 0.0, 0
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
         contents = seeds(Path(folder))
         path = Path(folder) / "mutant"
@@ -128,7 +138,9 @@ def fuzz(count: int, seed: int = 0) -> dict[str, Any]:
             path.write_bytes(contents[name])
             read(path)
         before = peak()
-        for _ in range(count):
+        for number in range(count):
+            if report and number and number % report == 0:
+                print(f"{number} mutants, {refused} refused, slowest {slowest:.3f} s", flush=True)
             content, other = (contents[name] for name in draw.choices(names, often, k=2))
             packed = content.startswith(b"PK") and draw.random() < 0.5
             content = (repacked if packed else mutant)(content, other, draw)
@@ -138,9 +150,12 @@ def fuzz(count: int, seed: int = 0) -> dict[str, Any]:
             refused += not readable(path)
             watching[0] = False
             slowest = max(slowest, time.process_time() - start)
+            largest = max(largest, len(content))
             assert slowest < 2 and not ran, (slowest, ran, content)
             assert peak() - before < 2 * len(content) + 200 * 2**20, content
-    return {"mutants": count, "refused": refused, "slowest": round(slowest, 3)}
+        grown = (peak() - before) >> 20
+    found = {"slowest": round(slowest, 3), "largest": largest, "grown_mib": grown}
+    return {"mutants": count, "refused": refused, **found}
 
 
 def readable(path: Path) -> bool:
@@ -155,4 +170,4 @@ def readable(path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    print(fuzz(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    print(fuzz(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0, report=10_000))
