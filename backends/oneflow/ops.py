@@ -8,7 +8,7 @@ import oneflow.nn.functional as F
 from oneflow import Tensor
 
 from triptych.backends.oneflow.sums import repeat, row_mean, row_sum, unit_rows
-from triptych.core.contracts import Index
+from triptych.core.contracts import Index, Kind
 
 no_grad = flow.no_grad
 
@@ -17,6 +17,22 @@ def normalized(pixels: Tensor, levels: Tensor, /) -> Tensor:
     """See ``core.contracts.Ops``."""
     whole, mean, deviation = levels.to(flow.float32)
     return ((pixels.to(flow.float32) / whole - mean) / deviation).to(levels.dtype)
+
+
+def cast(x: Tensor, kind: Kind, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    return x.to(getattr(flow, kind))
+
+
+def where(condition: Tensor, a: Tensor, b: Tensor, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    return flow.where(condition, a, b)
+
+
+def replace_rows(x: Tensor, index: Index, rows: Tensor, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    places = _index(index, len(x), x, "row").reshape(-1, 1)
+    return flow.tensor_scatter_nd_update(x, places, rows)
 
 
 def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:

@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from triptych.backends.paddle.layers import unit_rows
-from triptych.core.contracts import Index
+from triptych.core.contracts import Index, Kind
 
 no_grad = paddle.no_grad
 
@@ -17,6 +17,22 @@ def normalized(pixels: Tensor, levels: Tensor, /) -> Tensor:
     """See ``core.contracts.Ops``."""
     whole, mean, deviation = levels.astype("float32")
     return ((pixels.astype("float32") / whole - mean) / deviation).astype(levels.dtype)
+
+
+def cast(x: Tensor, kind: Kind, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    return x.astype(kind)
+
+
+def where(condition: Tensor, a: Tensor, b: Tensor, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    return paddle.where(condition, a, b)
+
+
+def replace_rows(x: Tensor, index: Index, rows: Tensor, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    places = index if isinstance(index, Tensor) else paddle.to_tensor(index, place=x.place)
+    return paddle.scatter(x, places, rows, overwrite=True)
 
 
 SAFE_MARGIN = 60.0

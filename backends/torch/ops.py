@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triptych.core.contracts import Index
+from triptych.core.contracts import Index, Kind
 
 no_grad = torch.no_grad
 
@@ -16,6 +16,21 @@ def normalized(pixels: Tensor, levels: Tensor, /) -> Tensor:
     # CUDA multiplies by the reciprocal of a Python number; it divides by a tensor.
     whole, mean, deviation = levels.float()
     return (pixels / whole).sub_(mean).div_(deviation).to(levels.dtype)
+
+
+def cast(x: Tensor, kind: Kind, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    return x.to(getattr(torch, kind))
+
+
+def where(condition: Tensor, a: Tensor, b: Tensor, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    return torch.where(condition, a, b)
+
+
+def replace_rows(x: Tensor, index: Index, rows: Tensor, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    return x.index_copy(0, _index(index, x), rows)
 
 
 def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:

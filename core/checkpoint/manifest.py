@@ -14,6 +14,7 @@ from triptych.core.config.spec import LinearSpec, RunSpec
 from triptych.core.errors import UserError
 
 FREE_KEYS = (
+    "augment.on_device",
     "backend",
     "checkpoint",
     "data.class_names",

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from triptych.core.config.fields import (
+    Bool,
     Byte,
     CountInterval,
     Float,
@@ -176,6 +177,9 @@ class AugmentSpec(Section):
     Pillow images, by compiled loops where the extra ``fast`` is installed. opencv: the same
     operations by OpenCV (extra ``opencv``) in less time, with other pixels: a crop that gets
     smaller is not smoothed. Evaluation always uses Pillow."""
+    on_device: Bool = False
+    """Whether the device that trains makes the changes of colour and the blur, once it has the
+    bytes of the crops. No byte of a view differs. Workers have less to do, the device more."""
     repeats: PositiveInt = 1
     """Number of copies of each image, with draws of their own, that follow each other in an epoch
     (repeated augmentation, arXiv 1901.09335). The epoch keeps its length, so it has that many times
@@ -192,7 +196,11 @@ class AugmentSpec(Section):
     to the nearest pixel, and the place of the crop down."""
 
     def contradictions(self) -> Iterator[KeyedError]:
-        """Reports an erasure that other operations would follow."""
+        """Reports an erasure that other operations would follow, and what no device does."""
+        erases = any(isinstance(op, RandomErase) for op in (*self.view1, *self.view2))
+        if self.on_device and (erases or self.engine != "pillow"):
+            what = "random_erase" if erases else f"engine: {self.engine}"
+            yield KeyedError("on_device", f"true: a device has no {what}; set it to false")
         for view, ops in (("view1", self.view1), ("view2", self.view2)):
             for number, op in enumerate(ops[:-1]):
                 if isinstance(op, RandomErase):
@@ -202,7 +210,7 @@ class AugmentSpec(Section):
 
 
 def augment_contradictions(
-    augment: AugmentSpec, channels: int, views: int, batch_size: int
+    augment: AugmentSpec, channels: int, views: int, batch_size: int, *, mixes: bool
 ) -> Iterator[KeyedError]:
     """The contradictions between augmentation and the rest of the spec.
 
@@ -210,7 +218,12 @@ def augment_contradictions(
         channels: of the images.
         views: number of views that the method needs.
         batch_size: images per step.
+        mixes: whether the method mixes images.
     """
+    if mixes and augment.on_device:
+        yield KeyedError(
+            "augment.on_device", "true: the host mixes finished images; set it to false"
+        )
     if views == 1 and augment.view2:
         yield KeyedError("augment.view2", "the method has one view, augment.view1; remove view2")
     if augment.repeats > batch_size:

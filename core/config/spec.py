@@ -251,7 +251,11 @@ class RunSpec(Section):
                 "they must be equal",
             )
         yield from augment_contradictions(
-            self.augment, channels, self.method.views, self.train.batch_size
+            self.augment,
+            channels,
+            self.method.views,
+            self.train.batch_size,
+            mixes=isinstance(self.method, FinetuneSpec),
         )
         yield from self._schedule_contradictions()
         yield from self._batch_contradictions()

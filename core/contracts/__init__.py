@@ -22,12 +22,14 @@ from triptych.core.contracts.networks import (
     QueueModel,
 )
 from triptych.core.contracts.ops import (
+    Kind,
     Ops,
 )
 from triptych.core.contracts.step import (
     ALONE,
     Array,
     Batch,
+    Changes,
     Context,
     Courier,
     Group,
@@ -48,6 +50,7 @@ __all__ = [
     "ALONE",
     "Array",
     "Batch",
+    "Changes",
     "Classifier",
     "Codebook",
     "Context",
@@ -57,6 +60,7 @@ __all__ = [
     "Group",
     "Hyper",
     "Index",
+    "Kind",
     "LinearModel",
     "MaskedEncoder",
     "Memory",

@@ -5,9 +5,12 @@ Shape letters: N images per batch, C channels, H height, W width, L patches, D f
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from triptych.core.contracts.step import Index, Tensor
+
+Kind: TypeAlias = Literal["uint8", "int32", "int64", "float32"]
+"""A type of numbers that every framework has."""
 
 
 class Ops(Protocol):
@@ -26,6 +29,21 @@ class Ops(Protocol):
 
         Returns:
             (N, C, H, W), of the type of ``levels``.
+        """
+
+    def cast(self, x: Tensor, kind: Kind, /) -> Tensor:
+        """The numbers in another type; fractions are cut off."""
+
+    def where(self, condition: Tensor, a: Tensor, b: Tensor, /) -> Tensor:
+        """The elements of ``a`` where the condition holds, else those of ``b``. Equal shapes."""
+
+    def replace_rows(self, x: Tensor, index: Index, rows: Tensor, /) -> Tensor:
+        """A copy of ``x`` with other rows.
+
+        Args:
+            x: (N, ...) int32.
+            index: (n,) int64, without repetition.
+            rows: (n, ...) int32, the new rows.
         """
 
     def l2_normalize(self, x: Tensor, /, *, eps: float = 1e-12) -> Tensor:

@@ -4,7 +4,7 @@ Shape letters: N images per batch, C channels, H height, W width, L patches, D f
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -48,6 +48,25 @@ class Partners:
     rows: Array
 
 
+class Changes(NamedTuple):
+    """An operation on some images of a view, which the device makes (``core.methods.colours``).
+
+    Attributes:
+        operation: name of the operation.
+        rows: (n,) int64, positions of the images.
+        values: (n, 3) float32, the numbers of the operation for each of them, then zeros.
+    """
+
+    operation: str
+    rows: Index
+    values: Tensor
+
+    def part(self, start: int, stop: int) -> "Changes":
+        """The changes, as arrays, of the images from ``start`` to before ``stop``."""
+        inside = (self.rows >= start) & (self.rows < stop)
+        return Changes(self.operation, self.rows[inside] - start, self.values[inside])
+
+
 @dataclass(frozen=True)
 class Batch:
     """The images of one step. A method's networks get views and targets as tensors.
@@ -65,6 +84,8 @@ class Batch:
         partners: what ``Method.prepare`` needs of other copies of the model, if anything.
         levels: (3, C, 1, 1) float32, how the device normalises bytes: 255, then mean and deviation
             of each channel (see ``Ops.normalized``). None: the views are normalised.
+        changes: of each view, what the device does to its bytes before they are normalised. Empty:
+            nothing.
         places: what ``Method.places`` returns, on the device if that is not the host.
     """
 
@@ -76,6 +97,7 @@ class Batch:
     size: int | None = None
     partners: Partners | None = None
     levels: Tensor | None = None
+    changes: tuple[tuple[Changes, ...], ...] = ()
     places: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -92,9 +114,13 @@ class Batch:
         """The micro-batch of some of these images. rows: counted from the first of these images."""
         labels, targets = (None if x is None else x[rows] for x in (self.labels, self.targets))
         views = tuple(view[rows] for view in self.views)
-        first = self.first + rows.indices(len(self.index))[0]
-        whole, levels = self.whole_size, self.levels
-        return Batch(views, self.index[rows], labels, targets, first, whole, levels=levels)
+        start, stop, _ = rows.indices(len(self.index))
+        parts = tuple(tuple(each.part(start, stop) for each in view) for view in self.changes)
+        return replace(
+            Batch(views, self.index[rows], labels, targets, self.first + start, self.whole_size),
+            levels=self.levels,
+            changes=tuple(tuple(each for each in view if len(each.rows)) for view in parts),
+        )
 
 
 @dataclass(frozen=True)

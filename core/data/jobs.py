@@ -12,7 +12,7 @@ from PIL import Image
 
 from triptych.core.config.spec import FinetuneSpec, RunSpec
 from triptych.core.contracts import evenly
-from triptych.core.data import augment, pixels, views
+from triptych.core.data import augment, deferred, pixels, views
 from triptych.core.data.decode import NOTES, DamagedImage
 from triptych.core.data.source import Source
 from triptych.core.errors import UserError, printable
@@ -36,6 +36,7 @@ class Filled:
         size: number of images of the step's batch.
         partners: positions in the step's batch of the last of these images, which are those of
             other copies and only mixed into the images before them.
+        changes: (views, N, length, WIDTH) of ``deferred``, what the device does to the views.
     """
 
     index: NDArray[np.int64]
@@ -46,6 +47,7 @@ class Filled:
     first: int = 0
     size: int | None = None
     partners: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    changes: NDArray[np.float32] | None = None
 
 
 class Job(Protocol):
@@ -113,15 +115,25 @@ class Training:
         positions = [first + int(row) for row in (*range(own.start, own.stop), *partners)]
         index, draws = np.empty((2, len(positions)), np.int64)
         damaged, warned = list[str](), list[tuple[str, str]]()
+        changes = self._changes(len(positions))
         for row, position in enumerate(positions):
             image, index[row], lost = self._readable(order, position)
             draws[row] = order[position] * repeats + position % repeats
             damaged += lost
             warned += _warnings(self.source, int(index[row]), image)
             with memory_for(self.source, int(index[row])):
-                self._write_views(image, epoch, int(draws[row]), out[:, row])
+                self._write_views(image, epoch, int(draws[row]), out[:, row], changes[:, row])
         names, texts = tuple(damaged), tuple(warned)
-        return Filled(index, names, texts, epoch, draws, own.start, size, partners)
+        kept = changes if self.spec.augment.on_device else None
+        return Filled(index, names, texts, epoch, draws, own.start, size, partners, kept)
+
+    def _changes(self, count: int) -> NDArray[np.float32]:
+        """A table of the changes that the device makes, without any yet."""
+        recipe = self.spec.augment
+        views_ = (recipe.view1, recipe.view2)[: self.spec.method.views]
+        return np.zeros(
+            (len(views_), count, max(map(deferred.length, views_)), deferred.WIDTH), np.float32
+        )
 
     @property
     def _mixes(self) -> bool:
@@ -138,12 +150,28 @@ class Training:
         draws = mixing.draws(method.mixing, spec.seed, step, batch, pixels)
         return mixing.missing(mixing.first(draws, size)["mix_partner"], own)
 
-    def _write_views(self, image: Image.Image, epoch: int, draws: int, out: Planes) -> None:
-        """Writes the views into ``out``, (views, C, H, W); ``draws`` as in ``Filled``."""
+    def _write_views(
+        self,
+        image: Image.Image,
+        epoch: int,
+        draws: int,
+        out: Planes,
+        table: NDArray[np.float32],
+    ) -> None:
+        """Writes the views, and what is left to the device.
+
+        Args:
+            draws: as in ``Filled``.
+            out: (views, C, H, W).
+            table: (views, length, WIDTH).
+        """
         recipe, size = self.spec.augment, self.spec.model.size
         for number, ops in enumerate((recipe.view1, recipe.view2)[: len(out)]):
             generator = stream(self.spec.seed, "augment", epoch, draws, number)
             changes = augment.draw(ops, generator, (image.height, image.width), size)
+            if recipe.on_device:
+                changes, rest = deferred.divided(changes)
+                deferred.write_table(rest, table[number])
             views.write(image, changes, out[number], recipe.engine)
 
     def _readable(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from triptych.core.config.spec import FinetuneSpec, RunSpec, SupervisedSpec
 from triptych.core.contracts import ALONE, Batch, Partners, Replicas
 from triptych.core.data.compiled import building
+from triptych.core.data.deferred import grouped
 from triptych.core.data.erasing import erased_bytes, needs_noise, normalized
 from triptych.core.data.jobs import Evaluation, Filled, Planes, Training, Views
 from triptych.core.data.pixels import normalize
@@ -108,7 +109,8 @@ class Pipeline:
 
     def _finish(self, planes: Planes, filled: Filled) -> Batch:
         spec, source = self._job.spec, self._job.source
-        levels = self._levels() if self.as_bytes and _bytes_serve(spec) else None
+        as_bytes = self.as_bytes or spec.augment.on_device
+        levels = self._levels() if as_bytes and _bytes_serve(spec) else None
         views = [
             self._view(number, planes[number], filled, raw=levels is not None)
             for number in range(len(planes))
@@ -118,13 +120,16 @@ class Pipeline:
         for name, text in filled.warned:
             self._warned.setdefault(name, text)
         index, first, size = filled.index[:own], filled.first, filled.size
+        changes = () if filled.changes is None else tuple(map(grouped, filled.changes))
         if not spec.method.labelled:
-            return Batch(tuple(views), index, first=first, size=size, levels=levels)
+            return Batch(
+                tuple(views), index, first=first, size=size, levels=levels, changes=changes
+            )
         labels, partners = labels_of(source, filled.index), None
         if len(filled.partners):
             partners = Partners(views[0][own:], labels[own:], filled.partners)
         own_views = tuple(view[:own] for view in views)
-        return Batch(own_views, index, labels[:own], None, first, size, partners, levels)
+        return Batch(own_views, index, labels[:own], None, first, size, partners, levels, changes)
 
     def _levels(self) -> NDArray[np.float32]:
         """See ``Batch.levels``."""

@@ -107,11 +107,11 @@ def is_compiled(change: Change) -> bool:
     """Whether there is a compiled loop for a change that follows the resize of a view."""
     function = operation(change)
     if function is pixels.gaussian_blur:
-        return _box(arguments(change)["radius"]) is not None
+        return box_weights(arguments(change)["radius"]) is not None
     return function is pixels.horizontal_flip or function in _OPERATIONS
 
 
-def _box(radius: float) -> tuple[int, int, int] | None:
+def box_weights(radius: float) -> tuple[int, int, int] | None:
     """Weights of the box blur that Pillow makes three times for a Gaussian blur.
 
     The length of the box is that of Gwosdek et al. (SSVM 2011); Pillow computes in single
@@ -180,7 +180,7 @@ class _View:
             self._mode = "LA" if self._alpha else "L"
 
     def gaussian_blur(self, radius: float) -> None:
-        weights = cast(tuple[int, int, int], _box(radius))  # ``is_compiled`` has asked
+        weights = cast(tuple[int, int, int], box_weights(radius))  # ``is_compiled`` has asked
         _, height, width = self.planes.shape
         padded, spare = np.empty(width + 4, np.uint8), np.empty((2, height, width), np.uint8)
         first, second = address(spare[0]), address(spare[1])

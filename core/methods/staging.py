@@ -6,11 +6,13 @@ the device wait for the host.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from triptych.core.contracts import Array, Batch, Courier, Method, Ops, Step, Tensor
+from triptych.core.contracts import Array, Batch, Changes, Courier, Method, Ops, Step, Tensor
+from triptych.core.methods.colours import changed
 
 
 def divided(batch: Batch, count: int) -> list[Batch]:
@@ -48,7 +50,7 @@ def on_device(
         batch: with arrays, of ``placed``, like the micro-batches.
         tensor: makes a tensor of an array, where there is no courier.
     """
-    places_alone = replace(batch, views=(), targets=None, levels=None)
+    places_alone = replace(batch, views=(), targets=None, levels=None, changes=())
     several = [places_alone] if len(parts) > 1 else []
     everything = [*parts, *several]
     found = carried(everything, courier) if courier else on_host(everything, tensor)
@@ -68,6 +70,10 @@ def on_host(parts: Sequence[Batch], tensor: Callable[[Array], Tensor]) -> list[B
             views=tuple(map(tensor, part.views)),
             targets=None if part.targets is None else tensor(part.targets),
             levels=None if part.levels is None else tensor(part.levels),
+            changes=tuple(
+                tuple(each._replace(values=tensor(each.values)) for each in view)
+                for view in part.changes
+            ),
             places={name: convert(array) for name, array in part.places.items()},
         )
         for part in parts
@@ -83,6 +89,9 @@ def carried(parts: Sequence[Batch], courier: Courier) -> list[Batch]:
 def _arrays(part: Batch) -> Iterator[Array]:
     yield from part.views
     yield from (array for array in (part.targets, part.levels) if array is not None)
+    for view in part.changes:
+        for each in view:
+            yield from (each.rows, each.values)
     yield from part.places.values()
 
 
@@ -93,13 +102,20 @@ def _with_tensors(part: Batch, tensors: Iterator[Tensor]) -> Batch:
         views=tuple(next(tensors) for _ in part.views),
         targets=None if part.targets is None else next(tensors),
         levels=None if part.levels is None else next(tensors),
+        changes=tuple(
+            tuple(Changes(each.operation, next(tensors), next(tensors)) for each in view)
+            for view in part.changes
+        ),
         places={name: next(tensors) for name in part.places},
     )
 
 
 def normalized(ops: Ops, part: Batch) -> Batch:
-    """The micro-batch with normalised views."""
+    """The micro-batch with normalised views, after the changes that are left to the device."""
     if part.levels is None:
         return part
-    views = tuple(ops.normalized(view, part.levels) for view in part.views)
-    return replace(part, views=views, levels=None)
+    views = part.views
+    if part.changes:
+        views = tuple(map(partial(changed, ops), views, part.changes))
+    views = tuple(ops.normalized(view, part.levels) for view in views)
+    return replace(part, views=views, levels=None, changes=())

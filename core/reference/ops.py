@@ -6,13 +6,30 @@ from contextlib import AbstractContextManager, nullcontext
 import autograd.numpy as np
 from autograd.tracer import getval
 
-from triptych.core.contracts import Index, Tensor
+from triptych.core.contracts import Index, Kind, Tensor
 
 
 def normalized(pixels: Tensor, levels: Tensor, /) -> Tensor:
     """See ``core.contracts.Ops``."""
     whole, mean, deviation = levels.astype(np.float32)
     return ((pixels.astype(np.float32) / whole - mean) / deviation).astype(levels.dtype)
+
+
+def cast(x: Tensor, kind: Kind, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    return x.astype(kind)
+
+
+def where(condition: Tensor, a: Tensor, b: Tensor, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    return np.where(condition, a, b)
+
+
+def replace_rows(x: Tensor, index: Index, rows: Tensor, /) -> Tensor:
+    """See ``core.contracts.Ops``."""
+    x = x.copy()
+    x[index] = rows
+    return x
 
 
 def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
