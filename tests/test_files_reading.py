@@ -139,7 +139,8 @@ def test_a_byte_order_of_another_machine(tmp_path):
         (b"", "an empty file"),
         (b"<html>not found</html>", "begins with b'<html>not', which is no known kind"),
         (b"\x93NUMPY\x01\x00", "a NumPy array without a name"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "begins with b'version h'"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, in whose place"),
+        (b"\x1f\x8b\x08\x00", "a gzip archive, which must be unpacked first; expected"),
     ],
 )
 def test_other_files_are_named(tmp_path, content, reason):

@@ -171,6 +171,7 @@ def test_which_state_dict_is_meant_must_be_clear(tmp_path: Path) -> None:
         ({"model": {"epoch": 1}}, "model"),
         ({"state_dict": {"deeper": stored({"a.b": np.zeros(3)})}}, "state_dict"),
         ([1, 2], "a list"),
+        (Stored.of(np.zeros(3)), "one tensor"),
         ({}, "nothing"),
         ({str(n): n for n in range(10)}, "0, 1, 2, 3, 4, 5, 6, 7, and 2 more"),
     ],

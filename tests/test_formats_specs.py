@@ -9,6 +9,9 @@ from test_formats_pretrained import MOCA, V3, encoder_of, saved
 
 from triptych.core import config, formats, get_model, launch
 from triptych.core.errors import UserError
+from triptych.core.files.saving import write
+from triptych.core.files.tree import Stored
+from triptych.core.formats.conversion import Request, plan
 
 
 @pytest.mark.parametrize(
@@ -54,3 +57,12 @@ def test_a_file_alone_makes_an_encoder(backend, backend_name, tmp_path):
     assert_close(model.encode(images), want, 1e-12)
     with pytest.raises(UserError, match=r"teacher: .* holds no such encoder"):
         model.encode(images, branch="teacher")
+
+
+def test_a_resnet_that_was_cut_is_one_line(tmp_path):
+    shapes = {"conv1.weight": (4, 3, 7, 7), "bn1.weight": (4,), "layer1.0.conv1.weight": (4,) * 4}
+    write(tmp_path / "x.pth", {n: Stored.of(np.ones(s)) for n, s in shapes.items()}, "torch")
+    with pytest.raises(UserError) as error:
+        plan(tmp_path / "x.pth", Request("timm"))
+    reason = "a ResNet without tensors of layer2, layer3, layer4; give a file of the whole encoder"
+    assert str(error.value).endswith(reason) and "\n" not in str(error.value)

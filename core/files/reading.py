@@ -56,6 +56,14 @@ MAX_JSON = 10 * 2**20
 MAX_HEADER = 2**16
 """Bytes in which the header of a NumPy array must end."""
 
+OTHERS = {
+    b"\x93NUMPY": "a NumPy array without a name",
+    b"\x89HDF": "an HDF5 file",
+    b"\x1f\x8b": "a gzip archive, which must be unpacked first",
+    b"version h": "a pointer of Git LFS, in whose place git lfs pull puts the file",
+}
+"""How files that hold no weights begin -> what they are."""
+
 MAX_FILES = 200
 """Files of a folder."""
 
@@ -94,8 +102,7 @@ def _file(path: Path) -> tuple[str, Node]:
         return "torch legacy", torch.read_legacy(data)
     if head[:1] == b"\x80" or head[:1] in b"(}]c":
         return paddle.read_pickle(data)
-    known = {b"\x93NUMPY": "a NumPy array without a name", b"\x89HDF": "an HDF5 file"}
-    what = next((name for start, name in known.items() if head.startswith(start)), None)
+    what = next((name for start, name in OTHERS.items() if head.startswith(start)), None)
     raise Malformed(
         f"{what or f'it begins with {head!r}, which is no known kind'}; expected a file of "
         "PyTorch, Paddle or OneFlow, a pickle of arrays, safetensors or npz"

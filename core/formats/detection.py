@@ -350,4 +350,6 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _tree(tree: Node) -> str:
-    return _listed(map(str, tree)) if isinstance(tree, dict) else f"a {type(tree).__name__}"
+    if isinstance(tree, dict):
+        return _listed(map(str, tree))
+    return "one tensor" if isinstance(tree, Stored) else f"a {type(tree).__name__}"

@@ -196,16 +196,18 @@ def under(theirs: str, ours: str, rules: Sequence[Rule]) -> list[Rule]:
 
 
 @cache
-def _pattern(template: str) -> re.Pattern[str]:
+def _pattern(template: str) -> tuple[str, re.Pattern[str]]:
+    """How the names begin, and their whole form."""
     words = re.split(r"\{(\w+)\}", template)
     fixed, fields = words[::2], words[1::2]
     groups = [*(f"(?P<{name}>{FIELDS[name]})" for name in fields), ""]
-    return re.compile(
-        "".join(re.escape(text) + group for text, group in zip(fixed, groups, strict=True))
-    )
+    form = "".join(re.escape(text) + group for text, group in zip(fixed, groups, strict=True))
+    return fixed[0], re.compile(form)
 
 
 def _fields(template: str, name: str) -> dict[str, str] | None:
     """The fields of a name; None if it has not the form of the template."""
-    found = _pattern(template).fullmatch(name)
+    start, form = _pattern(template)
+    # Most names differ at their beginning, and to compare it takes a tenth of the time.
+    found = form.fullmatch(name) if name.startswith(start) else None
     return found.groupdict() if found else None

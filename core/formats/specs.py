@@ -143,6 +143,7 @@ def spec_of(source: Source, overrides: Sequence[str] = ()) -> RunSpec:
             f"({' or '.join(sorted(FIRST))}), which shows the architecture, the file has none; "
             "give -c SPEC"
         )
+    _check_stages(f"{path}: {source.format.name}", encoder)
     try:
         method = method_section(shapes)
     except LookupError as error:
@@ -186,6 +187,17 @@ def _optimizer(source: Source) -> dict[str, object]:
         return sections_of(theirs, source.shapes) if theirs else own_sections(source.shapes)
     except UserError as error:
         raise UserError(f"{printable(str(source.content.path))}: {error}") from error
+
+
+def _check_stages(file: str, encoder: Shapes) -> None:
+    """Raises UserError if a stage of a ResNet has no tensor."""
+    stages = [f"layer{number}" for number in range(1, 5)] if "conv1.weight" in encoder else []
+    empty = [s for s in stages if not any(name.startswith(f"{s}.") for name in encoder)]
+    if empty:
+        raise UserError(
+            f"{file}: a ResNet without tensors of {', '.join(empty)}; give a file of the whole "
+            "encoder"
+        )
 
 
 def _images(channels: object) -> dict[str, dict[str, object]]:
