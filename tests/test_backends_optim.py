@@ -180,6 +180,6 @@ def mixed_group(name, ndim, spec):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_every_rule_honours_groups(backend, options, monkeypatch):
     monkeypatch.setattr(groups, "group", mixed_group)
-    gaps = gaps_after(backend, OPTIONS[options], 5)
+    gaps = gaps_after(backend, OPTIONS[options], 3)
     worst = max(gaps, key=gaps.get)
     assert gaps[worst] < 1e-11, (worst, gaps[worst])

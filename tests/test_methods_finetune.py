@@ -15,7 +15,10 @@ STEPS = {"readme_cosine": 1, "avg_no_fc_norm_plain_ce": 2, "accumulate_2": 2}
 """Runs that differ from others only at the start have fewer than their three steps."""
 
 
-@pytest.mark.parametrize("run", RUNS)
+CASES = [pytest.param(r, marks=pytest.mark.one_backend if r in STEPS else ()) for r in RUNS]
+
+
+@pytest.mark.parametrize("run", CASES)
 def test_fine_tuning_of_moca(backend, run):
     assert disagreements(backend, moca(run), steps=STEPS.get(run)) == []
 

@@ -225,7 +225,9 @@ def outputs(engine, branch, images):
 
 
 @pytest.mark.parametrize("case", ["moco_v2_bottleneck", "moco_v3_vit_conv", "moco_v3_resnet18"])
-@pytest.mark.parametrize("branch", ["student", "teacher"])
+@pytest.mark.parametrize(
+    "branch", ["student", pytest.param("teacher", marks=pytest.mark.one_backend)]
+)
 def test_virtual_ranks_are_parts_by_themselves(backend, case, branch):
     """The features of each part, and the running statistics of the first, as if it were alone."""
     split, whole = (tiny_spec(case=case, batch_norm={"virtual_ranks": r}) for r in (4, 1))

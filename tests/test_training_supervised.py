@@ -60,6 +60,10 @@ RUNS = {
     },
 }
 """Between them, all that the networks of supervised runs can do."""
+CASES = [
+    pytest.param(name, marks=pytest.mark.one_backend if name == "finetune_resnet" else ())
+    for name in RUNS
+]
 
 
 def settings(name, runs=RUNS):
@@ -136,7 +140,7 @@ def agree(folder, losses, want, name):
             assert_close(found[key], array, TOLERANCE["float64"]["state"], f"{name} {key}")
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", CASES)
 def test_every_framework_draws_the_same_curve(whole, expected, name):
     losses, folder = read_losses(whole(name)), whole(name)
     assert len(losses) == STEPS
@@ -162,7 +166,7 @@ def test_a_run_goes_round_all_frameworks(expected, name, tmp_path):
     agree(folder, losses, expected(name), name)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", CASES)
 def test_resuming_is_exact(backend_name, whole, name, tmp_path):
     folder = tmp_path / "run"
     train(name, backend_name, folder, stop_at=7)
