@@ -133,6 +133,11 @@ def test_an_ema_hook_stores_the_averaged_weights_as_the_state_dict() -> None:
     assert list(trained.renamed.unknown) == ["steps"] and not averaged.renamed.unknown
 
 
+def test_averaged_weights_that_are_asked_for_must_be_there() -> None:
+    line = refusal(reading.read(FILES / MOCO), average=True)
+    assert "no averaged weights, plain ones alone; leave init.average or --average out" in line
+
+
 def test_a_published_file_says_its_hash_in_its_name(tmp_path: Path) -> None:
     digest = hashlib.sha256((FILES / EMA).read_bytes()).hexdigest()[:8]
     right = tmp_path / f"vit_in1k_20261128-{digest}.pth"

@@ -216,13 +216,14 @@ def recognise(
     Args:
         content: of the file.
         wanted: name of the only format to consider; None: all.
-        average: whether to take averaged weights, if the file has both; None: the file has one.
+        average: whether to take averaged weights; None: the file has one kind.
         spec: of the run. It decides between layouts that explain the file equally well.
         facts: about the model. They count before those of the file.
 
     Raises:
         UserError: no format or several fit, the file has plain and averaged weights and ``average``
-            is None, a change of values needs a fact that is not known, or the file has a fault.
+            is None, it has none of the kind that ``average`` names, a change of values needs a
+            fact that is not known, or the file has a fault.
     """
     formats = FORMATS.values() if wanted is None else [_format(wanted)]
     try:
@@ -297,8 +298,14 @@ def _chosen(
             f"{printable(str(content.path))}: {content.container}: plain and averaged weights, "
             f"{names}; say which: init.average or --average, true or false"
         )
-    if average is not None and kinds >= {average}:
+    if average is not None:
         equal = [c for c in equal if c.place.average is average]
+        if not equal:
+            asked, there = ("averaged", "plain") if average else ("plain", "averaged")
+            raise UserError(
+                f"{printable(str(content.path))}: {content.container}: no {asked} weights, {there} "
+                "ones alone; leave init.average or --average out"
+            )
     first = equal[0]
     if other := next((c for c in equal if _differs(first, c)), None):
         both = " and ".join(
