@@ -4,7 +4,7 @@ Shape letters: N images per batch, C channels, H height, W width, L patches, D f
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -115,11 +115,11 @@ class Batch:
         labels, targets = (None if x is None else x[rows] for x in (self.labels, self.targets))
         views = tuple(view[rows] for view in self.views)
         start, stop, _ = rows.indices(len(self.index))
-        parts = tuple(tuple(each.part(start, stop) for each in view) for view in self.changes)
-        return replace(
-            Batch(views, self.index[rows], labels, targets, self.first + start, self.whole_size),
-            levels=self.levels,
-            changes=tuple(tuple(each for each in view if len(each.rows)) for view in parts),
+        parts = ((each.part(start, stop) for each in view) for view in self.changes)
+        changes = tuple(tuple(each for each in view if len(each.rows)) for view in parts)
+        first, whole, index = self.first + start, self.whole_size, self.index[rows]
+        return Batch(
+            views, index, labels, targets, first, whole, levels=self.levels, changes=changes
         )
 
 
