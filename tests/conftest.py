@@ -19,6 +19,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.crashes import (
+    pytest_handlecrashitem,  # noqa: F401
+    pytest_report_teststatus,  # noqa: F401
+    pytest_terminal_summary,  # noqa: F401
+    pytest_xdist_make_scheduler,  # noqa: F401
+    show_stacks,
+)
 
 from triptych import backends
 from triptych.core.machine.launchers import COMMON, PADDLE
@@ -116,7 +123,7 @@ def without_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def backend(backend_name: str) -> ModuleType:
+def backend(backend_name: str, pytestconfig: pytest.Config) -> ModuleType:
     """The backend package; one that was requested and is missing fails with UserError."""
     names = requested()
     if names is not None and backend_name not in names:
@@ -124,6 +131,7 @@ def backend(backend_name: str) -> ModuleType:
     if names is None and backend_name not in backends.installed():
         pytest.skip(f"{backend_name} is not installed")
     package = backends.load(backend_name)
+    show_stacks(pytestconfig)
     # A framework has many objects that live as long as the process. Python's search for
     # unused objects need not look at them.
     gc.freeze()

@@ -1,4 +1,12 @@
-"""The comparison that every parity test rests on must itself fail when it should."""
+"""The comparison that every parity test rests on must itself fail when it should.
+
+A crash of a framework must neither stop the suite nor go unseen.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,3 +46,33 @@ def test_zero_expected_values_accept_only_zeros():
 
 def test_the_error_is_relative_to_the_largest_expected_value():
     assert relative_error(VALUES + np.array([0.4, 0, 0]), VALUES) == pytest.approx(0.1)
+
+
+CRASHES = """
+import os, pathlib, pytest
+@pytest.mark.parametrize("number", range(4))
+def test_it(number):
+    pathlib.Path(__file__ + str(number)).open("a").write("x")
+    if number == 1 and not {again} and len(open(__file__ + "1").read()) > 1:
+        return
+    if number == 1:
+        os.kill(os.getpid(), 11)
+"""
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_test_that_ends_its_process_has_a_second_try(tmp_path, again):
+    (tmp_path / "test_crashes.py").write_text(CRASHES.format(again=again))
+    for name in ("test_a.py", "test_b.py", "test_c.py"):
+        (tmp_path / name).write_text("def test_it():\n    pass\n" * 3)
+    command = [sys.executable, "-m", "pytest", "-p", "support.crashes", "-n2", "--dist=loadfile"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == (1 if again else 0), done.stdout
+    assert "CRASHED, then run again: test_crashes.py::test_it[1]" in done.stdout
+    assert ("1 failed, 6 passed, 1 crashed" if again else "7 passed, 1 crashed") in done.stdout
+    assert "Segmentation fault" in done.stderr
+    runs = [len((tmp_path / f"test_crashes.py{number}").read_text()) for number in range(4)]
+    assert runs == [1, 2, 1, 1]
