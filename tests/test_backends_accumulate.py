@@ -14,7 +14,11 @@ from triptych.core.methods.accumulate import Accumulation
 
 PARTS = [
     *(pytest.param(name, 2, marks=pytest.mark.one_backend) for name in SPECS),
-    *((name, 4) for name in SPECS if "ranks" not in name),
+    *(
+        pytest.param(name, 4, marks=pytest.mark.one_backend if "statistics" in name else ())
+        for name in SPECS
+        if "ranks" not in name
+    ),
 ]
 
 

@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 from conftest import TOLERANCE, assert_close, relative_error
+from support.marks import marked
 from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core import parameters, reference
@@ -150,7 +151,9 @@ def test_a_residual_network_has_no_attention(backend):
         engine.attention(random_batch(spec).views[0])
 
 
-@pytest.mark.parametrize("case", TINY)
+@pytest.mark.parametrize(
+    "case", marked(TINY, ("moco_v2_bottleneck", "moco_v3_resnet18"), pytest.mark.one_backend)
+)
 def test_embedding_leaves_the_state_alone(backend, case):
     spec = tiny_spec(case=case)
     engine = backend.build(spec, lively_state(spec))

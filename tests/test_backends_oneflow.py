@@ -334,7 +334,8 @@ def torchvision_names(spec):
     return names | {f"{head}.": "projector.0.", f"{head + 2}.": "projector.2."}
 
 
-@pytest.mark.parametrize("case", ["resnet18", pytest.param("resnet50", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("case", ["resnet18", "resnet50"])
 def test_the_plain_queue_loop_computes_the_same(flow, monkeypatch, case):
     """From the same weights and queue it has the same losses.
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import relative_error
 from support.golden_weights import GOLDEN
+from support.marks import marked
 from support.native import draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core.config.spec import RunSpec
@@ -121,6 +122,7 @@ OPTIONS = {
     "lars of mmpretrain": {"name": "lars", "form": "mmpretrain", "trust_coefficient": 0.02},
     "sgd clipped": {"name": "sgd", "clip_norm": 0.5},
 }
+FORMS = ("lars clipped", "lars of mmpretrain", "sgd clipped")
 
 
 def gaps_after(backend, options, steps, rule_options=None):
@@ -177,7 +179,7 @@ def mixed_group(name, ndim, spec):
     return groups.Group(scale=(0.5, 1.0, 2.0)[len(name) % 3], decay=(None, 0.0, 0.02)[ndim % 3])
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", marked(OPTIONS, FORMS, pytest.mark.one_backend))
 def test_every_rule_honours_groups(backend, options, monkeypatch):
     monkeypatch.setattr(groups, "group", mixed_group)
     gaps = gaps_after(backend, OPTIONS[options], 3)

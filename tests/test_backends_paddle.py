@@ -216,7 +216,8 @@ def paddle_name(name):
     return name.removeprefix("encoder.")
 
 
-@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_the_plain_queue_loop_computes_the_same(paddle, monkeypatch, name):
     """From the same weights and queue it has the same losses.
 

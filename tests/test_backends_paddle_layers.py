@@ -231,7 +231,10 @@ def test_splitting_heads_and_merging_them(paddle):
     assert np.array_equal(grad, x[:, :, :8].reshape(2, 5, 4, 2).transpose(0, 2, 1, 3))
 
 
-@pytest.mark.parametrize("case", ["moco_v3_vit", "moco_v3_vit_conv", "moco_v3_resnet18"])
+@pytest.mark.parametrize(
+    "case",
+    ["moco_v3_vit", "moco_v3_vit_conv", pytest.param("moco_v3_resnet18", marks=pytest.mark.soak)],
+)
 def test_the_plain_forms_compute_the_same(paddle, case):
     """Those of a GPU and of an exported graph, where the fast forms of the CPU are not used."""
     engine = build("float32", case=case)

@@ -80,7 +80,7 @@ def gap(a: np.ndarray, b: np.ndarray) -> float:
     return max(gaps)
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_both_loaders_make_views_of_one_distribution(baseline, spec, photograph, number):
     ops = (spec.augment.view1, spec.augment.view2)[number]
     theirs = features(lambda: baseline.TwoViews(spec)(photograph)[number].numpy())

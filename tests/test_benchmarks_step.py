@@ -41,7 +41,9 @@ def test_a_queue_step_is_measured(backend, backend_name, processes, monkeypatch,
     assert all(row[name] > 0 for name in (*RATIOS, "engine_seconds", "plain_seconds"))
 
 
-@pytest.mark.parametrize("recipe", ["moco_v1/resnet50", "moco_v2/resnet50"])
+@pytest.mark.parametrize(
+    "recipe", [pytest.param("moco_v1/resnet50", marks=pytest.mark.soak), "moco_v2/resnet50"]
+)
 def test_pytorchs_plain_loop_computes_what_the_engine_does(recipe):
     pytest.importorskip("torch")
     from triptych import backends

@@ -51,7 +51,13 @@ def dies(action: Callable[[], object], at: int) -> bool:
     return status != 0
 
 
-@pytest.mark.parametrize("step", [3, 2], ids=["a new step", "a step saved before"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(3, marks=pytest.mark.soak, id="a new step"),
+        pytest.param(2, id="a step saved before"),
+    ],
+)
 def test_a_writer_may_die_at_every_operation(tmp_path: Path, step: int) -> None:
     """Old or new, whole, and nothing half-written is even looked at."""
     found = set()

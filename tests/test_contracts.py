@@ -50,6 +50,7 @@ ignore_errors = True
 """
 
 
+@pytest.mark.soak  # the type checker takes as long as a hundred other tests
 def test_a_wrong_signature_is_an_error(tmp_path):
     """Of a copy of each file nothing is reported, of the changed copy its contract."""
     pytest.importorskip("mypy")

@@ -191,7 +191,7 @@ def test_the_error_of_a_worker_is_the_same(folder):
     assert len(messages) == 1
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.soak)])
 def test_skipping_takes_the_next_image_of_the_order(folder, workers):
     spec = folder_spec(folder, on_error="skip", workers=workers)
     source, sound = open_train(spec), batches(spec, 0, 6)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from support.golden_replay import format_of, spec_file
 from support.golden_weights import GOLDEN, description, official_state, probe
+from support.marks import marked
 
 from triptych.core import config, formats
 from triptych.core.errors import UserError
@@ -60,7 +61,10 @@ def test_the_table_names_every_official_tensor(case):
     assert PLACES[case].items() <= names.items()
 
 
-@pytest.mark.parametrize("case", CASES)
+LARGE = [case for case in CASES if "resnet50" in case]
+
+
+@pytest.mark.parametrize("case", marked(CASES, LARGE[1:], pytest.mark.soak))
 def test_there_and_back_is_bit_identical(case):
     spec, known = load(case)
     official = official_state(case)
@@ -74,7 +78,7 @@ def test_there_and_back_is_bit_identical(case):
     assert int(state.get("memory.pointer", 0)) == 0
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", marked(CASES, LARGE[:1], pytest.mark.soak))
 def test_golden_weights_are_those_of_the_reference(case):
     with np.load(GOLDEN / f"{case}.npz") as golden:
         for i, (name, array) in enumerate(official_state(case).items()):

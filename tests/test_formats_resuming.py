@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import relative_error
 from support import foreign
+from support.marks import marked
 from support.resuming import BINARY, LIMITS, Resumed, worst, written
 
 from triptych.core import formats, methods
@@ -35,6 +36,7 @@ CASES: dict[str, list[str]] = {
     "moca_full_vit_torch2.pth": ["model.heads=3", "method.decoder_heads=2"],
 }
 """File -> keys of the spec that it does not show."""
+RESNETS = [file for file in CASES if "resnet" in file]
 
 
 def beyond(errors: list, limits: dict[str, float]) -> list[str]:
@@ -46,7 +48,7 @@ def beyond(errors: list, limits: dict[str, float]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("file", CASES)
+@pytest.mark.parametrize("file", marked(CASES, RESNETS, pytest.mark.one_backend))
 def test_two_steps_are_those_of_the_system(backend, backend_name, file, tmp_path):
     resumed = Resumed(FILES / file)
     got = resumed.replay(backend_name, tmp_path, CASES[file])
@@ -56,7 +58,9 @@ def test_two_steps_are_those_of_the_system(backend, backend_name, file, tmp_path
     assert resumed.left == ({"momentum_encoder.steps"} if file == LARS else set())
 
 
-@pytest.mark.parametrize("file", foreign.TRAINED)
+@pytest.mark.parametrize(
+    "file", marked(foreign.TRAINED, ("paddlefleetx_moco_v2_bottleneck",), pytest.mark.one_backend)
+)
 def test_two_steps_are_those_of_paddle_and_libai(backend, backend_name, file, tmp_path):
     """With numbers that float32 holds exactly, since their kernels take some as float32."""
     facts = foreign.facts_of(file)

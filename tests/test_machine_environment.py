@@ -82,6 +82,7 @@ def test_an_interpreter_without_wheels_says_so_and_offers_no_command(monkeypatch
     assert "3.10" in oneflow["problem"] and not oneflow["remedy"]
 
 
+@pytest.mark.one_backend
 def test_installed_backend_is_usable(backend, backend_name):
     found = environment.report([backend_name])
     row = found["backends"][backend_name]

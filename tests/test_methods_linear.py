@@ -20,6 +20,7 @@ from support.golden_linear import (
     single_head,
 )
 from support.golden_weights import probe
+from support.marks import marked
 
 from triptych.core import reference
 from triptych.core.formats.positions import resample
@@ -31,7 +32,10 @@ DECAYS = (0.0, 1e-6, 1e-5, 1e-4)
 ONE_STEP = {"steps": 1, "batch_size": 4}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    marked(MODELS, ("linear_moco_resnet50", "linear_moco_v3_resnet18"), pytest.mark.one_backend),
+)
 def test_probes_of_moco(backend, name):
     """That of a ResNet-50 has losses of 1e5: Paddle's own cross-entropy ends at 64 a sample."""
     task = single_head(name)
@@ -44,7 +48,7 @@ def test_the_reference_probes_too(name):
     assert disagreements_single(replay(reference, task), name, task) == []
 
 
-@pytest.mark.parametrize("run", MOCA_FEATURES)
+@pytest.mark.parametrize("run", marked(MOCA_FEATURES, ("both", "cls"), pytest.mark.one_backend))
 def test_sweeps_of_moca(backend, run):
     task = moca(run, HEADS)
     assert disagreements_moca(replay(backend, task), run, task, HEADS) == []

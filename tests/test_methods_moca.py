@@ -7,6 +7,7 @@ import pytest
 from conftest import assert_close
 from support.golden_replay import disagreements, replay
 from support.golden_weights import GOLDEN, description, official_state
+from support.marks import marked
 from support.native import draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core import config, methods, parameters, reference
@@ -270,10 +271,11 @@ def temperature_moved(state):
     return {**state, "memory.distance_used": state["memory.distance_used"] * 1.001}
 
 
+CHANGES = [rows_first, decoder_rows_first, words_reversed, pointer_moved, temperature_moved]
+
+
 @pytest.mark.one_backend
-@pytest.mark.parametrize(
-    "change", [rows_first, decoder_rows_first, words_reversed, pointer_moved, temperature_moved]
-)
+@pytest.mark.parametrize("change", marked(CHANGES, CHANGES[1:4:2], pytest.mark.soak))
 def test_wrong_weights_are_noticed(backend, backend_name, change):
     assert disagreements(replay(backend_name, CASE, steps=1, change=change), CASE)
 
@@ -316,7 +318,7 @@ STEPS = {
 
 
 @pytest.mark.one_backend
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", marked(STEPS, ("views swapped", "without EMA"), pytest.mark.soak))
 def test_a_wrong_step_is_noticed(backend, backend_name, name, monkeypatch):
     for part, function in STEPS[name].items():
         monkeypatch.setattr(MOCA, part, function)

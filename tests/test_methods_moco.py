@@ -7,6 +7,7 @@ import pytest
 from conftest import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
+from support.marks import marked
 from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych.core import reference
@@ -59,7 +60,14 @@ def enqueued(engine, spec, steps):
     return want
 
 
-@pytest.mark.parametrize(("case", "size"), [(QUEUES[0], 8), (QUEUES[0], 16), (QUEUES[1], 20)])
+@pytest.mark.parametrize(
+    ("case", "size"),
+    [
+        pytest.param(QUEUES[0], 8, marks=pytest.mark.one_backend),
+        (QUEUES[0], 16),
+        pytest.param(QUEUES[1], 20, marks=pytest.mark.one_backend),
+    ],
+)
 def test_the_queue_holds_the_latest_keys_in_order(backend, case, size):
     spec = tiny_spec(case=case, method={"queue_size": size})
     engine = backend.build(spec, lively_state(spec))
@@ -224,7 +232,14 @@ def outputs(engine, branch, images):
     return engine.array(model.projected(branch, model.encoded(branch, engine.tensor(images))))
 
 
-@pytest.mark.parametrize("case", ["moco_v2_bottleneck", "moco_v3_vit_conv", "moco_v3_resnet18"])
+@pytest.mark.parametrize(
+    "case",
+    marked(
+        ["moco_v2_bottleneck", "moco_v3_vit_conv", "moco_v3_resnet18"],
+        ("moco_v2_bottleneck", "moco_v3_vit_conv"),
+        pytest.mark.one_backend,
+    ),
+)
 @pytest.mark.parametrize(
     "branch", ["student", pytest.param("teacher", marks=pytest.mark.one_backend)]
 )

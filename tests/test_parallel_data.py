@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from support.divided import METHODS, SPECS, differences, in_parts, spec_of
+from support.marks import marked
 from support.native import draws, hyper, lively_state, random_batch, tiny_spec
 from support.processes import PipeRanks, together
 from support.shares import share
@@ -39,9 +40,10 @@ CASES = {
     "moco_v3 of a ResNet": tiny_spec(case="moco_v3_resnet18"),
     "moco_v1 of a ResNet": tiny_spec(case="moco_v1_resnet18", batch_norm={"virtual_ranks": 1}),
 }
+FORMS = ("moco_v1 of virtual ranks", "finetune of virtual ranks", "moco_v1 of a ResNet")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", marked(CASES, FORMS, pytest.mark.parallel))
 def test_two_copies_are_one_process(name):
     """Of real ranks, which share no statistics, and of ranks whose batch norms share them."""
     whole = trained(CASES[name], ALONE)
@@ -72,7 +74,13 @@ def test_the_losses_of_thirty_steps_are_those_of_one_process(name):
 
 @pytest.mark.parametrize(
     ("name", "world", "parts"),
-    [("moco_v3", 2, 2), ("moca", 2, 2), ("moco_v1", 4, 2), ("finetune", 4, 2), ("moca", 4, 1)],
+    [
+        ("moco_v3", 2, 2),
+        ("moca", 2, 2),
+        pytest.param("moco_v1", 4, 2, marks=pytest.mark.parallel),
+        pytest.param("finetune", 4, 2, marks=pytest.mark.parallel),
+        pytest.param("moca", 4, 1, marks=pytest.mark.parallel),
+    ],
 )
 def test_copies_accumulate_too(name, world, parts):
     whole = trained(SPECS[name], ALONE, random_batch, 1)
@@ -80,7 +88,9 @@ def test_copies_accumulate_too(name, world, parts):
     assert differences(first, whole) == []
 
 
-@pytest.mark.parametrize(("virtual_ranks", "world"), [(2, 4), (4, 2)])
+@pytest.mark.parametrize(
+    ("virtual_ranks", "world"), [pytest.param(2, 4, marks=pytest.mark.parallel), (4, 2)]
+)
 def test_virtual_ranks_are_real_ranks(virtual_ranks, world):
     """Two copies share statistics, or one copy has two virtual ranks."""
     spec = tiny_spec(case="moco_v1_resnet18", batch_norm={"virtual_ranks": virtual_ranks})

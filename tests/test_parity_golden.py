@@ -20,6 +20,7 @@ from support.golden_replay import (
     summary,
 )
 from support.golden_weights import GOLDEN, official_state, views
+from support.marks import marked
 
 from triptych.core import formats, methods
 from triptych.core.cli import main
@@ -41,7 +42,11 @@ def test_replay_in_float64(backend, backend_name, case):
 
 @pytest.mark.parametrize(
     ("case", "steps"),
-    [("moco_v3_vit_tiny", 3), ("moco_v3_vit_conv_tiny", 1), ("moco_v1_resnet18", 1)],
+    [
+        ("moco_v3_vit_tiny", 3),
+        pytest.param("moco_v3_vit_conv_tiny", 1, marks=pytest.mark.soak),
+        ("moco_v1_resnet18", 1),
+    ],
 )
 def test_the_reference_replays_too(case, steps):
     assert disagreements(replay("numpy", case, steps=steps), case) == []
@@ -114,10 +119,11 @@ def test_wrong_weights_are_noticed(backend, backend_name, change):
     assert disagreements(replay(backend_name, case, steps=1, change=change), case)
 
 
+QUEUE_CHANGES = [kernels_turned, norms_swapped, queue_reversed, pointer_moved, branches_swapped]
+
+
 @pytest.mark.one_backend
-@pytest.mark.parametrize(
-    "change", [kernels_turned, norms_swapped, queue_reversed, pointer_moved, branches_swapped]
-)
+@pytest.mark.parametrize("change", marked(QUEUE_CHANGES, QUEUE_CHANGES[1:4:2], pytest.mark.soak))
 def test_wrong_weights_of_a_queue_method_are_noticed(backend, backend_name, change):
     case = "moco_v1_resnet18"
     assert disagreements(replay(backend_name, case, steps=1, change=change), case)
@@ -202,13 +208,16 @@ QUEUE_STEPS = {
 
 
 @pytest.mark.one_backend
-@pytest.mark.parametrize("name", QUEUE_STEPS)
+@pytest.mark.parametrize(
+    "name", marked(QUEUE_STEPS, ("shuffled twice", "views swapped"), pytest.mark.soak)
+)
 def test_a_wrong_step_of_a_queue_method_is_noticed(backend, backend_name, name, monkeypatch):
     wrong(monkeypatch, methods.moco, QUEUE_STEPS[name])
     case = "moco_v1_resnet18"
     assert disagreements(replay(backend_name, case, steps=1), case)
 
 
+@pytest.mark.one_backend
 def test_the_right_step_of_a_queue_method_is_right(backend, backend_name, monkeypatch):
     monkeypatch.setattr(methods.moco, "targets", moco_keys())
     case = "moco_v1_resnet18"

@@ -75,13 +75,13 @@ def test_a_checkpoint_holds_the_queue(whole):
 @pytest.mark.parametrize(
     "precision", ["float64", pytest.param("float32", marks=pytest.mark.one_backend)]
 )
-def test_resuming_is_exact(backend, backend_name, tmp_path, precision):
+def test_resuming_is_exact(backend, backend_name, whole, tmp_path, precision):
     """The queue has gone round its end before the stop and goes round again after it."""
     key = f"precision={precision}"
-    train(backend_name, tmp_path / "a", key)
+    undisturbed = whole if precision == "float64" else train(backend_name, tmp_path / "a", key)
     train(backend_name, tmp_path / "b", key, "train.stop_at=4")
     train(backend_name, tmp_path / "b", key, resume="auto")
-    assert kills.compare(tmp_path / "a", tmp_path / "b") == []
+    assert kills.compare(undisturbed, tmp_path / "b") == []
 
 
 def test_another_framework_goes_on_with_the_same_queue(

@@ -34,7 +34,7 @@ def whole(tmp_path_factory):
 # -------------------------------------------------------------------------------- stop and go on
 
 
-@pytest.mark.parametrize("stop_at", [5, 11])
+@pytest.mark.parametrize("stop_at", [5, pytest.param(11, marks=pytest.mark.soak)])
 def test_stopping_changes_no_schedule_and_resuming_no_number(whole, tmp_path, stop_at):
     finished(tiny(f"train.stop_at={stop_at}", "log.every=3"), tmp_path)
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == stop_at
@@ -76,7 +76,7 @@ def test_an_evaluation_that_a_signal_put_off_is_made_up_for(tmp_path, monkeypatc
     assert [row["step"] for row in rows] == [6, 6, 12, 12]
 
 
-@pytest.mark.parametrize("place", ["embed", "classify"])
+@pytest.mark.parametrize("place", [pytest.param("embed", marks=pytest.mark.soak), "classify"])
 def test_a_signal_breaks_an_evaluation_off_which_is_then_repeated(tmp_path, monkeypatch, place):
     spec = tiny("evaluate.every=6", "evaluate.per_class=[5]")
     whole = finished(spec, tmp_path / "whole")

@@ -199,7 +199,9 @@ def test_data_that_cannot_be_read_end_the_run_with_its_state_saved(tmp_path, mon
     finished(tiny(), tmp_path, resume="auto")
 
 
-@pytest.mark.parametrize("fault", [UserError, MemoryError, RuntimeError])
+@pytest.mark.parametrize(
+    "fault", [UserError, MemoryError, pytest.param(RuntimeError, marks=pytest.mark.soak)]
+)
 def test_an_evaluation_that_fails_comes_after_a_save(tmp_path, monkeypatch, fault):
     def breaking(*arguments):
         assert saved(tmp_path) == ["step-00000003"], "a crash of a framework costs nothing either"
