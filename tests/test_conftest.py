@@ -60,13 +60,15 @@ def test_it(number):
 """
 
 
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_test_that_ends_its_process_has_a_second_try(tmp_path, again):
     (tmp_path / "test_crashes.py").write_text(CRASHES.format(again=again))
     for name in ("test_a.py", "test_b.py", "test_c.py"):
         (tmp_path / name).write_text("def test_it():\n    pass\n" * 3)
-    command = [sys.executable, "-m", "pytest", "-p", "support.crashes", "-n2", "--dist=loadfile"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "support.crashes"]
+    command += ["-n2", "--dist=loadfile"]
+    alone = {"PYTHONPATH": str(Path(__file__).parent), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = {**os.environ, **alone}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )

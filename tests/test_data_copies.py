@@ -32,7 +32,7 @@ def assert_part(part, whole, rows):
         np.testing.assert_array_equal(view, every[rows])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.soak)])
 def test_each_copy_loads_its_rows_and_no_others(workers):
     spec = tiny(f"data.workers={workers}")
     whole = batches(spec, Group())

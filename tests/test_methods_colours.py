@@ -1,6 +1,6 @@
 """Changes of colour that a device makes, against Pillow: every byte."""
 
-from functools import partial, reduce
+from functools import cache, partial, reduce
 
 import numpy as np
 import pytest
@@ -135,6 +135,15 @@ DIGITS = (
 )
 
 
+@cache
+def loaded(on_device):
+    """The spec and a batch of it."""
+    spec = spec_of(on_device)
+    with Pipeline(spec, open_train(spec)) as pipeline:
+        pipeline.as_bytes = True
+        return spec, next(iter(pipeline.batches(0, 1)))
+
+
 def staged(package, spec, batch, carried):
     engine = package.build(spec, lively_state(spec))
     engine.courier = Ferry(engine) if carried else None
@@ -148,10 +157,7 @@ def test_a_batch_is_the_one_that_the_host_would_make(backend, carried):
     """Micro-batches, both views, copied or in the memory of the host: bit for bit."""
     views = []
     for switch in (False, True):
-        spec = spec_of(switch)
-        with Pipeline(spec, open_train(spec)) as pipeline:
-            pipeline.as_bytes = True
-            batch = next(iter(pipeline.batches(0, 1)))
+        spec, batch = loaded(switch)
         assert bool(batch.changes) == switch
         views.append((batch.views, staged(backend, spec, batch, carried)))
     (host, want), (crops, found) = views

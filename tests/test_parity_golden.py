@@ -227,6 +227,7 @@ def test_the_right_step_of_a_queue_method_is_right(backend, backend_name, monkey
 @pytest.mark.parametrize(
     "case", ["moco_v3_vit_tiny", pytest.param("moco_v1_resnet18", marks=pytest.mark.soak)]
 )
+@pytest.mark.one_backend
 def test_trace_from_files(backend, backend_name, case, tmp_path, capsys):
     """The same replay as a user runs it: official names in a file, images in another."""
     np.savez(tmp_path / "weights.npz", **official_state(case))

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from conftest import TOLERANCE, assert_close, requested
 from support import kills
+from support.marks import marked
 from test_training_resume import NUMPY
 
 from triptych import backends
@@ -60,10 +61,7 @@ RUNS = {
     },
 }
 """Between them, all that the networks of supervised runs can do."""
-CASES = [
-    pytest.param(name, marks=pytest.mark.one_backend if name == "finetune_resnet" else ())
-    for name in RUNS
-]
+CASES = marked(RUNS, ("finetune_resnet", "cached"), pytest.mark.one_backend)
 
 
 def settings(name, runs=RUNS):
