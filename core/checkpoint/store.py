@@ -8,7 +8,7 @@ any moment leaves the earlier checkpoints intact. One process writes to a run at
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from triptych.core.checkpoint.retrieval import (
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array
 from triptych.core.errors import NonFiniteError, UserError
-from triptych.core.files.hashing import hashed
+from triptych.core.files.hashing import Beside, Hashed, beside
 from triptych.core.files.saving import stream_safetensors
 from triptych.core.files.tree import Stored
 from triptych.core.files.writing import remedy, sync
@@ -144,10 +144,10 @@ def fill_alone(
     _fill(aside, step, tensors, spec, extra)
 
 
-def _stream(path: Path, shard: Mapping[str, Stored]) -> FileEntry:
-    with hashed(path) as file:
+def _stream(path: Path, shard: Mapping[str, Stored], thread: Beside) -> Hashed:
+    with closing(Hashed(path, thread)) as file:
         stream_safetensors(file, dict(shard))
-    return FileEntry(sha256=file.sha256, size=file.size)
+    return file
 
 
 def _fill(
@@ -155,7 +155,10 @@ def _fill(
 ) -> None:
     """Writes the files of a checkpoint, the manifest last."""
     shards = _shards(tensors)
-    files = {file: _stream(aside / file, shard) for file, shard in shards.items()}
+    with beside() as thread:
+        # A file is still hashed while the next one is written.
+        written = {file: _stream(aside / file, shard, thread) for file, shard in shards.items()}
+        files = {name: FileEntry(sha256=x.sha256(), size=x.size) for name, x in written.items()}
     entries = {
         name: TensorEntry(file=file, dtype=tensor.dtype, shape=list(tensor.shape))
         for file, shard in shards.items()

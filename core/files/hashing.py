@@ -67,14 +67,16 @@ def beside(ahead: int = AHEAD) -> Iterator[Beside]:
 class Hashed:
     """A file that is hashed in a thread beside the writing.
 
+    Args:
+        path: of the new file.
+        thread: hashes what is written, and may still do so after ``close``.
+
     Attributes:
         size: bytes so far.
-        sha256: hexadecimal digest, at the end.
     """
 
     def __init__(self, path: Path, thread: Beside) -> None:
-        """A new file. ``hashed`` makes one."""
-        self.size, self.sha256 = 0, ""
+        self.size = 0
         self._file = opened(path)
         self._thread, self._digest = thread, hashlib.sha256()
 
@@ -85,18 +87,10 @@ class Hashed:
         return self._file.write(data)
 
     def close(self) -> None:
-        """Ends the file and the hash."""
+        """Ends the file."""
         self._file.close()
+
+    def sha256(self) -> str:
+        """The hexadecimal digest; waits for the thread."""
         self._thread.finish()
-        self.sha256 = self._digest.hexdigest()
-
-
-@contextmanager
-def hashed(path: Path) -> Iterator[Hashed]:
-    """A file to write. Its size and hash are known after the block."""
-    with beside() as thread:
-        file = Hashed(path, thread)
-        try:
-            yield file
-        finally:
-            file.close()
+        return self._digest.hexdigest()

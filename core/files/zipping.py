@@ -6,13 +6,13 @@ the writing. Sizes are known here before, so a member needs no more than its che
 
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from triptych.core.files.checksum import crc32
 from triptych.core.files.hashing import Beside, beside
 from triptych.core.files.writing import opened
 
@@ -35,7 +35,7 @@ class _Entry:
     known: bool = False
 
     def add(self, data: Any) -> None:
-        self.check = zlib.crc32(data, self.check)
+        self.check = crc32(data, self.check)
 
     @property
     def fields(self) -> bytes:

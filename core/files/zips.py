@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from triptych.core.files.checksum import crc32
 from triptych.core.files.tree import Damaged, Malformed
 
 MAX_MEMBERS = 200_000
@@ -83,7 +84,7 @@ class Archive:
             unpacked = zlib.decompressobj(-15).decompress(raw, member.size + 1)
         except zlib.error as error:
             raise Damaged(f"{name!r} is damaged: {error}") from error
-        if len(unpacked) != member.size or zlib.crc32(unpacked) != member.check:
+        if len(unpacked) != member.size or crc32(unpacked) != member.check:
             raise Malformed(f"{name!r} is damaged: fetch the file again")
         return memoryview(unpacked)
 
@@ -105,7 +106,7 @@ class Archive:
         """
         # torch.serialization.set_crc32_options(False) leaves the checksums at 0.
         check = self.members[name].check
-        if check and zlib.crc32(content) != check:
+        if check and crc32(content) != check:
             raise Malformed(f"{name!r} is damaged (its checksum differs): fetch the file again")
 
 
