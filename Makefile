@@ -45,7 +45,7 @@ test: $(stamp)  ## the test suite
 parallel: $(stamp)  ## what make test leaves out of several processes: more of them, longer runs, kills
 	$(under_test) $(python) -m pytest -m parallel
 
-soak: $(stamp)  ## long campaigns: kills at random moments, one curve on all frameworks
+soak: $(stamp)  ## long campaigns, such as kills at random moments, and large cases of all tests
 	$(under_test) $(python) -m pytest -m soak
 
 fuzz: $(stamp)  ## 100,000 damaged files of weights, 2,000 changed ones: no crash, hang, bomb or execution

@@ -22,9 +22,10 @@ import pytest
 from support.crashes import (
     pytest_handlecrashitem,  # noqa: F401
     pytest_report_teststatus,  # noqa: F401
+    pytest_runtest_call,  # noqa: F401
+    pytest_runtest_setup,  # noqa: F401
     pytest_terminal_summary,  # noqa: F401
     pytest_xdist_make_scheduler,  # noqa: F401
-    show_stacks,
 )
 
 from triptych import backends
@@ -123,7 +124,7 @@ def without_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def backend(backend_name: str, pytestconfig: pytest.Config) -> ModuleType:
+def backend(backend_name: str) -> ModuleType:
     """The backend package; one that was requested and is missing fails with UserError."""
     names = requested()
     if names is not None and backend_name not in names:
@@ -131,7 +132,6 @@ def backend(backend_name: str, pytestconfig: pytest.Config) -> ModuleType:
     if names is None and backend_name not in backends.installed():
         pytest.skip(f"{backend_name} is not installed")
     package = backends.load(backend_name)
-    show_stacks(pytestconfig)
     # A framework has many objects that live as long as the process. Python's search for
     # unused objects need not look at them.
     gc.freeze()

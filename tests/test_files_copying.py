@@ -23,16 +23,6 @@ def test_copies_come_in_order_with_memory_of_their_own():
         assert np.array_equal(copy, tensor.bits()) and not np.shares_memory(copy, tensor.bits())
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_halves_of_a_large_tensor_are_copied_whole(monkeypatch, turned):
-    monkeypatch.setattr(copying, "LARGE", 8)
-    values = np.arange(35, dtype=np.float32).reshape(5, 7)
-    tensor = Stored.of(values.T if turned else values)
-    copy = copied(tensor)
-    assert np.array_equal(copy, tensor.bits()) and copy.shape == tensor.bits().shape
-    assert not np.shares_memory(copy, values)
-
-
 def test_a_checksum_that_differs_is_raised_for_the_first_such_tensor():
     def broken(name):
         def verify():
