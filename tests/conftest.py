@@ -19,14 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.crashes import (
-    pytest_handlecrashitem,  # noqa: F401
-    pytest_report_teststatus,  # noqa: F401
-    pytest_runtest_call,  # noqa: F401
-    pytest_runtest_setup,  # noqa: F401
-    pytest_terminal_summary,  # noqa: F401
-    pytest_xdist_make_scheduler,  # noqa: F401
-)
+from support import crashes
 
 from triptych import backends
 from triptych.core.machine.launchers import COMMON, PADDLE
@@ -75,13 +68,17 @@ def requested() -> tuple[str, ...] | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Raises UsageError for a name that is no backend, which would otherwise test nothing."""
+    """Takes care of crashes, and raises UsageError for a name that is no backend.
+
+    Such a name would otherwise test nothing.
+    """
     unknown = set(requested() or ()) - set(backends.BACKENDS)
     if unknown:
         raise pytest.UsageError(
             f"TRIPTYCH_BACKENDS: unknown {', '.join(sorted(unknown))}; "
             f"expected some of {', '.join(backends.BACKENDS)}, or none"
         )
+    config.pluginmanager.register(crashes)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -5,6 +5,7 @@ import pytest
 from conftest import assert_close
 from support.golden_eval import MOCA_VIT, case, encoder_state, normal_images
 from support.golden_finetune import RUNS, deit, disagreements, fine_spec, head, moca
+from support.marks import marked
 from support.native import hyper
 
 from triptych.core import reference
@@ -15,7 +16,7 @@ STEPS = {"readme_cosine": 1, "avg_no_fc_norm_plain_ce": 2, "accumulate_2": 2}
 """Runs that differ from others only at the start have fewer than their three steps."""
 
 
-CASES = [pytest.param(r, marks=pytest.mark.one_backend if r in STEPS else ()) for r in RUNS]
+CASES = marked(RUNS, STEPS, pytest.mark.one_backend)
 
 
 @pytest.mark.parametrize("run", CASES)

@@ -28,14 +28,10 @@ from triptych.core.contracts import Targets
 
 LARGE = ("moco_v3_vit_s16_224", "moco_v2_resnet50", "moco_v3_resnet50")
 """Cases of a real size, a minute each. Small ones show the same rounding."""
+SIZES = marked(CASES, LARGE, pytest.mark.soak)
 
 
-def cases(*marks):
-    """The cases; the large ones are marked."""
-    return [pytest.param(case, marks=marks if case in LARGE else ()) for case in CASES]
-
-
-@pytest.mark.parametrize("case", cases(pytest.mark.soak))
+@pytest.mark.parametrize("case", SIZES)
 def test_replay_in_float64(backend, backend_name, case):
     assert disagreements(replay(backend_name, case), case) == []
 
@@ -53,7 +49,7 @@ def test_the_reference_replays_too(case, steps):
 
 
 @pytest.mark.one_backend
-@pytest.mark.parametrize("case", cases(pytest.mark.soak))
+@pytest.mark.parametrize("case", SIZES)
 def test_replay_in_float32(backend, backend_name, case):
     got = replay(backend_name, case, "float32", CASES[case])
     assert got["loss"].dtype == np.float32
@@ -226,10 +222,10 @@ def test_the_right_step_of_a_queue_method_is_right(backend, backend_name, monkey
     assert disagreements(replay(backend_name, case, steps=1), case) == []
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize(
     "case", ["moco_v3_vit_tiny", pytest.param("moco_v1_resnet18", marks=pytest.mark.soak)]
 )
-@pytest.mark.one_backend
 def test_trace_from_files(backend, backend_name, case, tmp_path, capsys):
     """The same replay as a user runs it: official names in a file, images in another."""
     np.savez(tmp_path / "weights.npz", **official_state(case))
