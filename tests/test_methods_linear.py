@@ -24,7 +24,7 @@ from support.marks import marked
 
 from triptych.core import reference
 from triptych.core.formats.positions import resample
-from triptych.core.methods import networks
+from triptych.core.methods import models
 
 HEADS = (0, 22, 36, 40, 44)
 """Rates of MOCA's sweep from 0.0001 to 9, among them the best ones."""
@@ -166,17 +166,11 @@ def initial(spec):
 # -------------------------------------------------------------------------- what must be noticed
 
 
-def kit_of(backend_name, monkeypatch, **changes):
-    """Changes parts of a backend's kit."""
-    pair = importlib.import_module(f"triptych.backends.{backend_name}.methods").Pair
-    monkeypatch.setattr(pair, "kit", pair.kit._replace(**changes))
-    return pair.kit
-
-
 @pytest.mark.one_backend
 def test_features_in_another_order_are_noticed(backend, backend_name, monkeypatch):
-    concat = importlib.import_module(f"triptych.backends.{backend_name}.methods").KIT.concat
-    kit_of(backend_name, monkeypatch, concat=lambda parts: concat(parts[::-1]))
+    pair = importlib.import_module(f"triptych.backends.{backend_name}.methods").Pair
+    concat = pair.concat
+    monkeypatch.setattr(pair, "concat", staticmethod(lambda parts: concat(parts[::-1])))
     task = moca("cls_last4", HEADS[:2])
     wrong = disagreements_moca(replay(backend, task, epochs=1), "cls_last4", task, HEADS[:2])
     assert any("features" in line for line in wrong)
@@ -185,7 +179,7 @@ def test_features_in_another_order_are_noticed(backend, backend_name, monkeypatc
 @pytest.mark.one_backend
 def test_heads_in_another_order_are_noticed(backend, monkeypatch):
     monkeypatch.setattr(
-        networks.Linear,
+        models.Linear,
         "logits",
         lambda self, x: [getattr(self.student.classifier, str(i))(x) for i in (1, 0)],
     )
@@ -202,7 +196,7 @@ def test_an_encoder_in_training_mode_is_noticed(backend, monkeypatch):
         self.student.train()
         return self._features(images)
 
-    monkeypatch.setattr(networks.Linear, "frozen", frozen)
+    monkeypatch.setattr(models.Linear, "frozen", frozen)
     name = "linear_moco_v3_resnet18"
     task = single_head(name)
     wrong = disagreements_single(replay(backend, task, epochs=1), name, task)

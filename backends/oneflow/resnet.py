@@ -3,8 +3,6 @@
 Shape letters: N images, L positions of a map, D channels.
 """
 
-from collections.abc import Sequence
-
 import oneflow as flow
 import oneflow.nn.functional as F
 from oneflow import Tensor, nn
@@ -13,7 +11,7 @@ from triptych.backends.oneflow.layers import BatchNorm, Conv2d
 from triptych.backends.oneflow.sums import row_mean
 from triptych.core import parameters
 from triptych.core.config.spec import ResnetSpec
-from triptych.core.methods.networks import run
+from triptych.core.methods.residual import Residual
 from triptych.core.parameters import ConvNorm, ResidualBlock
 
 
@@ -40,7 +38,7 @@ class Block(nn.Module):
         return F.relu(y + (self.downsample(x) if self.downsample else x))
 
 
-class ResNet(nn.Module):
+class ResNet(Residual, nn.Module):
     """torchvision's network without its classifier. Parameters have torchvision's names."""
 
     def __init__(self, spec: ResnetSpec) -> None:
@@ -53,41 +51,22 @@ class ResNet(nn.Module):
             inside = [Block(block) for block in blocks if block.stage == stage]
             self.add_module(f"layer{stage + 1}", nn.Sequential(*inside))
 
-    def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
-        """See ``core.contracts.Encoder``."""
-        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
-        x, outputs = run(self._stem(images), stages, layers)
-        maps = {"final": x, **{f"layer{i}": y for i, y in outputs.items()}}
-        return {name: _with_mean(y) for name, y in maps.items()}
-
-    def pooled(
-        self, images: Tensor, pooling: str, scales: Sequence[tuple[Tensor, Tensor]] = ()
-    ) -> Tensor:
-        """See ``core.contracts.Encoder``."""
-        return self(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The mean of the last map over its positions. (N, C, H, W) -> (N, D)."""
-        x = self._stem(images)
-        return _mean(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
-
-    def _stem(self, images: Tensor) -> Tensor:
+    def stem(self, images: Tensor) -> Tensor:
+        """See ``core.methods.residual.Residual``."""
         return self.maxpool(F.relu(self.bn1(self.conv1(images))))
+
+    def mean(self, x: Tensor) -> Tensor:
+        """See ``core.methods.residual.Residual``."""
+        n, width, height, columns = x.shape
+        return row_mean(x.reshape(-1, height * columns)).reshape(n, width)
+
+    def with_mean(self, x: Tensor) -> Tensor:
+        """See ``core.methods.residual.Residual``."""
+        mean, positions = self.mean(x), x.flatten(2).transpose(1, 2)
+        return flow.cat([mean.reshape(len(x), 1, -1), positions], dim=1)
 
 
 def _conv(layer: ConvNorm) -> Conv2d:
     return Conv2d(
         layer.fan_in, layer.fan_out, layer.kernel, layer.stride, layer.padding, bias=False
     )
-
-
-def _mean(x: Tensor) -> Tensor:
-    """The mean over positions. (N, D, H, W) -> (N, D)."""
-    n, width, height, columns = x.shape
-    return row_mean(x.reshape(-1, height * columns)).reshape(n, width)
-
-
-def _with_mean(x: Tensor) -> Tensor:
-    """The mean over positions, then the positions. (N, D, H, W) -> (N, 1+L, D)."""
-    mean, positions = _mean(x), x.flatten(2).transpose(1, 2)
-    return flow.cat([mean.reshape(len(x), 1, -1), positions], dim=1)

@@ -5,27 +5,18 @@ from pathlib import Path
 
 import onnx
 import paddle
-from paddle import Tensor, nn
+from paddle import nn
 from paddle.static import InputSpec
 
 from triptych.backends.paddle.engine import Engine
-from triptych.backends.paddle.methods import Pair
-from triptych.core.methods.exported import outputs
+from triptych.core.methods import exported
 
 OPSET = 18
 """Version of ONNX's operators."""
 
 
-class Exported(nn.Layer):
-    """What the file computes: the feature of each image, or the logits of each classifier."""
-
-    def __init__(self, model: Pair, branch: str, *, logits: bool) -> None:
-        super().__init__()
-        self.model, self.branch, self.logits = model, branch, logits
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(N, C, H, W) -> (N, D), or (N, classes) for each classifier."""
-        return outputs(self.model, self.branch, images, logits=self.logits)
+class Exported(exported.Exported, nn.Layer):
+    """What the file computes (see ``core.methods.exported.Exported``)."""
 
 
 def write(engine: Engine, branch: str, path: Path, names: Sequence[str], *, logits: bool) -> None:

@@ -1,7 +1,5 @@
 """The networks of each method: student, teacher, and the update of the teacher."""
 
-from collections.abc import Callable
-
 import numpy as np
 import paddle
 from paddle import Tensor, nn
@@ -11,36 +9,12 @@ from triptych.backends.paddle.encoders import encoder
 from triptych.backends.paddle.heads import head
 from triptych.backends.paddle.memory import Codebook, Queue
 from triptych.backends.paddle.moca import Decoder, Generator
-from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import (
-    FinetuneModel,
-    Index,
-    LinearModel,
-    MocaModel,
-    Model,
-    QueueModel,
-    Ranks,
-)
-from triptych.core.methods import networks
+from triptych.core.contracts import Index
+from triptych.core.methods import models, networks
 
 
 class Branch(networks.Branch, nn.Layer):
     """A student or a teacher (see ``core.methods.networks.Branch``)."""
-
-
-def _freeze(module: nn.Layer) -> None:
-    for parameter in module.parameters():
-        parameter.stop_gradient = True
-
-
-def _indices(index: Index, like: Tensor) -> Tensor:
-    if isinstance(index, Tensor):
-        return index
-    return paddle.to_tensor(np.ascontiguousarray(index), place=like.place)
-
-
-def _concat(parts: list[Tensor]) -> Tensor:
-    return paddle.concat(parts, axis=1)
 
 
 KIT = networks.Kit(
@@ -54,26 +28,16 @@ KIT = networks.Kit(
     decoder=Decoder,
     generator=Generator,
     linear=layers.Linear,
-    freeze=_freeze,
-    indices=_indices,
-    concat=_concat,
 )
 
 
 class Pair(networks.Branches, nn.Layer):
-    """A student and a teacher that follows it. The paths of all tensors are canonical names.
-
-    Args:
-        student: has all parameters of the teacher under the same names, and may have more.
-        teacher: gets no gradients. None: there is no teacher.
-    """
+    """A student and a teacher (see ``core.methods.networks.Branches``)."""
 
     kit = KIT
 
     def __init__(self, student: nn.Layer, teacher: nn.Layer | None = None) -> None:
         super().__init__(student, teacher)
-        if teacher is not None:
-            _freeze(teacher)
         self.follow()
 
     def follow(self) -> None:
@@ -102,39 +66,23 @@ class Pair(networks.Branches, nn.Layer):
             elif target.is_floating_point():
                 target.add_((sources[name] - target).scale_(1.0 - momentum))
 
+    @staticmethod
+    def freeze(module: nn.Layer) -> None:
+        """See ``core.methods.networks.Branches``."""
+        for parameter in module.parameters():
+            parameter.stop_gradient = True
 
-class MoCo(networks.MoCo, Pair):
-    """Implements ``core.contracts.QueueModel`` for MoCo v1 and v2."""
+    @staticmethod
+    def indices(index: Index, like: Tensor) -> Tensor:
+        """See ``core.methods.networks.Branches``."""
+        if isinstance(index, Tensor):
+            return index
+        return paddle.to_tensor(np.ascontiguousarray(index), place=like.place)
 
-
-class MoCoV3(networks.MoCoV3, Pair):
-    """Implements ``core.contracts.Model`` for MoCo v3."""
-
-
-class MOCA(networks.MOCA, Pair):
-    """Implements ``core.contracts.MocaModel``."""
-
-
-class Linear(networks.Linear, Pair):
-    """Implements ``core.contracts.LinearModel``."""
-
-
-class Finetune(networks.Finetune, Pair):
-    """Implements ``core.contracts.FinetuneModel``."""
+    @staticmethod
+    def concat(parts: list[Tensor]) -> Tensor:
+        """See ``core.methods.networks.Branches``."""
+        return paddle.concat(parts, axis=1)
 
 
-Build = Callable[[RunSpec, Ranks], Pair]
-METHODS: dict[str, Build] = {
-    "moco_v1": MoCo,
-    "moco_v2": MoCo,
-    "moco_v3": MoCoV3,
-    "moca": MOCA,
-    "linear": Linear,
-    "finetune": Finetune,
-}
-
-_MOCO: type[QueueModel] = MoCo
-_MOCO_V3: type[Model] = MoCoV3
-_MOCA: type[MocaModel] = MOCA
-_LINEAR: type[LinearModel] = Linear
-_FINETUNE: type[FinetuneModel] = Finetune
+METHODS = models.complete(Pair)

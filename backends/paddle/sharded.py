@@ -1,8 +1,4 @@
-"""Tensor parallelism: a pass over a built model that leaves each process its part of the layers.
-
-The table of ``core.parallel.sharding`` says which tensors are divided. What enters a layer that is
-divided by its outputs has the gradients of all processes added up. What leaves a layer that is
-divided by its inputs has the values added up (arXiv 1909.08053, section 3).
+"""Tensor parallelism as ``core.parallel.sharding`` describes it, in a model that is built.
 
 Shape letters: N images, T tokens, D features, H heads.
 """
@@ -23,10 +19,7 @@ from triptych.backends.paddle.layers import linear_weights
 from triptych.backends.paddle.vit import Block, VisionTransformer
 from triptych.core.contracts import ALONE, Array, Group, Ranks, Slot
 from triptych.core.parallel.owners import owners
-from triptych.core.parallel.sharding import Split, split_of
-
-Table = Mapping[str, Split]
-"""The split of each tensor, by canonical name."""
+from triptych.core.parallel.sharding import Split, Table, split_of
 
 
 def divide(model: nn.Layer, table: Table, group: Group) -> None:

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from triptych.backends.torch.engine import Engine
-from triptych.backends.torch.methods import Pair
-from triptych.core.methods.exported import outputs
+from triptych.core.methods import exported
 
 OPSET = 18
 """Version of ONNX's operators, the one that the exporter writes without conversion."""
@@ -16,16 +15,8 @@ MAX_FILE = 1_900_000_000
 """Bytes of weights that fit into one file, since ONNX's limit is 2 GiB."""
 
 
-class Exported(nn.Module):
-    """What the file computes: the feature of each image, or the logits of each classifier."""
-
-    def __init__(self, model: Pair, branch: str, *, logits: bool) -> None:
-        super().__init__()
-        self.model, self.branch, self.logits = model, branch, logits
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(N, C, H, W) -> (N, D), or (N, classes) for each classifier."""
-        return outputs(self.model, self.branch, images, logits=self.logits)
+class Exported(exported.Exported, nn.Module):
+    """What the file computes (see ``core.methods.exported.Exported``)."""
 
 
 def write(engine: Engine, branch: str, path: Path, names: Sequence[str], *, logits: bool) -> None:

@@ -13,35 +13,12 @@ from triptych.backends.torch.heads import head
 from triptych.backends.torch.layers import BatchNorm, set_batch_norm, set_tracking
 from triptych.backends.torch.memory import Codebook, Queue
 from triptych.backends.torch.moca import Decoder, Generator
-from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import (
-    FinetuneModel,
-    Index,
-    LinearModel,
-    MocaModel,
-    Model,
-    QueueModel,
-    Ranks,
-)
-from triptych.core.methods import networks
+from triptych.core.contracts import Index
+from triptych.core.methods import models, networks
 
 
 class Branch(networks.Branch, nn.Module):
     """A student or a teacher (see ``core.methods.networks.Branch``)."""
-
-
-def _freeze(module: nn.Module) -> None:
-    module.requires_grad_(False)
-
-
-def _indices(index: Index, like: Tensor) -> Tensor:
-    if isinstance(index, Tensor):
-        return index
-    return torch.from_numpy(np.ascontiguousarray(index)).to(like.device)
-
-
-def _concat(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts, dim=1)
 
 
 KIT = networks.Kit(
@@ -55,19 +32,11 @@ KIT = networks.Kit(
     decoder=Decoder,
     generator=Generator,
     linear=nn.Linear,
-    freeze=_freeze,
-    indices=_indices,
-    concat=_concat,
 )
 
 
 class Pair(networks.Branches, nn.Module):
-    """A student and a teacher that follows it. The paths of all tensors are canonical names.
-
-    Args:
-        student: has all parameters of the teacher under the same names, and may have more.
-        teacher: gets no gradients. None: there is no teacher.
-    """
+    """A student and a teacher (see ``core.methods.networks.Branches``)."""
 
     kit = KIT
 
@@ -79,8 +48,6 @@ class Pair(networks.Branches, nn.Module):
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
         super().__init__(student, teacher)
-        if teacher is not None:
-            teacher.requires_grad_(False)
         self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
         self.follow()
 
@@ -124,25 +91,22 @@ class Pair(networks.Branches, nn.Module):
             elif target.is_floating_point():
                 target.lerp_(sources[name], 1.0 - momentum)
 
+    @staticmethod
+    def freeze(module: nn.Module) -> None:
+        """See ``core.methods.networks.Branches``."""
+        module.requires_grad_(False)
 
-class MoCo(networks.MoCo, Pair):
-    """Implements ``core.contracts.QueueModel`` for MoCo v1 and v2."""
+    @staticmethod
+    def indices(index: Index, like: Tensor) -> Tensor:
+        """See ``core.methods.networks.Branches``."""
+        if isinstance(index, Tensor):
+            return index
+        return torch.from_numpy(np.ascontiguousarray(index)).to(like.device)
 
-
-class MoCoV3(networks.MoCoV3, Pair):
-    """Implements ``core.contracts.Model`` for MoCo v3."""
-
-
-class MOCA(networks.MOCA, Pair):
-    """Implements ``core.contracts.MocaModel``."""
-
-
-class Linear(networks.Linear, Pair):
-    """Implements ``core.contracts.LinearModel``."""
-
-
-class Finetune(networks.Finetune, Pair):
-    """Implements ``core.contracts.FinetuneModel``."""
+    @staticmethod
+    def concat(parts: list[Tensor]) -> Tensor:
+        """See ``core.methods.networks.Branches``."""
+        return torch.cat(parts, dim=1)
 
 
 def _compiled(part: Callable[..., Any], compiler: str | Callable[..., Any]) -> Callable[..., Any]:
@@ -166,18 +130,4 @@ def _as_float32(output: Any) -> Any:
     return output.float()
 
 
-Build = Callable[[RunSpec, Ranks], Pair]
-METHODS: dict[str, Build] = {
-    "moco_v1": MoCo,
-    "moco_v2": MoCo,
-    "moco_v3": MoCoV3,
-    "moca": MOCA,
-    "linear": Linear,
-    "finetune": Finetune,
-}
-
-_MOCO: type[QueueModel] = MoCo
-_MOCO_V3: type[Model] = MoCoV3
-_MOCA: type[MocaModel] = MOCA
-_LINEAR: type[LinearModel] = Linear
-_FINETUNE: type[FinetuneModel] = Finetune
+METHODS = models.complete(Pair)

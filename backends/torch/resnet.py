@@ -3,8 +3,6 @@
 Shape letters: N images, L positions of a map, D channels.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
@@ -12,11 +10,11 @@ from torchvision.models import resnet
 from triptych.backends.torch.layers import BatchNorm
 from triptych.core import parameters
 from triptych.core.config.spec import ResnetSpec
-from triptych.core.methods.networks import run
+from triptych.core.methods.residual import Residual
 from triptych.core.parameters import ConvNorm, ResidualBlock
 
 
-class ResNet(nn.Module):
+class ResNet(Residual, nn.Module):
     """torchvision's network without its classifier. Parameters have torchvision's names.
 
     Tensors are channels first. With channels last the convolutions are a sixth faster on the CPU,
@@ -34,27 +32,18 @@ class ResNet(nn.Module):
             stage = [_block(block) for block in blocks if block.stage == i]
             self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
 
-    def tokens(self, images: Tensor, layers: Sequence[int] = ()) -> dict[str, Tensor]:
-        """See ``core.contracts.Encoder``."""
-        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
-        x, outputs = run(self._stem(images), stages, layers)
-        maps = {"final": x, **{f"layer{i}": y for i, y in outputs.items()}}
-        return {name: _with_mean(y) for name, y in maps.items()}
+    def stem(self, images: Tensor) -> Tensor:
+        """See ``core.methods.residual.Residual``."""
+        return self.maxpool(self.relu(self.bn1(self.conv1(images))))
 
-    def pooled(
-        self, images: Tensor, pooling: str, scales: Sequence[tuple[Tensor, Tensor]] = ()
-    ) -> Tensor:
-        """See ``core.contracts.Encoder``."""
-        return self(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The mean of the last map over its positions. (N, C, H, W) -> (N, D)."""
-        x = self._stem(images)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+    def mean(self, x: Tensor) -> Tensor:
+        """See ``core.methods.residual.Residual``."""
         return x.mean((2, 3))
 
-    def _stem(self, images: Tensor) -> Tensor:
-        return self.maxpool(self.relu(self.bn1(self.conv1(images))))
+    def with_mean(self, x: Tensor) -> Tensor:
+        """See ``core.methods.residual.Residual``."""
+        positions = x.flatten(2).mT
+        return torch.cat([positions.mean(1, keepdim=True), positions], dim=1)
 
 
 def _block(spec: ResidualBlock) -> nn.Module:
@@ -71,9 +60,3 @@ def _conv(layer: ConvNorm) -> nn.Conv2d:
     return nn.Conv2d(
         layer.fan_in, layer.fan_out, layer.kernel, layer.stride, layer.padding, bias=False
     )
-
-
-def _with_mean(x: Tensor) -> Tensor:
-    """The mean over positions, then the positions. (N, D, H, W) -> (N, 1+L, D)."""
-    positions = x.flatten(2).mT
-    return torch.cat([positions.mean(1, keepdim=True), positions], dim=1)

@@ -1,20 +1,16 @@
-"""The code of student and teacher that needs no framework.
+"""What the networks of all methods share, and what a backend adds to them.
 
-A backend's class inherits from one of these classes first and from the framework's module class
-last. It adds the native code: the parts, and the update of the teacher.
+A backend's class inherits from a class here first and from the framework's module class last.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from triptych.core import parameters
 from triptych.core.config.spec import (
     BatchNormSpec,
-    FinetuneSpec,
-    LinearSpec,
     MocaSpec,
-    MocoV3Spec,
     ModelSpec,
     QueueSpec,
     RunSpec,
@@ -22,7 +18,6 @@ from triptych.core.config.spec import (
     VitSpec,
 )
 from triptych.core.contracts import (
-    ALONE,
     Codebook,
     Encoder,
     Group,
@@ -130,9 +125,6 @@ class Kit(NamedTuple):
         generator: builds a weight generator of MOCA from the sections ``model`` and ``method`` and
             its output width.
         linear: builds a linear layer with bias from its input and output width.
-        freeze: takes the gradients from all parameters of a module.
-        indices: copies an index to the device of a given tensor, unless it is there.
-        concat: concatenates tensors (N, D) along their second axis.
     """
 
     branch: Callable[..., Any]
@@ -145,9 +137,6 @@ class Kit(NamedTuple):
     decoder: Callable[[VitSpec, MocaSpec], Any]
     generator: Callable[[VitSpec, MocaSpec, int], Any]
     linear: Callable[[int, int], Any]
-    freeze: Callable[[Any], None]
-    indices: Callable[[Index, Tensor], Tensor]
-    concat: Callable[[list[Tensor]], Tensor]
 
 
 def _shared_by(spec: BatchNormSpec, count: int) -> BatchNormSpec:
@@ -156,10 +145,17 @@ def _shared_by(spec: BatchNormSpec, count: int) -> BatchNormSpec:
 
 
 class Branches:
-    """Implements ``core.contracts.Model`` except for ``update_teacher``.
+    """A student and a teacher that follows it. The paths of all tensors are canonical names.
+
+    Implements ``core.contracts.Model``. A backend's class provides the parts and, at the end of
+    this class, what its framework does in its own way.
+
+    Args:
+        student: has all parameters of the teacher under the same names, and may have more.
+        teacher: gets no gradients. None: there is no teacher.
 
     Attributes:
-        kit: parts of the framework. The backend's class provides them.
+        kit: parts of the framework.
         student: ``Branch`` with an ``encoder``, which is a ``core.contracts.Encoder``.
         teacher: likewise; None: the method has no teacher.
         statistics: what the running statistics of the teacher's batch norms are. own: those of its
@@ -175,6 +171,8 @@ class Branches:
     def __init__(self, student: Any, teacher: Any = None) -> None:
         super().__init__()  # of the framework's module class
         self.student, self.teacher = student, teacher
+        if teacher is not None:
+            self.freeze(teacher)
 
     @classmethod
     def branch(cls, spec: RunSpec, ranks: Ranks, *, predictor: bool) -> Any:
@@ -245,146 +243,21 @@ class Branches:
         """See ``core.contracts.Networks``."""
         self.kit.set_tracking(getattr(self, branch), flag)
 
+    def update_teacher(self, momentum: float) -> None:
+        """See ``core.contracts.Model``."""
+        raise NotImplementedError
 
-class MoCo(Branches):
-    """``core.contracts.QueueModel`` of MoCo v1 and v2."""
+    @staticmethod
+    def freeze(module: Any) -> None:
+        """Takes the gradients from all parameters of a module."""
+        raise NotImplementedError
 
-    def __init__(self, spec: RunSpec, ranks: Ranks = ALONE) -> None:
-        method = cast(QueueSpec, spec.method)
-        super().__init__(*(self.branch(spec, ranks, predictor=False) for _ in range(2)))
-        self.statistics = method.teacher_statistics
-        self.memory = self.kit.queue(method)
+    @staticmethod
+    def indices(index: Index, like: Tensor) -> Tensor:
+        """Copies an index to the device of a tensor, unless it is there."""
+        raise NotImplementedError
 
-
-class MoCoV3(Branches):
-    """``core.contracts.Model`` of MoCo v3."""
-
-    def __init__(self, spec: RunSpec, ranks: Ranks = ALONE) -> None:
-        student, teacher = (self.branch(spec, ranks, predictor=own) for own in (True, False))
-        super().__init__(student, teacher)
-        self.statistics = cast(MocoV3Spec, spec.method).teacher_statistics
-
-
-class MOCA(Branches):
-    """``core.contracts.MocaModel``."""
-
-    def __init__(self, spec: RunSpec, ranks: Ranks = ALONE) -> None:
-        model, method = cast(VitSpec, spec.model), cast(MocaSpec, spec.method)
-        kit = self.kit
-        student = kit.branch(
-            encoder=kit.encoder(model),
-            image_predictor=kit.generator(model, method, model.width),
-            decoder=kit.decoder(model, method),
-            dense_predictor=kit.generator(model, method, method.decoder_width),
-        )
-        # The generators' batch is the words of the codebook, which are equal on all ranks.
-        kit.set_batch_norm(student, spec.batch_norm, ALONE.norms)
-        super().__init__(student, kit.branch(encoder=kit.encoder(model)))
-        self.grid, self.early_layer = model.grid, method.early_layer
-        self.memory = self.kit.codebook(model, method)
-
-    def teacher_tokens(self, images: Tensor) -> Tensor:
-        """See ``core.contracts.MocaModel``."""
-        return self.compute(self.teacher.encoder.tokens, images)["final"][:, 1:]
-
-    def encode(self, images: Tensor, ids: Index) -> tuple[Tensor, Tensor]:
-        """See ``core.contracts.MocaModel``."""
-        masked, places = self.student.encoder.masked, self.kit.indices(ids, images)
-        early, last = self.compute(masked, images, places, self.early_layer)
-        return early, last
-
-    def decode(self, image: Tensor, early: Tensor, ids: Index) -> Tensor:
-        """See ``core.contracts.MocaModel``."""
-        return self.compute(self.student.decoder, image, early, self.kit.indices(ids, early))
-
-    def image_weights(self, words: Tensor) -> Tensor:
-        """See ``core.contracts.MocaModel``."""
-        return self.compute(self.student.image_predictor, words)
-
-    def dense_weights(self, words: Tensor) -> Tensor:
-        """See ``core.contracts.MocaModel``."""
-        return self.compute(self.student.dense_predictor, words)
-
-
-class Linear(Branches):
-    """``core.contracts.LinearModel``."""
-
-    def __init__(self, spec: RunSpec, ranks: Ranks = ALONE) -> None:
-        method, kit = cast(LinearSpec, spec.method), self.kit
-        width, count = parameters.probe_width(spec), len(method.probes)
-        heads = [kit.linear(width, method.classes) for _ in range(count)]
-        numbered = {str(i): head for i, head in enumerate(heads)}
-        classifier = kit.branch(**numbered) if count > 1 else heads[0]
-        encoder = kit.encoder(spec.model)
-        kit.freeze(encoder)
-        super().__init__(kit.branch(encoder=encoder, classifier=classifier))
-        self.pooling, self.cached = method.pooling, method.features == "cached"
-        depth = spec.model.depth if isinstance(spec.model, VitSpec) else 1
-        self.layers = tuple(range(depth - method.blocks, depth - 1))
-        self.count = count
-
-    def frozen(self, images: Tensor) -> Tensor:
-        """See ``core.contracts.LinearModel``."""
-        self.student.eval()
-        return self.compute(self._features, images)
-
-    def _features(self, images: Tensor) -> Tensor:
-        encoder = self.student.encoder
-        if self.pooling == "cls" and not self.layers:
-            return encoder(images)
-        tokens = encoder.tokens(images, self.layers)
-        if self.pooling == "mean":
-            return tokens["final"][:, 1:].mean(1)
-        classes = [encoder.norm(tokens[f"layer{i}"])[:, 0] for i in self.layers]
-        classes.append(tokens["final"][:, 0])
-        if self.pooling == "both":
-            classes.append(tokens["final"][:, 1:].mean(1))
-        return self.kit.concat(classes)
-
-    def logits(self, features: Tensor) -> list[Tensor]:
-        """See ``core.contracts.LinearModel``."""
-        classifier = self.student.classifier
-        if self.count == 1:
-            return [classifier(features)]
-        return [getattr(classifier, str(i))(features) for i in range(self.count)]
-
-    def classify(self, branch: str, images: Tensor) -> list[Tensor]:
-        """See ``core.contracts.Classifier``."""
-        return self.logits(images if images.ndim == 2 else self.frozen(images))
-
-
-class Finetune(Branches):
-    """``core.contracts.FinetuneModel``."""
-
-    def __init__(self, spec: RunSpec, ranks: Ranks = ALONE) -> None:
-        method = cast(FinetuneSpec, spec.method)
-        averaged = method.momentum is not None
-        super().__init__(self.whole(spec, ranks), self.whole(spec, ranks) if averaged else None)
-        self.statistics = "averaged" if method.ema_rule == "timm" else "copied"
-        self.pooling = method.pooling
-
-    @classmethod
-    def whole(cls, spec: RunSpec, ranks: Ranks) -> Any:
-        """Builds an encoder with its classifier."""
-        classes = cast(FinetuneSpec, spec.method).classes
-        classifier = cls.kit.linear(spec.model.features, classes)
-        branch = cls.kit.branch(encoder=cls.kit.encoder(spec.model), classifier=classifier)
-        cls.set_batch_norm(branch, spec, ranks)
-        return branch
-
-    def predict(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See ``core.contracts.FinetuneModel``."""
-        scales: list[tuple[Tensor, Tensor]] = []
-        if keep is not None:
-            rows = [row[:, None, None] for row in keep]
-            scales = list(zip(rows[::2], rows[1::2], strict=True))
-        feature, logits = self.compute(self.student.classified, images, self.pooling, scales)
-        return feature, logits
-
-    def classify(self, branch: str, images: Tensor) -> list[Tensor]:
-        """See ``core.contracts.Classifier``."""
-        module = getattr(self, branch)
-        module.eval()
-        _, logits = self.compute(module.classified, images, self.pooling)
-        module.train()
-        return [logits]
+    @staticmethod
+    def concat(parts: list[Tensor]) -> Tensor:
+        """Concatenates tensors (N, D) along their second axis."""
+        raise NotImplementedError

@@ -3,7 +3,8 @@
 A linear layer is divided by its rows of outputs ("column" parallel, as the weight multiplies from
 the right) or by its inputs ("row" parallel). A layer of the first kind and one of the second follow
 each other: the first needs no exchange, the second adds up the partial sums of all processes and
-then its bias (arXiv 1909.08053, section 3). What no rule names is whole on each process.
+then its bias (arXiv 1909.08053, section 3). So what enters a layer of the first kind has the
+gradients of all processes added up. What no rule names is whole on each process.
 """
 
 import re
@@ -50,6 +51,9 @@ class Split:
         pieces = zip(*(np.split(part, self.groups, self.axis) for part in parts), strict=True)
         return np.concatenate([piece for group in pieces for piece in group], self.axis)
 
+
+Table = Mapping[str, Split]
+"""The split of each tensor, by canonical name."""
 
 WHOLE, OUTPUTS, INPUTS = Split(), Split(0), Split(1)
 HEADS = Split(0, groups=3)
