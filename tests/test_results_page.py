@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import shlex
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from triptych.core import config
 from triptych.core.cli import main
 from triptych.core.errors import UserError
 from triptych.core.results import measure, table
+from triptych.core.results.answers import Record, shell
 from triptych.core.results.page import MISSING, write
 from triptych.core.results.table import Recipe, tables
 
@@ -67,8 +69,8 @@ def commands(monkeypatch):
 
 
 def test_every_row_is_measured_once_and_nothing_again(rows, commands, tmp_path):
-    page = tmp_path / "docs" / "results.md"
-    measure.measure(rows, page, lambda line: None)
+    page, kept = tmp_path / "docs" / "results.md", tmp_path / "docs" / "results.json"
+    measure.measure(rows, Record(kept), page, lambda line: None)
     assert len(commands) == len({tuple(words) for words in commands}) == len(table.jobs(rows))
     assert commands[0][:3] == ["train", "-c", "tiny"], "pretraining comes first"
     text = page.read_text()
@@ -86,21 +88,40 @@ def test_every_row_is_measured_once_and_nothing_again(rows, commands, tmp_path):
     assert (scratch.data, scratch.optim, scratch.train) == (spec.data, spec.optim, spec.train)
 
     before = len(commands)
-    measure.measure(rows, page, lambda line: None)
+    measure.measure(rows, Record(kept), page, lambda line: None)
     assert len(commands) == before and page.read_text() == text
+
+    shutil.rmtree(tmp_path / "runs")
+    measure.measure(rows, Record(kept), page, lambda line: None)
+    assert len(commands) == before and page.read_text() == text, "the runs may be gone"
+
+    answers = json.loads(kept.read_text())
+    probe = next(line for line in answers if "eval.py linear" in line and "pretrained" in line)
+    wanted = answers.pop(probe)
+    kept.write_text(json.dumps(answers))
+    measure.measure(rows, Record(kept), page, lambda line: None)
+    again = [f"python tools/{words[0]}.py {shlex.join(words[1:])}" for words in commands[before:]]
+    assert [line.split()[1] for line in again] == ["tools/train.py", "tools/eval.py"]
+    assert again[1] == probe, "it needs the pretraining"
+    assert Record(kept).answer(probed(rows, probe)).scores == wanted["scores"]
+
+
+def probed(rows, line):
+    """The job of a command line."""
+    return next(job for job in table.jobs(rows) if shell(job) == line)
 
 
 def test_a_failed_command_ends_it_and_the_next_call_goes_on(rows, commands, tmp_path, monkeypatch):
     page = tmp_path / "results.md"
     monkeypatch.setattr(measure, "_run", lambda job: (_ for _ in ()).throw(UserError("killed")))
     with pytest.raises(UserError, match="killed"):
-        measure.measure(rows, page, lambda line: None)
-    write(rows, page)
+        measure.measure(rows, Record(page.with_suffix(".json")), page, lambda line: None)
+    write(rows, Record(page.with_suffix(".json")), page)
     assert "Commands: 0 of" in page.read_text()
     assert page.read_text().count(MISSING) > 20
 
 
-def answered(rows, cell, top1):
+def answered(record, rows, cell, top1):
     """Stores an answer of one row under a cell."""
     path = cell.job.output / "result.json" if cell.job.trains else cell.job.output
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +131,7 @@ def answered(rows, cell, top1):
     rows_of = {"evaluations": [found], "rows": [found]}
     found |= {"temperature": 0.07, "k": 1}
     path.write_text(json.dumps({**rows_of, "seconds": 1.0, **stamp}))
+    record.take(cell.job, table.cells(rows))
 
 
 @pytest.mark.parametrize(
@@ -122,11 +144,11 @@ def answered(rows, cell, top1):
     ],
 )
 def test_a_row_says_whether_the_trained_encoder_is_ahead(rows, tmp_path, others, said):
-    line = rows[0].lines[0]
-    answered(rows, line.cells["trained"], 0.8)
+    line, record = rows[0].lines[0], Record(tmp_path / "page.json")
+    answered(record, rows, line.cells["trained"], 0.8)
     for column, top1 in zip(("initial", "scratch", "pixels"), others, strict=False):
-        answered(rows, line.cells[column], top1)
-    write(rows, tmp_path / "page.md")
+        answered(record, rows, line.cells[column], top1)
+    write(rows, record, tmp_path / "page.md")
     text = next(t for t in (tmp_path / "page.md").read_text().split("\n") if "k-NN | all" in t)
     assert "| 80.0 |" in text and text.endswith(said)
 
@@ -135,8 +157,13 @@ def test_a_damaged_answer_is_named(rows, tmp_path):
     job = rows[0].lines[0].cells["trained"].job
     job.output.parent.mkdir(parents=True)
     job.output.write_text("{")
+    kept = tmp_path / "page.json"
     with pytest.raises(UserError, match=f"{job.output}: damaged; remove it"):
-        write(rows, tmp_path / "page.md")
+        Record(kept).take(job, table.cells(rows))
+    for text in ("{", "[]", '{"python tools/train.py": {}}'):
+        kept.write_text(text)
+        with pytest.raises(UserError, match=f"{kept}: damaged; remove it"):
+            Record(kept)
 
 
 def test_the_shipped_table_has_its_recipes():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from triptych.core import cli
 from triptych.core.results import measure, page
+from triptych.core.results.answers import Record
 from triptych.core.results.table import tables
 
 
@@ -15,10 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=cli.path,
         default=Path("runs") / "results",
         metavar="DIR",
-        help="folder of the measurements; those that are there are not repeated",
+        help="folder of the runs",
     )
     parser.add_argument(
-        "--page", type=cli.path, default=Path("docs") / "results.md", metavar="FILE"
+        "--page",
+        type=cli.path,
+        default=Path("docs") / "results.md",
+        metavar="FILE",
+        help="the page; a file *.json beside it keeps what is measured, and that is not repeated",
     )
     parser.add_argument(
         "--write-only", action="store_true", help="measure nothing; write what is there"
@@ -29,11 +34,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Measures and writes.
 
     Raises:
-        UserError: as in ``core.results.measure.measure``.
+        UserError: as in ``core.results.measure.measure``, or what was measured is damaged.
     """
-    rows = tables(arguments.runs)
+    rows, record = tables(arguments.runs), Record(arguments.page.with_suffix(".json"))
     if arguments.write_only:
-        page.write(rows, arguments.page)
+        page.write(rows, record, arguments.page)
     else:
-        measure.measure(rows, arguments.page, cli.say)
+        measure.measure(rows, record, arguments.page, cli.say)
     cli.say(f"wrote {arguments.page}")

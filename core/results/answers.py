@@ -1,15 +1,24 @@
-"""What the commands of docs/results.md have measured so far."""
+"""What the commands of docs/results.md have measured: the file docs/results.json.
+
+It holds the answers by command. So the page can be written, and what is missing can be measured,
+where the runs are no longer there. A command whose answer is removed from it is measured again.
+"""
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from triptych.core.errors import UserError
+from triptych.core.files.writing import write_atomically
 from triptych.core.results.table import Cell, Job
 from triptych.core.runs.rows import evaluation
+
+STAMP = ("versions", "threads", "seed")
+"""Keys of a training's result that the page names."""
 
 
 @dataclass(frozen=True)
@@ -17,16 +26,16 @@ class Answer:
     """What a job has measured.
 
     Attributes:
-        rows: evaluation rows.
+        scores: label of a cell -> top-1, 0 to 1.
         seconds: wall time: of a training's steps, or of the whole command.
         day: when it ended, YYYY-MM-DD.
-        stamp: of a training: versions, threads, seed and steps.
+        stamp: of a training: versions, threads and seed.
     """
 
-    rows: Sequence[Mapping[str, Any]]
+    scores: Mapping[str, float]
     seconds: float
     day: str
-    stamp: Mapping[str, Any]
+    stamp: Mapping[str, Any] = field(default_factory=dict)
 
 
 def shell(job: Job) -> str:
@@ -35,32 +44,72 @@ def shell(job: Job) -> str:
     return f"python tools/{command}.py {shlex.join(words)}"
 
 
-def read(job: Job) -> Answer | None:
-    """The answer of a job, or None if it has none.
+class Record:
+    """The answers so far.
+
+    Args:
+        path: of the file, which may be missing.
 
     Raises:
-        UserError: its file is damaged.
+        UserError: the file is damaged.
     """
-    path = job.output / "result.json" if job.trains else job.output
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            found = json.loads(path.read_text()) if path.exists() else {}
+            self._answers = {line: Answer(**answer) for line, answer in found.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: damaged; remove it, and all is measured again") from error
+
+    def answer(self, job: Job) -> Answer | None:
+        """The answer of a job, or None if it has none."""
+        return self._answers.get(shell(job))
+
+    def score(self, cell: Cell) -> float | None:
+        """The number of a cell, 0 to 1; None without an answer, or without such a row in it."""
+        answer = self.answer(cell.job)
+        return answer.scores.get(cell.label) if answer else None
+
+    def take(self, job: Job, cells: Iterable[Cell]) -> None:
+        """Reads the output of a job, and adds its answer to the file.
+
+        Args:
+            job: has its output.
+            cells: of the tables that show numbers of the job.
+
+        Raises:
+            UserError: the output is damaged, or the file cannot be written.
+        """
+        self._answers[shell(job)] = _answer(job, cells)
+        answers = {line: asdict(answer) for line, answer in sorted(self._answers.items())}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path, json.dumps(answers, indent=1) + "\n")
+
+
+def output(job: Job) -> Path:
+    """The file in which a job leaves its rows. It is there once the job is done."""
+    return job.output / "result.json" if job.trains else job.output
+
+
+def _answer(job: Job, cells: Iterable[Cell]) -> Answer:
+    """What the output of a job says about its cells."""
+    path = output(job)
     try:
         content = json.loads(path.read_text())
-        rows = content["evaluations" if job.trains else "rows"]
+        rows = [evaluation(row) for row in content["evaluations" if job.trains else "rows"]]
+        stamp = {key: content[key] for key in STAMP} if job.trains else {}
         seconds = content["seconds"]
-    except FileNotFoundError:
-        return None
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: damaged; remove it, and it is measured again") from error
+    scores = {}
+    last = max((row.step for row in rows), default=0)
+    for cell in cells:
+        if cell.key:
+            chosen = [row for row in rows if getattr(row, cell.key, None) == cell.value]
+        else:
+            chosen = [row for row in rows if row.main and row.step == last]
+        if cell.job == job and chosen:
+            scores[cell.label] = chosen[0].score
     day = date.fromtimestamp(path.stat().st_mtime).isoformat()
-    return Answer(rows, seconds, day, content if job.trains else {})
-
-
-def score(cell: Cell) -> float | None:
-    """The number of a cell, 0 to 1; None without an answer, or without such a row in it."""
-    answer = read(cell.job)
-    rows = [evaluation(row) for row in (answer.rows if answer else ())]
-    if cell.key:
-        chosen = [row for row in rows if getattr(row, cell.key, None) == cell.value]
-    else:
-        last = max((row.step for row in rows), default=0)
-        chosen = [row for row in rows if row.main and row.step == last]
-    return chosen[0].score if chosen else None
+    return Answer(scores, seconds, day, stamp)

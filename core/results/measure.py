@@ -1,6 +1,7 @@
 """Runs the commands of docs/results.md that have no answer yet.
 
-A job that has its output is not run again, and a training goes on from its last checkpoint.
+A job that has its output is not run again, and a training goes on from its last checkpoint. Where
+the runs of another day are gone, the pretraining that a job needs runs again.
 """
 
 import json
@@ -12,23 +13,31 @@ from pathlib import Path
 
 from triptych.core.errors import UserError
 from triptych.core.files.writing import write_atomically
-from triptych.core.results.answers import read, shell
+from triptych.core.results.answers import Record, output, shell
 from triptych.core.results.page import write
-from triptych.core.results.table import Job, Table, jobs
+from triptych.core.results.table import Job, Table, cells, jobs
 
 
-def measure(tables: list[Table], page: Path, say: Callable[[str], None]) -> None:
-    """Runs every job that has no answer yet, and writes the page after each one.
+def measure(tables: list[Table], record: Record, page: Path, say: Callable[[str], None]) -> None:
+    """Runs every job that has no answer yet, and writes record and page after each one.
 
     Raises:
         UserError: a command fails, or a file cannot be written.
     """
-    for job in jobs(tables):
-        if read(job) is None:
+
+    def measured(job: Job) -> None:
+        if job.needs:
+            measured(job.needs)
+        if not output(job).exists():
             say(shell(job))
             _run(job)
-            write(tables, page)
-    write(tables, page)
+        record.take(job, cells(tables))
+        write(tables, record, page)
+
+    for job in jobs(tables):
+        if record.answer(job) is None:
+            measured(job)
+    write(tables, record, page)
 
 
 def _run(job: Job) -> None:

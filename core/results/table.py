@@ -58,11 +58,13 @@ class Job:
         words: of the command line of ``triptych``.
         output: file of the rows that the command prints, or folder of the run that it writes.
         turn: commands with a smaller number run first.
+        needs: the job whose output this one reads.
     """
 
     words: tuple[str, ...]
     output: Path
     turn: int = 0
+    needs: "Job | None" = None
 
     @property
     def trains(self) -> bool:
@@ -81,6 +83,11 @@ class Cell:
     job: Job
     key: str = ""
     value: int | str = ""
+
+    @property
+    def label(self) -> str:
+        """Names the number within its job's answer."""
+        return f"{self.key}={self.value}" if self.key else "last"
 
 
 @dataclass(frozen=True)
@@ -130,10 +137,15 @@ def tables(
     return made
 
 
+def cells(made: list[Table]) -> list[Cell]:
+    """Every cell."""
+    return [cell for table in made for line in table.lines for cell in line.cells.values()]
+
+
 def jobs(made: list[Table]) -> list[Job]:
     """Every job once: the pretrainings first, then what is quick to measure."""
-    cells = [cell.job for table in made for line in table.lines for cell in line.cells.values()]
-    every = dict.fromkeys([table.pretraining for table in made] + cells)
+    measured = [cell.job for cell in cells(made)]
+    every = dict.fromkeys([table.pretraining for table in made] + measured)
     return sorted(every, key=lambda job: job.turn)
 
 
@@ -160,7 +172,7 @@ class _Maker:
         recipe, folder = (self.recipe, self.own) if weights != PIXELS else self._of_pixels
         path = str(self.own / PRETRAINED) if weights == TRAINED else weights
         words = ("eval", name, "-c", recipe, *self._overrides(), "--weights", path, "--json")
-        return Job(words, folder / f"{name}-{weights}.json", TURNS[name])
+        return Job(words, folder / f"{name}-{weights}.json", TURNS[name], self._needed_by(weights))
 
     def pixels_classifier(self, share: str) -> Job:
         """Logistic regression of the pixels, on the images that ``data.labelled`` draws."""
@@ -182,7 +194,11 @@ class _Maker:
         steps = (f"train.steps={STEPS[share]}",) if method == "finetune" and share in STEPS else ()
         overrides = self._overrides(share, steps)
         words = ("eval", method, "-c", recipe, *overrides, "--weights", path)
-        return Job((*words, "--output", str(run), "--resume", "auto"), run, TURNS[share or "100%"])
+        words = (*words, "--output", str(run), "--resume", "auto")
+        return Job(words, run, TURNS[share or "100%"], self._needed_by(weights))
+
+    def _needed_by(self, weights: str) -> Job | None:
+        return self.pretraining() if weights == TRAINED else None
 
     def _overrides(self, share: str | None = None, own: tuple[str, ...] = ()) -> tuple[str, ...]:
         given = (*([f"data.labelled={share}"] if share else []), *own, *self.extra)
