@@ -188,3 +188,10 @@ def test_the_report_says_how_views_are_made():
     assert "by Pillow alone, three times slower" in without and "triptych[fast]" in without
     here = environment.render({**found, "fast": {"numba": "1.0", "llvmlite": "2.0"}})
     assert "by compiled loops: numba 1.0, llvmlite 2.0" in here
+
+
+def test_the_report_says_how_checksums_are_computed():
+    found = environment.report(names=())
+    without = environment.render({**found, "isal": ""})
+    assert "checksums by zlib, four times slower" in without and "triptych[fast]" in without
+    assert "checksums by isal 1.9" in environment.render({**found, "isal": "1.9"})

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="how to resample position tables for --image-size")  # fmt: skip
     parser.add_argument("--image-size", nargs="+", type=int, metavar="N",
                         help="of the wanted model: one number, or height and width")  # fmt: skip
-    parser.add_argument("--channels", type=int, metavar="N",
+    parser.add_argument("--channels", type=int, choices=range(1, 5), metavar="N",
                         help="of the wanted model: adapts its first layer")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace an earlier DST")
     parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")

@@ -84,6 +84,9 @@ OPTIMIZERS = (
 )  # fmt: skip
 """Keys of a file that holds the state of an optimizer alone."""
 
+REMEDY = "tools/convert.py --list shows what is known; save such a state dict alone"
+"""What to do about a file that no format claims."""
+
 SHOWN = 8
 """Number of names that a message lists."""
 
@@ -340,14 +343,14 @@ def _unknown(content: Content, wanted: str | None, found: list[_Candidate]) -> s
         return f"{path}: holds a detector ({detector}), not an encoder or classifier"
     if found:
         reasons = dict.fromkeys(f"not {c.format.name}: {c.renamed}" for c in found)
-        return f"{path}: {container}: {'; '.join(reasons)}"
+        return f"{path}: {container}: {'; '.join(reasons)}; {REMEDY}"
     if all(map(FLAT.fullmatch, names)):
         return (
             f"{path}: holds the state of an optimizer ({_listed(names)}) and no weights; give the "
             "file of the model that was saved with it"
         )
     known = wanted or ", ".join(FORMATS)
-    return f"{path}: holds {_listed(names)}: names of no known format ({known})"
+    return f"{path}: holds {_listed(names)}: names of no known format ({known}); {REMEDY}"
 
 
 def _listed(names: Iterable[str]) -> str:

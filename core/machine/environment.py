@@ -116,6 +116,7 @@ def report(names: Sequence[str] = NAMES, timeout: float = PROBE_SECONDS) -> dict
         "pillow": _version("pillow"),
         "pillow_pinned": PILLOW,
         "fast": {name: _version(name) for name in FAST},
+        "isal": _version("isal"),
         "backends": dict(zip(names, probes, strict=True)),
     }
 
@@ -180,6 +181,7 @@ def render(facts: dict[str, Any]) -> str:
         f"numpy     {facts['numpy'] or 'missing'}",
         f"pillow    {pillow}",
         f"views     {_views(facts['fast'])}",
+        f"checksums {_checksums(facts['isal'])}",
     ]
     for name, backend in facts["backends"].items():
         lines += _render_backend(name, backend)
@@ -191,6 +193,13 @@ def _views(packages: dict[str, str]) -> str:
     if all(packages.values()):
         return "by compiled loops: " + ", ".join(f"{n} {v}" for n, v in packages.items())
     return "by Pillow alone, three times slower; to add the loops: pip install 'triptych[fast]'"
+
+
+def _checksums(isal: str) -> str:
+    """How the checksums of archives are computed here."""
+    if isal:
+        return f"by isal {isal}"
+    return "by zlib, four times slower; to add isal: pip install 'triptych[fast]'"
 
 
 def _render_backend(name: str, backend: dict[str, Any]) -> list[str]:
