@@ -12,7 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from triptych import backends
-from triptych.core.config.spec import LinearSpec, RunSpec
+from triptych.core.config.spec import LinearSpec, ParallelSpec, RunSpec
 from triptych.core.contracts import ALONE, Array, Ranks, State
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
@@ -55,6 +55,15 @@ def join(spec: RunSpec, name: str) -> Ranks:
         return ALONE
     ranks: Ranks = load(spec, name).join(spec)
     return ranks
+
+
+def sharing_images(spec: RunSpec) -> RunSpec:
+    """The spec of an evaluation. Each process that a launcher has started has the whole model.
+
+    The layout of the training that the spec describes does not count.
+    """
+    parallel = ParallelSpec(data=launched().world)
+    return spec.model_copy(update={"parallel": parallel})
 
 
 def quiet(line: str) -> None:
@@ -167,9 +176,9 @@ def open_engine(
     return engine
 
 
-def open_classifier(spec: RunSpec, name: str, state: State) -> Engine:
+def open_classifier(spec: RunSpec, name: str, state: State, ranks: Ranks = ALONE) -> Engine:
     """``open_engine`` for a whole network that is evaluated and not trained."""
-    return open_engine(_inferring(spec), name, state)
+    return open_engine(_inferring(spec), name, state, ranks=ranks)
 
 
 def _inferring(spec: RunSpec) -> RunSpec:
@@ -184,7 +193,13 @@ def _inferring(spec: RunSpec) -> RunSpec:
 
 
 def open_encoder(
-    spec: RunSpec, name: str, state: Mapping[str, Array], branch: str, *, origin: str = "state"
+    spec: RunSpec,
+    name: str,
+    state: Mapping[str, Array],
+    branch: str,
+    *,
+    origin: str = "state",
+    ranks: Ranks = ALONE,
 ) -> Engine:
     """An engine that holds one encoder alone, as its student: no teacher, heads or memory.
 
@@ -196,6 +211,7 @@ def open_encoder(
         state: canonical tensors, with those of the encoder.
         branch: "student" or "teacher".
         origin: the file or folder of the state, for messages.
+        ranks: as in ``open_engine``.
 
     Raises:
         UserError: the method has no such branch; or as in ``open_engine``.
@@ -216,4 +232,4 @@ def open_encoder(
             chosen[param.name] = np.zeros(param.shape, np.float32)
         elif source in state:
             chosen[param.name] = state[source]
-    return open_engine(alone, name, chosen, origin=origin)
+    return open_engine(alone, name, chosen, origin=origin, ranks=ranks)

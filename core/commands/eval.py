@@ -3,71 +3,42 @@
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
-from typing import NamedTuple
 
-from triptych.core import cli, config, formats, launch
+from triptych.core import cli, config, launch
 from triptych.core.commands import train
+from triptych.core.commands.eval_features import SPLITS, write_features
+from triptych.core.commands.eval_model import (
+    FEATURES,
+    INITIAL,
+    OPTIONS,
+    PIXELS,
+    Option,
+    check_alike,
+    overrides_of,
+    processes,
+    spec_of,
+    weights_of,
+)
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import State
-from triptych.core.data import Source, few_levels, open_splits
+from triptych.core.data import few_levels, open_splits
 from triptych.core.engine import PICK, Engine
 from triptych.core.errors import UserError, printable
 from triptych.core.evaluation import PROTOCOLS, classifier
-from triptych.core.evaluation.export import Exported, export, name_width
 from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.stored import Stored
-from triptych.core.evaluation.subject import alone, depth, raw_pixels
-from triptych.core.files.features import FORMATS, Header, file_format, read_features, writing
-from triptych.core.parameters import initial_state
-from triptych.core.training.terminal import Terminal
+from triptych.core.evaluation.subject import alone, raw_pixels
+from triptych.core.files.features import (
+    FORMATS,
+    read_features,
+)
+from triptych.core.machine.launchers import launched
+from triptych.core.parallel.agreement import together, whole
 
-FEATURES = "features"
-"""Name of the evaluation that writes features."""
-SPLITS = {"train": (False,), "held_out": (True,), "both": (False, True)}
-"""Value of ``--split`` -> whether its images are held out."""
-INITIAL, PIXELS = "initial", "pixels"
-"""Values of ``--weights`` for what trained weights are compared with."""
 AT_THE_END = 10**9
 """Steps between the evaluations of a run that has one at its end only."""
-
-
-class Option(NamedTuple):
-    """A command line's option that stands for a key of the spec.
-
-    Attributes:
-        key: dotted name of the key.
-        help: what the key means.
-        choices: the values that the option takes; None: any.
-        several: whether the option takes several values, which become a list.
-    """
-
-    key: str
-    help: str
-    choices: tuple[str, ...] | None = None
-    several: bool = False
-
-
-BRANCH = Option("evaluate.branch", "whose encoder", ("student", "teacher"))
-TOKENS = ("cls", "mean")
-COMMON = {
-    "branch": BRANCH,
-    "tokens": Option("evaluate.tokens", "the feature of an image", TOKENS),
-}
-OPTIONS = {
-    "knn": COMMON,
-    "probe": COMMON,
-    "rank": COMMON,
-    "lowshot": {
-        "branch": BRANCH,
-        "tokens": Option("evaluate.lowshot.tokens", "the feature of an image", TOKENS),
-        "shots": Option("evaluate.lowshot.shots", "labelled images per class, e.g. 1,2,5,1%%"),
-        "splits": Option("evaluate.lowshot.files", "files that name them", several=True),
-    },
-    FEATURES: {"branch": BRANCH},
-}
-"""Evaluation -> its options, by name."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,15 +144,21 @@ def run(arguments: argparse.Namespace) -> int:
     supervised = arguments.evaluation in classifier.TITLES
     if supervised and not arguments.eval_only:
         return _train(arguments)
-    launch.refuse_launchers()
-    if arguments.evaluation == FEATURES:
-        return _export(arguments)
     # With --json a program reads standard output, so messages go to standard error.
-    say = partial(cli.say, errors=arguments.json)
+    json_asked = getattr(arguments, "json", False)
+    say = launch.quiet if launched().rank else partial(cli.say, errors=json_asked)
+    if arguments.evaluation == FEATURES:
+        return write_features(arguments, say)
     if not supervised and (arguments.bank or arguments.queries):
+        launch.refuse_launchers()
         rows = _rows_of_files(arguments)
+    elif str(arguments.weights) == PIXELS and not supervised:
+        launch.refuse_launchers()
+        rows = _rows_of_pixels(arguments, say)
     else:
         rows = _rows_of_model(arguments, say)
+    if launched().rank:
+        return 0
     if arguments.json:
         print(json.dumps([row.as_json() for row in rows], indent=1, allow_nan=False))
     else:
@@ -190,38 +167,44 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _rows_of_model(arguments: argparse.Namespace, say: launch.Say) -> Sequence[Evaluation]:
-    spec = _spec(arguments)
+def _rows_of_pixels(arguments: argparse.Namespace, say: launch.Say) -> Sequence[Evaluation]:
+    spec = spec_of(arguments)
     split = Split(spec, open_splits(spec, say=say))
-    if str(arguments.weights) == PIXELS and arguments.evaluation in PROTOCOLS:
-        protocol = PROTOCOLS[arguments.evaluation]
-        protocol.check(split)
-        rows = protocol.rows(split, raw_pixels())
-    else:
-        rows = _rows_of_weights(arguments, spec, split, say)
+    protocol = PROTOCOLS[arguments.evaluation]
+    protocol.check(split)
+    rows = protocol.rows(split, raw_pixels())
+    _say_what_was_met(split, say)
+    return rows
+
+
+def _rows_of_model(arguments: argparse.Namespace, say: launch.Say) -> Sequence[Evaluation]:
+    spec, name, ranks = processes(arguments, say)
+    with ExitStack() as stack:
+        stack.enter_context(closing(ranks))
+        with together(ranks):
+            split = Split(spec, open_splits(spec, say=say))
+            branch, evaluate = _evaluation(arguments, split)
+            weights, step = weights_of(arguments, spec)
+            if branch is None:
+                engine = launch.open_classifier(spec, name, weights, ranks)
+            else:
+                engine = launch.open_encoder(spec, name, weights, branch, ranks=ranks)
+            stack.enter_context(closing(engine))
+            del weights  # the engine has a copy of what it needs
+        check_alike(ranks, spec, step, split.bank, split.queries)
+        with whole(ranks):
+            rows = evaluate(engine, step)
+    _say_what_was_met(split, say)
+    return rows
+
+
+def _say_what_was_met(split: Split, say: launch.Say) -> None:
     for name in split.damaged():
         say(f"damaged, left out of the evaluation: {printable(name)}")
     for name, text in split.warnings():
         say(f"warning: {printable(name)}: {printable(text)}")
     if warning := few_levels(split.bank):
         say(f"warning: {warning}")
-    return rows
-
-
-def _rows_of_weights(
-    arguments: argparse.Namespace, spec: RunSpec, split: Split, say: launch.Say
-) -> Sequence[Evaluation]:
-    branch, evaluate = _evaluation(arguments, split)
-    weights, step = _weights(arguments, spec)
-    name = launch.choose_backend(arguments.backend, spec, say)
-    if branch is None:
-        engine = launch.open_classifier(spec, name, weights)
-    else:
-        engine = launch.open_encoder(spec, name, weights, branch)
-    del weights  # the engine has a copy of what it needs
-    rows = evaluate(engine, step)
-    engine.close()
-    return rows
 
 
 def _evaluation(
@@ -279,7 +262,7 @@ def _rows_of_files(arguments: argparse.Namespace) -> Sequence[Evaluation]:
     if arguments.weights or not (arguments.bank and arguments.queries):
         raise UserError("--bank and --queries belong together, and take the place of --weights")
     bank = read_features(arguments.bank)
-    overrides = [*arguments.overrides, *_overrides(arguments)]
+    overrides = [*arguments.overrides, *overrides_of(arguments)]
     if arguments.config:
         spec = config.load(arguments.config, overrides)
     else:
@@ -290,109 +273,3 @@ def _rows_of_files(arguments: argparse.Namespace) -> Sequence[Evaluation]:
     subject = stored.subject(protocol.choice(spec.evaluate))
     protocol.check(stored)
     return protocol.rows(stored, subject)
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    file_format(arguments.output)
-    spec = _spec(arguments)
-    layers = _layers(arguments.layers, spec)
-    halves = _halves(spec, SPLITS[arguments.split])
-    weights, step = _weights(arguments, spec)
-    backend = launch.choose_backend(arguments.backend, spec, cli.say)
-    branch, tokens = spec.evaluate.branch, arguments.tokens or spec.evaluate.tokens
-    engine = launch.open_encoder(spec, backend, weights, branch)
-    del weights  # the engine has a copy of what it needs
-    about = {
-        "spec": config.dump(spec),
-        "weights": str(arguments.weights),
-        "step": step,
-        "backend": backend,
-        "branch": branch,
-        "tokens": tokens,
-        "interpolation": spec.augment.eval_interpolation,
-        "depth": depth(spec),
-    }
-    sources = list(halves.values())
-    header = Header(sources[0].classes, about, name_width(sources))
-    terminal = Terminal(sum(map(len, sources)), title=FEATURES)
-    try:
-        with writing(arguments.output, header) as append:
-            done = export(
-                engine,
-                halves,
-                append,
-                tokens=tokens,
-                layers=layers,
-                advance=terminal.advance,
-            )
-    finally:
-        terminal.close()
-        engine.close()
-    _report(arguments, done)
-    return 0
-
-
-def _report(arguments: argparse.Namespace, done: Exported) -> None:
-    for name in done.skipped:
-        cli.say(f"damaged, left out: {printable(name)}")
-    for name, text in done.warned.items():
-        cli.say(f"warning: {printable(name)}: {printable(text)}")
-    shapes = ", ".join(f"{name} {shape}" for name, shape in done.shapes.items())
-    cli.say(f"{arguments.output}: {done.images} images, {shapes}")
-
-
-def _spec(arguments: argparse.Namespace) -> RunSpec:
-    """The spec of a model's evaluation, with the options as overrides."""
-    for flag, value in (("-c", arguments.config), ("--weights", arguments.weights)):
-        if not value:
-            raise UserError(f"eval {arguments.evaluation}: {flag} is missing")
-    overrides = [*arguments.overrides, *_overrides(arguments)]
-    if arguments.evaluation == FEATURES and arguments.tokens in TOKENS:
-        overrides.append(f"evaluate.tokens={arguments.tokens}")
-    return config.load(arguments.config, overrides)
-
-
-def _weights(arguments: argparse.Namespace, spec: RunSpec) -> tuple[State, int]:
-    """The weights, and the steps that trained them."""
-    if str(arguments.weights) == INITIAL:
-        return initial_state(spec), 0
-    weights = formats.load_encoders(arguments.weights, spec)
-    return weights, int(weights.get("optimizer.step", 0))
-
-
-def _halves(spec: RunSpec, wanted: Sequence[bool]) -> dict[bool, Source]:
-    """Whether images are held out -> these images."""
-    splits = open_splits(spec)
-    if splits.held_out is None and True in wanted:
-        raise UserError(
-            f"--split: data.name {spec.data.name} has no held-out images as it is given; set "
-            f"{spec.data.held_out_key}, or give --split train"
-        )
-    halves = {False: splits.bank, True: splits.held_out}
-    return {half: source for half, source in halves.items() if source and half in wanted}
-
-
-def _layers(text: str, spec: RunSpec) -> tuple[int, ...]:
-    numbers = [part.strip() for part in text.split(",") if part.strip()]
-    count = depth(spec)
-    if wrong := [n for n in numbers if not n.isdecimal() or int(n) >= count]:
-        raise UserError(f"--layers {text}: {wrong[0]}: expected numbers from 0 to {count - 1}")
-    return tuple(dict.fromkeys(map(int, numbers)))
-
-
-def _overrides(arguments: argparse.Namespace) -> list[str]:
-    """The options as overrides of the spec."""
-    given = []
-    for name, option in OPTIONS.get(arguments.evaluation, {}).items():
-        if value := getattr(arguments, name):
-            listed = name == "shots" or option.several
-            given.append(f"{option.key}={_list(value) if listed else value}")
-    return given
-
-
-def _list(value: str | Sequence[str]) -> str:
-    """A comma-separated text, or several texts, as a list of YAML."""
-    if isinstance(value, str):
-        parts = map(str.strip, value.split(","))
-        return json.dumps([int(part) if part.isdecimal() else part for part in parts])
-    return json.dumps(list(value))

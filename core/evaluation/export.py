@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from triptych.core.contracts import Array
-from triptych.core.data import Source, indexed_batches
+from triptych.core.data import Source
 from triptych.core.engine import Engine
 from triptych.core.errors import NonFiniteError, printable
-from triptych.core.evaluation.sharing import BATCH
+from triptych.core.evaluation.sharing import Met, Sharing, shared
 from triptych.core.files.features import Append
 
 
@@ -39,12 +39,12 @@ def export(
     layers: Sequence[int],
     advance: Callable[[int], None],
 ) -> Exported:
-    """Writes the features of every image, batch by batch.
+    """Writes the features of every image, batch by batch. The processes of a run take turns.
 
     Args:
         engine: of ``core.launch.open_encoder``.
         halves: whether they are held out -> the images.
-        append: takes the columns of ``core.files.features``.
+        append: takes the columns of ``core.files.features``. Every process calls it.
         tokens: as in ``core.engine.Engine.embed``.
         layers: as in ``core.engine.Engine.embed``.
         advance: called with the number of images so far, damaged ones included.
@@ -53,18 +53,27 @@ def export(
         UserError: a damaged file (see ``data.on_error``), or the file cannot be written.
         NonFiniteError: the features are not finite.
     """
-    done = Exported()
+    names = ("final", *(f"layer{number}" for number in layers))
+
+    def compute(images: Array, index: Array) -> list[Array]:
+        outputs = engine.embed(images, layers=layers, tokens=tokens)
+        for name in names:
+            if not np.isfinite(outputs[name]).all():
+                raise NonFiniteError(f"features: {name} is not finite; nothing is written")
+        return [outputs[name] for name in names]
+
+    done, sharing, before = Exported(), Sharing(engine), 0
     for held_out, source in halves.items():
-        batches = indexed_batches(engine.spec, source, BATCH, done.skipped, done.warned)
-        for images, index in batches:
-            outputs = engine.embed(images, layers=layers, tokens=tokens)
-            for name, values in outputs.items():
-                if not np.isfinite(values).all():
-                    raise NonFiniteError(f"features: {name} is not finite; nothing is written")
+        met = Met()
+        for found, index in shared(engine.spec, source, met, compute, sharing):
+            outputs = dict(zip(names, found, strict=True))
             append({**_columns(source, index, held_out), **outputs})
             done.images += len(index)
             done.shapes = {name: values.shape[1:] for name, values in outputs.items()}
-            advance(done.images + len(done.skipped))
+            advance(before + int(index.max()) + 1)
+        before += len(source)
+        done.skipped += met.skipped
+        done.warned |= met.warned
     return done
 
 

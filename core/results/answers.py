@@ -109,7 +109,8 @@ def _answer(job: Job, cells: Iterable[Cell]) -> Answer:
             chosen = [row for row in rows if getattr(row, cell.key, None) == cell.value]
         else:
             chosen = [row for row in rows if row.main and row.step == last]
-        if cell.job == job and chosen:
-            scores[cell.label] = chosen[0].score
+        score = chosen[0].score if chosen else None
+        if cell.job == job and score is not None:
+            scores[cell.label] = score
     day = date.fromtimestamp(path.stat().st_mtime).isoformat()
     return Answer(scores, seconds, day, stamp)
