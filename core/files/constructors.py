@@ -9,7 +9,7 @@ import numpy as np
 
 from triptych.core.contracts import Array
 from triptych.core.files.machine import REMEDY, Known, key
-from triptych.core.files.tree import Damaged, Malformed, Record, Stored
+from triptych.core.files.tree import Damaged, Malformed, Pending, Record, Stored
 
 HISTORY = "mmengine.logging.history_buffer.HistoryBuffer"
 """mmengine's record of logged numbers. Its pickle asks for methods of this class by ``getattr``."""
@@ -62,7 +62,7 @@ def _text(value: Any) -> str:
     return value[:100] if isinstance(value, str) else ""
 
 
-class NumpyType:
+class NumpyType(Pending):
     """Stands for ``numpy.dtype``: numbers and texts only, no objects and no fields."""
 
     def __init__(self, code: Any = "", align: Any = False, copy: Any = False) -> None:
@@ -82,7 +82,7 @@ class NumpyType:
         return self.dtype.name
 
 
-class NumpyArray:
+class NumpyArray(Pending):
     """Stands for ``numpy.ndarray``. The values stay where they lie in the file."""
 
     values: Array | None = None

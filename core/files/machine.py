@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from triptych.core.files.tree import Damaged, Malformed
+from triptych.core.files.tree import Damaged, Malformed, Pending
 
 SLACK = 32 * 2**20
 """Bytes that the objects of a pickle may take beyond twice the length of its data."""
@@ -35,7 +35,7 @@ class Buildable(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class Known(Pending):
     """A name that a pickle may use. In a tree it stands as the text of its name.
 
     Attributes:
@@ -51,6 +51,7 @@ class Known:
         return self.name
 
 
+CUT = "cut short inside its pickle: fetch the file again"
 MODULES = {
     "__builtin__": "builtins",
     "copy_reg": "copyreg",
@@ -105,11 +106,18 @@ class Machine:
         if self.room < 0:
             raise Damaged(f"more objects than a file of {len(self.data)} bytes may hold")
 
+    def operation(self) -> int:
+        """The next byte."""
+        if self.position >= len(self.data):
+            raise Malformed(CUT)
+        self.position += 1
+        return self.data[self.position - 1]
+
     def take(self, size: int) -> memoryview:
         """The next bytes."""
         end = self.position + size
         if end > len(self.data):
-            raise Malformed("cut short inside its pickle: fetch the file again")
+            raise Malformed(CUT)
         piece = self.data[self.position : end]
         self.position = end
         return piece

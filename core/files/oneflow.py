@@ -16,7 +16,7 @@ from triptych.core.errors import printable
 from triptych.core.files.constructors import NUMPY, PLAIN, size_of, table
 from triptych.core.files.machine import Known
 from triptych.core.files.pickles import load
-from triptych.core.files.tree import Damaged, Malformed, Node, Stored, settled
+from triptych.core.files.tree import Damaged, Malformed, Node, Pending, Stored, settled
 from triptych.core.files.zips import mapped
 
 PICKLE = "pickled_data"
@@ -45,7 +45,7 @@ MAX_META = 4096
 """Bytes of a ``meta``."""
 
 
-class _Stub:
+class _Stub(Pending):
     """Stands for a tensor in a pickle, whose state says in which folder the values are."""
 
     def __init__(self, folder: Path) -> None:

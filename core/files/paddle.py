@@ -11,7 +11,7 @@ import numpy as np
 from triptych.core.files.constructors import PLAIN, NumpyArray, size_of, table
 from triptych.core.files.machine import Known
 from triptych.core.files.pickles import load
-from triptych.core.files.tree import Damaged, Node, Stored, settled
+from triptych.core.files.tree import Damaged, Node, Pending, Stored, settled
 
 NAMES = "StructuredToParameterName@@"
 """Entry of a flat state: name in the model -> generated name of the parameter."""
@@ -20,7 +20,7 @@ PARTS = "UnpackBigParamInfor@@"
 """Entry of a flat state that was written with protocol 2 or 3: what was split into parts."""
 
 
-class _Named:
+class _Named(Pending):
     """A tensor with its generated name: the pair that ``paddle.save`` makes by a call."""
 
     def __init__(self, name: str, array: NumpyArray) -> None:

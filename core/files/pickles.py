@@ -47,7 +47,7 @@ def load(
 
 def _run(machine: Machine) -> Any:
     """The object at the first STOP."""
-    while (code := machine.take(1)[0]) != ord("."):
+    while (code := machine.operation()) != ord("."):
         step = STEPS.get(code)
         if step is None:
             raise Malformed(f"a pickle with the operation {bytes([code])!r}: refused; {REMEDY}")

@@ -15,7 +15,16 @@ from triptych.core.contracts import Array
 from triptych.core.files.constructors import PLAIN, size_of, table
 from triptych.core.files.machine import REMEDY, Known
 from triptych.core.files.pickles import load
-from triptych.core.files.tree import Damaged, Malformed, Node, Stored, bits_type, settled, unchecked
+from triptych.core.files.tree import (
+    Damaged,
+    Malformed,
+    Node,
+    Pending,
+    Stored,
+    bits_type,
+    settled,
+    unchecked,
+)
 from triptych.core.files.zips import Archive
 
 STORAGES = {
@@ -76,7 +85,7 @@ class Storage:
 
 
 @dataclass(eq=False)
-class Tensor:
+class Tensor(Pending):
     """A tensor before its storage is found."""
 
     storage: Storage

@@ -6,7 +6,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -146,12 +146,12 @@ def tensors(node: Node, prefix: str = "") -> Iterator[tuple[str, Stored]]:
         yield from tensors(value, f"{prefix}{SEPARATOR}{key}" if prefix else str(key))
 
 
-@runtime_checkable
-class Pending(Protocol):
+class Pending:
     """An object of a pickle that is not in its final form before the whole file is read."""
 
     def finished(self) -> Node:
         """The final form, which is no container."""
+        raise NotImplementedError
 
 
 def settled(root: Node) -> Node:

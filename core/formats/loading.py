@@ -12,7 +12,7 @@ from triptych.core.config.spec import RunSpec, SupervisedSpec
 from triptych.core.contracts import Array, State
 from triptych.core.errors import UserError, printable
 from triptych.core.files.arrays import read_file
-from triptych.core.files.copying import copies
+from triptych.core.files.copying import copied, copies
 from triptych.core.files.tree import Malformed, Stored
 from triptych.core.formats import canonical, checks, containers
 from triptych.core.formats.architecture import encoder_shapes, other_encoder
@@ -275,4 +275,4 @@ def _array(stored: Stored, *, narrow: bool) -> Array:
     stored.verify()
     values = stored.array()
     wide = np.dtype(np.float32) if values.dtype == np.float16 and not narrow else values.dtype
-    return np.array(values, wide, order="C")
+    return copied(values, wide)
