@@ -13,6 +13,7 @@ from triptych.core.config.spec import LinearSpec, RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
 from triptych.core.formats import FORMATS
+from triptych.core.formats.detection import REMEDY
 from triptych.core.parameters import initial_state, table
 
 CASES = ("moco_v3_vit_tiny", "moco_v3_vit_s16_224")
@@ -242,7 +243,7 @@ def test_nothing_loaded_is_an_error(tmp_path: Path, spec: RunSpec) -> None:
     with pytest.raises(UserError, match=r"none.npz: an empty archive: it holds nothing"):
         formats.load_weights(tmp_path / "none.npz", spec)
     np.savez(tmp_path / "other.npz", fc=np.zeros(1), conv=np.zeros(1))
-    check_refused(tmp_path / "other.npz", spec, f"holds fc, conv: {known}")
+    check_refused(tmp_path / "other.npz", spec, f"holds fc, conv: {known}; {REMEDY}")
     (tmp_path / "run").mkdir()
     check_refused(
         tmp_path / "run",
