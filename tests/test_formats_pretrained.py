@@ -281,7 +281,7 @@ def test_what_a_format_fixes_is_told_with_its_value(tmp_path: Path) -> None:
             ("outline.cls_token",),
             "holds outline.cls_token: names of no known format ("
             + ", ".join(formats.FORMATS)
-            + ")",
+            + f"); {REMEDY}",
         ),
     ],
 )
