@@ -13,6 +13,7 @@ from triptych.core import checkpoint, config, formats
 from triptych.core.config.spec import InitSpec, RunSpec
 from triptych.core.contracts import State
 from triptych.core.errors import UserError
+from triptych.core.formats.detection import REMEDY
 from triptych.core.parameters import initial_state, table
 
 V1, V3, MOCA = "moco_v1_resnet18", "moco_v3_vit_tiny", "moca_vit_tiny"
