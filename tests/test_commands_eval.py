@@ -104,7 +104,7 @@ def test_a_classifier_of_unknown_origin_is_scored(pretrained, tmp_path, capsys):
         ),
         (
             ["eval", "finetune", "-c", "finetune.yaml", "--json"],
-            "error: --json: the rows of a training are in its log; give --eval-only, or none",
+            "error: --json: a training's rows are in its log; give --eval-only, or none",
         ),
         (
             ["eval", "finetune", "-c", "finetune.yaml", "--eval-only", "--output", "x"],

@@ -30,11 +30,8 @@ from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.stored import Stored
 from triptych.core.evaluation.subject import alone, raw_pixels
-from triptych.core.files.features import (
-    FORMATS,
-    read_features,
-)
-from triptych.core.machine.launchers import launched
+from triptych.core.files.features import FORMATS, read_features
+from triptych.core.machine.launchers import launched, once_per_machine
 from triptych.core.parallel.agreement import together, whole
 
 AT_THE_END = 10**9
@@ -235,15 +232,16 @@ def _evaluation(
 
 def _train(arguments: argparse.Namespace) -> int:
     """Trains the recipe on the weights as the command ``train`` does, and evaluates the end."""
-    if arguments.json:
-        raise UserError("--json: the rows of a training are in its log; give --eval-only, or none")
-    if str(arguments.weights) != INITIAL:
-        arguments.overrides.append(f"init.weights={json.dumps(str(arguments.weights))}")
-    _check_recipe(arguments, spec := config.load(arguments.config, arguments.overrides))
-    if spec.data.lacks_held_out:
-        raise UserError(f"{spec.data.held_out_key}: not set; eval scores held-out images")
-    if not spec.evaluate.every:
-        arguments.overrides.append(f"evaluate.every={AT_THE_END}")
+    with once_per_machine():
+        if arguments.json:
+            raise UserError("--json: a training's rows are in its log; give --eval-only, or none")
+        if str(arguments.weights) != INITIAL:
+            arguments.overrides.append(f"init.weights={json.dumps(str(arguments.weights))}")
+        _check_recipe(arguments, spec := config.load(arguments.config, arguments.overrides))
+        if spec.data.lacks_held_out:
+            raise UserError(f"{spec.data.held_out_key}: not set; eval scores held-out images")
+        if not spec.evaluate.every:
+            arguments.overrides.append(f"evaluate.every={AT_THE_END}")
     return train.run(arguments)
 
 

@@ -13,6 +13,7 @@ from triptych.core.errors import UserError, printable
 from triptych.core.evaluation.export import Exported, export, name_width
 from triptych.core.evaluation.subject import depth
 from triptych.core.files.features import Append, Header, file_format, writing
+from triptych.core.machine.launchers import once_per_machine
 from triptych.core.parallel.agreement import together, whole
 from triptych.core.training.terminal import Terminal
 
@@ -26,7 +27,8 @@ def write_features(arguments: argparse.Namespace, say: launch.Say) -> int:
     Raises:
         UserError: as in ``export``, or spec, weights, split or layers cannot be used.
     """
-    file_format(arguments.output)
+    with once_per_machine():
+        file_format(arguments.output)
     spec, backend, ranks = processes(arguments, say)
     with ExitStack() as stack:
         stack.enter_context(closing(ranks))
