@@ -28,13 +28,17 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 Say = Callable[[str], None]
 
 
-def refuse_launchers() -> None:
-    """Raises UserError if a launcher has started several processes. Only the first says why."""
+def refuse_launchers(what: str = "this command") -> None:
+    """Raises UserError if a launcher has started several processes. Only the first says why.
+
+    Args:
+        what: runs in one process.
+    """
     place = launched()
     if place.variables is not None:
         reason = (
-            f"{place.variables.world}={place.world}: this command runs in one process; start it "
-            "without a launcher"
+            f"{place.variables.world}={place.world}: {what} runs in one process; start it without "
+            "a launcher"
         )
         raise UserError("" if place.rank else reason)
 

@@ -1,12 +1,17 @@
 """``eval`` under a framework's launcher: the processes share the images, and no number changes."""
 
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
 from support.launchers import Launch
+from support.processes import PipeRanks, together
 
+from triptych.core import config
 from triptych.core.cli import main
+from triptych.core.commands.eval_model import check_alike
+from triptych.core.errors import UserError
 from triptych.core.files.features import read_features
 
 LIMIT = 100.0
@@ -46,7 +51,7 @@ def test_two_processes_give_the_rows_of_one(backend, backend_name, tmp_path, cap
     assert launch.said().splitlines().count("[") == printed, "the main process alone prints"
 
 
-@pytest.mark.one_backend
+@pytest.mark.parallel
 @pytest.mark.parametrize("evaluation", ["lowshot", "classifier"])
 def test_two_processes_give_the_rows_of_one_by_the_other_protocols(
     backend, backend_name, evaluation, tmp_path, capsys
@@ -81,12 +86,40 @@ def test_an_error_is_told_once_and_leaves_no_file(backend, backend_name, tmp_pat
     assert "none.pth" in line and not (tmp_path / "x.npz").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"evaluation": "rank"}, "evaluation (knn on process 0)"),
+        ({"layers": "1"}, "--layers (0 on process 0)"),
+        ({"seed": 7}, "seed (0 on process 0)"),
+        ({"weights": "b"}, "weights (a on process 0)"),
+    ],
+)
+def test_processes_that_evaluate_something_else_are_refused_by_name(change, said):
+    def work(ranks):
+        given = {"evaluation": "knn", "layers": "0", "seed": 0, "weights": "a"}
+        given |= change if ranks.rank else {}
+        spec = config.load("moco_v3/digits", [f"seed={given['seed']}"])
+        check_alike(Namespace(**given), ranks, spec, given["weights"], ())
+
+    first, second = together(2, outcome, work)
+    assert first.startswith(f"the 2 processes differ in {said}; start all of them")
+    assert second == ""
+
+
+def outcome(mesh, work):
+    """The error of one process."""
+    with pytest.raises(UserError) as caught:
+        work(PipeRanks(mesh))
+    return str(caught.value)
+
+
 def test_what_needs_no_encoder_refuses_a_launcher(monkeypatch, tmp_path, capsys):
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
-    for words in (
-        ["--bank", "a.npz", "--queries", "b.npz"],
-        ["-c", "moco_v3/digits", "--weights", "pixels"],
+    for words, said in (
+        (["--bank", "a.npz", "--queries", "b.npz"], "--bank and --queries"),
+        (["-c", "moco_v3/digits", "--weights", "pixels"], "--weights pixels"),
     ):
         assert main(["eval", "knn", *words]) == 2
-        assert "this command runs in one process" in capsys.readouterr().err
+        assert f"eval of {said} runs in one process" in capsys.readouterr().err

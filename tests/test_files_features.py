@@ -189,4 +189,4 @@ def test_a_folder_that_is_not_there_is_to_be_made(suffix, tmp_path):
         append({"label": np.zeros(2, np.int64), "final": np.zeros((2, 3))})
     line = str(caught.value)
     assert line.startswith(f"{path}: cannot write: ") and "\n" not in line
-    assert line.endswith("make its folder, writable, or set --output to another one")
+    assert line.endswith("set --output to a file in a folder that exists and can be written")

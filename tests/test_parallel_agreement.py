@@ -84,7 +84,7 @@ def test_different_input_is_refused_by_name_on_all_processes():
         check_same(ranks, {"seed": "0", "data": str(ranks.rank // 2), "train": "{}"})
 
     first, *others = together(3, said, work)
-    assert first[1].startswith("the 3 processes differ in data; start all of them")
+    assert first[1].startswith("the 3 processes differ in data (0 on process 0); start all of them")
     assert others == [("UserError", "")] * 2
 
 

@@ -20,6 +20,7 @@ from triptych.core.errors import UserError
 from triptych.core.evaluation import sharing
 from triptych.core.runs.log import Logs, read_rows
 from triptych.core.training import run, saving, trainer
+from triptych.core.training.resume import find_start
 from triptych.core.training.terminal import Terminal
 
 
@@ -283,8 +284,23 @@ def test_different_specs_are_refused_by_name(tmp_path):
             config.load = lambda name, keys: honest(name, [*keys, "seed=7", "optim.lr=0.5"])
 
     line = told(both(tmp_path, change=change), 2)
-    assert line.startswith("error: the 2 processes differ in seed, optim; start all")
+    assert line.startswith(
+        "error: the 2 processes differ in seed (0 on process 0), optim; start all"
+    )
     assert not (tmp_path / "run").exists()
+
+
+def test_different_weights_are_refused_by_name(tmp_path):
+    change = on(1, run, "find_start", other_start)
+    line = told(both(tmp_path, change=change), 2)
+    assert line.startswith("error: the 2 processes differ in weights that they begin with")
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def other_start(*arguments, **options):
+    """A start at the same step with other weights."""
+    begin, state = find_start(*arguments, **options)
+    return begin, {name: array + 1 for name, array in state.items()}
 
 
 def test_different_versions_of_the_program_are_refused_by_name(tmp_path):

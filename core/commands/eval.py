@@ -30,6 +30,7 @@ from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.stored import Stored
 from triptych.core.evaluation.subject import alone, raw_pixels
+from triptych.core.files.checksum import state_digest
 from triptych.core.files.features import FORMATS, read_features
 from triptych.core.machine.launchers import launched, once_per_machine
 from triptych.core.parallel.agreement import together, whole
@@ -147,10 +148,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.evaluation == FEATURES:
         return write_features(arguments, say)
     if not supervised and (arguments.bank or arguments.queries):
-        launch.refuse_launchers()
+        launch.refuse_launchers("eval of --bank and --queries")
         rows = _rows_of_files(arguments)
     elif str(arguments.weights) == PIXELS and not supervised:
-        launch.refuse_launchers()
+        launch.refuse_launchers("eval of --weights pixels")
         rows = _rows_of_pixels(arguments, say)
     else:
         rows = _rows_of_model(arguments, say)
@@ -187,8 +188,9 @@ def _rows_of_model(arguments: argparse.Namespace, say: launch.Say) -> Sequence[E
             else:
                 engine = launch.open_encoder(spec, name, weights, branch, ranks=ranks)
             stack.enter_context(closing(engine))
+            digest = state_digest(weights) if ranks.world > 1 else ""
             del weights  # the engine has a copy of what it needs
-        check_alike(ranks, spec, step, split.bank, split.queries)
+        check_alike(arguments, ranks, spec, digest, (split.bank, split.queries))
         with whole(ranks):
             rows = evaluate(engine, step)
     _say_what_was_met(split, say)

@@ -12,6 +12,7 @@ from triptych.core.data import Source, open_splits
 from triptych.core.errors import UserError, printable
 from triptych.core.evaluation.export import Exported, export, name_width
 from triptych.core.evaluation.subject import depth
+from triptych.core.files.checksum import state_digest
 from triptych.core.files.features import Append, Header, file_format, writing
 from triptych.core.machine.launchers import once_per_machine
 from triptych.core.parallel.agreement import together, whole
@@ -40,8 +41,9 @@ def write_features(arguments: argparse.Namespace, say: launch.Say) -> int:
             branch, tokens = spec.evaluate.branch, arguments.tokens or spec.evaluate.tokens
             engine = launch.open_encoder(spec, backend, weights, branch, ranks=ranks)
             stack.enter_context(closing(engine))
+            digest = state_digest(weights) if ranks.world > 1 else ""
             del weights  # the engine has a copy of what it needs
-        check_alike(ranks, spec, step, *sources)
+        check_alike(arguments, ranks, spec, digest, sources)
         about = {
             "spec": config.dump(spec_of(arguments)),
             "weights": str(arguments.weights),

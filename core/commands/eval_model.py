@@ -11,7 +11,7 @@ from triptych.core.contracts import Ranks, State
 from triptych.core.data import Source, split_digest
 from triptych.core.errors import UserError
 from triptych.core.machine.launchers import once_per_machine
-from triptych.core.parallel.agreement import check_same, program_digest
+from triptych.core.parallel.agreement import check_same, program_digest, sections
 from triptych.core.parameters import initial_state
 
 FEATURES = "features"
@@ -57,6 +57,15 @@ OPTIONS = {
 """Evaluation -> its options, by name."""
 
 
+BESIDE_SPEC = {
+    "evaluation": "evaluation",
+    "--layers": "layers",
+    "--tokens": "tokens",
+    "--split": "split",
+}
+"""Name in a message -> argument that the spec does not hold."""
+
+
 def processes(arguments: argparse.Namespace, say: launch.Say) -> tuple[RunSpec, str, Ranks]:
     """The spec of the evaluation, its backend, and the processes that share its images."""
     with once_per_machine():
@@ -65,12 +74,25 @@ def processes(arguments: argparse.Namespace, say: launch.Say) -> tuple[RunSpec, 
         return spec, name, launch.join(spec, name)
 
 
-def check_alike(ranks: Ranks, spec: RunSpec, step: int, *sources: Source) -> None:
-    """Raises UserError if the processes do not all evaluate the same."""
-    if ranks.world > 1:
-        images = "".join(split_digest(source) for source in sources)
-        common = {"version of the program": program_digest(), "spec": config.dump(spec)}
-        check_same(ranks, {**common, "images of the data set": images, "weights": str(step)})
+def check_alike(
+    arguments: argparse.Namespace,
+    ranks: Ranks,
+    spec: RunSpec,
+    weights: str,
+    sources: Sequence[Source],
+) -> None:
+    """Raises UserError if the processes do not all evaluate the same.
+
+    Args:
+        weights: their digest.
+        sources: the images.
+    """
+    if ranks.world == 1:
+        return
+    common = {name: str(getattr(arguments, key, None)) for name, key in BESIDE_SPEC.items()}
+    common |= {"version of the program": program_digest(), **sections(spec)}
+    common["images of the data set"] = "".join(split_digest(source) for source in sources)
+    check_same(ranks, {**common, "weights": weights})
 
 
 def spec_of(arguments: argparse.Namespace) -> RunSpec:
@@ -85,7 +107,7 @@ def spec_of(arguments: argparse.Namespace) -> RunSpec:
 
 
 def weights_of(arguments: argparse.Namespace, spec: RunSpec) -> tuple[State, int]:
-    """The weights, and the steps that trained them."""
+    """The weights, and the number of steps that trained them."""
     if str(arguments.weights) == INITIAL:
         return initial_state(spec), 0
     weights = formats.load_encoders(arguments.weights, spec)

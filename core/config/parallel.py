@@ -43,8 +43,9 @@ def parallel_contradictions(
     """The contradictions between degrees and batch."""
     parts = parallel.data * accumulate * parallel.micro_batches
     if batch_size % parts and parts != accumulate:
+        copies = parallel.data * accumulate
         yield KeyedError(
-            "parallel.data",
+            "parallel.data" if batch_size % copies else "parallel.micro_batches",
             f"train.batch_size {batch_size} is not divisible by data {parallel.data} x accumulate "
             f"{accumulate} x micro_batches {parallel.micro_batches} = {parts}",
         )

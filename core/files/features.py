@@ -202,7 +202,7 @@ def _errors_of(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         full = "free some space or set --output to another disk"
-        closed = "make its folder, writable, or set --output to another one"
+        closed = "set --output to a file in a folder that exists and can be written"
         advice = closed if error.errno in CLOSED else full
         raise UserError(f"{path}: cannot write: {reason}; {advice}") from error
 

@@ -1,19 +1,25 @@
 """How processes agree: on the end of their common work if one of them fails, and on their input."""
 
+import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
 import triptych.core
+from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Ranks
 from triptych.core.errors import NonFiniteError, Stopped, UserError
+from triptych.core.machine.launchers import PADDLE, launched
 
 ERRORS = (UserError, NonFiniteError, Stopped, MemoryError, OSError)
 """The errors that one process may meet and the others not."""
 KINDS = (UserError, NonFiniteError, Stopped)
 """What the other processes raise then."""
 HASHES = 2**60
+SHORT = 24
+"""Most characters of a value that a message shows."""
 
 
 @contextmanager
@@ -85,6 +91,9 @@ def _report(ranks: Ranks, error: Exception | None, claim: int) -> None:
     first = ranks.world - place % (ranks.world + 1)
     if error is not None and ranks.rank == first:
         raise error
+    if ranks.is_main and launched().variables is PADDLE:
+        # Its launcher shows what the first process prints, and that alone.
+        print(f"process {first} tells why, in workerlog.{first} of --log_dir", file=sys.stderr)
     raise KINDS[kind]("")
 
 
@@ -95,19 +104,25 @@ def check_same(ranks: Ranks, values: Mapping[str, str]) -> None:
         values: name -> value. All ranks have the same names in the same order.
 
     Raises:
-        UserError: they differ, with the names; on all ranks.
+        UserError: they differ, with the names and what is short on the main rank; on all ranks.
     """
     different = []
     for name, value in values.items():
         number = int.from_bytes(sha256(value.encode()).digest()[:8], "big") % HASHES
         if ranks.largest(number) != HASHES - ranks.largest(HASHES - number):
-            different.append(name)
+            shown = f" ({value} on process 0)" if len(value) <= SHORT else ""
+            different.append(f"{name}{shown}")
     with together(ranks):
         if different and ranks.is_main:
             raise UserError(
                 f"the {ranks.world} processes differ in {', '.join(different)}; start all of them "
                 "with the same command, version, spec and data"
             )
+
+
+def sections(spec: RunSpec) -> dict[str, str]:
+    """The sections of a spec as values for ``check_same``."""
+    return {key: json.dumps(value) for key, value in spec.model_dump(mode="json").items()}
 
 
 def program_digest() -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from triptych.core import checkpoint
 from triptych.core.config import CONFIGS, dump, find
 from triptych.core.config.spec import RunSpec
-from triptych.core.contracts import ALONE, Ranks
+from triptych.core.contracts import ALONE, Ranks, State
 from triptych.core.data import Pipeline, Source, Splits, few_levels, open_splits, split_digest
 from triptych.core.data.views import engine_versions
 from triptych.core.engine import Engine
@@ -26,11 +26,18 @@ from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.sharing import share_statistics
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.subject import Check, encoder
+from triptych.core.files.checksum import state_digest
 from triptych.core.files.writing import occupied, write_atomically
 from triptych.core.launch import load, open_engine, quiet
 from triptych.core.machine.resources import cpu_threads
 from triptych.core.optim.plan import Plan
-from triptych.core.parallel.agreement import check_same, program_digest, together, whole
+from triptych.core.parallel.agreement import (
+    check_same,
+    program_digest,
+    sections,
+    together,
+    whole,
+)
 from triptych.core.runs.log import Logs, NoLogs, read_rows
 from triptych.core.training import cached, frozen
 from triptych.core.training.resume import Start, find_start
@@ -86,8 +93,8 @@ def train(
             )
             stack.enter_context(closing(engine))
             pipeline.as_bytes = engine.courier is not None
+        _check_start(begin, state, ranks)
         del state  # the engine has a copy
-        _check_start(begin, ranks)
         with together(ranks):
             logs = NoLogs() if not ranks.is_main else _enter(stack, engine, run_dir, begin, say)
             _announce(stamp, engine, plan, splits.train, run_dir, say)
@@ -153,17 +160,18 @@ def _stamp(spec: RunSpec, backend: str, splits: Splits) -> dict[str, Any]:
 
 def _common(spec: RunSpec, stamp: Mapping[str, Any]) -> dict[str, str]:
     """What all processes of a run must have alike, by name."""
-    sections = {key: json.dumps(value) for key, value in spec.model_dump(mode="json").items()}
     return {
         "version of the program": program_digest(),
         "version of the framework": json.dumps(stamp["versions"]),
-        **sections,
+        **sections(spec),
         "images of the data set": stamp["data"],
     }
 
 
-def _check_start(begin: Start, ranks: Ranks) -> None:
-    """Raises UserError if the ranks do not all begin at the same step."""
+def _check_start(begin: Start, state: State, ranks: Ranks) -> None:
+    """Raises UserError if the ranks do not all begin at the same step and with the same state."""
+    if ranks.world == 1:
+        return
     newest = ranks.largest(begin.step)
     with together(ranks):
         if begin.step != newest:
@@ -171,6 +179,7 @@ def _check_start(begin: Start, ranks: Ranks) -> None:
                 f"--resume: process {ranks.rank} of {ranks.world} finds step {begin.step}, another "
                 f"one step {newest}; give a folder that all machines of the run share"
             )
+    check_same(ranks, {"weights that they begin with": state_digest(state)})
 
 
 def _evaluate(
