@@ -120,7 +120,9 @@ def test_a_killed_process_ends_the_run_with_one_line(tmp_path, victim):
         processes[victim].send_signal(signal.SIGKILL)
         _, told = processes[1 - victim].communicate(timeout=30)
         assert processes[1 - victim].returncode == 1
-        assert told.splitlines() == [f"error: process {victim} of 2 has ended; {REMEDY}"]
+        # Paddle may warn of something before, e.g. of a compiler that is not there.
+        errors = [line for line in told.splitlines() if line.startswith("error:")]
+        assert errors == [f"error: process {victim} of 2 has ended; {REMEDY}"]
     finally:
         for process in processes:
             process.kill()
