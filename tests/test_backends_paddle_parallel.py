@@ -1,5 +1,6 @@
 """Paddle in several processes: losses, gradients and states are those of one process."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -116,7 +117,8 @@ def test_a_killed_process_ends_the_run_with_one_line(tmp_path, victim):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     processes = start(command, "paddle", 2, **pipes)
     try:
-        next(line for line in processes[0].stdout if line.startswith("step 2/"))
+        # A fast machine leaves steps out of what it prints.
+        next(line for line in processes[0].stdout if re.match(r"step (?!1/)\d+/", line))
         processes[victim].send_signal(signal.SIGKILL)
         _, told = processes[1 - victim].communicate(timeout=30)
         assert processes[1 - victim].returncode == 1

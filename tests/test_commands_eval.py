@@ -10,7 +10,7 @@ from support.double import TINY, finished, install, tiny
 
 from triptych.core import config, formats
 from triptych.core.cli import main
-from triptych.core.commands import eval_features
+from triptych.core.commands.eval import features
 from triptych.core.runs.log import read_rows
 
 RECIPE = """\
@@ -147,7 +147,7 @@ def test_a_request_to_end_leaves_no_unfinished_file(monkeypatch, pretrained):
         assert len(os.listdir("features")) == 1, "the unfinished file"
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(eval_features, "export", export)
+    monkeypatch.setattr(features, "export", export)
     os.mkdir("features")
     words = ["eval", "features", "-c", str(pretrained / "spec.yaml"), "--backend", "torch"]
     with pytest.raises(SystemExit) as stop:

@@ -10,7 +10,7 @@ from support.processes import PipeRanks, together
 
 from triptych.core import config
 from triptych.core.cli import main
-from triptych.core.commands.eval_model import check_alike
+from triptych.core.commands.eval.model import check_alike
 from triptych.core.errors import UserError
 from triptych.core.files.features import read_features
 

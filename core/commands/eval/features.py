@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 
 from triptych.core import cli, config, launch
-from triptych.core.commands.eval_model import FEATURES, check_alike, processes, spec_of, weights_of
+from triptych.core.commands.eval.model import FEATURES, check_alike, processes, spec_of, weights_of
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Ranks
 from triptych.core.data import Source, open_splits

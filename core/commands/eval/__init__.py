@@ -8,8 +8,8 @@ from functools import partial
 
 from triptych.core import cli, config, launch
 from triptych.core.commands import train
-from triptych.core.commands.eval_features import SPLITS, write_features
-from triptych.core.commands.eval_model import (
+from triptych.core.commands.eval.features import SPLITS, write_features
+from triptych.core.commands.eval.model import (
     FEATURES,
     INITIAL,
     OPTIONS,
