@@ -1,6 +1,7 @@
 """A command imports what it uses: helps and errors in a spec come without any large library."""
 
 import json
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,6 @@ def test_each_command_is_listed_and_has_its_module_and_its_tool(capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert all(f"{name} {text}" in printed for name, text in cli.COMMANDS.items())
     tools = {path.stem: path.read_text() for path in (ROOT / "tools").glob("*.py")}
-    modules = {path.stem for path in (ROOT / "core" / "commands").glob("[a-z]*.py")}
+    modules = {module.name for module in pkgutil.iter_modules([str(ROOT / "core" / "commands")])}
     assert tools.keys() == modules == set(cli.COMMANDS)
     assert all(f'main(["{name}", *sys.argv[1:]])' in tool for name, tool in tools.items())
