@@ -12,7 +12,6 @@ from support.oneflow_worker import normalized
 
 from triptych import backends
 from triptych.core.contracts import Group
-from triptych.core.machine.lifeline import REMEDY
 
 COUNT = 2
 """Steps of a case: the second one sees what the first has changed."""
@@ -123,7 +122,8 @@ def test_a_killed_process_ends_the_others_with_one_line(pair):
     _, status, err = pair
     assert status == 1
     errors = [line for line in err.splitlines() if line.startswith("error:")]
-    assert errors == [f"error: process 1 of 2 has ended; {REMEDY}"]
+    remedy = "start the command again, a training with --resume auto"
+    assert errors == [f"error: process 1 of 2 has ended; {remedy}"]
 
 
 # ----------------------------------------------------------------------- activations computed again

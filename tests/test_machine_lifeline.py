@@ -46,7 +46,8 @@ def test_a_killed_process_ends_all_and_one_of_them_says_so(capfd, victim):
     wanted = [LEFT] * 3
     wanted[victim] = KILLED
     assert ended(3, victim, killed) == wanted
-    line = f"error: process {victim} of 3 has ended; {lifeline.REMEDY}\n"
+    remedy = "start the command again, a training with --resume auto"
+    line = f"error: process {victim} of 3 has ended; {remedy}\n"
     assert capfd.readouterr().err == line
 
 

@@ -23,7 +23,6 @@ MEETING = 60.0
 """Seconds in which all processes connect."""
 GOODBYE, LOST = b".", b"!"
 """Words to the other processes: this one leaves in order; one is lost, and this one says so."""
-REMEDY = "start the command again, a training with --resume auto"
 STATUS = 1
 """Exit status of a process whose partner is gone."""
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
@@ -96,7 +95,8 @@ class Lifeline:
 
 
 def _say(lost: int, world: int) -> None:
-    text = f"error: process {lost} of {world} has ended; {REMEDY}\n"
+    remedy = "start the command again, a training with --resume auto"
+    text = f"error: process {lost} of {world} has ended; {remedy}\n"
     os.write(2, text.encode())
 
 

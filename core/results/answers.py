@@ -104,13 +104,13 @@ def _answer(job: Job, cells: Iterable[Cell]) -> Answer:
         raise UserError(f"{path}: damaged; remove it, and it is measured again") from error
     scores = {}
     last = max((row.step for row in rows), default=0)
-    for cell in cells:
+    for cell in (cell for cell in cells if cell.job == job):
         if cell.key:
             chosen = [row for row in rows if getattr(row, cell.key, None) == cell.value]
         else:
             chosen = [row for row in rows if row.main and row.step == last]
         score = chosen[0].score if chosen else None
-        if cell.job == job and score is not None:
+        if score is not None:
             scores[cell.label] = score
     day = date.fromtimestamp(path.stat().st_mtime).isoformat()
     return Answer(scores, seconds, day, stamp)
