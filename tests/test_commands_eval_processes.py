@@ -12,6 +12,7 @@ from triptych.core import config
 from triptych.core.cli import main
 from triptych.core.commands.eval.model import check_alike
 from triptych.core.errors import UserError
+from triptych.core.files.checksum import state_digest
 from triptych.core.files.features import read_features
 
 LIMIT = 100.0
@@ -92,15 +93,15 @@ def test_an_error_is_told_once_and_leaves_no_file(backend, backend_name, tmp_pat
         ({"evaluation": "rank"}, "evaluation (knn on process 0)"),
         ({"layers": "1"}, "--layers (0 on process 0)"),
         ({"seed": 7}, "seed (0 on process 0)"),
-        ({"weights": "b"}, "weights (a on process 0)"),
+        ({"weights": 2.0}, f"weights ({state_digest({'w': np.array(1.0)})} on process 0)"),
     ],
 )
 def test_processes_that_evaluate_something_else_are_refused_by_name(change, said):
     def work(ranks):
-        given = {"evaluation": "knn", "layers": "0", "seed": 0, "weights": "a"}
+        given = {"evaluation": "knn", "layers": "0", "seed": 0, "weights": 1.0}
         given |= change if ranks.rank else {}
         spec = config.load("moco_v3/digits", [f"seed={given['seed']}"])
-        check_alike(Namespace(**given), ranks, spec, given["weights"], ())
+        check_alike(Namespace(**given), ranks, spec, {"w": np.array(given["weights"])}, ())
 
     first, second = together(2, outcome, work)
     assert first.startswith(f"the 2 processes differ in {said}; start all of them")

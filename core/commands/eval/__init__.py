@@ -30,7 +30,6 @@ from triptych.core.evaluation.row import Evaluation
 from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.stored import Stored
 from triptych.core.evaluation.subject import alone, raw_pixels
-from triptych.core.files.checksum import state_digest
 from triptych.core.files.features import FORMATS, read_features
 from triptych.core.machine.launchers import launched, once_per_machine
 from triptych.core.parallel.agreement import together, whole
@@ -176,7 +175,9 @@ def _rows_of_pixels(arguments: argparse.Namespace, say: launch.Say) -> Sequence[
 
 
 def _rows_of_model(arguments: argparse.Namespace, say: launch.Say) -> Sequence[Evaluation]:
-    spec, name, ranks = processes(arguments, say)
+    with once_per_machine():
+        asked = spec_of(arguments)
+    spec, name, ranks = processes(asked, arguments, say)
     with ExitStack() as stack:
         stack.enter_context(closing(ranks))
         with together(ranks):
@@ -188,9 +189,8 @@ def _rows_of_model(arguments: argparse.Namespace, say: launch.Say) -> Sequence[E
             else:
                 engine = launch.open_encoder(spec, name, weights, branch, ranks=ranks)
             stack.enter_context(closing(engine))
-            digest = state_digest(weights) if ranks.world > 1 else ""
-            del weights  # the engine has a copy of what it needs
-        check_alike(arguments, ranks, spec, digest, (split.bank, split.queries))
+        check_alike(arguments, ranks, spec, weights, (split.bank, split.queries))
+        del weights  # the engine has a copy of what it needs
         with whole(ranks):
             rows = evaluate(engine, step)
     _say_what_was_met(split, say)

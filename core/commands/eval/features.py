@@ -12,7 +12,6 @@ from triptych.core.data import Source, open_splits
 from triptych.core.errors import UserError, printable
 from triptych.core.evaluation.export import Exported, export, name_width
 from triptych.core.evaluation.subject import depth
-from triptych.core.files.checksum import state_digest
 from triptych.core.files.features import Append, Header, file_format, writing
 from triptych.core.machine.launchers import once_per_machine
 from triptych.core.parallel.agreement import together, whole
@@ -30,7 +29,8 @@ def write_features(arguments: argparse.Namespace, say: launch.Say) -> int:
     """
     with once_per_machine():
         file_format(arguments.output)
-    spec, backend, ranks = processes(arguments, say)
+        asked = spec_of(arguments)
+    spec, backend, ranks = processes(asked, arguments, say)
     with ExitStack() as stack:
         stack.enter_context(closing(ranks))
         with together(ranks):
@@ -41,11 +41,10 @@ def write_features(arguments: argparse.Namespace, say: launch.Say) -> int:
             branch, tokens = spec.evaluate.branch, arguments.tokens or spec.evaluate.tokens
             engine = launch.open_encoder(spec, backend, weights, branch, ranks=ranks)
             stack.enter_context(closing(engine))
-            digest = state_digest(weights) if ranks.world > 1 else ""
-            del weights  # the engine has a copy of what it needs
-        check_alike(arguments, ranks, spec, digest, sources)
+        check_alike(arguments, ranks, spec, weights, sources)
+        del weights  # the engine has a copy of what it needs
         about = {
-            "spec": config.dump(spec_of(arguments)),
+            "spec": config.dump(asked),
             "weights": str(arguments.weights),
             "step": step,
             "backend": backend,

@@ -10,6 +10,7 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Ranks, State
 from triptych.core.data import Source, split_digest
 from triptych.core.errors import UserError
+from triptych.core.files.checksum import state_digest
 from triptych.core.machine.launchers import once_per_machine
 from triptych.core.parallel.agreement import check_same, program_digest, sections
 from triptych.core.parameters import initial_state
@@ -66,10 +67,16 @@ BESIDE_SPEC = {
 """Name in a message -> argument that the spec does not hold."""
 
 
-def processes(arguments: argparse.Namespace, say: launch.Say) -> tuple[RunSpec, str, Ranks]:
-    """The spec of the evaluation, its backend, and the processes that share its images."""
+def processes(
+    asked: RunSpec, arguments: argparse.Namespace, say: launch.Say
+) -> tuple[RunSpec, str, Ranks]:
+    """The spec of the evaluation, its backend, and the processes that share its images.
+
+    Args:
+        asked: the spec as the command gives it.
+    """
     with once_per_machine():
-        spec = launch.sharing_images(spec_of(arguments))
+        spec = launch.sharing_images(asked)
         name = launch.choose_backend(arguments.backend, spec, say)
         return spec, name, launch.join(spec, name)
 
@@ -78,21 +85,16 @@ def check_alike(
     arguments: argparse.Namespace,
     ranks: Ranks,
     spec: RunSpec,
-    weights: str,
+    weights: State,
     sources: Sequence[Source],
 ) -> None:
-    """Raises UserError if the processes do not all evaluate the same.
-
-    Args:
-        weights: their digest.
-        sources: the images.
-    """
+    """Raises UserError if the processes do not all evaluate the same weights on the same images."""
     if ranks.world == 1:
         return
     common = {name: str(getattr(arguments, key, None)) for name, key in BESIDE_SPEC.items()}
     common |= {"version of the program": program_digest(), **sections(spec)}
     common["images of the data set"] = "".join(split_digest(source) for source in sources)
-    check_same(ranks, {**common, "weights": weights})
+    check_same(ranks, {**common, "weights": state_digest(weights)})
 
 
 def spec_of(arguments: argparse.Namespace) -> RunSpec:
