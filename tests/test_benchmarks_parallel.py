@@ -83,6 +83,7 @@ def test_two_processes_are_measured_beside_one(capsys):
     if "torch" not in (backends.installed() if requested() is None else requested()):
         pytest.skip("torch is not under test")
     command = ["bench", "parallel", "--backend", "torch", "--rounds", "1", "--json"]
+    command += ["--repeats", "2"]
     command += ["--layouts", "tensor=2", "-o", *SMALL, "method.hidden_dim=64"]
     assert main(command) == 0
     one, two = json.loads(capsys.readouterr().out)
@@ -95,3 +96,5 @@ def test_a_layout_that_cannot_be_is_named(capsys):
     command = ["bench", "parallel", "--backend", "torch", "--layouts", "tensor=5"]
     assert main([*command, "-o", *SMALL]) == 2
     assert "model.heads 4 is not divisible by 5" in capsys.readouterr().err
+    assert main([*command, "--repeats", "0"]) == 2
+    assert "--repeats 0: expected at least 1" in capsys.readouterr().err

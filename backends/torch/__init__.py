@@ -15,7 +15,7 @@ from triptych.core.machine.devices import (
     pick_device,
 )
 from triptych.core.machine.failures import device_failures
-from triptych.core.machine.resources import cpu_threads
+from triptych.core.machine.resources import cpu_threads, keep_memory
 
 # float16 needs loss scaling, which this version does not have.
 PRECISIONS = {
@@ -73,6 +73,7 @@ def device_of(spec: RunSpec) -> str:
 def _choose_kernels(spec: RunSpec, device: str) -> None:
     """Sets the precision of the framework's kernels, and whether they must be deterministic."""
     torch.set_num_threads(cpu_threads(spec))
+    keep_memory()  # PyTorch keeps no freed memory on the CPU
     torch.backends.cuda.matmul.allow_tf32 = spec.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = spec.precision == "tf32"
     # Autotuning chooses the kernel that was the fastest in this process, not always the same one.

@@ -1,7 +1,7 @@
 """A training step in several processes beside one process: speed, bytes sent, peak memory.
 
 The framework's own launcher starts the processes of each layout. The images per second are given as
-a ratio to those of one process with the same threads. The bytes that the main process sends are
+a ratio to those of one process with the same threads, over the median step of each. The bytes that the main process sends are
 counted at its groups (``core.benchmarks.traffic``).
 """
 
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"keys of the section parallel; default: {' '.join(LAYOUTS)}",
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed steps of each")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=1,
+        metavar="N",
+        help="measure all layouts in turn N times, where the machine's speed changes (default: 1)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--launched", type=Path, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints a line for one process and for each layout, of one backend or of all."""
-    if arguments.rounds < 1:
-        raise UserError(f"--rounds {arguments.rounds}: expected at least 1")
+    for option in ("rounds", "repeats"):
+        if getattr(arguments, option) < 1:
+            raise UserError(f"--{option} {getattr(arguments, option)}: expected at least 1")
     if arguments.launched:
         return _one_of_several(arguments)
     names = [arguments.backend] if arguments.backend else list(backends.installed())
@@ -91,11 +100,18 @@ def _rows(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     }
     for keys in layouts.values():
         _spec(arguments, keys)  # all mistakes are told before the first measurement
+    turns = [
+        [_launch(name, arguments, keys) for keys in layouts.values()]
+        for _ in range(arguments.repeats)
+    ]
     rows: list[dict[str, Any]] = []
-    for layout, keys in layouts.items():
-        row = {"backend": name, "layout": layout or "one process"}
-        rows.append({**row, **_launch(name, arguments, keys)})
-        rows[-1]["speed"] = rows[0]["seconds"] / rows[-1]["seconds"]
+    for layout, *figures in zip(layouts, *turns, strict=True):
+        median = statistics.median(chain.from_iterable(one["steps"] for one in figures))
+        row = {"backend": name, "layout": layout or "one process", **figures[0]}
+        row.update(seconds=median, images_per_second=row["images"] / median)
+        row["peak_mib"] = max(one["peak_mib"] for one in figures)
+        rows.append(row)
+        rows[-1]["speed"] = rows[0]["seconds"] / median
     return rows
 
 
@@ -150,11 +166,10 @@ def _one_of_several(arguments: argparse.Namespace) -> int:
                 wait()
                 seconds.append(time.perf_counter() - start)
         if ranks.is_main:
-            median = statistics.median(seconds[1:])
             figures = {
                 "processes": ranks.world,
-                "seconds": median,
-                "images_per_second": size / median,
+                "images": size,
+                "steps": seconds[1:],
                 "sent": dict(sent),
                 "least": traffic.least(spec),
                 "peak_mib": peak_memory_mib() - before,
