@@ -1,8 +1,8 @@
 """A training step in several processes beside one process: speed, bytes sent, peak memory.
 
-The framework's own launcher starts the processes of each layout. The images per second are given as
-a ratio to those of one process with the same threads, over the median step of each. The bytes that the main process sends are
-counted at its groups (``core.benchmarks.traffic``).
+The framework's own launcher starts the processes of each layout. The images per second, from the
+median step, are given as a ratio to those of one process with the same threads. The bytes that the
+main process sends are counted at its groups (``core.benchmarks.traffic``).
 """
 
 import argparse

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from triptych.backends.torch.products import torch_defaults
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
 from triptych.core.contracts import Array, Batch, Hyper
 from triptych.core.methods import masking
@@ -53,6 +54,7 @@ class PlainLoop:
             "codebook_token_pick": picked.numpy(),
         }
 
+    @torch_defaults()
     def step(self, batch: Batch, hyper: Hyper) -> float:
         """One training step; returns the loss."""
         draws = self.draw()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from triptych.backends.torch.products import torch_defaults
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Batch, Hyper
 
@@ -28,6 +29,7 @@ class PlainLoop:
             self.query.parameters(), lr=spec.optim.lr, momentum=spec.optim.momentum
         )
 
+    @torch_defaults()
     def step(self, batch: Batch, hyper: Hyper) -> float:
         """One training step; returns the loss."""
         view1, view2 = (torch.from_numpy(view) for view in batch.views)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from triptych.backends.torch.products import torch_defaults
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Batch, Hyper
 
@@ -32,6 +33,7 @@ class PlainLoop:
             eps=spec.optim.eps,
         )
 
+    @torch_defaults()
     def step(self, batch: Batch, hyper: Hyper) -> float:
         """One training step; returns the loss."""
         view1, view2 = (torch.from_numpy(view) for view in batch.views)
@@ -48,6 +50,7 @@ class PlainLoop:
         self.optimizer.step()
         return loss.item()
 
+    @torch_defaults()
     def features(self, images: Array) -> Array:
         """The encoder's features (N, D) of images (N, C, H, W), in evaluation mode."""
         vit = self.query[0].eval()
