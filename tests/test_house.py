@@ -286,7 +286,7 @@ ALONE = {
     "layers.py": "exact and fast forms of what is slow or wrong; PyTorch's own layers need none",
     "sums.py": "sums in the forms that are fast on OneFlow's CPU",
     "gpu.py": "what the check of a GPU measures; it measures PyTorch alone",
-    "kernels.py": "operations with gradients of our own, faster than those of OneFlow and Paddle",
+    "kernels.py": "operations that are faster than those that a framework would take",
     "link.py": "how processes wait for each other on Paddle, whose gloo gives up after 30 seconds",
     "runtime.py": "what has to happen before these frameworks are imported",
     "export.py": "uses the exporter of PyTorch or Paddle; that of OneFlow fails",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from triptych.backends.torch import products
+from triptych.backends.torch import kernels
 from triptych.backends.torch.engine import Engine
 from triptych.backends.torch.parallel import join as join  # for core.launch
 from triptych.core.config.spec import RunSpec
@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "timm": timm.__version__,
         "torchvision": torchvision.__version__,
-        "float32 products": "oneDNN" if products.serve() else "default",
+        "float32 products": "oneDNN" if kernels.serve() else "default",
     }
 
 
@@ -77,7 +77,7 @@ def _choose_kernels(spec: RunSpec, device: str) -> None:
     torch.set_num_threads(cpu_threads(spec))
     keep_memory()  # PyTorch keeps no freed memory on the CPU
     float32 = device == "cpu" and spec.precision == "float32"
-    products.choose(onednn=float32 and products.serve())
+    kernels.choose(onednn=float32 and kernels.serve())
     torch.backends.cuda.matmul.allow_tf32 = spec.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = spec.precision == "tf32"
     # Autotuning chooses the kernel that was the fastest in this process, not always the same one.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from triptych.backends.torch.products import torch_defaults
+from triptych.backends.torch.kernels import torch_defaults
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Batch, Hyper
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from triptych.backends.torch.products import torch_defaults
+from triptych.backends.torch.kernels import torch_defaults
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Batch, Hyper
 

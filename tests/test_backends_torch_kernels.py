@@ -10,32 +10,32 @@ AMD = frozenset({"AuthenticAMD", "avx2", "fma", "avx512f"})
 
 
 @pytest.fixture
-def products(monkeypatch):
+def kernels(monkeypatch):
     """The module, on a processor on which oneDNN serves."""
     if "torch" not in (backends.installed() if requested() is None else requested()):
         pytest.skip("torch is not under test")
-    from triptych.backends.torch import products
+    from triptych.backends.torch import kernels
 
-    if not products._available():
+    if not kernels._available():
         pytest.skip("this build of PyTorch has no oneDNN")
-    monkeypatch.setattr(products, "processor", lambda: AMD)
-    yield products
-    products.choose(onednn=False)
+    monkeypatch.setattr(kernels, "processor", lambda: AMD)
+    yield kernels
+    kernels.choose(onednn=False)
 
 
-def counted(products, monkeypatch):
+def counted(kernels, monkeypatch):
     """The shapes of the products that go to oneDNN, as they come."""
-    shapes, linear = [], products._linear
+    shapes, linear = [], kernels._linear
 
     def watched(a, b, bias):
         shapes.append((tuple(a.shape), tuple(b.shape), bias is not None))
         return linear(a, b, bias)
 
-    monkeypatch.setattr(products, "_linear", watched)
+    monkeypatch.setattr(kernels, "_linear", watched)
     return shapes
 
 
-def test_a_layer_and_its_gradients_are_three_products(products, monkeypatch):
+def test_a_layer_and_its_gradients_are_three_products(kernels, monkeypatch):
     import torch
     import torch.nn.functional as F
 
@@ -44,8 +44,8 @@ def test_a_layer_and_its_gradients_are_three_products(products, monkeypatch):
         torch.randn(*shape, generator=generator, dtype=torch.float64)
         for shape in ((8, 40, 128), (112, 128), (112,), (8, 40, 112))
     )
-    shapes = counted(products, monkeypatch)
-    products.choose(onednn=True)
+    shapes = counted(kernels, monkeypatch)
+    kernels.choose(onednn=True)
     found = {}
     for dtype in (torch.float64, torch.float32):
         leaves = [t.detach().to(dtype, copy=True).requires_grad_() for t in (x, weight, bias)]
@@ -60,13 +60,13 @@ def test_a_layer_and_its_gradients_are_three_products(products, monkeypatch):
         assert (single - exact).abs().max() < 1e-5 * exact.abs().max()
 
 
-def test_other_products_keep_pytorchs_kernels(products, monkeypatch):
+def test_other_products_keep_pytorchs_kernels(kernels, monkeypatch):
     import torch
 
     a, b = torch.randn(300, 200), torch.randn(200, 100)
     own = {name: product(a, b) for name, product in PRODUCTS.items()}
-    products.choose(onednn=True)
-    shapes = counted(products, monkeypatch)
+    kernels.choose(onednn=True)
+    shapes = counted(kernels, monkeypatch)
     for name, product in PRODUCTS.items():
         assert torch.equal(product(a, b), own[name]), name
     assert shapes == []
@@ -84,7 +84,7 @@ PRODUCTS = {
 }
 
 
-def test_the_processor_decides(products, monkeypatch):
+def test_the_processor_decides(kernels, monkeypatch):
     torch = backends.load("torch")
     choices = {
         "oneDNN": AMD,
@@ -93,28 +93,28 @@ def test_the_processor_decides(products, monkeypatch):
         "default, unknown": frozenset(),
     }
     for name, words in choices.items():
-        monkeypatch.setattr(products, "processor", lambda words=words: words)
+        monkeypatch.setattr(kernels, "processor", lambda words=words: words)
         assert torch.versions()["float32 products"] == name.split(",")[0]
 
 
-def test_a_run_trains_by_them_and_loops_to_compare_with_do_not(products, monkeypatch):
+def test_a_run_trains_by_them_and_loops_to_compare_with_do_not(kernels, monkeypatch):
     torch = backends.load("torch")
     spec, exact = tiny_spec("float32"), tiny_spec("float64")
-    monkeypatch.setattr(products, "SMALLEST", 1)
-    shapes = counted(products, monkeypatch)
+    monkeypatch.setattr(kernels, "SMALLEST", 1)
+    shapes = counted(kernels, monkeypatch)
     losses = []
     for words in (AMD, frozenset()):
-        monkeypatch.setattr(products, "processor", lambda words=words: words)
+        monkeypatch.setattr(kernels, "processor", lambda words=words: words)
         engine = torch.build(spec, lively_state(spec))
         losses.append(engine.train_step(random_batch(spec), draws(spec), hyper())["loss"])
         losses[-1] = float(losses[-1])
         if words:
             count = len(shapes)
-            with products.torch_defaults():
+            with kernels.torch_defaults():
                 engine.train_step(random_batch(spec), draws(spec), hyper())
             assert len(shapes) == count > 0
     assert len(shapes) == count  # the second run's processor is not AMD's
-    monkeypatch.setattr(products, "processor", lambda: AMD)
+    monkeypatch.setattr(kernels, "processor", lambda: AMD)
     torch.build(exact, lively_state(exact)).train_step(random_batch(exact), draws(exact), hyper())
     assert len(shapes) == count  # nor is float64 oneDNN's
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
