@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import closing
 from itertools import product
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 from support.data_specs import make_spec, write_images
 from support.golden_weights import GOLDEN
+from support.native import lively_state, tiny_spec
 
 from triptych.core.config.evaluate import EvaluateSpec
 from triptych.core.errors import UserError
 from triptych.core.evaluation import PROTOCOLS, knn, neighbours
 from triptych.core.evaluation.split import Split
-from triptych.core.evaluation.subject import raw_pixels
+from triptych.core.evaluation.subject import on_host, product_of, raw_pixels
 
 
 def loop(bank, labels, queries, k, temperature):
@@ -118,6 +120,30 @@ def test_candidates_of_float32_miss_no_neighbour(monkeypatch, k):
     expected, place = whole(bank, queries, k, lambda: None)
     np.testing.assert_array_equal(index, place)
     np.testing.assert_allclose(similarity, expected, rtol=0, atol=2e-12)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_products_of_a_device_give_the_same_neighbours(backend, monkeypatch, precision):
+    """Where the engine has a courier, as on a GPU. Its tensors are on the CPU here."""
+    bank, _, queries = many()
+    spec = tiny_spec(precision)
+    with closing(backend.build(spec, lively_state(spec))) as engine:
+        assert product_of(engine) is on_host
+        engine.courier = object()
+        products, product = [], product_of(engine)
+
+        def watched(a, b):
+            products.append(product(a, b))
+            assert products[-1].dtype == np.float32
+            return products[-1]
+
+        found = neighbours.neighbours(bank, queries, 20, product=watched)
+        tf32 = engine.spec.model_copy(update={"precision": "tf32"})
+        monkeypatch.setattr(engine, "spec", tf32)
+        assert product_of(engine) is on_host
+    assert sum(p.size for p in products) == len(bank) * len(queries)
+    for one, other in zip(found, neighbours.neighbours(bank, queries, 20), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_threshold_above_the_nearest_in_float32_would_miss_neighbours(monkeypatch):

@@ -163,7 +163,8 @@ def _grid(
     """The accuracy of each k with each temperature, by one search."""
     every_k = dict.fromkeys(min(k, len(bank)) for k in settings.every_k)
     similarity, index = subject.sharing.by_rows(
-        queries.features, lambda rows: neighbours(bank, rows, max(every_k), subject.check)
+        queries.features,
+        lambda rows: neighbours(bank, rows, max(every_k), subject.check, subject.product),
     )
     classes = labels[index]
     return [

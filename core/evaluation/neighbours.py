@@ -1,7 +1,7 @@
 """The nearest neighbours of features by cosine similarity, exact in float64.
 
-A product of blocks in float32 finds the candidates, and only the candidates are compared in
-float64. The result is the same as if all pairs were. Memory beside the features grows with the
+A product of blocks in float32, on the device of the features, finds the candidates, and only the
+candidates are compared in float64. The result is the same as if all pairs were. Memory beside the features grows with the
 number of queries only, and each row of the bank is normalised once.
 
 Why no neighbour is missed: the float32 product of two unit rows differs from the true one by at
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from triptych.core.contracts import Array
-from triptych.core.evaluation.subject import Check, never
+from triptych.core.evaluation.subject import Check, Product, never, on_host
 
 QUERIES, BANK = 256, 8192
 """Rows and columns of one block of similarities."""
@@ -41,7 +41,9 @@ FLOAT32 = 2.0**-24
 """Unit roundoff of float32."""
 
 
-def neighbours(bank: Array, queries: Array, k: int, check: Check = never) -> tuple[Array, Array]:
+def neighbours(
+    bank: Array, queries: Array, k: int, check: Check = never, product: Product = on_host
+) -> tuple[Array, Array]:
     """The k nearest rows of the bank for each query, the nearest first.
 
     Among equally near rows the first ones of the bank are taken.
@@ -51,6 +53,7 @@ def neighbours(bank: Array, queries: Array, k: int, check: Check = never) -> tup
         queries: (Q, D).
         k: 1 to B.
         check: called before each block, see ``Subject``.
+        product: of blocks of both, see ``Subject``.
 
     Returns:
         Cosine similarities (Q, K) float64, rounded to ``DECIMALS``, and indices (Q, K) int64.
@@ -67,7 +70,7 @@ def neighbours(bank: Array, queries: Array, k: int, check: Check = never) -> tup
     similarity, index = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
     crowded = np.zeros(len(queries), bool)
     norms = np.empty(len(bank))
-    for rows, found in _candidates(bank, unit, k, width, norms, check):
+    for rows, found in _candidates(bank, unit, k, width, norms, check, product):
         crowded[rows] = found.crowded
         columns = found.table()
         exact = _similarities(bank, norms, unit[rows], columns)
@@ -168,7 +171,13 @@ class _Found:
 
 
 def _candidates(
-    bank: Array, unit: Array, k: int, groups: int, norms: Array, check: Check
+    bank: Array,
+    unit: Array,
+    k: int,
+    groups: int,
+    norms: Array,
+    check: Check,
+    product: Product,
 ) -> Iterator[tuple[slice, _Found]]:
     """(rows of Q, their candidates) for each block of queries; writes the bank's lengths (B,)."""
     queries = unit.astype(np.float32)
@@ -186,7 +195,7 @@ def _candidates(
         block = (block / length).astype(np.float32)
         for rows, candidates in zip(blocks, found, strict=True):
             check()
-            candidates.add(queries[rows] @ block.T, columns.start)
+            candidates.add(product(queries[rows], block), columns.start)
     return zip(blocks, found, strict=True)
 
 

@@ -13,10 +13,17 @@ from triptych.core.evaluation.row import RAW_PIXELS
 from triptych.core.evaluation.sharing import Sharing
 
 Check = Callable[[], None]
+Product = Callable[[Array, Array], Array]
 
 
 def never() -> None:
     """A check that never breaks an evaluation off."""
+
+
+def on_host(a: Array, b: Array) -> Array:
+    """The products of all rows. (M, D) float32, (N, D) float32 -> (M, N) float32."""
+    product: Array = a @ b.T
+    return product
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Subject:
             features of no encoder.
         check: called between batches; it raises an exception to break the evaluation off.
         sharing: the processes that compute the features together.
+        product: products of rows as ``on_host`` gives them, up to the order of the sums.
     """
 
     embed: Callable[[Array], Array]
@@ -74,6 +82,7 @@ class Subject:
     choice: Choice
     check: Check = never
     sharing: Sharing = field(default_factory=Sharing)
+    product: Product = on_host
 
     @property
     def branch(self) -> str:
@@ -107,7 +116,23 @@ def encoder(engine: Engine, step: int, choice: Choice, check: Check = never) -> 
         outputs = engine.embed(images, branch=choice.branch, layers=layers, tokens=choice.tokens)
         return outputs[names[0]] if len(names) == 1 else np.hstack([outputs[n] for n in names])
 
-    return Subject(embed, step, choice, check, Sharing(engine))
+    return Subject(embed, step, choice, check, Sharing(engine), product_of(engine))
+
+
+def product_of(engine: Engine) -> Product:
+    """``on_host``, or on the engine's device if that has a memory of its own.
+
+    The short numbers of TF32 would not do: whoever needs these products knows how exact they are.
+    """
+    if engine.courier is None or engine.spec.precision == "tf32":
+        return on_host
+
+    def on_device(a: Array, b: Array) -> Array:
+        with engine.ops.no_grad():
+            product = engine.ops.matmul(engine.tensor(a), engine.tensor(b), transpose_b=True)
+        return engine.array(product).astype(np.float32, copy=False)
+
+    return on_device
 
 
 def alone(engine: Engine, step: int, choice: Choice) -> Subject:
