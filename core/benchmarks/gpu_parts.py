@@ -14,6 +14,8 @@ from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Batch, Hyper, Tensor
 from triptych.core.data.pixels import normalize
 from triptych.core.engine import Engine
+from triptych.core.evaluation.neighbours import neighbours
+from triptych.core.evaluation.subject import on_host, product_of
 from triptych.core.methods import METHODS
 from triptych.core.parity.compare import compare, relative_error
 from triptych.core.parity.trace import trace
@@ -270,6 +272,21 @@ def feeding(check: Check) -> Iterator[Row]:
         yield Row("bytes over numbers", first / second, least=1.5)
 
 
+def nearest(check: Check) -> Iterator[Row]:
+    """Nearest neighbours by products of the device beside those of the host: the same ones."""
+    engine = check.engine(check.spec(DIGITS[0], "float32"))
+    rng, count = np.random.default_rng(0), 9000 if check.small else 100_000
+    bank, queries = (rng.standard_normal((n, 384)).astype(np.float32) for n in (count, count // 50))
+    found, seconds = [], []
+    for product in (on_host, product_of(engine)):
+        begun = time.perf_counter()
+        found.append(neighbours(bank, queries, 20, product=product))
+        seconds.append(time.perf_counter() - begun)
+    differences = sum(int((a != b).sum()) for a, b in zip(*found, strict=True))
+    yield Row("neighbours that differ from the host's", differences, most=0)
+    yield Row("time of the host over the device's", seconds[0] / seconds[1])
+
+
 PARTS: dict[str, Callable[[Check], Iterable[Row]]] = {
     "machine": machine,
     "exact": exact,
@@ -280,6 +297,7 @@ PARTS: dict[str, Callable[[Check], Iterable[Row]]] = {
     "pixel": pixel,
     "silent": silent,
     "feeding": feeding,
+    "nearest": nearest,
     "speed": speed,
 }
 """In the order of their run: what time is left is that of the last."""
