@@ -12,8 +12,9 @@ from triptych.core.cli import main
 SIZES = ("--bank", "9000", "--queries", "40", "--width", "16", "--k", "7", "--rounds", "1")
 
 
-def test_the_alternatives_find_the_same_neighbours():
-    sizes = SimpleNamespace(bank=9000, queries=300, width=16, k=7)
+def test_the_alternatives_find_the_same_neighbours(backend_name):
+    sizes = {"bank": 9000, "queries": 300, "width": 16, "k": 7}
+    sizes = SimpleNamespace(**sizes, threads=1, backend=backend_name)
     similarity, index = benchmark._search(sizes)["triptych"]()
     for name, task in benchmark._search(sizes).items():
         other, place = task()

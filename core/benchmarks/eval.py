@@ -34,10 +34,13 @@ from triptych.core.evaluation.neighbours import (
     neighbours,
     unit_rows,
 )
+from triptych.core.evaluation.subject import Product, on_host, product_of
 from triptych.core.machine.resources import peak_memory_mib
 
 PROBE = "moca/v1_0_vit_base_linear"
 """Recipe of a linear probe with 45 rates."""
+SMALL = "moco_v3/digits"
+"""Recipe of the engine whose products serve the search. Its network does not matter."""
 VERSIONS = ("numpy", "scikit-learn", *conditions.FRAMEWORKS)
 """The packages whose versions the figures depend on."""
 CLASSES = 10
@@ -136,12 +139,21 @@ def _search(arguments: argparse.Namespace) -> dict[str, Task]:
         _clusters(getattr(arguments, name), arguments.width, seed)
         for seed, name in enumerate(("bank", "queries"))
     )
-    k = arguments.k
+    k, product = arguments.k, _product(arguments)
     return {
-        "triptych": lambda: neighbours(bank, queries, k),
+        "triptych": lambda: neighbours(bank, queries, k, product=product),
         "scikit-learn": lambda: _scikit_learn(bank, queries, k),
         "all pairs": lambda: _all_pairs(bank, queries, k),
     }
+
+
+def _product(arguments: argparse.Namespace) -> Product:
+    """The products of a backend, as an evaluation takes them, if there is one."""
+    if not (arguments.backend or backends.installed()):
+        return on_host
+    spec = config.load(SMALL, [*DEFAULTS, f"threads={arguments.threads}"])
+    state = parameters.initial_state(spec)
+    return product_of(launch.open_engine(spec, _backend(arguments), state))
 
 
 def _clusters(count: int, width: int, seed: int) -> Array:

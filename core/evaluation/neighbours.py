@@ -1,8 +1,8 @@
 """The nearest neighbours of features by cosine similarity, exact in float64.
 
-A product of blocks in float32, on the device of the features, finds the candidates, and only the
-candidates are compared in float64. The result is the same as if all pairs were. Memory beside the
-features grows with the number of queries only, and each row of the bank is normalised once.
+Products of blocks in float32, the backend's own, find the candidates, and only the candidates are
+compared in float64. The result is the same as if all pairs were. Memory beside the features grows
+with the number of queries only, and each row of the bank is normalised once.
 
 Why no neighbour is missed: the float32 product of two unit rows differs from the true one by at
 most ``_bound(D)``, in whatever order it is summed (Higham, Accuracy and Stability of Numerical

@@ -120,19 +120,20 @@ def encoder(engine: Engine, step: int, choice: Choice, check: Check = never) -> 
 
 
 def product_of(engine: Engine) -> Product:
-    """``on_host``, or on the engine's device if that has a memory of its own.
+    """The products of the engine's backend, on its device; with TF32, ``on_host``.
 
-    The short numbers of TF32 would not do: whoever needs these products knows how exact they are.
+    Whoever needs these products knows how far sums of float32 are from the true ones. Those of TF32
+    are further off.
     """
-    if engine.courier is None or engine.spec.precision == "tf32":
+    if engine.spec.precision == "tf32":
         return on_host
 
-    def on_device(a: Array, b: Array) -> Array:
+    def by_backend(a: Array, b: Array) -> Array:
         with engine.ops.no_grad():
             product = engine.ops.matmul(engine.tensor(a), engine.tensor(b), transpose_b=True)
         return engine.array(product).astype(np.float32, copy=False)
 
-    return on_device
+    return by_backend
 
 
 def alone(engine: Engine, step: int, choice: Choice) -> Subject:
