@@ -80,14 +80,18 @@ def _of_files(result: Mapping[str, Any]) -> Ratios:
 
 PACKAGES = (*FRAMEWORKS, "torchvision", "pillow", "numba", "numpy", "scikit-learn")
 STEP_RECIPES = ("moco_v3/vit_small", "moca/vit_base", "moco_v2/resnet50")
-PARALLEL_RECIPES = (("moco_v3/vit_small",), ("moco_v2/resnet50", "model.name=resnet18"))
-SMALL = "model.image_size=96"
+PARALLEL_RECIPES = (
+    ("moco_v3/vit_small",),
+    ("moco_v2/resnet50", "model.name=resnet18", "batch_norm.virtual_ranks=2"),
+)
+SMALL = ("model.image_size=96", "train.batch_size=128")
+TURNS = ("--rounds", "2", "--repeats", "3")
 MEASUREMENTS = (
     *(Measurement(f"A step of {c}", ("step", "-c", c), _of_steps, cores()) for c in STEP_RECIPES),
     *(
         Measurement(
-            f"A step of {', '.join((recipe, SMALL, *changes))}",
-            ("parallel", "-c", recipe, "--layouts", "data=2", "-o", SMALL, *changes),
+            f"A step of {', '.join((recipe, *SMALL, *changes))}",
+            ("parallel", "-c", recipe, "--layouts", "data=2", *TURNS, "-o", *SMALL, *changes),
             _of_layouts,
         )
         for recipe, *changes in PARALLEL_RECIPES
