@@ -201,6 +201,9 @@ class CheckpointSpec(Section):
     """Steps between checkpoints. 0: only at the end (and on a signal)."""
     keep: PositiveInt = 3
     """Number of newest checkpoints to keep."""
+    background: Bool = False
+    """Whether a checkpoint during training is written while the next steps are computed. That takes
+    memory for a copy of the state in the main process."""
 
 
 class RunSpec(Section):

@@ -1,17 +1,21 @@
 """The state of an engine on its way to a file, one tensor after the other.
 
-So no process holds a second copy of the model. Where processes share tensors, each of them reads
-all slots in the same order, and the main one writes.
+So no process holds a second copy of the model, unless the spec asks for it: a copy is written while
+the run goes on. Where processes share tensors, each of them reads all slots in the same order, and
+the main one writes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from triptych.core.checkpoint.store import file_order
 from triptych.core.contracts import Array, Ranks
 from triptych.core.engine import Engine
 from triptych.core.files.tree import Stored
+from triptych.core.parallel.agreement import together
 
 
 def divided(engine: Engine) -> bool:
@@ -80,3 +84,33 @@ class Streamed:
             raise RuntimeError(f"{name} is read before {self._unread[0]}")
         del self._unread[0]
         return self._slots[name].read()
+
+
+class Background:
+    """The checkpoint that is written while the run goes on, if there is one.
+
+    A process that ends waits for it, unless it is killed: then the checkpoint does not appear.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks, self._pool = ranks, ThreadPoolExecutor(1, "checkpoint")
+        self._path: Path | None = None
+        self._written: Future[object] | None = None
+
+    def begin(self, path: Path, write: Callable[[], object]) -> None:
+        """The main process has a checkpoint written. All processes know its path."""
+        self._path = path
+        self._written = self._pool.submit(write) if self._ranks.is_main else None
+
+    def finish(self) -> Path | None:
+        """Waits for the checkpoint, in all processes. Returns its path, or None without one.
+
+        Raises:
+            NonFiniteError, UserError: as in ``checkpoint.write``.
+        """
+        path, self._path = self._path, None
+        if path:
+            with together(self._ranks):
+                if self._written:
+                    self._written.result()
+        return path

@@ -6,7 +6,7 @@ the checkpoint.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from math import isfinite
@@ -30,7 +30,7 @@ from triptych.core.runs.log import Logs, NoLogs
 from triptych.core.runs.rows import Row, evaluation
 from triptych.core.training.met import Files, Reader
 from triptych.core.training.meter import Meter
-from triptych.core.training.saving import Streamed, Types
+from triptych.core.training.saving import Background, Streamed, Types
 from triptych.core.training.signals import StopRequest, stop_request
 from triptych.core.training.terminal import Terminal, health_line
 
@@ -91,6 +91,7 @@ class Trainer:
         """Sets the health of the run from the logged rows of earlier steps."""
         self.method = METHODS[self.spec.method.name]
         self._types = Types(self.engine)
+        self._background = Background(self.ranks)
         self._files = Files(self.pipeline, Sharing(self.engine))
         self._reading: Reading = dict
         """Reads and checks the metrics of the newest step; later calls repeat the answer."""
@@ -126,6 +127,8 @@ class Trainer:
                     raise self.terminal.lost
             return signal
         except NonFiniteError as error:
+            with suppress(NonFiniteError, UserError):
+                self._finish_save()
             last = f"last good checkpoint: {self.saved}" if self.saved else "no checkpoint yet"
             raise NonFiniteError(_more(error, f"; {last}")) from error
 
@@ -179,7 +182,7 @@ class Trainer:
             if self._is_save_step() or self._is_evaluation_step() or stopping:
                 self._reading()
                 with stop.save_in_progress():
-                    self._save()
+                    self._save(goes_on=not stopping and self._goes_on())
             if self._is_evaluation_step() and not stopping:
                 stopping = self._evaluate(stop)
             if stopping:
@@ -241,6 +244,10 @@ class Trainer:
 
     def _is_save_step(self) -> bool:
         return self._due(self.step, self.spec.checkpoint.every)
+
+    def _goes_on(self) -> bool:
+        """Whether another step comes next."""
+        return self.step < self.plan.last_step and not self._is_evaluation_step()
 
     def _is_evaluation_step(self) -> bool:
         every = self.spec.evaluate.every
@@ -334,14 +341,18 @@ class Trainer:
         """Whether the log has an evaluation of this step."""
         return any("eval" in row and row["step"] == self.step for row in self.logs.kept)
 
-    def _save(self, *, broken_off: bool = False) -> None:
+    def _save(self, *, broken_off: bool = False, goes_on: bool = False) -> None:
         """Writes a checkpoint.
 
         Args:
             broken_off: whether the next step was begun. Running statistics and teacher then include
                 its batch, and a resume warns.
+            goes_on: whether training goes on after this step, so that the checkpoint may be written
+                in the background.
         """
+        background = self.spec.checkpoint.background and goes_on
         with self.meter.pause():
+            self._finish_save()
             streamed = Streamed(self.engine, self._types)
             stamp = {
                 **self.stamp,
@@ -349,12 +360,24 @@ class Trainer:
                 "evaluate_seconds": self.meter.evaluating,
                 "broken_off": broken_off,
             }
-            keep = self.spec.checkpoint.keep
+            path, keep = checkpoint.folder_of(self.run_dir, self.step), self.spec.checkpoint.keep
+            write = partial(checkpoint.write, spec=self.spec, extra=stamp, keep=keep)
+            state: Mapping[str, Any] = {}
             with together(self.ranks), streamed.by_all():
                 if self.ranks.is_main:
-                    tensors = streamed.tensors()
-                    checkpoint.write(self.run_dir, self.step, tensors, self.spec, stamp, keep=keep)
-            self.saved = checkpoint.folder_of(self.run_dir, self.step)
+                    state = streamed.tensors()
+                if background:
+                    state = {name: tensor.bits() for name, tensor in state.items()}
+                elif self.ranks.is_main:
+                    write(self.run_dir, self.step, state)
+            if background:
+                self._background.begin(path, partial(write, self.run_dir, self.step, state))
+            else:
+                self.saved = path
+
+    def _finish_save(self) -> None:
+        """Waits for the checkpoint in the background, if there is one."""
+        self.saved = self._background.finish() or self.saved
 
 
 def _more(error: Exception, text: str) -> str:
