@@ -70,6 +70,7 @@ def test_a_step_launches_what_was_counted_and_reads_nothing(package, name, chang
     recipe, *overrides = RECIPES[name]
     spec = small(recipe, *overrides, *changes)
     engine = package.build(spec, parameters.initial_state(spec))
+    launches.fuse_attention(engine)
     engine.context, engine.courier = (
         replace(engine.context, runs_ahead=True),
         Ferry(engine),

@@ -158,3 +158,21 @@ def test_activations_that_are_computed_again_are_the_same(package, precision, ca
         for name, array in want.items():
             np.testing.assert_array_equal(got[name], array, err_msg=name)
     assert kept[1] < 0.6 * kept[0]
+
+
+def test_attention_in_bfloat16_is_in_parts_on_the_cpu_and_computes_the_same(package):
+    """Its kernel's backward pass takes longer there. The class token's own row keeps the kernel."""
+    spec = tiny_spec("bfloat16")
+    kernel, counts, found = "_scaled_dot_product_flash_attention_for_cpu", [], []
+    for fused in (True, False):
+        engine = package.build(spec, lively_state(spec))
+        if fused:
+            launches.fuse_attention(engine)
+        with launches.Launches() as log:
+            metrics = engine.train_step(random_batch(spec), draws(spec), hyper(), monitor=True)
+        counts.append((log.count[kernel], log.count["_softmax"]))
+        found.append((float(metrics["loss"]), float(metrics["gradient_norm"])))
+    (kernels, softmax), (kernels_of_parts, softmax_of_parts) = counts
+    assert kernels == spec.model.depth * kernels_of_parts
+    assert softmax_of_parts - softmax == kernels - kernels_of_parts > 0
+    np.testing.assert_allclose(found[0], found[1], rtol=0.02)

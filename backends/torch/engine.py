@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 import torch
+from timm.layers import Attention
 from torch import Tensor
 
 from triptych.backends.torch import ops, parallel, pipeline, sharded
@@ -54,6 +55,9 @@ class Engine(core.Engine):
         for module in self.model.modules():
             if isinstance(module, VisionTransformer):
                 module.recompute = spec.parallel.recompute
+            if isinstance(module, Attention) and self.model.mixed and device == "cpu":
+                # In bfloat16, the fused kernel's backward pass takes longer than that of its parts.
+                module.fused_attn = False
         self.courier = None if device == "cpu" else Courier(device, self.dtype)
         self.load_model(state)
         self.optimizer = self._optimizer()

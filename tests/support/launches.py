@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from timm.layers import Attention
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -79,12 +80,20 @@ def _tensors(values: Any) -> list[torch.Tensor]:
     return [x for x in nested if isinstance(x, torch.Tensor)]
 
 
+def fuse_attention(engine: Any) -> None:
+    """Attention by one kernel, as on a GPU. In bfloat16 the CPU takes its parts."""
+    for module in engine.model.modules():
+        if isinstance(module, Attention):
+            module.fused_attn = True
+
+
 @contextmanager
 def on_cuda(engine: Any, monkeypatch: Any) -> Iterator[None]:
     """In the block the engine is on a GPU that is not there."""
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     with FakeTensorMode(allow_non_fake_inputs=True):
+        fuse_attention(engine)
         _move(engine, "cuda:0")
         yield
 
