@@ -29,7 +29,8 @@ from triptych.core.errors import UserError, printable
 from triptych.core.evaluation.subject import depth
 from triptych.core.launch import choose_backend, open_classifier, open_encoder, quiet
 
-Images = Array | Sequence[Image.Image | str | Path]
+Several = Array | Sequence[Image.Image | str | Path]
+Images = Several | Image.Image | str | Path
 """What ``Encoder.encode`` takes."""
 
 
@@ -102,7 +103,7 @@ class Encoder:
         Args:
             images: one of
 
-                - Pillow images or paths of image files,
+                - Pillow images or paths of image files, or a single one,
                 - a uint8 array (N, H, W) or (N, H, W, C),
                 - a floating array (N, C, H, W), normalised and of the model's size.
 
@@ -215,7 +216,7 @@ class Encoder:
         logits = np.concatenate(parts, axis=1).astype(np.float64)
         if head is None and len(logits) == 1:
             head = 0
-        if head is None or not 0 <= head < len(logits):
+        if not isinstance(head, int) or not 0 <= head < len(logits):
             raise UserError(
                 f"predict: head {head}: the recipe has {len(logits)} classifiers; give one of 0 to "
                 f"{len(logits) - 1}"
@@ -225,6 +226,11 @@ class Encoder:
         return probabilities
 
     def _batches(self, images: Images, batch_size: int) -> list[Array]:
+        if isinstance(images, Image.Image | str | Path):
+            images = [images]
+        if not isinstance(images, np.ndarray | Sequence):
+            kind = type(images).__name__
+            raise UserError(f"encode: {kind}: give an array, or Pillow images or paths in a list")
         if not len(images):
             raise UserError("encode: no images")
         if isinstance(images, np.ndarray) and images.dtype.kind == "f":
@@ -238,9 +244,11 @@ class Encoder:
                 f"encode: floating images of shape {images.shape}, expected (N, {wanted[0]}, "
                 f"{wanted[1]}, {wanted[2]}), normalised; give uint8 or Pillow images of any size"
             )
+        if not np.isfinite(images).all():
+            raise UserError("encode: floating images with values that are not finite")
         return [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
 
-    def _prepared(self, images: Images, batch_size: int) -> list[Array]:
+    def _prepared(self, images: Several, batch_size: int) -> list[Array]:
         data = self.spec.data.model_copy(update={"workers": 0, "on_error": "stop"})
         spec = self.spec.model_copy(update={"data": data})
         source = _Images(images, decoding(spec.data))
@@ -340,7 +348,7 @@ class _Images:
 
     classes: tuple[str, ...] = ()
 
-    def __init__(self, images: Images, how: Decoding) -> None:
+    def __init__(self, images: Several, how: Decoding) -> None:
         self._images, self._how = images, how
         if isinstance(images, np.ndarray):
             channels = images.shape[3] if images.ndim == 4 else 1

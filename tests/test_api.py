@@ -129,6 +129,8 @@ def test_images_in_any_form_have_the_same_features(encoder: Encoder, tmp_path: P
     for size in (1, 2, 5):
         parts = encoder.encode(pixels, batch_size=size)
         np.testing.assert_allclose(parts, expected, rtol=1e-10, atol=1e-12)
+    for single in (paths[3], str(paths[3]), pictures[3]):
+        np.testing.assert_allclose(encoder.encode(single), expected[3:4], rtol=1e-10, atol=1e-12)
     one = core.inference_model(encoder, paths[3])
     np.testing.assert_allclose(one["features"], expected[3], rtol=1e-10, atol=1e-12)
     one = core.inference_model(encoder, pixels[3])
@@ -281,7 +283,7 @@ def test_one_of_several_classifiers_is_named_by_its_place(backend, backend_name,
     assert two[0] != two[1]
     alone = core.inference_model(model, pixels[1], head=1)
     assert (alone["pred_label"], alone["pred_class"]) == (two[1][1].labels[0], two[1][1].names[0])
-    for head in (None, 2):
+    for head in (None, 2, 1.5, "rate 0.1"):
         said = f"predict: head {head}: the recipe has 2 classifiers; give one of 0 to 1"
         with pytest.raises(UserError, match=said):
             model.predict(pixels, head=head)
@@ -311,6 +313,8 @@ def test_what_does_not_fit_is_one_clear_line(encoder: Encoder, tmp_path: Path) -
     (tmp_path / "text.jpg").write_text("not an image")
     for images, message in (
         ([], "no images"),
+        (None, "encode: NoneType: give an array, or Pillow images or paths in a list"),
+        (np.full((2, 1, 16, 16), np.nan), "floating images with values that are not finite"),
         (np.zeros((0, 8, 8), np.uint8), "no images"),
         (
             np.zeros((2, 1, 8, 8)),

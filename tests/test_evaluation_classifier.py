@@ -181,7 +181,7 @@ def test_the_best_classifier_of_a_sweep_is_named_with_its_rate(tmp_path):
     ]
     assert row.line() == (
         "step 7 linear probe top-1 83.33 % (top-5 100.00 %, loss 0.4799, best of 4 "
-        "classifiers: rate 1, weight decay 0, on augmented features, 6 images)"
+        "classifiers: head 2, rate 1, weight decay 0, on augmented features, 6 images)"
     )
     assert evaluation(json.loads(json.dumps(row.as_json()))) == row
 

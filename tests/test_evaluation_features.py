@@ -243,6 +243,33 @@ def test_a_file_of_unknown_origin_is_named(tmp_path, capsys) -> None:
         assert capsys.readouterr().err == f"error: {path}: {said}\n"
 
 
+def test_an_earlier_file_is_replaced_with_force_only_and_weights_never(case) -> None:
+    weights = (case.folder / "w.npz").read_bytes()
+    path = case.export()
+    before = path.read_bytes()
+    for extra, output, said in (
+        ((), "x.npz", "x.npz: exists; give another name, or --force to replace it"),
+        ((), "w.npz", "w.npz: exists; give another name, or --force to replace it"),
+        (("--force",), "w.npz", "w.npz: holds the weights; give another name"),
+    ):
+        words = ["features", "--output", str(case.folder / output), *extra, *case.model]
+        assert said in case.run(*words, status=2)
+    assert path.read_bytes() == before and (case.folder / "w.npz").read_bytes() == weights
+    assert len(read_features(case.export("--force", "--split", "both")).columns["name"]) == 36
+
+
+def test_files_of_other_widths_do_not_belong_together(case) -> None:
+    path, other = case.export("--split", "both"), case.folder / "half.npz"
+    with np.load(path) as content:
+        arrays = dict(content)
+    arrays["final"] = arrays["final"][:, :5]
+    np.savez(other, **arrays)
+    for protocol in ("knn", "lowshot", "probe", "rank"):
+        files = ["--bank", str(path), "--queries", str(other)]
+        said = f"error: {other}: final: 5 numbers an image, but 8 numbers in {path}; export both"
+        assert case.run(protocol, *files, status=2).startswith(said)
+
+
 def test_a_layer_or_a_split_that_is_not_there_is_named(case) -> None:
     start = ["features", "--output", str(case.folder / "x.npz")]
     errors = case.run(*start, "--layers", "3", *case.model, status=2)

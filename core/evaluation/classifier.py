@@ -85,7 +85,8 @@ class ClassifierRow(SplitRow):
             details.append("average of the weights" if self.main else self.variant)
         if self.heads:
             decay = "" if self.weight_decay is None else f", weight decay {self.weight_decay:g}"
-            details.append(f"best of {len(self.heads)} classifiers: rate {self.rate:g}{decay}")
+            best = f"head {self.head}, rate {self.rate:g}{decay}"
+            details.append(f"best of {len(self.heads)} classifiers: {best}")
         if self.trained_on:
             details.append(f"on {self.trained_on} features")
         details.append(f"{self.images} images")

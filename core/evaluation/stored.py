@@ -46,6 +46,14 @@ class Stored:
                     f"{bank.path}; export both from the same weights"
                 )
 
+        for name in bank.features.keys() & queries.features.keys():
+            held, wanted = (file.features[name].shape[1:] for file in (queries, bank))
+            if held != wanted:
+                raise UserError(
+                    f"{queries.path}: {name}: {_numbers(held)} an image, but {_numbers(wanted)} in "
+                    f"{bank.path}; export both from the same weights"
+                )
+
     def subject(self, choice: Choice) -> Subject:
         """The features that ``choice`` names, for a protocol.
 
@@ -92,10 +100,10 @@ class Stored:
         names = subject.choice.arrays(self.about["depth"])
         if lacking := [name for name in names if name not in file.features]:
             layers = ",".join(name.removeprefix("layer") for name in names)
-            raise UserError(
-                f"{file.path}: holds no {lacking[0]}; export it with --layers {layers}, or set "
-                "evaluate.lowshot.final_norm=true"
-            )
+            remedy = f"with --layers {layers}, or set evaluate.lowshot.final_norm=true"
+            if lacking == ["final"]:  # which is always written
+                remedy = "again"
+            raise UserError(f"{file.path}: holds no {lacking[0]}; export it {remedy}")
         arrays = [file.features[name][index] for name in names]
         if self.about["tokens"] == "all":
             arrays = [PICK[subject.tokens](array) for array in arrays]
@@ -103,6 +111,10 @@ class Stored:
         pairs = zip(file.columns["name"][index].tolist(), labels.tolist(), strict=True)
         digest = content_digest(file.classes, pairs)
         return Labelled(np.hstack(arrays), labels, (), {}, digest, index)
+
+
+def _numbers(shape: tuple[int, ...]) -> str:
+    return f"{' x '.join(map(str, shape))} numbers"
 
 
 def _no_images(images: Array) -> Array:

@@ -87,6 +87,8 @@ def initial_state(spec: RunSpec, say: Say | None = None) -> State:
     """
     state = parameters.initial_state(spec)
     if spec.init.weights is None:
+        if say and spec.method.name == "linear":
+            say("init: init.weights is not set; the probed encoder keeps its random weights")
         return state
     path = Path(native_path(spec.init.weights))
     pretrained = read_encoder(path, spec, spec.init)
@@ -183,6 +185,7 @@ def _pretrained(
         raise UserError(f"weights of another architecture: {other}{remedy}")
     if manifest:
         _check_model(manifest, spec)
+        _check_method(manifest, init)
     else:
         _check_facts(source, spec)
     grid = _resampled_grid(found, manifest, spec, init)
@@ -303,6 +306,16 @@ def _check_model(manifest: Manifest, spec: RunSpec) -> None:
     if changes:
         listed = ", ".join(f"{key} {change}" for key, change in changes.items())
         raise UserError(f"weights of another architecture: {listed}")
+
+
+def _check_method(manifest: Manifest, init: InitSpec) -> None:
+    """Refuses an encoder that was trained with labels, unless the spec names its classifier."""
+    method = manifest.spec["method"]
+    if method["name"] == "finetune" and not named(CLASSIFIER, init.allow_unused):
+        raise UserError(
+            f"a classifier of {method['classes']} classes ({CLASSIFIER}), not a pretrained "
+            f"encoder; to take its encoder, set init.allow_unused to [{CLASSIFIER_PARTS}]"
+        )
 
 
 def _resampled_grid(

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     summaries = {name: protocol.summary for name, protocol in PROTOCOLS.items()}
     for name, text in {**summaries, FEATURES: f"write features to {_suffixes()}"}.items():
         sub = choices.add_parser(name, help=text, description=text)
-        _add_model(sub)
+        _add_model(sub, pixels=name != FEATURES)
         _add_options(sub, OPTIONS[name])
         if name == FEATURES:
             _add_export(sub)
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_classifier(parser: argparse.ArgumentParser) -> None:
     train.add_arguments(parser)
-    _add_weights(parser, required=True)
+    _add_weights(parser, required=True, pixels=False)
     text = "train nothing; evaluate the classifier of --weights on the held-out images"
     parser.add_argument("--eval-only", action="store_true", help=text)
     parser.add_argument("--json", action="store_true", help="with --eval-only: print rows as JSON")
@@ -67,21 +67,22 @@ def _suffixes() -> str:
     return ", ".join(suffix.removeprefix(".") for suffix in FORMATS)
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser, *, pixels: bool) -> None:
     cli.add_spec_arguments(parser, required=False)
     cli.add_backend_argument(parser)
-    _add_weights(parser, required=False)
+    _add_weights(parser, required=False, pixels=pixels)
 
 
-def _add_weights(parser: argparse.ArgumentParser, *, required: bool) -> None:
+def _add_weights(parser: argparse.ArgumentParser, *, required: bool, pixels: bool) -> None:
+    of_pixels = f"; {PIXELS}: the pixels in the place of features" if pixels else ""
     parser.add_argument(
         "--weights",
         required=required,
         type=cli.path,
         metavar="PATH",
         help="a run or checkpoint folder, a .pth, safetensors or npz file of a known format, or a "
-        f"name that info weights lists; {INITIAL}: the random weights that a run begins with; "
-        f"{PIXELS}: for a protocol of features, the pixels in the place of features",
+        f"name that info weights lists; {INITIAL}: the random weights that a run begins with"
+        f"{of_pixels}",
     )
 
 
@@ -116,6 +117,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"file to write; its ending chooses the format: {_suffixes()}",
     )
+    parser.add_argument("--force", action="store_true", help="replace an earlier file")
     parser.add_argument(
         "--tokens",
         choices=PICK,

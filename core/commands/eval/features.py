@@ -29,6 +29,7 @@ def write_features(arguments: argparse.Namespace, say: launch.Say) -> int:
     """
     with once_per_machine():
         file_format(arguments.output)
+        _check_output(arguments)
         asked = spec_of(arguments)
     spec, backend, ranks = processes(asked, arguments, say)
     with ExitStack() as stack:
@@ -63,6 +64,15 @@ def write_features(arguments: argparse.Namespace, say: launch.Say) -> int:
     if ranks.is_main:
         _report(arguments, done)
     return 0
+
+
+def _check_output(arguments: argparse.Namespace) -> None:
+    """Raises UserError if the output would replace the weights, or a file without ``--force``."""
+    path = arguments.output
+    if path.exists() and not arguments.force:
+        raise UserError(f"--output {path}: exists; give another name, or --force to replace it")
+    if arguments.weights and arguments.weights.resolve() == path.resolve():
+        raise UserError(f"--output {path}: holds the weights; give another name")
 
 
 def _writing(
