@@ -216,7 +216,7 @@ class Encoder:
         logits = np.concatenate(parts, axis=1).astype(np.float64)
         if head is None and len(logits) == 1:
             head = 0
-        if not isinstance(head, int) or not 0 <= head < len(logits):
+        if not isinstance(head, int | np.integer) or not 0 <= head < len(logits):
             raise UserError(
                 f"predict: head {head}: the recipe has {len(logits)} classifiers; give one of 0 to "
                 f"{len(logits) - 1}"

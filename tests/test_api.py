@@ -279,7 +279,7 @@ def test_one_of_several_classifiers_is_named_by_its_place(backend, backend_name,
     path = classifier_file(tmp_path, name="linear", rates=[0.1, 1.0])
     model = core.get_model(path, backend_name)
     pixels = digits(2)
-    two = [model.predict(pixels, head=head) for head in (0, 1)]
+    two = [model.predict(pixels, head=head) for head in (0, np.int64(1))]
     assert two[0] != two[1]
     alone = core.inference_model(model, pixels[1], head=1)
     assert (alone["pred_label"], alone["pred_class"]) == (two[1][1].labels[0], two[1][1].names[0])

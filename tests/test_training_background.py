@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -80,6 +81,19 @@ def test_what_cannot_be_written_ends_the_run_at_the_next_save(tmp_path, monkeypa
 
     writing(monkeypatch, before)
     with pytest.raises(UserError, match=r"^no room$"):
+        run.train(tiny(KEY), "torch", tmp_path)
+    assert saved(tmp_path) == ["step-00000004"]
+
+
+def test_an_error_leaves_nobody_writing(tmp_path, monkeypatch):
+    """The next step fails while the checkpoint is being written; when the run has ended, it is."""
+    writing(monkeypatch, lambda step: time.sleep(0.5))
+
+    def fail(trainer):
+        raise RuntimeError("a bug")
+
+    at(monkeypatch, 5, fail)
+    with pytest.raises(RuntimeError, match="a bug"):
         run.train(tiny(KEY), "torch", tmp_path)
     assert saved(tmp_path) == ["step-00000004"]
 

@@ -89,7 +89,7 @@ class Streamed:
 class Background:
     """The checkpoint that is written while the run goes on, if there is one.
 
-    A process that ends waits for it, unless it is killed: then the checkpoint does not appear.
+    A run that ends waits for it, unless it is killed: then the checkpoint does not appear.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -101,6 +101,10 @@ class Background:
         """The main process has a checkpoint written. All processes know its path."""
         self._path = path
         self._written = self._pool.submit(write) if self._ranks.is_main else None
+
+    def close(self) -> None:
+        """Waits for the checkpoint, in this process alone, whether it can be written or not."""
+        self._pool.shutdown()
 
     def finish(self) -> Path | None:
         """Waits for the checkpoint, in all processes. Returns its path, or None without one.

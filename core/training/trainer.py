@@ -131,6 +131,9 @@ class Trainer:
                 self._finish_save()
             last = f"last good checkpoint: {self.saved}" if self.saved else "no checkpoint yet"
             raise NonFiniteError(_more(error, f"; {last}")) from error
+        finally:
+            # Nothing writes to the folder after this, whatever ended the run.
+            self._background.close()
 
     def _fit(self, stop: StopRequest) -> int | None:
         begun = self.step
