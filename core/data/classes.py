@@ -62,7 +62,7 @@ def matched(bank: Labelled, queries: L, where: str) -> L:
     if unknown:
         raise UserError(
             f"{where}: class {quoted(unknown)} is not among the {len(bank.classes)} classes of the "
-            f"training images ({quoted(bank.classes)})"
+            f"training images ({quoted(bank.classes)}); name it as there, or leave its images out"
         )
     return queries.relabelled(bank.classes, absent(bank, queries, where))
 

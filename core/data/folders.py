@@ -99,11 +99,13 @@ def _check_classes(key: str, split: Files) -> None:
 
 
 def _explained(name: str, bank: Files) -> str:
-    """A reason why a class that seems to be in ``bank`` is none of its classes, or ""."""
+    """A reason why a class is none of ``bank``, or what to do."""
     if os.path.isdir(os.path.join(bank.root, name)):
         return f"; its folder in {printable(bank.root)} holds no images"
     like = [other for other in bank.classes if _looks(other) == _looks(name)]
-    return f"; {like[0]!a} is another name than {name!a}" if like else ""
+    if like:
+        return f"; {like[0]!a} is another name than {name!a}"
+    return "; name its folder as there, or give images of it for training"
 
 
 def _looks(name: str) -> str:

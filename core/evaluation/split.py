@@ -262,7 +262,7 @@ def require_classes(halves: Halves, title: str) -> None:
     if len(unknown):
         raise UserError(
             f"evaluate: {title}: no training image has the class {printable(classes[unknown[0]])} "
-            "of held-out images"
+            "of held-out images; add some to the training images, or leave the class out"
         )
 
 

@@ -245,4 +245,6 @@ def _check(content: FeatureFile) -> None:
         )
     for name, column in content.features.items():
         if column.ndim not in (2, 3) or not np.isfinite(column).all():
-            raise UserError(f"{content.path}: {name}: {column.shape}: no finite features")
+            raise UserError(
+                f"{content.path}: {name}: {column.shape}: no finite features; export it again"
+            )
