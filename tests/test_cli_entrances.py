@@ -38,7 +38,8 @@ ENTRANCES = {
     "init": ("train", "-c", "moco_v3/digits_linear", "--backend", "torch", "--output", "run",
              "-o", f"init.weights={NAME}"),
     "eval": ("eval", "knn", *DIGITS, "--weights", NAME),
-    "features": ("eval", "features", *DIGITS, "--weights", NAME, "--output", "kept.npz"),
+    "features": ("eval", "features", *DIGITS, "--weights", NAME, "--output", "kept.npz",
+                 "--force"),
 }  # fmt: skip
 
 
