@@ -1,10 +1,10 @@
 """Implements ``core.engine.Engine`` in PyTorch."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
-from timm.layers import Attention
+from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from triptych.backends.torch import ops, parallel, pipeline, sharded
@@ -55,9 +55,9 @@ class Engine(core.Engine):
         for module in self.model.modules():
             if isinstance(module, VisionTransformer):
                 module.recompute = spec.parallel.recompute
-            if isinstance(module, Attention) and self.model.mixed and device == "cpu":
+            if isinstance(module, Block) and self.model.mixed and device == "cpu":
                 # In bfloat16, the fused kernel's backward pass takes longer than that of its parts.
-                module.fused_attn = False
+                cast(Any, module.attn).fused_attn = False
         self.courier = None if device == "cpu" else Courier(device, self.dtype)
         self.load_model(state)
         self.optimizer = self._optimizer()

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.layers import Attention
+from timm.models.vision_transformer import Block
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -83,8 +83,8 @@ def _tensors(values: Any) -> list[torch.Tensor]:
 def fuse_attention(engine: Any) -> None:
     """Attention by one kernel, as on a GPU. In bfloat16 the CPU takes its parts."""
     for module in engine.model.modules():
-        if isinstance(module, Attention):
-            module.fused_attn = True
+        if isinstance(module, Block):
+            module.attn.fused_attn = True
 
 
 @contextmanager
