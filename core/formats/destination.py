@@ -40,16 +40,27 @@ def check(path: Path, source: Path, *, force: bool) -> None:
     name = printable(str(path))
     if not path.parent.is_dir():
         raise UserError(f"{name}: there is no folder {printable(str(path.parent))}; make it first")
-    if not path.exists():
-        return
-    if not force:
-        raise UserError(f"{name}: exists; give another name, or --force to replace it")
-    if source.resolve().is_relative_to(path.resolve()):
-        raise UserError(f"{name}: holds the file that is converted; give another name")
+    refuse_loss(path, source, force=force, name=name, held="the file that is converted")
     if path.is_dir() and not _replaceable(path):
         raise UserError(
             f"{name}: a folder that holds no weights is never replaced; give another name"
         )
+
+
+def refuse_loss(path: Path, source: Path | None, *, force: bool, name: str, held: str) -> None:
+    """Raises UserError if a new file would replace an earlier one, or what it is made of.
+
+    Args:
+        path: of the new file or folder.
+        source: what it is made of, if that is a file or folder.
+        force: whether an earlier one may be replaced.
+        name: of the new one in a message.
+        held: what ``source`` is, in words.
+    """
+    if path.exists() and not force:
+        raise UserError(f"{name}: exists; give another name, or --force to replace it")
+    if path.exists() and source and source.resolve().is_relative_to(path.resolve()):
+        raise UserError(f"{name}: holds {held}; give another name")
 
 
 def _replaceable(folder: Path) -> bool:

@@ -176,7 +176,7 @@ def _pretrained(
     prefix, label, found = _encoder(source, init.branch)
     params = encoder(spec.model)
     shapes = {param.name: param.shape for param in params}
-    _check_kind(source, init)
+    _check_kind(manifest, source, init)
     unused = _unused(source, prefix, found, shapes.keys(), spec, init)
     channels = _adapt_channels(found, spec, init)
     if other := difference(shapes, {n: a.shape for n, a in found.items()}):
@@ -185,7 +185,6 @@ def _pretrained(
         raise UserError(f"weights of another architecture: {other}{remedy}")
     if manifest:
         _check_model(manifest, spec)
-        _check_method(manifest, init)
     else:
         _check_facts(source, spec)
     grid = _resampled_grid(found, manifest, spec, init)
@@ -263,7 +262,7 @@ def _fresh_norm(spec: RunSpec) -> bool:
     return isinstance(spec.model, VitSpec) and spec.model.fc_norm
 
 
-def _check_kind(source: Source, init: InitSpec) -> None:
+def _check_kind(manifest: Manifest | None, source: Source, init: InitSpec) -> None:
     """Refuses what is no plain pretrained encoder, unless the spec names what it leaves out.
 
     These are a classifier that was trained with labels, and a ViT with a second token.
@@ -277,7 +276,9 @@ def _check_kind(source: Source, init: InitSpec) -> None:
             f"{source.layout.about}, on which all features depend; to take the encoder without it, "
             f"set init.allow_unused to [{', '.join(left_out)}]"
         )
-    if source.layout.kind not in ("classifier", "linear probe") or CLASSIFIER not in source.tensors:
+    finetuned = manifest is not None and manifest.spec["method"]["name"] == "finetune"
+    trained = finetuned or source.layout.kind in ("classifier", "linear probe")
+    if not trained or CLASSIFIER not in source.tensors:
         return
     name = source.named(CLASSIFIER)
     if not named(name, init.allow_unused):
@@ -306,16 +307,6 @@ def _check_model(manifest: Manifest, spec: RunSpec) -> None:
     if changes:
         listed = ", ".join(f"{key} {change}" for key, change in changes.items())
         raise UserError(f"weights of another architecture: {listed}")
-
-
-def _check_method(manifest: Manifest, init: InitSpec) -> None:
-    """Refuses an encoder that was trained with labels, unless the spec names its classifier."""
-    method = manifest.spec["method"]
-    if method["name"] == "finetune" and not named(CLASSIFIER, init.allow_unused):
-        raise UserError(
-            f"a classifier of {method['classes']} classes ({CLASSIFIER}), not a pretrained "
-            f"encoder; to take its encoder, set init.allow_unused to [{CLASSIFIER_PARTS}]"
-        )
 
 
 def _resampled_grid(

@@ -13,6 +13,7 @@ from triptych.core.errors import UserError, printable
 from triptych.core.evaluation.export import Exported, export, name_width
 from triptych.core.evaluation.subject import depth
 from triptych.core.files.features import Append, Header, file_format, writing
+from triptych.core.formats import destination
 from triptych.core.machine.launchers import once_per_machine
 from triptych.core.parallel.agreement import together, whole
 from triptych.core.training.terminal import Terminal
@@ -29,7 +30,13 @@ def write_features(arguments: argparse.Namespace, say: launch.Say) -> int:
     """
     with once_per_machine():
         file_format(arguments.output)
-        _check_output(arguments)
+        destination.refuse_loss(
+            arguments.output,
+            arguments.weights,
+            force=arguments.force,
+            name=f"--output {arguments.output}",
+            held="the weights",
+        )
         asked = spec_of(arguments)
     spec, backend, ranks = processes(asked, arguments, say)
     with ExitStack() as stack:
@@ -64,15 +71,6 @@ def write_features(arguments: argparse.Namespace, say: launch.Say) -> int:
     if ranks.is_main:
         _report(arguments, done)
     return 0
-
-
-def _check_output(arguments: argparse.Namespace) -> None:
-    """Raises UserError if the output would replace the weights, or a file without ``--force``."""
-    path = arguments.output
-    if path.exists() and not arguments.force:
-        raise UserError(f"--output {path}: exists; give another name, or --force to replace it")
-    if arguments.weights and arguments.weights.resolve() == path.resolve():
-        raise UserError(f"--output {path}: holds the weights; give another name")
 
 
 def _writing(
