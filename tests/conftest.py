@@ -14,6 +14,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "2")
 os.environ.setdefault("TRIPTYCH_DEVICE", "cpu")
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -67,6 +68,12 @@ def requested() -> tuple[str, ...] | None:
     return tuple(name for name in names if name != "none")
 
 
+def under_test() -> tuple[str, ...]:
+    """The backends that are tested: those requested, or else those installed."""
+    names = requested()
+    return backends.installed() if names is None else names
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Takes care of crashes, and raises UsageError for a name that is no backend.
 
@@ -83,10 +90,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Says which backends are tested and which are left out: nothing is skipped in silence."""
-    under_test = backends.installed() if requested() is None else requested()
-    left_out = [name for name in backends.BACKENDS if name not in under_test]
+    tested = under_test()
+    left_out = [name for name in backends.BACKENDS if name not in tested]
     return (
-        f"backends: {', '.join(under_test) or 'none'}; left out: {', '.join(left_out) or 'none'}; "
+        f"backends: {', '.join(tested) or 'none'}; left out: {', '.join(left_out) or 'none'}; "
         f"device: {os.environ['TRIPTYCH_DEVICE']}"
     )
 
@@ -133,3 +140,19 @@ def backend(backend_name: str) -> ModuleType:
     # unused objects need not look at them.
     gc.freeze()
     return package
+
+
+@pytest.fixture
+def numpy_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run of a test is on the NumPy engine."""
+    from support import double
+
+    double.install(monkeypatch)
+
+
+@pytest.fixture
+def whole(numpy_backend: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run on the NumPy engine."""
+    from support import double
+
+    return double.finished(double.tiny(), tmp_path_factory.mktemp("whole"))

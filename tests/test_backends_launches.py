@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 import pytest
-from conftest import requested
+from conftest import under_test
 from support.ferry import Ferry
 from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
 
@@ -17,7 +17,7 @@ from triptych.core import config, parameters
 from triptych.core.methods import METHODS, staging
 
 torch = pytest.importorskip("torch")
-if "torch" not in (backends.installed() if requested() is None else requested()):
+if "torch" not in under_test():
     pytest.skip("torch is not under test", allow_module_level=True)
 from support import launches  # noqa: E402 - needs PyTorch
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import requested
+from conftest import under_test
 from support.divided import METHODS, SPECS, differences, spec_of
 from support.grids import FOUR, RESNETS, alone, divided
 from support.launched import together, trained
@@ -47,7 +47,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def package():
-    if "oneflow" not in (backends.installed() if requested() is None else requested()):
+    if "oneflow" not in under_test():
         pytest.skip("oneflow is not under test")
     return backends.load("oneflow")
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from conftest import relative_error, requested
+from conftest import relative_error, under_test
 from support import launches
 from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
 
@@ -15,7 +15,7 @@ from triptych.core.reference import ops
 
 @pytest.fixture(scope="module")
 def package():
-    if "torch" not in (backends.installed() if requested() is None else requested()):
+    if "torch" not in under_test():
         pytest.skip("torch is not under test")
     return backends.load("torch")
 

@@ -1,7 +1,7 @@
 """Matrix products of PyTorch by oneDNN: when, and that they are the same products."""
 
 import pytest
-from conftest import requested
+from conftest import under_test
 from support.native import draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych import backends
@@ -12,7 +12,7 @@ AMD = frozenset({"AuthenticAMD", "avx2", "fma", "avx512f"})
 @pytest.fixture
 def kernels(monkeypatch):
     """The module, on a processor on which oneDNN serves."""
-    if "torch" not in (backends.installed() if requested() is None else requested()):
+    if "torch" not in under_test():
         pytest.skip("torch is not under test")
     from triptych.backends.torch import kernels
 

@@ -4,7 +4,7 @@ import socket
 
 import numpy as np
 import pytest
-from conftest import requested
+from conftest import under_test
 from support.divided import METHODS, SPECS, differences, spec_of
 from support.grids import DATA, FOUR, RESNETS, alone, divided
 from support.launched import together, trained
@@ -46,7 +46,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def package():
-    if "torch" not in (backends.installed() if requested() is None else requested()):
+    if "torch" not in under_test():
         pytest.skip("torch is not under test")
     return backends.load("torch")
 

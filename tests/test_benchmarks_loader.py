@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import requested
+from conftest import under_test
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
@@ -27,7 +27,7 @@ CRITICAL = 1.95 * math.sqrt(2 / VIEWS)
 @pytest.fixture
 def baseline():
     """The module of torchvision's loader, with its generators at a fixed start."""
-    if "torch" not in (backends.installed() if requested() is None else requested()):
+    if "torch" not in under_test():
         pytest.skip("the baseline is torchvision's, and torch is not under test")
     backends.load("torch")
     import torch

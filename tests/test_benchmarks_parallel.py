@@ -4,10 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from conftest import requested
+from conftest import under_test
 from support.native import TINY
 
-from triptych import backends
 from triptych.core.benchmarks import traffic
 from triptych.core.cli import main
 from triptych.core.config.spec import RunSpec
@@ -80,7 +79,7 @@ SMALL = ("model.width=32", "model.depth=2", "model.heads=4", "model.image_size=3
 
 @pytest.mark.parallel
 def test_two_processes_are_measured_beside_one(capsys):
-    if "torch" not in (backends.installed() if requested() is None else requested()):
+    if "torch" not in under_test():
         pytest.skip("torch is not under test")
     command = ["bench", "parallel", "--backend", "torch", "--rounds", "1", "--json"]
     command += ["--repeats", "2"]

@@ -20,15 +20,7 @@ from triptych.core.training import run, trainer
 KEY = "checkpoint.background=true"
 
 
-@pytest.fixture(autouse=True)
-def numpy_backend(monkeypatch):
-    install(monkeypatch)
-
-
-@pytest.fixture
-def whole(tmp_path_factory):
-    """A run whose checkpoints are written between its steps."""
-    return finished(tiny(), tmp_path_factory.mktemp("whole"))
+pytestmark = pytest.mark.usefixtures("numpy_backend")
 
 
 def at(monkeypatch, step, do):

@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from conftest import requested
+from conftest import under_test
 
 from triptych import backends
 from triptych.core import cli
@@ -40,7 +40,7 @@ def found_by(record):
 
 def test_every_backend_from_spec_to_page(tmp_path, capsys):
     """In float64 three steps leave no room for anything but rounding."""
-    names = backends.installed() if requested() is None else requested()
+    names = under_test()
     if not names:
         pytest.skip("no backend to train on")
     assert everywhere.run("moco_v3/digits", SHORT, names, tmp_path) == 0

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from conftest import requested
+from conftest import under_test
 from support.launchers import Launch
 
-from triptych import backends
 from triptych.core import checkpoint
 from triptych.core.parity.compare import compare
 from triptych.core.runs.log import read_rows
@@ -63,7 +62,7 @@ def train(backend: str, world: int, recipe: str, folder, name: str, *keys: str) 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("second", SECOND)
 def test_a_run_that_changes_layout_and_framework_is_that_of_one_process(tmp_path, second):
-    names = backends.installed() if requested() is None else requested()
+    names = under_test()
     recipe, order = CHAINS[second]
     order = [name if name in names else names[i % len(names)] for i, name in enumerate(order)]
     train(order[0], 1, recipe, tmp_path, "whole")

@@ -19,16 +19,7 @@ from triptych.core.files.writing import occupied
 from triptych.core.runs.log import read_rows
 from triptych.core.training import run, trainer
 
-
-@pytest.fixture(autouse=True)
-def numpy_backend(monkeypatch):
-    install(monkeypatch)
-
-
-@pytest.fixture
-def whole(tmp_path_factory):
-    """An undisturbed run."""
-    return finished(tiny(), tmp_path_factory.mktemp("whole"))
+pytestmark = pytest.mark.usefixtures("numpy_backend")
 
 
 # -------------------------------------------------------------------------------- stop and go on

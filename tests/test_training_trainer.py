@@ -24,16 +24,7 @@ from triptych.core.runs.log import Logs, read_rows
 from triptych.core.training import run
 from triptych.core.training.terminal import Terminal, health_line
 
-
-@pytest.fixture(autouse=True)
-def numpy_backend(monkeypatch):
-    install(monkeypatch)
-
-
-@pytest.fixture
-def whole(tmp_path_factory):
-    """An undisturbed run."""
-    return finished(tiny(), tmp_path_factory.mktemp("whole"))
+pytestmark = pytest.mark.usefixtures("numpy_backend")
 
 
 # --------------------------------------------------------------------------------- what is written
