@@ -126,3 +126,38 @@ def test_a_process_with_other_sources_is_refused_by_name(backend, backend_name, 
     (error,) = launch.errors()
     assert error.startswith("error: the 2 processes differ in version of the program; start all")
     assert not (tmp_path / "run").exists()
+
+
+STORM = """
+import os, signal, threading, time
+from triptych.core import config
+from triptych.core.launch import join
+from triptych.core.machine.signals import heeded
+
+ranks = join(config.load("moco_v3/digits", ["parallel.data=2", "device=cpu"]), {backend!r})
+taken = []
+for number in heeded():
+    signal.signal(number, lambda number, frame: taken.append(number))
+
+def send():
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.0005)
+
+threading.Thread(target=send, daemon=True).start()
+highest = [ranks.largest(step + ranks.rank) for step in range(300)]
+assert highest == list(range(1, 301)), highest
+assert len(taken) > 10, taken
+ranks.close()
+os._exit(0)
+"""
+"""A process that gets signals all the time while it waits for the other one."""
+
+
+@pytest.mark.parallel
+def test_signals_interrupt_no_waiting(backend, backend_name, tmp_path):
+    launch = Launch(backend_name, 2, [], tmp_path / "launch", STORM.format(backend=backend_name))
+    try:
+        assert launch.finish(100.0) == 0, launch.said()
+    finally:
+        launch.kill()

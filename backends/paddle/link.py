@@ -19,6 +19,7 @@ from paddle.base import core as native
 
 from triptych.core.errors import UserError
 from triptych.core.machine.lifeline import GRACE
+from triptych.core.machine.signals import held_back
 
 ARRIVED = "triptych/arrived"
 """Key of the store: number of arrivals at ``Link.meet``."""
@@ -102,10 +103,16 @@ class Link:
         self._meetings += 1
         begun = time.monotonic()
         with watched():
-            arrived = self._store.add(ARRIVED, 1)
+            arrived = self._arrive(1)
             while arrived < self._meetings * self.world:
                 time.sleep(min((time.monotonic() - begun) / 4, 0.1))
-                arrived = self._store.add(ARRIVED, 0)
+                arrived = self._arrive(0)
+
+    def _arrive(self, times: int) -> int:
+        """Adds to the arrivals. Returns their number."""
+        # Paddle takes an answer that a signal interrupts for a broken connection.
+        with held_back():
+            return int(self._store.add(ARRIVED, times))
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from math import prod
 from multiprocessing import Pipe
 from types import TracebackType
@@ -24,7 +24,7 @@ from triptych.core.data.jobs import Filled, Job, Planes
 from triptych.core.data.worker import Reply, Task, shared_planes
 from triptych.core.errors import UserError
 from triptych.core.machine.resources import free_memory
-from triptych.core.machine.signals import ENDINGS
+from triptych.core.machine.signals import held_back
 
 T = TypeVar("T")
 
@@ -103,7 +103,9 @@ class _Worker:
         handed = (theirs.fileno(), memory)
         try:
             self.planes: Planes = shared_planes(memory, slots, shape)
-            with _signals_held_back():
+            # Signals reach every process of a terminal or a job. This one saves its state and
+            # leaves, and needs its workers until then.
+            with held_back():
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", _START, *map(str, (*handed, os.getpid())), *sys.path],
                     stdin=subprocess.DEVNULL,
@@ -173,17 +175,3 @@ def _anonymous_file(size: int) -> int:
             descriptor = os.dup(file.fileno())
     os.truncate(descriptor, size)
     return descriptor
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """A process that is started inside never gets Ctrl-C, SIGTERM and similar signals.
-
-    Such signals reach every process of a terminal or a job. The parent saves and leaves, and needs
-    its workers until then.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

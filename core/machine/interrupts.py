@@ -128,19 +128,6 @@ class _Keeper:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-@contextmanager
-def threads_without_signals() -> Iterator[None]:
-    """Threads that are started inside never take SIGINT or SIGTERM.
-
-    So a signal waits whenever the main thread holds it back.
-    """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
 def _handlers() -> dict[int, Any]:
     """The handlers that Python knows. None outside the main thread, where they cannot be set."""
     if threading.current_thread() is not threading.main_thread():

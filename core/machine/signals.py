@@ -1,6 +1,8 @@
 """Signals with which terminals, schedulers and the system announce the end of a process."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 NAMES = (
     "SIGHUP",  # the terminal is closed
@@ -23,3 +25,16 @@ def heeded() -> tuple[signal.Signals, ...]:
     ignore SIGINT and SIGQUIT.
     """
     return tuple(number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """The signals in ``ENDINGS`` wait until the end of the block, if they come to this thread.
+
+    Threads and processes that are started inside never take them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
