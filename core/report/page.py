@@ -207,7 +207,8 @@ def _evaluation_chart(
     )
     drawn = [Level(name, value) for name, value in levels.items()]
     what = f"{kind.title} accuracy" if kind.score is not None else kind.title
-    heading = f"{what} (step 0: random initial weights)"
+    compared = any(x == 0 for s in series for x, _ in s.points)
+    heading = f"{what} (step 0: random initial weights)" if compared else what
     axis = _listed(kind.metric, kind.sign)
     return Chart(heading, summary, series, "step", axis, levels=drawn)
 
