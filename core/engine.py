@@ -47,6 +47,7 @@ from triptych.core.machine.failures import device_failures
 from triptych.core.methods import METHODS, staging
 from triptych.core.methods.accumulate import Accumulation
 from triptych.core.methods.health import feature_std, first_non_finite
+from triptych.core.optim.scaling import LossScale
 from triptych.core.parallel.stage import Stage
 
 PICK: dict[str, Callable[[Tensor], Tensor]] = {
@@ -73,6 +74,8 @@ class Engine(ABC):
         self.spec, self.ops, self.context, self.ranks = spec, ops, context, ranks
         self.method: Method[Any, Any] = METHODS[spec.method.name]
         self.replicas = ranks.replicas
+        self.loss_scale = LossScale() if spec.precision == "float16" else None
+        self._finite = True
 
     # ------------------------------------------------------------------ the tensor parts: native
 
@@ -114,6 +117,10 @@ class Engine(ABC):
     @abstractmethod
     def gradient_norm(self) -> Tensor:
         """Global L2 norm of all gradients, before clipping; stays on the device."""
+
+    def divide_gradients(self, divisor: float) -> None:
+        """Divides all gradients. Only a backend that has float16 is asked to."""
+        raise NotImplementedError
 
     @abstractmethod
     def model_slots(self) -> Mapping[str, Slot]:
@@ -251,10 +258,11 @@ class Engine(ABC):
                 caller checks it.
             DeviceError: see ``core.machine.failures``. Statistics and teacher may have changed.
         """
-        outcome = self._differentiate(batch, draws, hyper, features=monitor)
+        outcome = self._differentiate(batch, draws, hyper, monitored=monitor)
         metrics = {"loss": outcome.loss, **outcome.metrics}
         if monitor:
-            metrics["gradient_norm"] = self.gradient_norm()
+            if self._finite:
+                metrics["gradient_norm"] = self.gradient_norm()
             metrics.update({f"feature/{k}": v for k, v in outcome.features.items()})
         if not self.context.runs_ahead and not np.isfinite(self.array(outcome.loss)):
             raise NonFiniteError(self._first_bad(batch, outcome, hyper))
@@ -306,7 +314,12 @@ class Engine(ABC):
             **self.model.counters(),
             **self.moment_slots(),
             "optimizer.step": Slot.counter(self.optimizer, "count"),
+            **(self.loss_scale.slots() if self.loss_scale else {}),
         }
+
+    def steps_done(self) -> int:
+        """Number of steps whose update is done, or was left out in float16."""
+        return self.optimizer.count + (self.loss_scale.skipped if self.loss_scale else 0)
 
     def load_model(self, state: Mapping[str, Array]) -> None:
         """Sets student, teacher and memory from the tensors of ``core.parameters.table``."""
@@ -338,23 +351,29 @@ class Engine(ABC):
             slot.write(state[name])
 
     def _differentiate(
-        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper, *, features: bool = True
+        self, batch: Batch, draws: Mapping[str, Array], hyper: Hyper, *, monitored: bool = True
     ) -> Outcome:
         """The loss and the gradients of a step, computed in ``train.accumulate`` parts.
 
         Args:
-            features: whether to return features, even if copies of the model have parts of them.
+            monitored: whether to return features, even if copies of the model have parts of them,
+                and metrics that cost time.
         """
         section = self.spec.method
-        step = Step(self.ops, self.model, section, draws, hyper, self.replicas)
+        step = Step(self.ops, self.model, section, draws, hyper, self.replicas, monitored)
         with self._device_failures():
             batch = self.method.prepare(batch, draws, section)
             self.clear_gradients()
             batch, parts = self._staged(step, batch)
-            features = features or self.replicas.count == 1  # to gather them takes time
-            outcome = Accumulation(self, self.method, step, batch, parts, features).differentiate()
+            features = monitored or self.replicas.count == 1  # to gather them takes time
+            scale = self.loss_scale.scale if self.loss_scale else 1
+            whole = Accumulation(self, self.method, step, batch, parts, features, scale)
+            outcome = whole.differentiate()
             if self.replicas.count > 1:
                 self.sum_gradients()
+            if self.loss_scale:
+                self.divide_gradients(scale)
+                self._finite = bool(np.isfinite(self.array(self.gradient_norm())))
             return outcome if self.stage is None else outcome.changed(self._arrived)
 
     def _arrived(self, x: Tensor) -> Tensor:
@@ -378,7 +397,10 @@ class Engine(ABC):
 
     def _update(self, outcome: Outcome, hyper: Hyper) -> None:
         with self._device_failures():
-            self.optimizer.step(hyper)
+            if self._finite:
+                self.optimizer.step(hyper)
+            if self.loss_scale:
+                self.loss_scale.update(finite=self._finite)
             with self.ops.no_grad():
                 self.method.finish(self.model, outcome, hyper)
 

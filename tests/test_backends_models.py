@@ -229,9 +229,22 @@ def test_a_wrong_state_is_refused_whole(backend):
 def test_precision_that_a_device_lacks_is_refused_by_name(backend, backend_name):
     from triptych.core.errors import UserError
 
-    spec = tiny_spec("float16")
-    with pytest.raises(UserError, match=f"precision: {backend_name} has no float16"):
+    spec = tiny_spec("tf32")
+    with pytest.raises(UserError, match=f"precision: {backend_name} has no tf32"):
         backend.build(spec, lively_state(spec))
     spec = tiny_spec().model_copy(update={"device": "cuda:7"})
     with pytest.raises(UserError, match=f"device: 'cuda:7', but {backend_name} sees"):
         backend.build(spec, lively_state(spec))
+
+
+def test_a_step_that_is_not_logged_lacks_metrics_and_changes_nothing_else(backend):
+    spec = tiny_spec(case="moca_vit")
+    found, states = [], []
+    for monitor in (True, False):
+        engine = backend.build(spec, lively_state(spec))
+        metrics = engine.train_step(random_batch(spec), draws(spec), hyper(), monitor=monitor)
+        found.append(engine.read(metrics))
+        states.append(engine.export_state())
+    assert {"word_entropy", "chance", "gradient_norm"} < found[0].keys() - found[1].keys()
+    assert found[1].items() <= found[0].items()
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])

@@ -1,4 +1,4 @@
-"""Mixed precision in PyTorch: what is in bfloat16, and what must not be."""
+"""Mixed precision in PyTorch: what is in 16 bits, what must not be, and the scale of the loss."""
 
 from collections import defaultdict
 
@@ -49,12 +49,13 @@ def types_on_cuda(package, monkeypatch, spec):
     return inside, outside
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("case", TINY)
-def test_only_the_networks_are_in_half_precision_on_a_gpu(package, monkeypatch, case):
+def test_only_the_networks_are_in_half_precision_on_a_gpu(package, monkeypatch, case, precision):
     import torch
 
-    inside, outside = types_on_cuda(package, monkeypatch, tiny_spec("bfloat16", case))
-    half, single = {torch.bfloat16}, {torch.float32}
+    inside, outside = types_on_cuda(package, monkeypatch, tiny_spec(precision, case))
+    half, single = {getattr(torch, precision)}, {torch.float32}
     assert set.union(*outside.values()) - {torch.int64, torch.bool} == single
     assert outside["mm"] == outside["_log_softmax"] == outside["linalg_vector_norm"] == single
     assert "_log_softmax" not in inside
@@ -102,11 +103,12 @@ def test_the_backward_pass_is_not_in_mixed_precision(package, monkeypatch):
         assert relative_error(x.grad.numpy(), want) < 1e-6
 
 
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
 @pytest.mark.parametrize("case", TINY)
-def test_a_loss_in_bfloat16_is_near_that_in_float64(package, case):
+def test_a_loss_in_16_bits_is_near_that_in_float64(package, case, half):
     """Products round to eight bits; small batch norms make more of it than large ones."""
     losses = []
-    for precision in ("bfloat16", "float64"):
+    for precision in (half, "float64"):
         spec = tiny_spec(precision, case)
         engine = package.build(spec, lively_state(spec))
         values, _ = engine.loss_and_grads(random_batch(spec), draws(spec), hyper())
@@ -128,6 +130,83 @@ def test_behind_the_features_nothing_is_lost_in_mixed_precision(package):
         for query, key in ((q1, k2), (q2, k1))
     )
     assert relative_error(values["loss"], want) < 1e-6
+
+
+# ------------------------------------------------------------------------------------- float16
+
+
+def whole(gradients):
+    return np.concatenate([gradients[name].ravel() for name in sorted(gradients)])
+
+
+@pytest.mark.parametrize(
+    ("case", "accumulate"),
+    [*((case, 1) for case in TINY), ("moco_v3_vit", 2), ("moca_vit", 2)],
+)
+def test_gradients_in_float16_are_near_those_in_float64(package, case, accumulate):
+    """Nearer than in bfloat16, which rounds to fewer bits. The scale is divided out again."""
+    found, train = {}, {"batch_size": 8, "accumulate": accumulate}
+    for precision in ("float64", "float16", "bfloat16"):
+        spec = tiny_spec(precision, case, train=train)
+        engine = package.build(spec, lively_state(spec))
+        if precision == "float16":
+            engine.loss_scale.scale = 256
+        _, gradients = engine.loss_and_grads(random_batch(spec), draws(spec), hyper())
+        found[precision] = whole(gradients)
+    errors = {
+        precision: np.linalg.norm(found[precision] - found["float64"])
+        / np.linalg.norm(found["float64"])
+        for precision in ("float16", "bfloat16")
+    }
+    assert 0.0 < errors["float16"] < 0.7 * errors["bfloat16"]
+
+
+def test_without_a_scale_small_gradients_are_lost_in_float16(package):
+    """So the scale does what it is for: with a weight of the loss of 1e-6 all would be 0."""
+    norms = {}
+    for scale in (1, 2**16):
+        spec = tiny_spec("float16", "moca_vit")
+        weights = {"image_weight": 1e-6, "dense_weight": 1e-6}
+        method = spec.method.model_copy(update=weights)
+        spec = spec.model_copy(update={"method": method})
+        engine = package.build(spec, lively_state(spec))
+        engine.loss_scale.scale = scale
+        _, gradients = engine.loss_and_grads(random_batch(spec), draws(spec), hyper())
+        norms[scale] = np.linalg.norm(gradients["student.encoder.blocks.0.mlp.fc1.weight"])
+    assert norms[1] < 0.9 * norms[2**16]
+
+
+def test_an_update_whose_gradients_are_not_finite_is_left_out(package):
+    spec = tiny_spec("float16")
+    engine = package.build(spec, lively_state(spec))
+    engine.loss_scale.scale = 2**32
+    before = engine.export_state()
+    metrics = engine.read(engine.train_step(random_batch(spec), draws(spec), hyper(), monitor=True))
+    after = engine.export_state()
+    assert np.isfinite(metrics["loss"]) and "gradient_norm" not in metrics
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert not any(name.startswith(("student.encoder.blocks", "optimizer.exp")) for name in changed)
+    assert any(name.startswith("teacher.") for name in changed)
+    assert after["optimizer.step"] == 0 and engine.steps_done() == 1
+    assert after["optimizer.scale"] == 2**31 and after["optimizer.skipped"] == 1
+    for step in range(1, 40):
+        metrics = engine.train_step(random_batch(spec), draws(spec, step), hyper(), monitor=True)
+    assert "gradient_norm" in metrics and 1 < engine.loss_scale.skipped < 40
+    assert engine.optimizer.count == 40 - engine.loss_scale.skipped
+
+
+def test_a_run_in_float16_goes_on_from_its_state(package):
+    spec = tiny_spec("float16")
+    engine = package.build(spec, lively_state(spec))
+    for step in range(4):
+        engine.train_step(random_batch(spec), draws(spec, step), hyper())
+    other = package.build(spec, lively_state(spec))
+    other.import_state(engine.export_state())
+    for each in (engine, other):
+        each.train_step(random_batch(spec), draws(spec, 4), hyper())
+    want, got = engine.export_state(), other.export_state()
+    assert {"optimizer.scale", "optimizer.good_steps", "optimizer.skipped"} < got.keys()
+    assert all(np.array_equal(want[name], got[name]) for name in want)
 
 
 # ----------------------------------------------------------------------- activations computed again

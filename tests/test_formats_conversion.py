@@ -20,6 +20,7 @@ from triptych.core.formats.detection import FORMATS
 from triptych.core.formats.forward import Values, features
 from triptych.core.formats.selfcheck import check
 from triptych.core.launch import REFERENCE
+from triptych.core.optim import scaling
 
 PLSC = foreign.FILES / "plsc_moco_v3_vit.pd"
 MOCA = foreign.FILES / "moca_full_vit_torch2.pth"
@@ -263,6 +264,28 @@ def test_entries_of_an_optimizer_that_fit_no_tensor_are_named(tmp_path: Path):
     assert planned(tmp_path / "x.pth", "canonical", overrides=()).problems == [
         f"unusable {bias}: expected floating-point numbers, got int64",
         "unusable optimizer.step: expected a whole number >= 0, got -1",
+    ]
+
+
+def test_the_scale_of_a_loss_stays_in_our_own_formats(tmp_path: Path):
+    """A run in float16 that goes on from another system's file begins with a new scale."""
+    converted(PLSC, tmp_path / "w.pth", "torch")
+    tree = reading.read(tmp_path / "w.pth").tree
+    scale = {name: Stored.of(np.array(n)) for n, name in enumerate(scaling.ENTRIES, 1)}
+    saving.write(tmp_path / "x.pth", {**tree, **scale}, "torch")
+    made = converted(tmp_path / "x.pth", tmp_path / "own", "canonical", overrides=())
+    assert scale.keys() < made.optimizer.keys()
+    _, state = checkpoint.read(tmp_path / "own")
+    assert [int(state[name]) for name in scaling.ENTRIES] == [1, 2, 3]
+    made = planned(tmp_path / "own", "plsc", overrides=())
+    assert made.optimizer and not scale.keys() & made.optimizer.keys()
+    told = "files of PLSC (PaddlePaddle/PLSC) hold none; it begins anew"
+    assert {made.left[name] for name in scale} == {told}
+    saving.write(
+        tmp_path / "x.pth", {**tree, scaling.ENTRIES[0]: Stored.of(np.array(0.5))}, "torch"
+    )
+    assert planned(tmp_path / "x.pth", "canonical", overrides=()).problems == [
+        "unusable optimizer.scale: expected a whole number >= 0, got 0.5"
     ]
 
 

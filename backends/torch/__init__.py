@@ -18,10 +18,9 @@ from triptych.core.machine.devices import (
 from triptych.core.machine.failures import device_failures
 from triptych.core.machine.resources import cpu_threads, keep_memory
 
-# float16 needs loss scaling, which this version does not have.
 PRECISIONS = {
-    "cpu": ("float32", "float64", "bfloat16"),
-    "cuda": ("float32", "float64", "tf32", "bfloat16"),
+    "cpu": ("float32", "float64", "bfloat16", "float16"),
+    "cuda": ("float32", "float64", "tf32", "bfloat16", "float16"),
 }
 
 

@@ -22,6 +22,9 @@ from triptych.core.optim import groups
 from triptych.core.parallel.sharding import splits
 from triptych.core.parallel.stages import stages
 
+MIXED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Precision -> type in which the networks compute, if it is not that of the parameters."""
+
 
 class Engine(core.Engine):
     """The engine of one run. Its tensors are float32, or float64 if that is the precision."""
@@ -49,14 +52,14 @@ class Engine(core.Engine):
         if self.stage:
             model.follow()
         self.model = model.to(device=device, dtype=self.dtype).train()
-        self.model.mixed = spec.precision == "bfloat16"
+        self.model.mixed = MIXED.get(spec.precision)
         if compiles(spec, "torch", device, able=True):
             self.model.compiler = "inductor"
         for module in self.model.modules():
             if isinstance(module, VisionTransformer):
                 module.recompute = spec.parallel.recompute
             if isinstance(module, Block) and self.model.mixed and device == "cpu":
-                # In bfloat16, the fused kernel's backward pass takes longer than that of its parts.
+                # In 16 bits, the fused kernel's backward pass takes longer than that of its parts.
                 cast(Any, module.attn).fused_attn = False
         self.courier = None if device == "cpu" else Courier(device, self.dtype)
         self.load_model(state)
@@ -104,6 +107,11 @@ class Engine(core.Engine):
         else:
             replicas = cast(parallel.Group, self.replicas)
             replicas.sum_gradients(self.optimizer.named.values())
+
+    def divide_gradients(self, divisor: float) -> None:
+        """See ``core.engine.Engine``."""
+        own = [p.grad for p in self.optimizer.own.values() if p.grad is not None]
+        torch._foreach_div_(own, divisor)
 
     def gradients(self) -> Iterator[tuple[str, Callable[[], Array]]]:
         """See ``core.engine.Engine``."""

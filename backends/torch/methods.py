@@ -40,8 +40,8 @@ class Pair(networks.Branches, nn.Module):
 
     kit = KIT
 
-    mixed = False
-    """Whether the networks compute in bfloat16 where PyTorch's autocast considers that safe."""
+    mixed: torch.dtype | None = None
+    """The type in which the networks compute where PyTorch's autocast considers that safe."""
 
     compiler: str | Callable[..., Any] | None = None
     """The compiler of the networks, as ``torch.compile`` takes it; None: they are not compiled."""
@@ -64,11 +64,11 @@ class Pair(networks.Branches, nn.Module):
             if part not in self._compiled:
                 self._compiled[part] = _compiled(part, self.compiler)
             part = self._compiled[part]
-        if not self.mixed:
+        if self.mixed is None:
             return part(*arguments)
         # Autocast ends before the loss and the backward pass. The backward pass repeats the types
         # of the forward pass by itself; inside, it would round gradients of float32 tensors, too.
-        with torch.autocast(arguments[0].device.type, torch.bfloat16):
+        with torch.autocast(arguments[0].device.type, self.mixed):
             output = part(*arguments)
         return _as_float32(output)
 

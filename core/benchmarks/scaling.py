@@ -210,7 +210,7 @@ def _activations(spec: RunSpec) -> float:
     if spec.parallel.recompute:
         kept = model.depth * values + block
     images = _share(spec) / spec.train.accumulate
-    return kept * images * (2 if spec.precision == "bfloat16" else 4)
+    return kept * images * (2 if spec.precision in ("bfloat16", "float16") else 4)
 
 
 def _multiply_adds(spec: RunSpec) -> int:

@@ -17,6 +17,7 @@ from triptych.core.launch import (
     open_encoder,
     refuse_launchers,
 )
+from triptych.core.optim.scaling import steps_behind
 from triptych.core.report import page, pictures
 from triptych.core.runs.record import RunRecord, read_run
 from triptych.core.training.terminal import Terminal
@@ -84,7 +85,7 @@ def _pictures(record: RunRecord, arguments: argparse.Namespace) -> list[Element]
     refuse_launchers()
     spec, images = record.spec, gallery.draw(open_splits(record.spec), arguments.images)
     weights = load_weights(record.path, spec)
-    step = int(weights.get("optimizer.step", 0))
+    step = steps_behind(weights)
     backend = choose_backend(arguments.backend, spec, cli.say)
     if spec.method.labelled:
         engine = open_classifier(spec, backend, weights)

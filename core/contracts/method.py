@@ -23,6 +23,7 @@ class Step(Generic[ModelT, SectionT]):
         draws: the random numbers of the step, by name.
         hyper: the scheduled scalars of the step.
         replicas: the copies of the model that share the batch.
+        monitored: whether the step is logged, so that metrics which cost time are wanted.
     """
 
     ops: Ops
@@ -31,6 +32,7 @@ class Step(Generic[ModelT, SectionT]):
     draws: Mapping[str, Array]
     hyper: Hyper
     replicas: Replicas
+    monitored: bool = True
 
 
 class Method(Protocol[ModelT, SectionT]):

@@ -3,6 +3,7 @@
 from triptych.core.formats.arithmetic import networks
 from triptych.core.formats.format import Format, Layout
 from triptych.core.formats.rules import ANY, Rule, Table
+from triptych.core.optim import scaling
 
 PARTS = (
     *("encoder", "projector", "predictor", "classifier"),
@@ -12,6 +13,7 @@ PARTS = (
 NAMES = (
     *(f"{branch}.{part}.{{rest}}" for branch in ("student", "teacher") for part in PARTS),
     *("memory.{leaf}", "optimizer.step", "optimizer.{leaf}.student.{rest}", "foreign.{rest}"),
+    *scaling.ENTRIES,
 )
 
 # Names from other systems stand behind "foreign." in their own spelling.

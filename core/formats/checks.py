@@ -6,7 +6,7 @@ import numpy as np
 
 from triptych.core.contracts import Array, State
 from triptych.core.files.tree import Stored
-from triptych.core.formats.moments import STEP
+from triptych.core.formats.moments import COUNTS
 from triptych.core.parameters import Param
 
 UNIT = 1e-2
@@ -47,16 +47,16 @@ def optimizer_faults(
         shapes: of the model's tensors, by canonical name.
     """
     for name, tensor in optimizer.items():
-        expected = () if name == STEP else shapes.get(name.split(".", 2)[2])
+        expected = () if name in COUNTS else shapes.get(name.split(".", 2)[2])
         if expected is None:
             yield f"unusable {name}: the model has no such tensor"
         elif tensor.shape != expected:
             yield f"misshapen {name}: expected {expected}, got {tensor.shape}"
-        elif name == STEP and not (
+        elif name in COUNTS and not (
             tensor.dtype.startswith(("int", "uint")) and tensor.array() >= 0
         ):
             yield f"unusable {name}: expected a whole number >= 0, got {tensor.array().item()}"
-        elif name != STEP and not tensor.dtype.startswith(("float", "bfloat")):
+        elif name not in COUNTS and not tensor.dtype.startswith(("float", "bfloat")):
             yield f"unusable {name}: expected floating-point numbers, got {tensor.dtype}"
 
 

@@ -11,7 +11,7 @@ from triptych.core.contracts import State
 from triptych.core.errors import UserError, printable
 from triptych.core.files.tree import Malformed, Node
 from triptych.core.formats.architecture import Shapes
-from triptych.core.formats.moments import KINDS, STEP, Optimizer, Options, in_form
+from triptych.core.formats.moments import COUNTS, KINDS, STEP, Optimizer, Options, in_form
 from triptych.core.parameters import table
 
 Say = Callable[[str], None]
@@ -72,7 +72,7 @@ def own_sections(shapes: Shapes) -> dict[str, object]:
     Args:
         shapes: of all tensors, by canonical name.
     """
-    entries = [name for name in shapes if name.startswith("optimizer.") and name != STEP]
+    entries = [name for name in shapes if name.startswith("optimizer.") and name not in COUNTS]
     kinds = {name.split(".")[1] for name in entries}
     names = [name for name, own in KINDS.items() if kinds == set(own)]
     if not names:
@@ -84,7 +84,7 @@ def own_sections(shapes: Shapes) -> dict[str, object]:
 
 def _frozen(entries: Iterable[str], shapes: Shapes) -> dict[str, object]:
     """Whether tensors that may be frozen are, by the moments that there are."""
-    trained = {name.split(".", 2)[2] for name in entries if name != STEP}
+    trained = {name.split(".", 2)[2] for name in entries if name not in COUNTS}
     frozen = {key: name not in trained for key, name in FREEZABLE.items() if name in shapes}
     return dict(frozen) if trained else {}
 
@@ -136,7 +136,7 @@ def training_state(optimizer: Optimizer, spec: RunSpec, say: Say) -> State:
             state[prefix + name] = (
                 np.zeros(param.shape, np.float32) if stored is None else np.array(stored.array())
             )
-    if surplus := [n for n in optimizer.tensors if n != STEP and n not in state]:
+    if surplus := [n for n in optimizer.tensors if n not in COUNTS and n not in state]:
         raise UserError(
             f"{surplus[0]}: the run does not train this tensor ({len(surplus)} such entries); see "
             "model.freeze_patch_embed and model.freeze_positions"
@@ -145,8 +145,9 @@ def training_state(optimizer: Optimizer, spec: RunSpec, say: Say) -> State:
         say(f"left out: {note}")
     for line in _anew(optimizer, params):
         say(line)
-    step = optimizer.tensors[STEP].array() if STEP in optimizer.tensors else 0
-    return {**state, STEP: np.asarray(step, np.int64)}
+    counts = {name: optimizer.tensors[name] for name in COUNTS if name in optimizer.tensors}
+    state[STEP] = np.zeros((), np.int64)
+    return {**state, **{name: tensor.array().astype(np.int64) for name, tensor in counts.items()}}
 
 
 def _in_form(optimizer: Optimizer, spec: RunSpec) -> Optimizer:
@@ -156,7 +157,7 @@ def _in_form(optimizer: Optimizer, spec: RunSpec) -> Optimizer:
     lr = optimizer.options[0].values.get("lr") if optimizer.options else None
     try:
         tensors = {
-            name: tensor if name == STEP else in_form(tensor, optimizer.form, spec.optim.form, lr)
+            name: tensor if name in COUNTS else in_form(tensor, optimizer.form, spec.optim.form, lr)
             for name, tensor in optimizer.tensors.items()
         }
     except Malformed as error:

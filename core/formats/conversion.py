@@ -32,6 +32,7 @@ from triptych.core.formats.moments import STEP
 from triptych.core.formats.opening import opened
 from triptych.core.formats.positions import Way
 from triptych.core.formats.rules import COUNTER, fits, named
+from triptych.core.optim import scaling
 from triptych.core.parameters import Param, table
 
 SHOWN = 8
@@ -312,6 +313,10 @@ def _optimizer(made: Plan, changed: Collection[str]) -> None:
         made.problems.append(
             f"{lost[0]}: its tensor gets another shape; leave out the optimizer by --parts"
         )
+    for name in () if made.own else scaling.ENTRIES:
+        if name in own:
+            made.left[name] = f"files of {made.target.about} hold none; it begins anew"
+            del own[name]
     made.optimizer.update(own)
 
 

@@ -22,7 +22,7 @@ from triptych.core.files.tree import Content, Malformed, Node, Stored
 from triptych.core.formats.changes import Facts
 from triptych.core.formats.entries import Entries, Key, entries
 from triptych.core.formats.rules import Renamed, Table, fits
-from triptych.core.optim import schedules
+from triptych.core.optim import scaling, schedules
 
 KINDS = {
     "adamw": ("exp_avg", "exp_avg_sq"),
@@ -32,6 +32,8 @@ KINDS = {
 """Canonical kinds of moments, by the name of the optimizer."""
 STEP = "optimizer.step"
 """Canonical name of the number of updates."""
+COUNTS = (STEP, *scaling.ENTRIES)
+"""Canonical names of the entries that belong to no tensor: whole numbers."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "_mean", "_variance")
 """Last words of the names of a batch norm's statistics."""
 MARKS = {"betas": "adamw", "trust_coefficient": "lars", "eta": "lars", "momentum": "sgd"}

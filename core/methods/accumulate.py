@@ -12,7 +12,7 @@ step's batch. So the gradients of the copies add up, too.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from operator import add
 from typing import Any, Protocol
@@ -53,6 +53,7 @@ class Accumulation:
         batch: the images of this copy of the model, as arrays, with places.
         parts: its micro-batches in order, with tensors and places.
         features: whether the outcome has the features of all copies.
+        scale: factor of the loss that is differentiated (see ``core.optim.scaling``).
     """
 
     autograd: Autograd
@@ -61,11 +62,12 @@ class Accumulation:
     batch: Batch
     parts: Sequence[Batch]
     features: bool = True
+    scale: float = 1.0
 
     def differentiate(self) -> Outcome:
         """The outcome of the step, of all copies of the model.
 
-        The gradients of this copy's share of the loss are added to those of the parameters.
+        The gradients of this copy's share of the scaled loss are added to those of the parameters.
         """
         with self.step.ops.no_grad():
             targets = self.method.targets(self.step, self.parts)
@@ -87,6 +89,8 @@ class Accumulation:
         }
         metrics = summed_by_name(ops, replicas, shares)
         loss = metrics.pop("")
+        if self.scale != 1:
+            loss = loss / self.scale
         features = {}
         if self.features:
             features = _merged([*(outcome.features for outcome in outcomes), targets.features])
@@ -122,7 +126,9 @@ class Accumulation:
         return self._weighted(part, outcome)
 
     def _weighted(self, part: Batch, outcome: Outcome) -> Outcome:
-        """The share of some images in a loss that is a mean over the images of a step."""
+        """The share of some images in a scaled loss that is a mean over the images of a step."""
+        if self.scale != 1:
+            outcome = replace(outcome, loss=outcome.loss * self.scale)
         if len(part.index) == part.whole_size:
             return outcome
         share = part.places["share"]

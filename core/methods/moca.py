@@ -204,7 +204,8 @@ def targets(step: MocaStep, parts: Sequence[Batch]) -> Targets:
         "difference2": difference2,
     }
     bows = joined(ops, [value["bows"] for value in values], parts)
-    metrics = _word_metrics(step, bows, [value["codes2"] for value in values])
+    codes = [value["codes2"] for value in values]
+    metrics = _word_metrics(step, bows, codes) if step.monitored else {}
     return Targets(values, metrics, {"cross_view_bows": bows}, kept)
 
 

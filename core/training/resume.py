@@ -15,6 +15,7 @@ from triptych.core.contracts import State
 from triptych.core.errors import UserError
 from triptych.core.formats.containers import is_foreign_folder
 from triptych.core.formats.moments import STEP
+from triptych.core.optim import scaling
 
 Say = Callable[[str], None]
 
@@ -116,11 +117,13 @@ def _from_elsewhere(
     """
     state, about, epochs = formats.read_training(path, spec, say)
     whole = any(name.startswith("optimizer.") for name in state)
-    step = int(state.get(STEP, 0))
+    step = scaling.steps_behind(state)
     if not step and epochs and steps_per_epoch:
         step = epochs * steps_per_epoch
-    if whole:
         state[STEP] = np.asarray(step, np.int64)
+    if whole:
+        none = {STEP: np.zeros((), np.int64)}
+        state = scaling.fitted({**none, **state}, spec.precision)
     known = f"step {step}" if step else "step 0, since the file holds no number of updates"
     say(f"going on from {path} ({about}), {known}; the order of the images is that of this run")
     if not whole:

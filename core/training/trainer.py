@@ -164,8 +164,7 @@ class Trainer:
 
     def _can_save_now(self) -> bool:
         """True for a single process whose optimizer has not updated in this step."""
-        count = self.engine.slots()["optimizer.step"].read()
-        return self.ranks.world == 1 and int(count) == self.step
+        return self.ranks.world == 1 and self.engine.steps_done() == self.step
 
     def _steps(self, stop: StopRequest) -> int | None:
         missing = self.ranks.is_main and not self._has_evaluation()
@@ -279,6 +278,8 @@ class Trainer:
             "images_per_second": speed,
             "data_wait": wait,
         }
+        if scale := self.engine.loss_scale:
+            row |= {"loss_scale": scale.scale, "skipped_updates": scale.skipped}
         if evaluating:
             row["evaluate_share"] = evaluating
         skipped, warned = self._files.update()

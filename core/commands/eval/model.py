@@ -12,6 +12,7 @@ from triptych.core.data import Source, split_digest
 from triptych.core.errors import UserError
 from triptych.core.files.checksum import state_digest
 from triptych.core.machine.launchers import once_per_machine
+from triptych.core.optim.scaling import steps_behind
 from triptych.core.parallel.agreement import check_same, program_digest, sections
 from triptych.core.parameters import initial_state
 
@@ -113,7 +114,7 @@ def weights_of(arguments: argparse.Namespace, spec: RunSpec) -> tuple[State, int
     if str(arguments.weights) == INITIAL:
         return initial_state(spec), 0
     weights = formats.load_encoders(arguments.weights, spec)
-    return weights, int(weights.get("optimizer.step", 0))
+    return weights, steps_behind(weights)
 
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:
