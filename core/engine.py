@@ -12,27 +12,22 @@ Shape letters:
     D: feature width.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from triptych.core import parameters
-from triptych.core.config.spec import RunSpec, VitSpec
+from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import (
     ALONE,
     Array,
     Batch,
-    Classifier,
     Context,
     Courier,
     Hyper,
-    LinearModel,
     Method,
-    Networks,
     Ops,
     Optimizer,
     Outcome,
@@ -43,49 +38,28 @@ from triptych.core.contracts import (
     Tensor,
 )
 from triptych.core.errors import NonFiniteError
-from triptych.core.machine.failures import device_failures
+from triptych.core.inference import Inference
 from triptych.core.methods import METHODS, staging
 from triptych.core.methods.accumulate import Accumulation
 from triptych.core.methods.health import feature_std, first_non_finite
 from triptych.core.optim.scaling import LossScale
-from triptych.core.parallel.stage import Stage
-
-PICK: dict[str, Callable[[Tensor], Tensor]] = {
-    "cls": lambda x: x[:, 0],
-    "mean": lambda x: x[:, 1:].mean(1),
-    "all": lambda x: x,
-}
-"""Name -> features that ``Engine.embed`` makes of an encoder's tokens (N, 1+L, D)."""
 
 
-class Engine(ABC):
+class Engine(Inference):
     """One run on one backend. Subclasses build ``model`` and ``optimizer``."""
 
-    model: Networks
     optimizer: Optimizer
-    stage: Stage | None = None
-    """Of this process, if the networks are divided among the stages of a pipeline."""
     courier: Courier | None = None
     """Takes the batches to the device, if that does not share the memory of the host."""
-    failures: tuple[type[Exception], ...] = ()
-    """Exceptions by which the framework says that memory is out or a kernel is missing."""
 
     def __init__(self, spec: RunSpec, ops: Ops, context: Context, ranks: Ranks = ALONE) -> None:
-        self.spec, self.ops, self.context, self.ranks = spec, ops, context, ranks
+        super().__init__(spec, ops, context, ranks)
         self.method: Method[Any, Any] = METHODS[spec.method.name]
         self.replicas = ranks.replicas
         self.loss_scale = LossScale() if spec.precision == "float16" else None
         self._finite = True
 
     # ------------------------------------------------------------------ the tensor parts: native
-
-    @abstractmethod
-    def tensor(self, array: Array) -> Tensor:
-        """An array as a tensor on the run's device; floating arrays take the run's precision."""
-
-    @abstractmethod
-    def array(self, tensor: Tensor) -> Array:
-        """A copy of a tensor as an array; waits for the device."""
 
     @abstractmethod
     def clear_gradients(self) -> None:
@@ -130,117 +104,8 @@ class Engine(ABC):
     def moment_slots(self) -> Mapping[str, Slot]:
         """Every tensor of the optimizer's state, by canonical name."""
 
-    def close(self) -> None:  # noqa: B027 - most frameworks hold nothing
+    def close(self) -> None:
         """Releases the resources of the framework."""
-
-    # ------------------------------------------------------------------------- features: shared
-
-    def embed(
-        self,
-        images: Array,
-        *,
-        branch: str = "student",
-        layers: Sequence[int] = (),
-        tokens: str = "cls",
-        projection: bool = False,
-    ) -> dict[str, Array]:
-        """Frozen features in evaluation mode (running statistics, no gradient).
-
-        Args:
-            images: (N, C, H, W), normalised.
-            branch: "student" or "teacher".
-            layers: 0-based indices of blocks (in a ResNet: stages) whose raw output is added.
-            tokens: "cls" (N, D), "mean" of the patch tokens (N, D), or "all" (N, 1+L, D). In a
-                ResNet the mean of the map's positions takes the place of the class token. The
-                positions follow it row by row.
-            projection: whether the projector's output is added.
-
-        Returns:
-            Arrays in the run's precision:
-
-            - "final": output after the last norm.
-            - "layer<i>": output of block i, for each i in ``layers``.
-            - "projection": (N, output_dim), if asked for.
-
-        Raises:
-            ValueError: ``projection`` is asked for, and the method has no projector.
-            DeviceError: see ``core.machine.failures``.
-        """
-        if projection:
-            self.require_projector()
-        with self._device_failures(), self.ops.no_grad():
-            whole = tokens != "cls" or bool(layers)
-            computed = self.model.features(
-                branch, self.tensor(images), layers, projection=projection, whole=whole
-            )
-            outputs = {name: self._arrived(x) for name, x in computed.items()}
-            # The projection has no tokens to pick from.
-            picks = {name: PICK[tokens] for name in outputs if name != "projection"}
-            features = {**outputs, **{name: pick(outputs[name]) for name, pick in picks.items()}}
-        return {name: self.array(x) for name, x in features.items()}
-
-    def classify(self, images: Array, *, branch: str = "student") -> Array:
-        """The logits of every classifier, in evaluation mode and without gradient.
-
-        Args:
-            images: (N, C, H, W), normalised; or cached features (N, D), if the method trains on
-                such features.
-            branch: "student" or "teacher".
-
-        Returns:
-            (classifiers, N, classes) in the run's precision.
-
-        Raises:
-            ValueError: the method has no classifier.
-            DeviceError: see ``core.machine.failures``.
-        """
-        if not self.spec.method.labelled:
-            raise ValueError(f"method {self.spec.method.name} has no classifier")
-        model = cast(Classifier, self.model)
-        with self._device_failures(), self.ops.no_grad():
-            logits = [self._arrived(x) for x in model.classify(branch, self.tensor(images))]
-        return np.stack([self.array(scores) for scores in logits])
-
-    def frozen_features(self, images: Array) -> Array:
-        """The features that the classifiers of a linear probe get.
-
-        Args:
-            images: (N, C, H, W), normalised.
-
-        Returns:
-            (N, D) in the run's precision.
-
-        Raises:
-            DeviceError: see ``core.machine.failures``.
-        """
-        with self._device_failures(), self.ops.no_grad():
-            features = cast(LinearModel, self.model).frozen(self.tensor(images))
-            return self.array(self._arrived(features))
-
-    def attention(self, images: Array, *, branch: str = "student") -> Array:
-        """The attention of the class token in the last block of a ViT, in evaluation mode.
-
-        Args:
-            images: (N, C, H, W), normalised.
-            branch: "student" or "teacher".
-
-        Returns:
-            (N, heads, 1+L) in the run's precision: the class token itself, then the patches row by
-            row. Rows sum to 1.
-
-        Raises:
-            ValueError: the encoder is no ViT.
-            DeviceError: see ``core.machine.failures``.
-        """
-        if not isinstance(self.spec.model, VitSpec):
-            raise ValueError(f"{self.spec.model.name} has no class token")
-        with self._device_failures(), self.ops.no_grad():
-            return self.array(self.model.attention(branch, self.tensor(images)))
-
-    def require_projector(self) -> None:
-        """Raises ValueError if the method has no projector."""
-        if not parameters.parts(self.spec).projector.layers:
-            raise ValueError(f"method {self.spec.method.name} has no projector")
 
     # ------------------------------------------------------------- the order of one step: shared
 
@@ -376,10 +241,6 @@ class Engine(ABC):
                 self._finite = bool(np.isfinite(self.array(self.gradient_norm())))
             return outcome if self.stage is None else outcome.changed(self._arrived)
 
-    def _arrived(self, x: Tensor) -> Tensor:
-        """What the last stage of a pipeline has computed, on all its stages."""
-        return x if self.stage is None else self.stage.of_the_last(x)
-
     def _staged(self, step: Step[Any, Any], batch: Batch) -> tuple[Batch, list[Batch]]:
         """The batch with its places, and its micro-batches, on the device."""
         count = self.spec.train.accumulate * self.spec.parallel.micro_batches
@@ -403,9 +264,6 @@ class Engine(ABC):
                 self.loss_scale.update(finite=self._finite)
             with self.ops.no_grad():
                 self.method.finish(self.model, outcome, hyper)
-
-    def _device_failures(self) -> AbstractContextManager[None]:
-        return device_failures(self.failures, self.spec, self.context.device)
 
     def _first_bad(self, batch: Batch, outcome: Outcome, hyper: Hyper) -> str:
         """Names the first non-finite tensor in the order of the computation."""

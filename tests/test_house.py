@@ -65,6 +65,7 @@ FLOORS = (
     ("parameters", "machine"),
     ("optim", "files", "parallel"),
     ("methods",),
+    ("inference",),
     ("engine",),
     ("backends", "data", "reference"),
     ("evaluation",),

@@ -200,7 +200,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(backend, backend_name, 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("key", ["device=cuda:63", "precision=float16"])
+@pytest.mark.parametrize("key", ["device=cuda:63", "precision=tf32"])
 def test_what_the_device_cannot_do_is_refused_before_anything_is_written(
     backend, backend_name, tmp_path, key
 ):

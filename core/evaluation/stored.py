@@ -5,11 +5,11 @@ import numpy as np
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array
 from triptych.core.data.source import content_digest
-from triptych.core.engine import PICK
 from triptych.core.errors import UserError
 from triptych.core.evaluation.split import Catalogue, Features, Labelled
 from triptych.core.evaluation.subject import Choice, Subject
 from triptych.core.files.features import FeatureFile
+from triptych.core.inference import PICK
 
 ABOUT = ("spec", "weights", "step", "branch", "tokens", "interpolation", "depth")
 """What a feature file has to say about its features."""

@@ -23,7 +23,7 @@ from triptych.core.commands.eval.model import (
 )
 from triptych.core.config.spec import RunSpec
 from triptych.core.data import few_levels, open_splits
-from triptych.core.engine import PICK, Engine
+from triptych.core.engine import Engine
 from triptych.core.errors import UserError, printable
 from triptych.core.evaluation import PROTOCOLS, classifier
 from triptych.core.evaluation.row import Evaluation
@@ -31,6 +31,7 @@ from triptych.core.evaluation.split import Split
 from triptych.core.evaluation.stored import Stored
 from triptych.core.evaluation.subject import alone, raw_pixels
 from triptych.core.files.features import FORMATS, read_features
+from triptych.core.inference import PICK
 from triptych.core.machine.launchers import launched, once_per_machine
 from triptych.core.parallel.agreement import together, whole
 
