@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from triptych.core import cli, config
 from triptych.core.benchmarks import speed
 from triptych.core.cli import main
 from triptych.core.machine.environment import cores
@@ -35,6 +36,14 @@ def commands(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", run)
     return said
+
+
+@pytest.mark.parametrize("measurement", speed.MEASUREMENTS, ids=lambda m: m.title)
+def test_every_command_can_be_parsed_and_its_recipe_is_there(measurement):
+    words = list(measurement.words)
+    arguments = cli._parser(["bench", *words]).parse_args(["bench", *words])
+    if recipe := getattr(arguments, "config", None):
+        config.load(recipe, getattr(arguments, "overrides", ()))
 
 
 def test_what_is_missing_is_measured_and_the_page_says_all_ratios(commands, tmp_path, capsys):

@@ -79,7 +79,12 @@ def _of_files(result: Mapping[str, Any]) -> Ratios:
 
 
 PACKAGES = (*FRAMEWORKS, "torchvision", "pillow", "numba", "numpy", "scikit-learn")
-STEP_RECIPES = ("moco_v3/vit_small", "moca/vit_base", "moco_v2/resnet50")
+STEPS = (
+    ("moco_v3/vit_small",),
+    ("moco_v2/resnet50",),
+    ("moca/v1_0_vit_base", "--rounds", "3", "-o", "log.every=5"),  # a step takes half a minute
+)
+"""Recipes of which a step is measured, with options."""
 PARALLEL_RECIPES = (
     ("moco_v3/vit_small",),
     ("moco_v2/resnet50", "model.name=resnet18", "batch_norm.virtual_ranks=2"),
@@ -87,7 +92,10 @@ PARALLEL_RECIPES = (
 SMALL = ("model.image_size=96", "train.batch_size=128")
 TURNS = ("--rounds", "2", "--repeats", "3")
 MEASUREMENTS = (
-    *(Measurement(f"A step of {c}", ("step", "-c", c), _of_steps, cores()) for c in STEP_RECIPES),
+    *(
+        Measurement(f"A step of {recipe}", ("step", "-c", recipe, *options), _of_steps, cores())
+        for recipe, *options in STEPS
+    ),
     *(
         Measurement(
             f"A step of {', '.join((recipe, *SMALL, *changes))}",
