@@ -255,3 +255,41 @@ def test_attention_in_bfloat16_is_in_parts_on_the_cpu_and_computes_the_same(pack
     assert kernels == spec.model.depth * kernels_of_parts
     assert softmax_of_parts - softmax == kernels - kernels_of_parts > 0
     np.testing.assert_allclose(found[0], found[1], rtol=0.02)
+
+
+# ------------------------------------------------------------------------ virtual ranks in one call
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_virtual_ranks_in_turns_are_contiguous_ones(package, biased):
+    """Statistics, features and gradients of a step, whose images lie in another order inside."""
+    from triptych.backends.torch.resnet import ResNet
+
+    norm = {"virtual_ranks": 4, "running_variance": "biased" if biased else "unbiased"}
+    spec = tiny_spec("float64", "moco_v2_bottleneck", batch_norm=norm)
+    engines = [package.build(spec, lively_state(spec)) for _ in range(2)]
+    encoders = [m for m in engines[1].model.modules() if isinstance(m, ResNet)]
+    for encoder in encoders:
+        encoder.take_turns()
+    want, got = (
+        {**dict(zip(("values", "gradients"), e.trace_step(random_batch(spec), draws(spec), hyper()),
+                    strict=True)), "state": e.export_state()}
+        for e in engines
+    )  # fmt: skip
+    assert len(encoders) == 2 and any("running_var" in name for name in want["state"])
+    for kind, arrays in want.items():
+        for name, array in arrays.items():
+            assert relative_error(got[kind][name], array) < 1e-11, (kind, name)
+
+
+def test_virtual_ranks_take_turns_unless_in_float64(package):
+    """There the order of the sums, and so every bit, stays what it was."""
+    from triptych.backends.torch.resnet import ResNet
+
+    turns = {}
+    for precision in ("float64", "float32", "bfloat16"):
+        norm = {"virtual_ranks": 2}
+        spec = tiny_spec(precision, "moco_v2_bottleneck", batch_norm=norm)
+        engine = package.build(spec, lively_state(spec))
+        turns[precision] = {m.turns for m in engine.model.modules() if isinstance(m, ResNet)}
+    assert turns == {"float64": {1}, "float32": {2}, "bfloat16": {2}}

@@ -12,6 +12,7 @@ from triptych.backends.torch.courier import Courier
 from triptych.backends.torch.methods import METHODS, Pair
 from triptych.backends.torch.optim import OPTIMIZERS, Optimizer
 from triptych.backends.torch.owned import Owned
+from triptych.backends.torch.resnet import ResNet
 from triptych.backends.torch.state import to_array
 from triptych.backends.torch.vit import VisionTransformer
 from triptych.core import engine as core
@@ -58,6 +59,8 @@ class Engine(core.Engine):
         for module in self.model.modules():
             if isinstance(module, VisionTransformer):
                 module.recompute = spec.parallel.recompute
+            if isinstance(module, ResNet) and self.dtype != torch.float64:
+                module.take_turns()
             if isinstance(module, Block) and self.model.mixed and device == "cpu":
                 # In 16 bits, the fused kernel's backward pass takes longer than that of its parts.
                 cast(Any, module.attn).fused_attn = False

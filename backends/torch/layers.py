@@ -3,7 +3,7 @@
 Shape letters: N images, C channels.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,14 @@ class BatchNorm(_BatchNorm):
     they are while ``tracking`` is False. The running variance is unbiased unless ``biased`` is set.
     Several processes in ``group`` normalise their images together, as one part.
 
+    If ``alternating`` is set, the parts are not contiguous: the images of a batch belong to them in
+    turn (see ``taking_turns``). Then one call normalises all parts, without a copy.
+
     The base class has no public name. The public classes accept one number of dimensions each.
     """
 
     virtual_ranks = 1
+    alternating = False
     biased = False
     tracking = True
     group = Group()
@@ -36,6 +40,8 @@ class BatchNorm(_BatchNorm):
             return super().forward(x)
         if self.group.count > 1:
             return self._synchronised(x)
+        if self.alternating:
+            return self._alternating(x)
         track = self._track_biased if self.biased else super().forward
         if not self.tracking:
             track = self._normalise
@@ -48,17 +54,37 @@ class BatchNorm(_BatchNorm):
         """Normalises without running statistics."""
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
+    def _alternating(self, x: Tensor) -> Tensor:
+        """Normalises the channels of each part as channels of their own."""
+        ranks, channels = self.virtual_ranks, x.shape[1]
+        rows = x.reshape(len(x) // ranks, ranks * channels, *x.shape[2:])
+        weight, bias = (p if p is None else p.repeat(ranks) for p in (self.weight, self.bias))
+        if self.tracking:
+            y, mean, variance = self._measured(rows, weight, bias)
+            count = rows.numel() // rows.shape[1]
+            mean, variance = mean[:channels], variance[:channels]
+            self._track(mean, variance * ((count - 1) / count) if self.biased else variance)
+        else:
+            y = F.batch_norm(rows, None, None, weight, bias, training=True, eps=self.eps)
+        # The activation that follows works in place, and the gradient of a view would be copied.
+        return cast(Tensor, torch.ops.aten._unsafe_view(y, x.shape))
+
     def _track_biased(self, x: Tensor) -> Tensor:
         """Normalises by the statistics of ``x``, which enter the running ones."""
-        # With momentum 1, the kernel replaces these numbers by the batch's mean and unbiased
-        # variance. A change of its result in place would fail: the backward pass has saved it.
-        mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-        y = F.batch_norm(
-            x, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps
-        )
+        y, mean, variance = self._measured(x, self.weight, self.bias)
         count = x.numel() // x.shape[1]
         self._track(mean, variance * ((count - 1) / count))
         return y
+
+    def _measured(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The normalised ``x``, the mean of each channel and its unbiased variance."""
+        # With momentum 1, the kernel replaces these numbers by the statistics of the batch. A
+        # change of its result in place would fail: the backward pass has saved it.
+        mean, variance = self.running_mean.new_zeros(2, x.shape[1])
+        y = F.batch_norm(x, mean, variance, weight, bias, training=True, momentum=1.0, eps=self.eps)
+        return y, mean, variance
 
     def _synchronised(self, x: Tensor) -> Tensor:
         """Normalises by the statistics of all processes in the group."""
@@ -80,6 +106,14 @@ class BatchNorm(_BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accepts any shape."""
+
+
+def taking_turns(x: Tensor, parts: int) -> Tensor:
+    """The rows of so many contiguous parts, in turn: the first row of each part, then the second.
+
+    ``len(x) // parts`` instead of ``parts`` undoes this. (N, ...) -> (N, ...).
+    """
+    return x.unflatten(0, (parts, -1)).transpose(0, 1).flatten(0, 1)
 
 
 def joint_statistics(x: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-from triptych.backends.torch.layers import BatchNorm
+from triptych.backends.torch.layers import BatchNorm, taking_turns
 from triptych.core import parameters
 from triptych.core.config.spec import ResnetSpec
 from triptych.core.methods.residual import Residual
@@ -19,7 +19,12 @@ class ResNet(Residual, nn.Module):
 
     Tensors are channels first. With channels last the convolutions are a sixth faster on the CPU,
     but the float32 statistics of the norms lose two digits.
+
+    After ``take_turns`` the images of virtual ranks alternate inside (see ``BatchNorm``).
     """
+
+    turns = 1
+    """Number of virtual ranks whose images alternate."""
 
     def __init__(self, spec: ResnetSpec) -> None:
         super().__init__()
@@ -32,18 +37,31 @@ class ResNet(Residual, nn.Module):
             stage = [_block(block) for block in blocks if block.stage == i]
             self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
 
+    def take_turns(self) -> None:
+        """Lets the images of virtual ranks alternate in training. The last digits change."""
+        self.turns = self.bn1.virtual_ranks
+        for module in self.modules():
+            if isinstance(module, BatchNorm):
+                module.alternating = self.turns > 1
+
     def stem(self, images: Tensor) -> Tensor:
         """See ``core.methods.residual.Residual``."""
+        if self.training and self.turns > 1:
+            images = taking_turns(images, self.turns)
         return self.maxpool(self.relu(self.bn1(self.conv1(images))))
 
     def mean(self, x: Tensor) -> Tensor:
         """See ``core.methods.residual.Residual``."""
-        return x.mean((2, 3))
+        return self._in_order(x.mean((2, 3)))
 
     def with_mean(self, x: Tensor) -> Tensor:
         """See ``core.methods.residual.Residual``."""
-        positions = x.flatten(2).mT
+        positions = self._in_order(x).flatten(2).mT
         return torch.cat([positions.mean(1, keepdim=True), positions], dim=1)
+
+    def _in_order(self, x: Tensor) -> Tensor:
+        """The images in the order in which they came."""
+        return taking_turns(x, len(x) // self.turns) if self.training and self.turns > 1 else x
 
 
 def _block(spec: ResidualBlock) -> nn.Module:
