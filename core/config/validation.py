@@ -53,9 +53,15 @@ def _as_typed(root: Node, error: ValidationError) -> Node:
 
 
 def _follows(path: KeyPath, line: str, by_path: dict[KeyPath, str]) -> bool:
-    """Whether a key is missing only because the name of its section, which sets it, is wrong."""
+    """Whether another problem explains this one.
+
+    A key is missing only because the name of its section, which sets it, is wrong. Or a list is too
+    short only because one of its items is wrong.
+    """
     name = (*path[:-1], "name")
-    return path != name and name in by_path and ": missing: " in line
+    unnamed = path != name and name in by_path and ": missing: " in line
+    items = {other[:-1] for other in by_path if isinstance(other[-1], int)}
+    return unnamed or path in items
 
 
 def _messages(root: Node, error: ValidationError) -> Iterator[tuple[KeyPath, str]]:
