@@ -17,7 +17,7 @@ from triptych.core.contracts import ALONE, Array, Ranks, State
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
 from triptych.core.machine.devices import prepare_libraries
-from triptych.core.machine.launchers import check_launcher, launched
+from triptych.core.machine.launchers import check_launcher, check_meeting, launched
 from triptych.core.machine.resources import cpu_threads
 from triptych.core.parallel.degrees import check_supported, check_world
 from triptych.core.parameters import table
@@ -57,6 +57,7 @@ def join(spec: RunSpec, name: str) -> Ranks:
     check_layout(spec, name, place.world)
     if place.world == 1:
         return ALONE
+    check_meeting(place)
     ranks: Ranks = load(spec, name).join(spec)
     return ranks
 

@@ -9,8 +9,11 @@ from support import launches
 from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych import backends
+from triptych.core import config
 from triptych.core.methods.losses import info_nce
 from triptych.core.reference import ops
+from triptych.core.runs.log import read_rows
+from triptych.core.training import run
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +212,20 @@ def test_a_run_in_float16_goes_on_from_its_state(package):
     assert all(np.array_equal(want[name], got[name]) for name in want)
 
 
+def test_the_log_says_which_updates_were_left_out(package, tmp_path, capsys):
+    """The gradients of the first steps are too large for the first scale."""
+    keys = ["precision=float16", "device=cpu", "threads=1", "evaluate.every=0"]
+    keys += ["train.steps=6", "train.batch_size=16", "log.every=1", "log.tensorboard=false"]
+    spec = config.load("moco_v2/digits", [*keys, "batch_norm.virtual_ranks=1"])
+    assert run.train(spec, "torch", tmp_path / "run", say=print) is None
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    skipped = [row["skipped_updates"] for row in rows]
+    assert [row["loss_scale"] for row in rows] == [2**16 // 2**count for count in skipped]
+    for row, before, after in zip(rows, [0, *skipped], skipped, strict=False):
+        assert ("gradient_norm" in row) == (before == after), row
+    assert 0 < skipped[-1] < 6 and "update left out" in capsys.readouterr().out
+
+
 # ----------------------------------------------------------------------- activations computed again
 
 
@@ -257,39 +274,62 @@ def test_attention_in_bfloat16_is_in_parts_on_the_cpu_and_computes_the_same(pack
     np.testing.assert_allclose(found[0], found[1], rtol=0.02)
 
 
-# ------------------------------------------------------------------------ virtual ranks in one call
+# --------------------------------------------------------- orders in memory that change no number
 
 
-@pytest.mark.parametrize("biased", [False, True])
-def test_virtual_ranks_in_turns_are_contiguous_ones(package, biased):
-    """Statistics, features and gradients of a step, whose images lie in another order inside."""
+def hastened(package, case, mixed, **sections):
+    """What two engines in float64 compute in a step, the second with its ResNets hastened."""
     from triptych.backends.torch.resnet import ResNet
 
-    norm = {"virtual_ranks": 4, "running_variance": "biased" if biased else "unbiased"}
-    spec = tiny_spec("float64", "moco_v2_bottleneck", batch_norm=norm)
-    engines = [package.build(spec, lively_state(spec)) for _ in range(2)]
-    encoders = [m for m in engines[1].model.modules() if isinstance(m, ResNet)]
-    for encoder in encoders:
-        encoder.take_turns()
-    want, got = (
-        {**dict(zip(("values", "gradients"), e.trace_step(random_batch(spec), draws(spec), hyper()),
-                    strict=True)), "state": e.export_state()}
-        for e in engines
-    )  # fmt: skip
-    assert len(encoders) == 2 and any("running_var" in name for name in want["state"])
-    for kind, arrays in want.items():
-        for name, array in arrays.items():
-            assert relative_error(got[kind][name], array) < 1e-11, (kind, name)
-
-
-def test_virtual_ranks_take_turns_unless_in_float64(package):
-    """There the order of the sums, and so every bit, stays what it was."""
-    from triptych.backends.torch.resnet import ResNet
-
-    turns = {}
-    for precision in ("float64", "float32", "bfloat16"):
-        norm = {"virtual_ranks": 2}
-        spec = tiny_spec(precision, "moco_v2_bottleneck", batch_norm=norm)
+    spec, found = tiny_spec("float64", case, **sections), []
+    for faster in (False, True):
         engine = package.build(spec, lively_state(spec))
-        turns[precision] = {m.turns for m in engine.model.modules() if isinstance(m, ResNet)}
-    assert turns == {"float64": {1}, "float32": {2}, "bfloat16": {2}}
+        encoders = [m for m in engine.model.modules() if isinstance(m, ResNet)]
+        for encoder in encoders if faster else ():
+            encoder.hasten(mixed=mixed)
+            engine.optimizer = engine._optimizer()  # its moments lie in memory as the weights do
+        values, gradients = engine.trace_step(random_batch(spec), draws(spec), hyper())
+        features = engine.embed(random_batch(spec).views[0], layers=[1], tokens="all")
+        found.append({**values, **gradients, **features, **engine.export_state()})
+    assert len(encoders) == 2
+    return found
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("variance", ["biased", "unbiased"])
+@pytest.mark.parametrize("case", ["moco_v2_bottleneck", "moco_v3_resnet18"])
+def test_orders_in_memory_change_no_number(package, case, mixed, variance):
+    norm = {"virtual_ranks": 1 if case == "moco_v3_resnet18" else 4, "running_variance": variance}
+    want, got = hastened(package, case, mixed, batch_norm=norm)
+    assert want.keys() == got.keys() and any(name.endswith("running_var") for name in want)
+    for name, array in want.items():
+        assert got[name].flags.c_contiguous
+        assert relative_error(got[name], array) < 1e-10, name
+
+
+def test_float64_keeps_every_bit_and_16_bits_have_channels_last(package):
+    from triptych.backends.torch.resnet import ResNet
+
+    orders = {}
+    for precision in ("float64", "float32", "bfloat16", "float16"):
+        spec = tiny_spec(precision, "moco_v2_bottleneck", batch_norm={"virtual_ranks": 2})
+        engine = package.build(spec, lively_state(spec))
+        encoders = [m for m in engine.model.modules() if isinstance(m, ResNet)]
+        (orders[precision],) = {(m.turns, m.channels_last) for m in encoders}
+    last = (1, True)
+    assert orders == {
+        "float64": (1, False), "float32": (2, False), "bfloat16": last, "float16": last
+    }  # fmt: skip
+
+
+def test_a_run_with_channels_last_goes_on_from_its_state(package):
+    spec = tiny_spec("bfloat16", "moco_v2_bottleneck")
+    engine = package.build(spec, lively_state(spec))
+    for step in range(3):
+        engine.train_step(random_batch(spec), draws(spec, step), hyper())
+    other = package.build(spec, lively_state(spec))
+    other.import_state(engine.export_state())
+    for each in (engine, other):
+        each.train_step(random_batch(spec), draws(spec, 3), hyper())
+    want, got = engine.export_state(), other.export_state()
+    assert all(np.array_equal(want[name], got[name]) for name in want)

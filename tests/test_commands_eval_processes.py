@@ -90,10 +90,14 @@ def test_an_error_is_told_once_and_leaves_no_file(backend, backend_name, tmp_pat
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"evaluation": "rank"}, "evaluation (knn on process 0)"),
-        ({"layers": "1"}, "--layers (0 on process 0)"),
-        ({"seed": 7}, "seed (0 on process 0)"),
-        ({"weights": 2.0}, f"weights ({state_digest({'w': np.array(1.0)})} on process 0)"),
+        ({"evaluation": "rank"}, "evaluation (knn on process 0, rank on process 1)"),
+        ({"layers": "1"}, "--layers (0 on process 0, 1 on process 1)"),
+        ({"seed": 7}, "seed (0 on process 0, 7 on process 1)"),
+        (
+            {"weights": 2.0},
+            f"weights ({state_digest({'w': np.array(1.0)})} on process 0, "
+            f"{state_digest({'w': np.array(2.0)})} on process 1)",
+        ),
     ],
 )
 def test_processes_that_evaluate_something_else_are_refused_by_name(change, said):

@@ -78,7 +78,6 @@ WRONG = [
         "method.name: 'dino': expected one of finetune, linear, moca, moco_v1",
     ),
     ("evaluate.protocols=[knnn]", "evaluate.protocols.0: 'knnn': expected one of knn, probe, rank"),
-    ("evaluate.protocols=[]", "evaluate.protocols: []: expected a list, each one of knn"),
     ("model.name=resnet5", "model.name: 'resnet5': expected one of resnet, resnet101, resnet152"),
     ("model.name=[a]", "model.name: ['a']: expected one of resnet, resnet101"),
     # An unknown key, with the nearest one, or the one of this name in another section.

@@ -95,6 +95,34 @@ def test_one_process_joins_none_and_a_wrong_number_is_refused(monkeypatch):
         launch.join(tiny(), "torch")
 
 
+MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+ENDPOINTS = {"PADDLE_TRAINER_ENDPOINTS": "h:1,h:2"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "variables", "said"),
+    [
+        ("torch", {"MASTER_ADDR": ""}, "^MASTER_ADDR: not set, for 2 processes; start"),
+        ("oneflow", {"MASTER_PORT": ""}, "^MASTER_PORT=: expected the number of a port; start"),
+        ("torch", {"MASTER_PORT": "abc"}, "^MASTER_PORT=abc: expected the number of a port; start"),
+        ("torch", {"MASTER_PORT": "70000"}, "^MASTER_PORT=70000: expected the number"),
+        ("paddle", {"PADDLE_TRAINER_ENDPOINTS": ""}, "^PADDLE_TRAINER_ENDPOINTS=: expected host"),
+        ("paddle", {"PADDLE_TRAINER_ENDPOINTS": "h:1"}, "=h:1: expected host:port of each of 2"),
+        ("paddle", {"PADDLE_TRAINER_ENDPOINTS": "h:1,2"}, "=h:1,2: expected host:port of each"),
+        ("paddle", {"PADDLE_MASTER": "h"}, "^PADDLE_MASTER=h: expected host:port; start"),
+    ],
+)
+def test_processes_that_do_not_know_where_to_meet_say_so(monkeypatch, backend, variables, said):
+    world = "PADDLE_TRAINERS_NUM" if backend == "paddle" else "WORLD_SIZE"
+    given = ENDPOINTS if backend == "paddle" else MEETING
+    for name, value in {world: "2", **given, **variables}.items():
+        monkeypatch.setenv(name, value)
+    spec = tiny("parallel.data=2")
+    monkeypatch.setattr(launch, "load", lambda *_: pytest.fail("the processes meet"))
+    with pytest.raises(UserError, match=said):
+        launch.join(spec, backend)
+
+
 def test_an_error_before_the_processes_meet_is_told_once_on_a_machine(monkeypatch):
     waited = []
     monkeypatch.setattr(launchers.time, "sleep", waited.append)

@@ -1,5 +1,7 @@
 """Processes end together if one of them fails, wherever it fails, and start from the same input."""
 
+import json
+
 import pytest
 from support.processes import PipeRanks, together
 
@@ -81,10 +83,20 @@ def test_an_error_with_a_text_counts_more_than_one_without():
 
 def test_different_input_is_refused_by_name_on_all_processes():
     def work(ranks):
-        check_same(ranks, {"seed": "0", "data": str(ranks.rank // 2), "train": "{}"})
+        last = ranks.rank == 2
+        folder = (
+            "/data/größer" if last else "/data/a folder with a name that is too long to be shown"
+        )
+        model = {"depth": 12 - 9 * last, "stem": {"kind": "conv"} if last else None, "width": 8}
+        values = {"seed": "0", "data": str(int(last)), "train": "{}", "folder": folder}
+        check_same(ranks, {**values, "model": json.dumps(model)})
 
     first, *others = together(3, said, work)
-    assert first[1].startswith("the 3 processes differ in data (0 on process 0); start all of them")
+    assert first[1].startswith(
+        "the 3 processes differ in data (0 on process 0, 1 on process 2), folder, model.depth (12 "
+        'on process 0, 3 on process 2), model.stem (null on process 0, {"kind": "conv"} on process '
+        "2); start all of them"
+    )
     assert others == [("UserError", "")] * 2
 
 

@@ -285,7 +285,8 @@ def test_different_specs_are_refused_by_name(tmp_path):
 
     line = told(both(tmp_path, change=change), 2)
     assert line.startswith(
-        "error: the 2 processes differ in seed (0 on process 0), optim; start all"
+        "error: the 2 processes differ in seed (0 on process 0, 7 on process 1), optim.lr (0.002 "
+        "on process 0, 0.5 on process 1); start all"
     )
     assert not (tmp_path / "run").exists()
 

@@ -77,7 +77,10 @@ class Group(contracts.Group):
     @_watched()
     def broadcast(self, x: Tensor, source: int = 0) -> None:
         """See ``core.contracts.Group``. source: rank of the process that gives ``x``."""
-        dist.broadcast(x, group=self._group, group_src=source)
+        given = x.contiguous()  # a convolution's weight may have its channels last
+        dist.broadcast(given, group=self._group, group_src=source)
+        if given is not x:
+            x.copy_(given)
 
     @_watched()
     def send(self, x: Tensor, target: int) -> None:
@@ -112,7 +115,7 @@ class Group(contracts.Group):
             if owner in (None, self.rank):
                 sizes = [parameter.numel() for parameter in bucket]
                 for parameter, part in zip(bucket, flat.split(sizes), strict=True):
-                    parameter.grad = part.view_as(parameter)
+                    parameter.grad = _like(parameter, part)
 
     def _send(self, owner: int | None, bucket: list[nn.Parameter]) -> tuple[Tensor, dist.Work]:
         """Takes the gradients of a bucket into one buffer, and begins to exchange it."""
@@ -126,6 +129,14 @@ class Group(contracts.Group):
         else:
             work = dist.reduce(flat, group=self._group, group_dst=owner, async_op=True)
         return flat, cast(dist.Work, work)
+
+
+def _like(parameter: nn.Parameter, numbers: Tensor) -> Tensor:
+    """Numbers in the shape of a parameter, in its order in memory, as fused updates want it."""
+    gradient = numbers.view_as(parameter)
+    if parameter.is_contiguous():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -40,6 +40,8 @@ PADDLE = Variables(
     "PADDLE_LOCAL_SIZE",
     ("PADDLE_MASTER", "PADDLE_CURRENT_ENDPOINT"),
 )
+ENDPOINTS = "PADDLE_TRAINER_ENDPOINTS"
+"""The variable of Paddle's launcher that has the addresses of all processes."""
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 """A variable that only ``torchrun`` sets."""
 PATIENCE = 5.0
@@ -155,6 +157,37 @@ def check_launcher(backend: str, place: Launched) -> None:
             f"backend {backend}: the {place.world} processes were started by {found}; start them "
             f"with {wanted}"
         )
+
+
+def check_meeting(place: Launched) -> None:
+    """Raises UserError unless the variables say where several processes meet."""
+    variables = place.variables or COMMON
+    remedy = f"start the processes with {variables.launchers}"
+    if variables is COMMON:
+        address, port = (os.environ.get(name, "") for name in variables.others)
+        if not address:
+            raise UserError(f"MASTER_ADDR: not set, for {place.world} processes; {remedy}")
+        if not _is_port(port):
+            raise UserError(f"MASTER_PORT={port}: expected the number of a port; {remedy}")
+        return
+    given = os.environ.get(ENDPOINTS, "")
+    ends = given.split(",")
+    if len(ends) != place.world or not all(map(_has_port, ends)):
+        raise UserError(
+            f"{ENDPOINTS}={given}: expected host:port of each of {place.world} processes; {remedy}"
+        )
+    master = os.environ.get("PADDLE_MASTER") or ends[0]
+    if not _has_port(master):
+        raise UserError(f"PADDLE_MASTER={master}: expected host:port; {remedy}")
+
+
+def _has_port(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    return bool(host) and _is_port(port)
+
+
+def _is_port(text: str) -> bool:
+    return text.isdecimal() and 0 < int(text) < 2**16
 
 
 @contextmanager

@@ -18,8 +18,10 @@ ERRORS = (UserError, NonFiniteError, Stopped, MemoryError, OSError)
 KINDS = (UserError, NonFiniteError, Stopped)
 """What the other processes raise then."""
 HASHES = 2**60
-SHORT = 24
+SHORT = 40
 """Most characters of a value that a message shows."""
+WORD = 7
+"""Bytes of a text that ranks exchange at once."""
 
 
 @contextmanager
@@ -101,23 +103,52 @@ def check_same(ranks: Ranks, values: Mapping[str, str]) -> None:
     """Checks that all ranks have the same values. The call waits for all ranks.
 
     Args:
-        values: name -> value. All ranks have the same names in the same order.
+        values: name -> value, which may be a JSON object. All ranks have the same names in the same
+            order.
 
     Raises:
-        UserError: they differ, with the names and what is short on the main rank; on all ranks.
+        UserError: they differ, with the names, the keys of objects, and values that are short, on
+            the main rank and on one that differs from it; on all ranks.
     """
-    different = []
+    different: list[str] = []
     for name, value in values.items():
         number = int.from_bytes(sha256(value.encode()).digest()[:8], "big") % HASHES
-        if ranks.largest(number) != HASHES - ranks.largest(HASHES - number):
-            shown = f" ({value} on process 0)" if len(value) <= SHORT else ""
-            different.append(f"{name}{shown}")
+        first = ranks.largest(number if ranks.is_main else 0)
+        if other := ranks.largest(0 if number == first else ranks.rank):
+            theirs = _text_of(ranks, other, value)
+            different += _differences(name, value, theirs, f"process {other}")
     with together(ranks):
         if different and ranks.is_main:
             raise UserError(
                 f"the {ranks.world} processes differ in {', '.join(different)}; start all of them "
                 "with the same command, version, spec and data"
             )
+
+
+def _text_of(ranks: Ranks, rank: int, own: str) -> str:
+    """The text of one rank, on all ranks. own: the text of this rank."""
+    said = own.encode() if ranks.rank == rank else b""
+    size, received = ranks.largest(len(said)), b""
+    for start in range(0, size, WORD):
+        part = said[start : start + WORD].ljust(WORD, b"\0")
+        received += ranks.largest(int.from_bytes(part, "big")).to_bytes(WORD, "big")
+    return received[:size].decode()
+
+
+def _differences(name: str, own: str, theirs: str, place: str) -> list[str]:
+    """The names of what differs, with values if both are short. place: where ``theirs`` are."""
+    objects = [json.loads(text) if text.startswith("{") else None for text in (own, theirs)]
+    if None not in objects:
+        keys = dict.fromkeys([*objects[0], *objects[1]])
+        texts = ([json.dumps(x[key]) if key in x else "missing" for x in objects] for key in keys)
+        return [
+            line
+            for key, (here, there) in zip(keys, texts, strict=True)
+            if here != there
+            for line in _differences(f"{name}.{key}", here, there, place)
+        ]
+    short = max(len(own), len(theirs)) <= SHORT
+    return [f"{name} ({own} on process 0, {theirs} on {place})" if short else name]
 
 
 def sections(spec: RunSpec) -> dict[str, str]:

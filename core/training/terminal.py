@@ -89,7 +89,7 @@ def health_line(row: Row, total: int, own: Sequence[str] = ()) -> str:
         f"{row['state']}",
         f"feature std {row['feature_std']:.2f}",
         *own,
-        f"grad {row['gradient_norm']:.3g}",
+        f"grad {row['gradient_norm']:.3g}" if "gradient_norm" in row else "update left out",
         f"lr {_scientific(row['lr'])}",
         f"ema {row['ema']:.4g}",
         f"{row['images_per_second']:.0f} img/s",
