@@ -10,6 +10,7 @@ from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_
 
 from triptych import backends
 from triptych.core import config
+from triptych.core.contracts import Group
 from triptych.core.methods.losses import info_nce
 from triptych.core.reference import ops
 from triptych.core.runs.log import read_rows
@@ -333,3 +334,23 @@ def test_a_run_with_channels_last_goes_on_from_its_state(package):
         each.train_step(random_batch(spec), draws(spec, 3), hyper())
     want, got = engine.export_state(), other.export_state()
     assert all(np.array_equal(want[name], got[name]) for name in want)
+
+
+def test_an_uneven_last_batch_is_divided_as_it_was(package):
+    """Ten images of four virtual ranks: parts of three, three, three and one."""
+    import torch
+
+    from triptych.backends.torch.layers import set_batch_norm
+    from triptych.backends.torch.resnet import ResNet
+
+    spec = tiny_spec("float32", "moco_v2_bottleneck", batch_norm={"virtual_ranks": 4})
+    torch.manual_seed(0)
+    images, outputs = torch.randn(10, 3, *spec.model.image_size), []
+    for faster in (False, True):
+        torch.manual_seed(1)
+        encoder = ResNet(spec.model)
+        set_batch_norm(encoder, spec.batch_norm, Group())
+        if faster:
+            encoder.hasten(mixed=False)
+        outputs.append(encoder(images))
+    assert torch.equal(*outputs)

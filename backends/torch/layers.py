@@ -40,7 +40,7 @@ class BatchNorm(_BatchNorm):
             return super().forward(x)
         if self.group.count > 1:
             return self._synchronised(x)
-        if self.alternating:
+        if self.alternating and not len(x) % self.virtual_ranks:
             return self._alternating(x)
         track = self._track_biased if self.biased else super().forward
         if not self.tracking:

@@ -56,7 +56,7 @@ class ResNet(Residual, nn.Module):
         """See ``core.methods.residual.Residual``."""
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        elif self.training and self.turns > 1:
+        elif self._takes_turns(images):
             images = taking_turns(images, self.turns)
         return self.maxpool(self.relu(self.bn1(self.conv1(images))))
 
@@ -71,7 +71,11 @@ class ResNet(Residual, nn.Module):
 
     def _in_order(self, x: Tensor) -> Tensor:
         """The images in the order in which they came."""
-        return taking_turns(x, len(x) // self.turns) if self.training and self.turns > 1 else x
+        return taking_turns(x, len(x) // self.turns) if self._takes_turns(x) else x
+
+    def _takes_turns(self, images: Tensor) -> bool:
+        """Whether the images alternate: not in the last batch of an epoch, if that is uneven."""
+        return self.training and self.turns > 1 and not len(images) % self.turns
 
 
 def _block(spec: ResidualBlock) -> nn.Module:
