@@ -17,7 +17,14 @@ from triptych.core.contracts import ALONE, Array, Ranks, State
 from triptych.core.engine import Engine
 from triptych.core.errors import UserError
 from triptych.core.machine.devices import prepare_libraries
-from triptych.core.machine.launchers import check_launcher, check_meeting, launched
+from triptych.core.machine.launchers import (
+    LONG,
+    check_launcher,
+    check_meeting,
+    launched,
+    told_after,
+    waiting,
+)
 from triptych.core.machine.resources import cpu_threads
 from triptych.core.parallel.degrees import check_supported, check_world
 from triptych.core.parameters import table
@@ -58,7 +65,9 @@ def join(spec: RunSpec, name: str) -> Ranks:
     if place.world == 1:
         return ALONE
     check_meeting(place)
-    ranks: Ranks = load(spec, name).join(spec)
+    module = load(spec, name)
+    with told_after(LONG, waiting(place)):
+        ranks: Ranks = module.join(spec)
     return ranks
 
 

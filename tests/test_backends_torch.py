@@ -199,8 +199,12 @@ def test_an_update_whose_gradients_are_not_finite_is_left_out(package):
     assert engine.optimizer.count == 40 - engine.loss_scale.skipped
 
 
-def test_a_run_in_float16_goes_on_from_its_state(package):
-    spec = tiny_spec("float16")
+@pytest.mark.parametrize(
+    ("precision", "case"), [("float16", "moco_v3_vit"), ("bfloat16", "moco_v2_bottleneck")]
+)
+def test_a_run_in_16_bits_goes_on_from_its_state(package, precision, case):
+    """With the scale of its loss, and with channels that are last in memory."""
+    spec = tiny_spec(precision, case)
     engine = package.build(spec, lively_state(spec))
     for step in range(4):
         engine.train_step(random_batch(spec), draws(spec, step), hyper())
@@ -209,7 +213,7 @@ def test_a_run_in_float16_goes_on_from_its_state(package):
     for each in (engine, other):
         each.train_step(random_batch(spec), draws(spec, 4), hyper())
     want, got = engine.export_state(), other.export_state()
-    assert {"optimizer.scale", "optimizer.good_steps", "optimizer.skipped"} < got.keys()
+    assert ("optimizer.scale" in got) == (precision == "float16")
     assert all(np.array_equal(want[name], got[name]) for name in want)
 
 
@@ -321,19 +325,6 @@ def test_float64_keeps_every_bit_and_16_bits_have_channels_last(package):
     assert orders == {
         "float64": (1, False), "float32": (2, False), "bfloat16": last, "float16": last
     }  # fmt: skip
-
-
-def test_a_run_with_channels_last_goes_on_from_its_state(package):
-    spec = tiny_spec("bfloat16", "moco_v2_bottleneck")
-    engine = package.build(spec, lively_state(spec))
-    for step in range(3):
-        engine.train_step(random_batch(spec), draws(spec, step), hyper())
-    other = package.build(spec, lively_state(spec))
-    other.import_state(engine.export_state())
-    for each in (engine, other):
-        each.train_step(random_batch(spec), draws(spec, 3), hyper())
-    want, got = engine.export_state(), other.export_state()
-    assert all(np.array_equal(want[name], got[name]) for name in want)
 
 
 def test_an_uneven_last_batch_is_divided_as_it_was(package):

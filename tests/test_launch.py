@@ -1,6 +1,8 @@
 """How a run comes to its engine: backend, threads, launchers, a state that fits."""
 
 import os
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,6 +123,28 @@ def test_processes_that_do_not_know_where_to_meet_say_so(monkeypatch, backend, v
     monkeypatch.setattr(launch, "load", lambda *_: pytest.fail("the processes meet"))
     with pytest.raises(UserError, match=said):
         launch.join(spec, backend)
+
+
+def test_a_process_that_waits_long_says_for_whom(monkeypatch, capsys):
+    def join(spec):
+        time.sleep(0.3)
+        return ALONE
+
+    module = SimpleNamespace(join=join)
+    monkeypatch.setattr(launch, "load", lambda *_: module)
+    monkeypatch.setattr(launch, "LONG", 0.05)
+    for name, value in {"WORLD_SIZE": "2", **MEETING}.items():
+        monkeypatch.setenv(name, value)
+    spec = tiny("parallel.data=2")
+    assert launch.join(spec, "torch") is ALONE
+    said = "waiting for all 2 processes to meet (MASTER_ADDR=127.0.0.1, MASTER_PORT=1)\n"
+    assert capsys.readouterr().err == said
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    launch.join(spec, "torch")
+    monkeypatch.setattr(launch, "LONG", 60.0)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    launch.join(spec, "torch")
+    assert capsys.readouterr().err == ""
 
 
 def test_an_error_before_the_processes_meet_is_told_once_on_a_machine(monkeypatch):

@@ -12,7 +12,7 @@ SCALER = {
     "growth_interval": 2000,
     "_growth_tracker": 0,
 }
-"""The state of PyTorch's loss scaler before its first step: in these files the scale begins anew."""
+"""The state of PyTorch's loss scaler before its first step: a scale begins anew in these files."""
 
 
 def checkpoint(output: Output, moments: Moments) -> dict[str, Node]:

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,6 +48,8 @@ TORCHRUN = "TORCHELASTIC_RUN_ID"
 """A variable that only ``torchrun`` sets."""
 PATIENCE = 5.0
 """Seconds in which a launcher ends all processes after the end of one."""
+LONG = 10.0
+"""Seconds after which a process that waits for the others says so."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,27 @@ def check_meeting(place: Launched) -> None:
 def _has_port(address: str) -> bool:
     host, _, port = address.rpartition(":")
     return bool(host) and _is_port(port)
+
+
+def waiting(place: Launched) -> str:
+    """What a process says that waits for the others; only the first process of a machine does."""
+    variables = place.variables or COMMON
+    given = (f"{name}={os.environ[name]}" for name in variables.others if name in os.environ)
+    others = f"waiting for all {place.world} processes to meet ({', '.join(given)})"
+    return "" if place.local_rank else others
+
+
+@contextmanager
+def told_after(seconds: float, text: str) -> Iterator[None]:
+    """Prints a text on standard error if the block takes longer. An empty text is not printed."""
+    timer = threading.Timer(seconds, lambda: print(text, file=sys.stderr, flush=True))
+    timer.daemon = True
+    if text:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _is_port(text: str) -> bool:
