@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from triptych.core.machine.blas import choose_kernels
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -13,6 +15,7 @@ else:
     def __getattr__(name: str) -> Any:
         """The Python interface, imported when it is first asked for: it needs everything else."""
         if name in __all__:
+            choose_kernels()
             room = "sharing" if name in SHARING else "api"
             return getattr(importlib.import_module(f"triptych.core.{room}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

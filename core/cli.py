@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from triptych.core.errors import NonFiniteError, UserError, printable
+from triptych.core.machine.blas import choose_kernels
 from triptych.core.machine.interrupts import leave_at_once
 from triptych.core.machine.launchers import once_per_machine
 from triptych.core.machine.signals import held_back
@@ -138,6 +139,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         sub = subparsers.add_parser(name, help=text, description=text)
         if name == chosen:
+            choose_kernels()
             with held_back():
                 importlib.import_module("numpy")  # it starts the threads of its OpenBLAS
             command = importlib.import_module(f"triptych.core.commands.{name}")

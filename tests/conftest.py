@@ -14,6 +14,10 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "2")
 os.environ.setdefault("TRIPTYCH_DEVICE", "cpu")
 
+from triptych.core.machine.blas import choose_kernels
+
+choose_kernels()  # before NumPy is imported
+
 from pathlib import Path
 from types import ModuleType
 from typing import Any

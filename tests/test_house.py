@@ -285,6 +285,7 @@ ALONE = {
     "sharded.py": "how a built model gets its part of the tensors on each framework",
     "parallel.py": "how processes find each other and exchange tensors on each framework",
     "layers.py": "exact and fast forms of what is slow or wrong; PyTorch's own layers need none",
+    "products.py": "matrix products of float32 in NumPy, which has faster kernels than OneFlow",
     "sums.py": "sums in the forms that are fast on OneFlow's CPU",
     "gpu.py": "what the check of a GPU measures; it measures PyTorch alone",
     "kernels.py": "operations that are faster than those that a framework would take",

@@ -8,10 +8,12 @@ runtime.load()  # before the imports below import oneflow
 
 import oneflow as flow  # noqa: E402
 
+from triptych.backends.oneflow import products  # noqa: E402
 from triptych.backends.oneflow.engine import Engine  # noqa: E402
 from triptych.backends.oneflow.parallel import join as join  # noqa: E402 - for core.launch
 from triptych.core.config.spec import RunSpec  # noqa: E402
 from triptych.core.contracts import ALONE, Array, Ranks  # noqa: E402
+from triptych.core.machine.blas import VARIABLE  # noqa: E402
 from triptych.core.machine.devices import (  # noqa: E402
     check_precision,
     compiles,
@@ -32,8 +34,11 @@ started on a newer card ends the process.
 
 def versions() -> dict[str, str]:
     """The versions and settings that can change the numbers of a run, by name."""
-    kernels = runtime.blas_kernels() or "unset"
-    return {"oneflow": flow.__version__, runtime.BLAS_VARIABLE: kernels}
+    return {
+        "oneflow": flow.__version__,
+        VARIABLE: runtime.blas_kernels() or "unset",
+        "float32 products": "NumPy" if products.serve() else "default",
+    }
 
 
 def cuda_devices() -> int:

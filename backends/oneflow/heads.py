@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from oneflow import nn
 
-from triptych.backends.oneflow.layers import BatchNorm, Linear
+from triptych.backends.oneflow.layers import BatchNorm
+from triptych.backends.oneflow.products import Linear
 from triptych.core.parameters import Head
 
 

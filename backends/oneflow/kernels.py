@@ -247,3 +247,94 @@ def _dots(x: Array, y: Array) -> Array:
     """Inner products over images and positions. Two (R, N, C, P) -> (R, C), float64."""
     rows = np.einsum("ij,ij->i", x.reshape(-1, x.shape[3]), y.reshape(-1, x.shape[3]))
     return rows.reshape(x.shape[:3]).sum(1, dtype=np.float64)
+
+
+@_quiet
+def attend(qkv: Array, heads: int) -> tuple[Array, Array]:
+    """Softmax attention of all tokens to all tokens.
+
+    Args:
+        qkv: (N, T, 3 D), queries, keys and values of all heads.
+
+    Returns:
+        The mixed values (N, T, D), and the weights (N, heads, T, T), whose rows sum to 1.
+    """
+    query, key, value = _by_head(qkv, heads)
+    weights = np.matmul(query, key.swapaxes(-1, -2))
+    scale = weights.dtype.type(query.shape[-1] ** -0.5)
+    for block in weights:
+        block *= scale
+        block -= block.max(-1, keepdims=True)
+        np.exp(block, out=block)
+        block /= block.sum(-1, keepdims=True)
+    mixed = np.empty((*qkv.shape[:2], qkv.shape[2] // 3), qkv.dtype)
+    np.matmul(weights, value, out=_by_head(mixed, heads, 1)[0])
+    return mixed, weights
+
+
+@_quiet
+def attend_backward(qkv: Array, weights: Array, grad: Array) -> Array:
+    """The gradient of ``attend`` with respect to qkv. grad: (N, T, D)."""
+    heads = weights.shape[1]
+    query, key, value = _by_head(qkv, heads)
+    (given,) = _by_head(grad, heads, 1)
+    of_qkv = np.empty_like(qkv)
+    of_query, of_key, of_value = _by_head(of_qkv, heads)
+    np.matmul(weights.swapaxes(-1, -2), given, out=of_value)
+    scores = np.matmul(given, value.swapaxes(-1, -2))
+    scale = weights.dtype.type(query.shape[-1] ** -0.5)
+    for block, share in zip(scores, weights, strict=True):
+        block -= np.einsum("hst,hst->hs", block, share)[..., None]
+        block *= share
+        block *= scale
+    np.matmul(scores, key, out=of_query)
+    np.matmul(scores.swapaxes(-1, -2), query, out=of_key)
+    return of_qkv
+
+
+def _by_head(x: Array, heads: int, parts: int = 3) -> Array:
+    """(N, T, parts * D) -> (parts, N, heads, T, D / heads), without a copy."""
+    n, length, width = x.shape
+    split = x.reshape(n, length, parts, heads, width // (parts * heads))
+    return split.transpose(2, 0, 3, 1, 4)
+
+
+@_quiet
+def normalize_rows(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Layer norm: y, the normalised rows, and what they were multiplied by. (N, D)."""
+    y, normal = np.empty_like(x), np.empty_like(x)
+    inverse = np.empty((len(x), 1), x.dtype)
+    for rows in _blocks(x):
+        centred, factor = normal[rows], inverse[rows]
+        np.subtract(x[rows], x[rows].mean(1, keepdims=True), out=centred)
+        variance = np.einsum("nd,nd->n", centred, centred)[:, None] / x.shape[1]
+        np.divide(1.0, np.sqrt(variance + x.dtype.type(eps)), out=factor)
+        centred *= factor
+        np.multiply(centred, weight, out=y[rows])
+        y[rows] += bias
+    return y, normal, inverse
+
+
+@_quiet
+def normalize_rows_backward(
+    normal: Array, inverse: Array, weight: Array, grad: Array
+) -> tuple[Array, Array, Array]:
+    """The gradients of ``normalize_rows`` with respect to x, weight and bias."""
+    of_x, width = np.empty_like(normal), normal.shape[1]
+    of_weight, of_bias = np.zeros((2, width), normal.dtype)
+    for rows in _blocks(normal):
+        given, own, out = grad[rows], normal[rows], of_x[rows]
+        of_weight += np.einsum("nd,nd->d", given, own)
+        of_bias += given.sum(0)
+        np.multiply(given, weight, out=out)
+        along = np.einsum("nd,nd->n", out, own)[:, None] / width
+        out -= out.mean(1, keepdims=True)
+        out -= own * along
+        out *= inverse[rows]
+    return of_x, of_weight, of_bias
+
+
+def _blocks(x: Array) -> Iterator[slice]:
+    """Slices of the rows, of which one stays in the cache."""
+    step = max(1, BLOCK // x.shape[1])
+    return (slice(start, start + step) for start in range(0, len(x), step))

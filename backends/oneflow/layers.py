@@ -14,6 +14,7 @@ import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import kernels
+from triptych.backends.oneflow.products import in_float32, linear
 from triptych.backends.oneflow.sums import (
     centred_rows,
     channel_sum,
@@ -24,8 +25,6 @@ from triptych.backends.oneflow.sums import (
 )
 from triptych.core.config.spec import BatchNormSpec
 from triptych.core.contracts import Array, Group
-
-Linear = nn.Linear
 
 
 def in_numpy(x: Tensor) -> bool:
@@ -57,6 +56,26 @@ class _NormalizeRows(flow.autograd.Function):
         return grad_x, None, None, column_sum(inner).reshape(width), column_sum(grad).reshape(width)
 
 
+@cache
+def _normalize_rows_in_numpy(eps: float) -> type[flow.autograd.Function]:
+    """Layer norm of rows. (N, D), (D,), (D,) -> (N, D)."""
+
+    class NormalizeRowsInNumpy(flow.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            y, *kept = kernels.normalize_rows(x.numpy(), weight.numpy(), bias.numpy(), eps)
+            ctx.save_for_backward(*map(flow.from_numpy, kept), weight)
+            return flow.from_numpy(y)
+
+        @staticmethod
+        def backward(ctx: object, grad: Tensor) -> tuple[Tensor, ...]:
+            kept = (saved.numpy() for saved in ctx.saved_tensors)
+            gradients = kernels.normalize_rows_backward(*kept, grad.numpy())
+            return tuple(map(flow.from_numpy, gradients))
+
+    return NormalizeRowsInNumpy
+
+
 class LayerNorm(nn.Module):
     """Layer norm over the last axis: first the mean, then the variance around it."""
 
@@ -69,11 +88,21 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         rows = x.reshape(-1, x.shape[-1])
+        if in_float32(x):
+            return self._normalize_in_numpy(rows).reshape(*x.shape)
         with flow.no_grad():
             centred = centred_rows(rows)
             inverse = (row_mean(centred * centred) + self.eps).rsqrt()
         y = _NormalizeRows.apply(rows, centred, inverse, self.weight, self.bias)
         return y.reshape(*x.shape)
+
+    def _normalize_in_numpy(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
+        weight, bias = self.weight, self.bias
+        if flow.is_grad_enabled():
+            return _normalize_rows_in_numpy(self.eps).apply(x, weight, bias)
+        y, *_ = kernels.normalize_rows(x.numpy(), weight.numpy(), bias.numpy(), self.eps)
+        return flow.from_numpy(y)
 
 
 def _total(group: Group, count: float, *sums: Tensor) -> tuple[Tensor | float, ...]:
@@ -366,4 +395,4 @@ class PatchEmbed(nn.Module):
         p = weight.shape[-1]
         patches = images.reshape(n, c, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
         patches = patches.reshape(n, -1, c * p * p)
-        return F.linear(patches, weight.reshape(weight.shape[0], -1), self.proj.bias)
+        return linear(patches, weight.reshape(weight.shape[0], -1), self.proj.bias)

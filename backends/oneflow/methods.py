@@ -9,6 +9,7 @@ from triptych.backends.oneflow.encoders import encoder
 from triptych.backends.oneflow.heads import head
 from triptych.backends.oneflow.memory import Codebook, Queue
 from triptych.backends.oneflow.moca import Decoder, Generator
+from triptych.backends.oneflow.products import Linear
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Index
 from triptych.core.methods import models, networks
@@ -29,7 +30,7 @@ KIT = networks.Kit(
     codebook=Codebook,
     decoder=Decoder,
     generator=Generator,
-    linear=layers.Linear,
+    linear=Linear,
 )
 
 

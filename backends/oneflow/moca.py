@@ -6,7 +6,8 @@ Shape letters: N images, T visible patches, M decoded patches, D width, K words.
 import oneflow as flow
 from oneflow import Tensor, nn
 
-from triptych.backends.oneflow.layers import BatchNorm, LayerNorm, Linear
+from triptych.backends.oneflow.layers import BatchNorm, LayerNorm
+from triptych.backends.oneflow.products import Linear
 from triptych.backends.oneflow.sums import pick_tokens, unit_rows
 from triptych.backends.oneflow.vit import blocks
 from triptych.core import parameters

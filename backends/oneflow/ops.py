@@ -7,6 +7,7 @@ import oneflow as flow
 import oneflow.nn.functional as F
 from oneflow import Tensor
 
+from triptych.backends.oneflow import products
 from triptych.backends.oneflow.sums import repeat, row_mean, row_sum, unit_rows
 from triptych.core.contracts import Index, Kind
 
@@ -42,7 +43,7 @@ def l2_normalize(x: Tensor, /, *, eps: float = 1e-12) -> Tensor:
 
 def matmul(a: Tensor, b: Tensor, /, *, transpose_b: bool = False) -> Tensor:
     """See ``core.contracts.Ops``."""
-    return flow.matmul(a, b, transpose_b=transpose_b)
+    return products.matmul(a, b, transpose_b=transpose_b)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, /) -> Tensor:
@@ -90,7 +91,7 @@ def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor,
     """See ``core.contracts.Ops``."""
     n, length, width = x.shape
     rows = unit_rows(x.reshape(-1, width), 1e-5)
-    cosine = flow.matmul(rows, words, transpose_b=True)
+    cosine = products.matmul(rows, words, transpose_b=True)
     difference = cosine.amax(1, keepdim=True) - row_mean(cosine)
     codes = F.softmax(cosine * sharpness, dim=-1)
     return codes.reshape(n, length, -1), row_mean(difference.reshape(n, length)).reshape(-1)

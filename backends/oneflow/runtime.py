@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy  # noqa: F401
 
 from triptych.core.errors import UserError
+from triptych.core.machine.blas import VARIABLE
 from triptych.core.machine.launchers import launched
 from triptych.core.machine.lifeline import follow_launcher
 from triptych.core.machine.resources import keep_memory, processor
@@ -32,8 +33,6 @@ PACKAGES = {
     "cublas": "nvidia-cublas-cu11==11.11.3.6",
     "cudnn": "nvidia-cudnn-cu11==8.6.0.163",
 }
-
-BLAS_VARIABLE = "OPENBLAS_CORETYPE"
 
 
 def load() -> None:
@@ -90,15 +89,15 @@ def load_library(package: str, library: str) -> None:
 @contextmanager
 def fast_kernels() -> Iterator[None]:
     """If OneFlow is imported in the block, its matrix products use ``blas_kernels``."""
-    before, kernels = os.environ.get(BLAS_VARIABLE), blas_kernels()
+    before, kernels = os.environ.get(VARIABLE), blas_kernels()
     if kernels is not None:
-        os.environ[BLAS_VARIABLE] = kernels
+        os.environ[VARIABLE] = kernels
     try:
         yield
     finally:
         # Child processes must not inherit it: NumPy's OpenBLAS makes a better choice by itself.
         if before is None:
-            os.environ.pop(BLAS_VARIABLE, None)
+            os.environ.pop(VARIABLE, None)
 
 
 def blas_kernels() -> str | None:
@@ -109,4 +108,4 @@ def blas_kernels() -> str | None:
     run's numbers.
     """
     avx2 = processor() >= {"avx2", "fma"}
-    return os.environ.get(BLAS_VARIABLE) or ("Haswell" if avx2 else None)
+    return os.environ.get(VARIABLE) or ("Haswell" if avx2 else None)

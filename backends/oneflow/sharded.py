@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import oneflow as flow
-import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import state
-from triptych.backends.oneflow.layers import Linear
 from triptych.backends.oneflow.owned import Owned, Piece
+from triptych.backends.oneflow.products import Linear, linear
 from triptych.backends.oneflow.vit import Block
 from triptych.core.contracts import ALONE, Array, Group, Ranks, Slot
 from triptych.core.parallel.sharding import Table, split_of
@@ -264,5 +263,5 @@ class _RowLinear(nn.Module):
         """(..., inputs) -> (..., outputs)."""
         if x.shape[-1] != self.weight.shape[1]:
             x = _scatter(self.group).apply(x)
-        y = _reduce(self.group).apply(F.linear(x, self.weight))
+        y = _reduce(self.group).apply(linear(x, self.weight))
         return y if self.bias is None else y + self.bias

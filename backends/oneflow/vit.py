@@ -4,7 +4,7 @@ Shape letters: N images, L patches, T tokens, D width, H heads.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import oneflow as flow
@@ -12,15 +12,16 @@ import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 from oneflow.utils.checkpoint import checkpoint
 
+from triptych.backends.oneflow import kernels
 from triptych.backends.oneflow.layers import (
     BatchNorm,
     Conv2d,
     Gelu,
     LayerNorm,
-    Linear,
     PatchEmbed,
 )
 from triptych.backends.oneflow.ops import mean_tokens
+from triptych.backends.oneflow.products import Linear, in_float32, linear, matmul
 from triptych.backends.oneflow.sums import like_tokens, pick_tokens
 from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
@@ -44,6 +45,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Each token attends to all tokens."""
+        if in_float32(x):
+            return self.proj(_attend_in_numpy(self.qkv(x), self.heads))
         query, key, value = _split_heads(self.qkv(x), 3, self.heads)
         return self.proj(_attend(query, key, value).transpose(1, 2).reshape(*x.shape[:2], -1))
 
@@ -166,8 +169,8 @@ def class_token(block: Block, x: Tensor) -> Tensor:
     normal = block.norm1(x)
     weight, bias = attention.qkv.weight, attention.qkv.bias
     width = len(weight) // 3  # a process may have some of the heads only
-    query = F.linear(normal[:, 0], weight[:width], bias[:width])
-    key_value = F.linear(normal, weight[width:], bias[width:])
+    query = linear(normal[:, 0], weight[:width], bias[:width])
+    key_value = linear(normal, weight[width:], bias[width:])
     key, value = _split_heads(key_value, 2, attention.heads)
     mixed = _attend(query.reshape(n, attention.heads, 1, -1), key, value).reshape(n, width)
     x = x[:, 0] + attention.proj(mixed)
@@ -178,7 +181,7 @@ def class_attention(block: Block, x: Tensor) -> Tensor:
     """How strongly the class token attends to each token in a block. (N, T, D) -> (N, H, T)."""
     query, key, _ = _split_heads(block.attn.qkv(block.norm1(x)), 3, block.attn.heads)
     query = query[:, :, :1] * query.shape[-1] ** -0.5
-    weights = F.softmax(flow.matmul(query, key, transpose_b=True), dim=-1)[:, :, 0]
+    weights = F.softmax(matmul(query, key, transpose_b=True), dim=-1)[:, :, 0]
     return block.attn.group.gather(weights.transpose(0, 1)).transpose(0, 1)
 
 
@@ -188,6 +191,30 @@ def _split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     split = x.reshape(n, t, parts, heads, width // (parts * heads)).permute(2, 0, 3, 1, 4)
     # The gradient of indexing would be a part's gradient within a large tensor of zeros.
     return flow.unbind(split, dim=0)
+
+
+def _attend_in_numpy(qkv: Tensor, heads: int) -> Tensor:
+    """Softmax attention of all tokens to all tokens. (N, T, 3 D) -> (N, T, D)."""
+    if flow.is_grad_enabled() and qkv.requires_grad:
+        return _attention(heads).apply(qkv)
+    return flow.from_numpy(kernels.attend(qkv.numpy(), heads)[0])
+
+
+@cache
+def _attention(heads: int) -> type[flow.autograd.Function]:
+    class AttentionInNumpy(flow.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, qkv: Tensor) -> Tensor:
+            mixed, weights = kernels.attend(qkv.numpy(), heads)
+            ctx.save_for_backward(qkv, flow.from_numpy(weights))
+            return flow.from_numpy(mixed)
+
+        @staticmethod
+        def backward(ctx: object, grad: Tensor) -> Tensor:
+            qkv, weights = (saved.numpy() for saved in ctx.saved_tensors)
+            return flow.from_numpy(kernels.attend_backward(qkv, weights, grad.numpy()))
+
+    return AttentionInNumpy
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -201,5 +228,5 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         (N, H, S, D/H).
     """
-    scores = flow.matmul(query * query.shape[-1] ** -0.5, key, transpose_b=True)
-    return flow.matmul(F.softmax(scores, dim=-1), value)
+    scores = matmul(query * query.shape[-1] ** -0.5, key, transpose_b=True)
+    return matmul(F.softmax(scores, dim=-1), value)

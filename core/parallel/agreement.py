@@ -137,8 +137,8 @@ def _text_of(ranks: Ranks, rank: int, own: str) -> str:
 
 def _differences(name: str, own: str, theirs: str, place: str) -> list[str]:
     """The names of what differs, with values if both are short. place: where ``theirs`` are."""
-    objects = [json.loads(text) if text.startswith("{") else None for text in (own, theirs)]
-    if None not in objects:
+    if own.startswith("{") and theirs.startswith("{"):
+        objects = [json.loads(text) for text in (own, theirs)]
         keys = dict.fromkeys([*objects[0], *objects[1]])
         texts = ([json.dumps(x[key]) if key in x else "missing" for x in objects] for key in keys)
         return [
