@@ -1,5 +1,6 @@
 """What a run may use of the machine."""
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -32,3 +33,17 @@ def test_the_peak_of_a_process_is_not_that_of_its_parent():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     own = resources.peak_memory_mib()
     assert 5 < float(done.stdout) < own - 20 and own > large.nbytes / 2**20
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("model name\t: A Chip: 9\nflags : fpu avx2 avx512f\n", "A Chip: 9 (avx2, avx512f)"),
+        ("Features : neon\n", f"{platform.machine()} (no vector units known)"),
+    ],
+)
+def test_the_name_of_the_processor_says_its_units(monkeypatch, tmp_path, text, name):
+    file = tmp_path / "cpuinfo"
+    file.write_text(text)
+    monkeypatch.setattr(resources, "CPUINFO", file)
+    assert resources.processor_name() == name

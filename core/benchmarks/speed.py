@@ -20,6 +20,7 @@ from triptych.core.benchmarks.conditions import FRAMEWORKS, listed, versions
 from triptych.core.errors import UserError
 from triptych.core.files.writing import write_atomically
 from triptych.core.machine.environment import cores
+from triptych.core.machine.resources import processor_name
 
 Ratios = Iterator[tuple[str, float]]
 """(what is compared with what, how many times as fast the first is)."""
@@ -156,7 +157,7 @@ def _page(folder: Path) -> Iterator[str]:
     yield "turns in one run; above 1 the first one is faster. Seconds say little about another"
     yield "machine, so there are none."
     yield ""
-    yield f"- Machine: {platform.machine()}, {cores()} cores, {platform.system()}, CPU only."
+    yield f"- Machine: {processor_name()}, {cores()} cores, {platform.system()}, CPU only."
     yield f"- Versions: {listed(versions(PACKAGES))}."
     days = sorted(_day(file) for m in MEASUREMENTS if (file := m.file(folder)).exists())
     if days:

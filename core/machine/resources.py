@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from triptych.core.config.spec import RunSpec
+from triptych.core.machine.blas import CPUINFO
 from triptych.core.machine.environment import cores, memory_bytes
 from triptych.core.machine.launchers import launched
 
-CPUINFO = Path("/proc/cpuinfo")
 STATUS = Path("/proc/self/status")
 MEMINFO = Path("/proc/meminfo")
 CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -22,6 +22,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 def processor() -> frozenset[str]:
     """The words of /proc/cpuinfo, such as vendor and flags; empty if there is no such file."""
     return frozenset(CPUINFO.read_text().split() if CPUINFO.is_file() else ())
+
+
+def processor_name() -> str:
+    """The name of the processor, with what matters most of its units."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    units = [unit for unit in ("avx2", "avx512f", "amx_bf16") if unit in processor()]
+    return f"{next(names, platform.machine())} ({', '.join(units) or 'no vector units known'})"
 
 
 def keep_memory() -> None:
