@@ -140,7 +140,7 @@ def engines(backend, request):
 
 
 @pytest.mark.parametrize("case", MODULES)
-def test_module(engines, backend_name, case):
+def test_module(engines, backend_name, case, monkeypatch):
     of, path, function, shape = MODULES[case]
     engine = engines(of)
     precision = engine.context.precision
@@ -155,9 +155,11 @@ def test_module(engines, backend_name, case):
     want_grad = elementwise_grad(lambda a: np.sum(function(dict(values), a) * probe))(
         x.astype(np.float64)
     )
-    value, (grad,) = differentiate(
-        backend_name, submodule(engine.model.student, path), x, probe=probe
-    )
+    module = submodule(engine.model.student, path)
+    if case == "virtual_ranks":
+        # PyTorch's network hands this norm the images of the ranks in turn. Here they are not.
+        monkeypatch.setattr(module, "alternating", False, raising=False)
+    value, (grad,) = differentiate(backend_name, module, x, probe=probe)
     allowed = TOLERANCE[precision]["op"] * FACTOR.get(case, 1)
     assert value.dtype == precision
     assert_close(value, want, allowed, case)

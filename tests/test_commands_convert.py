@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def test_the_table_says_what_happens(tmp_path: Path, capsys: pytest.CaptureFixtu
     counts = {line.strip() for line in lines if line.startswith("  ") and ":" in line}
     assert counts >= {"transposed: 24", "new, at its initial value: 8", "unused: 0", "missing: 0"}
     assert any("(24, 96) -> base_encoder.blocks.0.mlp.fc1.weight" in line for line in lines)
-    assert "self-check, teacher: relative difference of the features 0.0e+00 (plsc)" in lines[-2]
+    found = re.fullmatch(r"self-check, teacher: .* features (\S+) \(plsc\).*", lines[-2])
+    assert found and float(found[1]) < 1e-13  # the order of sums depends on NumPy's kernels
     assert lines[-1].startswith(f"{tmp_path}/w.pth: torch, 0.")
     assert read(tmp_path / "w.pth").tree.keys() >= {"epoch", "state_dict"}
 

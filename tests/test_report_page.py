@@ -114,6 +114,14 @@ def test_table_tells_trained_from_baselines(runs):
     assert ("k-NN", "raw pixels", "10 per class") not in top1
 
 
+def test_the_point_of_the_initial_weights_is_explained_where_it_is(tmp_path, runs):
+    heading = "k-NN accuracy (step 0: random initial weights)"
+    assert heading in page.render(runs)
+    run = write_run(tmp_path / "without")
+    (run / BASELINES).unlink()
+    assert heading not in page.render([read_run(run)])
+
+
 def test_evaluations_that_are_not_known_are_shown_by_name_and_top1(tmp_path, runs):
     run = write_run(tmp_path / "other")
     with (run / "metrics.jsonl").open("a") as file:
