@@ -119,6 +119,14 @@ def test_a_step_is_that_of_the_other_form(monkeypatch, products, case):
             assert relative_error(found[0][name], array) < 1e-3, name
 
 
+def test_what_is_not_finite_gives_no_warning(products, recwarn):
+    a, b = map(_tensor, arrays((4, 4), (4, 4)))
+    a[0], b[0] = float("inf"), float("nan")
+    a.requires_grad, b.requires_grad = True, True
+    (products.matmul(a, b).sum() + products.linear(a, b, b[1]).sum()).backward()
+    assert not np.isfinite(a.grad.numpy()).all() and not recwarn.list
+
+
 def test_float64_stays_with_oneflow(products):
     (x,) = arrays((3, 4))
     assert products.in_float32(_tensor(x))

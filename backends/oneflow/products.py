@@ -68,8 +68,14 @@ def _recorded(*tensors: Tensor) -> bool:
     return flow.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
-def _multiplied(a: Array, b: Array, *, transpose_b: bool) -> Array:
-    return np.matmul(a, b.swapaxes(-1, -2) if transpose_b else b)
+_quiet: Any = np.errstate(all="ignore")
+"""Non-finite values give no warning here. They show in the loss."""
+
+
+@_quiet
+def _multiplied(a: Array, b: Array, *, transpose_a: bool = False, transpose_b: bool) -> Array:
+    a, b = (x.swapaxes(-1, -2) if flag else x for x, flag in ((a, transpose_a), (b, transpose_b)))
+    return np.matmul(a, b)
 
 
 @cache
@@ -86,7 +92,7 @@ def _product(transpose_b: bool) -> type[flow.autograd.Function]:
             given = grad.numpy()
             of_a = _multiplied(given, b, transpose_b=not transpose_b)
             factors = (given, a) if transpose_b else (a, given)
-            of_b = np.matmul(factors[0].swapaxes(-1, -2), factors[1])
+            of_b = _multiplied(*factors, transpose_a=True, transpose_b=False)
             return flow.from_numpy(of_a), flow.from_numpy(of_b)
 
     return Product
@@ -97,11 +103,25 @@ def _rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
+@_quiet
 def _mapped(x: Array, weight: Array, bias: Sequence[Array]) -> Array:
     y = _rows(x) @ weight.T
     for each in bias:
         y += each
     return y.reshape(*x.shape[:-1], len(weight))
+
+
+@_quiet
+def _from_outputs(grad: Array, weight: Array) -> Array:
+    """The gradient of the rows that were mapped. (N, O), (O, D) -> (N, D)."""
+    found: Array = grad @ weight
+    return found
+
+
+@_quiet
+def _of_weights(grad: Array, rows: Array) -> tuple[Array, Array]:
+    """The gradients of weight and bias. (N, O), (N, D) -> (O, D), (O,)."""
+    return grad.T @ rows, (np.ones((1, len(grad)), grad.dtype) @ grad)[0]
 
 
 @cache
@@ -118,12 +138,9 @@ def _linear(of_x: bool, of_weight: bool) -> type[flow.autograd.Function]:
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             x, weight, *bias = (saved.numpy() for saved in ctx.saved_tensors)
             given = _rows(grad.numpy())
-            found: list[Array | None] = [None] * (2 + len(bias))
-            if of_x:
-                found[0] = (given @ weight).reshape(x.shape)
-            if of_weight:
-                found[1] = given.T @ _rows(x)
-                found[2:] = [(np.ones((1, len(given)), np.float32) @ given)[0] for _ in bias]
+            of_input = _from_outputs(given, weight).reshape(x.shape) if of_x else None
+            of_others = _of_weights(given, _rows(x))[: 1 + len(bias)] if of_weight else ()
+            found = [of_input, *of_others, *[None] * (1 + len(bias) - len(of_others))]
             return tuple(None if array is None else flow.from_numpy(array) for array in found)
 
     return LinearMap
