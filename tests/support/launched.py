@@ -11,11 +11,12 @@ PyTorch allows: then the framework is imported once.
 import json
 import multiprocessing
 import os
+import random
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,12 +37,17 @@ Record = dict[str, Array]
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports at which nobody listens now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports at which nobody listens now.
+
+    They are below those that Linux gives to connections, one of which might have a port before the
+    process that is to listen there.
+    """
+    ports: set[int] = set()
+    while len(ports) < count:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.add(port)
+    return list(ports)
 
 
 def variables(backend: str, rank: int, world: int, ports: Sequence[int]) -> dict[str, str]:
