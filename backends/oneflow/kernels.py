@@ -27,10 +27,10 @@ BLOCK = 32768  # values per block, so that the arrays of a block stay in the cac
 COLUMNS = 512  # least number of positions in a matrix product
 
 
-_quiet = np.errstate(all="ignore")
+quiet = np.errstate(all="ignore")
 
 
-@_quiet
+@quiet
 def gelu(x: Array, *, slope: bool) -> tuple[Array, Array | None]:
     """x Phi(x), exact but for rounding, and optionally the derivative Phi(x) + x phi(x).
 
@@ -72,7 +72,7 @@ def _normal_cdf(x: Array, square: Array, *, out: Array) -> None:
     out += np.float32(0.5)
 
 
-@_quiet
+@quiet
 def convolve(x: Array, weight: Array, stride: int, padding: int) -> Array:
     """A convolution, computed as matrix products of a few images each.
 
@@ -93,7 +93,7 @@ def convolve(x: Array, weight: Array, stride: int, padding: int) -> Array:
     return y.reshape(len(x), fan_out, height, width)
 
 
-@_quiet
+@quiet
 def convolve_backward(
     x: Array, weight: Array, grad: Array, stride: int, padding: int, *, of_x: bool
 ) -> tuple[Array | None, Array]:
@@ -176,7 +176,7 @@ def alone(sums: Array, count: float) -> tuple[Array, float]:
     return sums, count
 
 
-@_quiet
+@quiet
 def normalize(
     x: Array, affine: Array, eps: float, *, keep: bool, total: Total = alone
 ) -> tuple[Array, Array, Array, Array, float]:
@@ -207,7 +207,7 @@ def normalize(
     return y, centred, inverse.astype(x.dtype), statistics.astype(x.dtype), count
 
 
-@_quiet
+@quiet
 def normalize_backward(
     centred: Array, factors: Array, grad: Array, total: Total = alone
 ) -> tuple[Array, Array, Array]:
@@ -249,7 +249,7 @@ def _dots(x: Array, y: Array) -> Array:
     return rows.reshape(x.shape[:3]).sum(1, dtype=np.float64)
 
 
-@_quiet
+@quiet
 def attend(qkv: Array, heads: int) -> tuple[Array, Array]:
     """Softmax attention of all tokens to all tokens.
 
@@ -272,7 +272,7 @@ def attend(qkv: Array, heads: int) -> tuple[Array, Array]:
     return mixed, weights
 
 
-@_quiet
+@quiet
 def attend_backward(qkv: Array, weights: Array, grad: Array) -> Array:
     """The gradient of ``attend`` with respect to qkv. grad: (N, T, D)."""
     heads = weights.shape[1]
@@ -299,7 +299,7 @@ def _by_head(x: Array, heads: int, parts: int = 3) -> Array:
     return split.transpose(2, 0, 3, 1, 4)
 
 
-@_quiet
+@quiet
 def normalize_rows(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
     """Layer norm: y, the normalised rows, and what they were multiplied by. (N, D)."""
     y, normal = np.empty_like(x), np.empty_like(x)
@@ -315,7 +315,7 @@ def normalize_rows(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Ar
     return y, normal, inverse
 
 
-@_quiet
+@quiet
 def normalize_rows_backward(
     normal: Array, inverse: Array, weight: Array, grad: Array
 ) -> tuple[Array, Array, Array]:

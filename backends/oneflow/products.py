@@ -15,6 +15,7 @@ import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 from threadpoolctl import threadpool_info
 
+from triptych.backends.oneflow.kernels import quiet
 from triptych.core.contracts import Array
 
 CORES = ("SkylakeX", "Cooperlake", "SapphireRapids")
@@ -68,11 +69,7 @@ def _recorded(*tensors: Tensor) -> bool:
     return flow.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
-_quiet: Any = np.errstate(all="ignore")
-"""Non-finite values give no warning here. They show in the loss."""
-
-
-@_quiet
+@quiet
 def _multiplied(a: Array, b: Array, *, transpose_a: bool = False, transpose_b: bool) -> Array:
     a, b = (x.swapaxes(-1, -2) if flag else x for x, flag in ((a, transpose_a), (b, transpose_b)))
     return np.matmul(a, b)
@@ -103,7 +100,7 @@ def _rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-@_quiet
+@quiet
 def _mapped(x: Array, weight: Array, bias: Sequence[Array]) -> Array:
     y = _rows(x) @ weight.T
     for each in bias:
@@ -111,14 +108,14 @@ def _mapped(x: Array, weight: Array, bias: Sequence[Array]) -> Array:
     return y.reshape(*x.shape[:-1], len(weight))
 
 
-@_quiet
+@quiet
 def _from_outputs(grad: Array, weight: Array) -> Array:
     """The gradient of the rows that were mapped. (N, O), (O, D) -> (N, D)."""
     found: Array = grad @ weight
     return found
 
 
-@_quiet
+@quiet
 def _of_weights(grad: Array, rows: Array) -> tuple[Array, Array]:
     """The gradients of weight and bias. (N, O), (N, D) -> (O, D), (O,)."""
     return grad.T @ rows, (np.ones((1, len(grad)), grad.dtype) @ grad)[0]
