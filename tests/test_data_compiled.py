@@ -145,6 +145,39 @@ def test_what_the_loops_cannot_read_is_left_to_pillow(kernels, size, box):
     assert np.array_equal(*both(kernels, source, [change], (3, 16, 16)))
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_views_for_evaluation_are_those_of_pillow(kernels, mode):
+    for number in range(100):
+        generator = stream(0, f"test/evaluation/{mode}", number)
+        height, width = (int(n) for n in generator.integers(1, 161, 2))
+        high, wide = (int(n) for n in generator.integers(1, 81, 2))
+        source = image(generator, mode, height, width)
+        change = partial(
+            pixels.center_cover,
+            size=(high, wide),
+            factor=float(generator.choice([1.0, 8 / 7, 1.6])),
+            interpolation=str(generator.choice(["bilinear", "bicubic"])),
+            rounding=str(generator.choice(["torchvision", "paddlefleetx"])),
+        )
+        pillow, ours = both(kernels, source, [change], (len(mode), high, wide))
+        assert np.array_equal(pillow, ours), (number, change)
+
+
+def test_a_view_for_evaluation_is_made_by_loops(kernels, monkeypatch):
+    change = partial(
+        pixels.center_cover,
+        size=(24, 32),
+        factor=1.5,
+        interpolation="bicubic",
+        rounding="torchvision",
+    )
+    pillow, _ = both(kernels, image(stream(0, "test"), "RGB", 50, 70), [change], (3, 24, 32))
+    monkeypatch.setattr(Image.Image, "resize", None)
+    ours = np.zeros_like(pillow)
+    views.write_compiled(kernels, image(stream(0, "test"), "RGB", 50, 70), [change], ours)
+    assert np.array_equal(pillow, ours)
+
+
 def test_normalised_pixels_are_the_same(kernels, monkeypatch):
     planes = stream(0, "test").integers(0, 256, (5, 3, 9, 7), dtype=np.uint8)
     results = []

@@ -1,5 +1,6 @@
 """Worker processes: nothing is left behind, however a run ends."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -60,6 +61,7 @@ def until(condition, seconds: float = 20.0) -> bool:
 
 def resources() -> tuple[int, list[str]]:
     """Open files of this process, and named shared memory of the machine that looks like ours."""
+    gc.collect()  # what earlier tests left behind would close its files at any later moment
     shared = Path("/dev/shm")
     names = sorted(p.name for p in shared.iterdir()) if shared.exists() else []
     return len(os.listdir("/proc/self/fd")), [n for n in names if "triptych" in n or "psm_" in n]

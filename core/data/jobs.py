@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol, TypeAlias, cast
 
 import numpy as np
@@ -213,30 +213,34 @@ class Evaluation:
 
     def fill(self, number: int, out: Planes) -> Filled:
         """See ``Job``. Damaged images that may be skipped are left out, and later rows move up."""
-        first = number * self.batch_size
+        first, change = number * self.batch_size, self._change()
         index, damaged = list[int](), list[str]()
         warned: list[tuple[str, str]] = []
         for candidate in range(first, min(first + self.batch_size, len(self.source))):
             try:
                 with memory_for(self.source, candidate):
                     image = self.source.image(candidate)
-                    view = self._view(image)
+                    views.write(image, [change], out[len(index)])
             except DamagedImage:
                 if self.spec.data.on_error == "stop":
                     raise
                 damaged.append(self.source.name(candidate))
                 continue
-            pixels.write_planes(view, out[len(index)])
             warned += _warnings(self.source, candidate, image)
             index.append(candidate)
         return Filled(np.array(index, np.int64), tuple(damaged), tuple(warned))
 
-    def _view(self, image: Image.Image) -> Image.Image:
+    def _change(self) -> augment.Change:
+        """What makes the view of every image."""
         recipe, size = self.spec.augment, self.spec.model.size
         if recipe.eval_resize is None:
-            return pixels.center_crop(image, size, recipe.eval_rounding)
-        return pixels.center_cover(
-            image, size, recipe.eval_resize, recipe.eval_interpolation, recipe.eval_rounding
+            return partial(pixels.center_crop, size=size, rounding=recipe.eval_rounding)
+        return partial(
+            pixels.center_cover,
+            size=size,
+            factor=recipe.eval_resize,
+            interpolation=recipe.eval_interpolation,
+            rounding=recipe.eval_rounding,
         )
 
 

@@ -113,11 +113,16 @@ def center_cover(
     For an image of 1 by 60 000 pixels ``cover`` would be 60 000 times as large as its middle.
     """
     whole = cover_size(image, size, factor, rounding)
-    if math.prod(whole) <= LONG * math.prod(size):
+    if not is_long(whole, size):
         return center_crop(resize(image, whole, interpolation), size, rounding)
     left, top, right, bottom = middle(whole, size, rounding)
     box = (top, left, bottom - top, right - left)
     return by_band(image, lambda band: resized_part(band, whole, box, interpolation))
+
+
+def is_long(whole: Size, size: Size) -> bool:
+    """Whether a covering has so many more pixels than its middle that it is not made as a whole."""
+    return math.prod(whole) > LONG * math.prod(size)
 
 
 def middle(whole: Size, size: Size, rounding: Rounding) -> tuple[int, int, int, int]:

@@ -1,6 +1,7 @@
 """The bytes of a Pillow image, and its resize to planes by compiled loops."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,54 +33,69 @@ def stored(image: Image.Image) -> tuple[NDArray[np.uint8], int]:
     return np.frombuffer(image.tobytes("raw", _RAW[image.mode]), np.uint8), 4
 
 
+class Part(NamedTuple):
+    """What a view takes from an image: a box of it, at another size, and a window of that.
+
+    Attributes:
+        box: top, left, height and width of the part of the image, pixels.
+        size: (height, width) of the resized box.
+        corner: top and left of the window in the resized box. The view gives its size.
+        cubic: bicubic, else bilinear.
+    """
+
+    box: tuple[int, int, int, int]
+    size: tuple[int, int]
+    corner: tuple[int, int]
+    cubic: bool
+
+
 def resize(
-    kernels: Kernels,
-    image: Image.Image,
-    box: tuple[int, int, int, int],
-    cubic: bool,
-    mirrored: bool,
-    out: NDArray[np.uint8],
+    kernels: Kernels, image: Image.Image, part: Part, mirrored: bool, out: NDArray[np.uint8]
 ) -> bool:
-    """Writes a part of an image to planes, as ``pixels.crop_resize`` would make it.
+    """Writes a part of an image to planes. Its bytes are those of ``pixels.resize`` and crops.
 
     Args:
-        box: top, left, height and width of the part, within the image.
-        cubic: bicubic, else bilinear.
+        part: its box is within the image, its window within the resized box.
         mirrored: exchanges left and right of the result.
         out: (C, H, W), one plane for each band.
 
     Returns:
         Whether it was possible.
     """
-    top, left, height, width = box
+    top, left, height, width = part.box
     if height > TALL * width:
         return False
-    pixels, size = stored(crop(image, (left, top, left + width, top + height)))
+    if (height, width) != (image.height, image.width):
+        image = crop(image, (left, top, left + width, top + height))
+    pixels, size = stored(image)
     channels, high, wide = out.shape
-    starts, table, taps = _weights(kernels, width, wide, cubic)
+    across, row = _weights(kernels, width, part.size[1], part.cubic, part.corner[1], wide)
     if mirrored:
-        starts, table = starts[::-1].copy(), table[::-1].copy()
-    rows = np.empty((height, wide, size), np.uint8)
-    across = kernels.resize_across if size == 4 else kernels.resize_grey_across
-    weights = address(starts), address(table), taps
-    across(address(pixels), width * size, height, *weights, wide, address(rows))
-    starts, table, taps = _weights(kernels, height, high, cubic)
-    sums = np.empty(wide * size, np.int32)
-    weights = address(starts), address(table), taps
+        across, row = across[::-1].copy(), row[::-1].copy()
+    down, column = _weights(kernels, height, part.size[0], part.cubic, part.corner[0], high)
+    # Only the rows that the window needs are resampled.
+    first, last = int(down.min()), int(down.max()) + column.shape[1]
+    down -= first
+    rows = np.empty((last - first, wide, size), np.uint8)
+    resample = kernels.resize_across if size == 4 else kernels.resize_grey_across
+    needed, weights = address(pixels) + first * width * size, (address(across), address(row))
+    resample(needed, width * size, len(rows), *weights, row.shape[1], wide, address(rows))
+    weights, sums = (address(down), address(column)), np.empty(wide * size, np.int32)
+    shape = column.shape[1], high, channels
     kernels.resize_down(
-        address(rows), height, wide, *weights, high, channels, address(sums), address(out)
+        address(rows), len(rows), wide, *weights, *shape, address(sums), address(out)
     )
     return True
 
 
 def _weights(
-    kernels: Kernels, source: int, target: int, cubic: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int32], int]:
-    """See the kernel ``resize_weights``."""
+    kernels: Kernels, source: int, target: int, cubic: bool, start: int, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """``count`` rows, from ``start`` on, of what the kernel ``resize_weights`` computes."""
     reach = (2.0 if cubic else 1.0) * max(source / target, 1.0)
     starts, taps = np.empty(target, np.int64), np.empty(1, np.int64)
     table = np.empty(target * (2 * math.ceil(reach) + 1), np.int32)
     pointers = address(starts), address(taps), address(table)
     kernels.resize_weights(source, target, int(cubic), *pointers)
-    count = int(taps[0])
-    return starts, table[: target * count].reshape(target, count), count
+    each, window = int(taps[0]), slice(start, start + count)
+    return starts[window], table[: target * each].reshape(target, each)[window]

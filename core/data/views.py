@@ -15,7 +15,7 @@ from PIL import Image
 from triptych.core.data import compiled, pixels
 from triptych.core.data.augment import Change, arguments, operation
 from triptych.core.data.compiled import Kernels, address
-from triptych.core.data.stored import resize
+from triptych.core.data.stored import Part, resize
 from triptych.core.errors import UserError
 
 Planes = NDArray[np.uint8]
@@ -72,11 +72,11 @@ def write_compiled(
 ) -> None:
     """``write`` with compiled loops, up to the first change that has none; the rest with Pillow."""
     first, *further = changes
-    part = _part(first, image)
+    part = _part(first, image, out.shape[1:])
     served = list(takewhile(is_compiled, further))
     # A mirror commutes with the operations of a view, and a resize makes it for nothing.
     mirrored = served.count(pixels.horizontal_flip) % 2 == 1
-    if part is None or not resize(kernels, image, *part, mirrored, out):
+    if part is None or not resize(kernels, image, part, mirrored, out):
         write_by_pillow(image, changes, out)
         return
     view = _View(kernels, image.mode, out)
@@ -92,14 +92,20 @@ def write_compiled(
 # ------------------------------------------------------------------------------------------ changes
 
 
-def _part(change: Change, image: Image.Image) -> tuple[tuple[int, int, int, int], bool] | None:
-    """The box that a change resizes, and whether by the cubic filter; None for other changes."""
-    given = arguments(change)
+def _part(change: Change, image: Image.Image, size: pixels.Size) -> Part | None:
+    """What a change resizes for a view of this size; None for other changes."""
+    given, function = arguments(change), operation(change)
     cubic = given.get("interpolation") == "bicubic"
-    if operation(change) is pixels.crop_resize:
-        return given["box"], cubic
-    if operation(change) is pixels.resize:
-        return (0, 0, image.height, image.width), cubic
+    everything = (0, 0, image.height, image.width)
+    if function is pixels.crop_resize:
+        return Part(given["box"], size, (0, 0), cubic)
+    if function is pixels.resize:
+        return Part(everything, size, (0, 0), cubic)
+    if function is pixels.center_cover:
+        rounding = given["rounding"]
+        whole = pixels.cover_size(image, size, given["factor"], rounding)
+        left, top, *_ = pixels.middle(whole, size, rounding)
+        return None if pixels.is_long(whole, size) else Part(everything, whole, (top, left), cubic)
     return None
 
 
