@@ -5,8 +5,9 @@ import json
 import pytest
 from conftest import requested
 
-from triptych.core.benchmarks import gpu, gpu_parts
-from triptych.core.benchmarks.gpu_parts import PARTS, Row
+from triptych.core.benchmarks import gpu, gpu_numbers
+from triptych.core.benchmarks.gpu import PARTS
+from triptych.core.benchmarks.gpu_check import Check, Row
 from triptych.core.cli import main
 
 DRY = ["bench", "gpu", "--dry-run"]
@@ -80,7 +81,7 @@ def test_without_a_card_there_is_one_line(monkeypatch, capsys):
 def test_rough_products_must_be_worse_than_allowed(monkeypatch):
     """The bar of the part that proves that the comparison sees TF32."""
     near = Row("x", 0.5, most=1.0)
-    monkeypatch.setattr(gpu_parts, "_against_cpu", lambda *arguments: near)
-    check = gpu_parts.Check("cuda:0", gpu, "torch", small=False)
-    assert [row.ok for row in gpu_parts.rough(check)] == [False]
-    assert list(gpu_parts.rough(gpu_parts.Check("cpu", gpu, "torch", small=True))) == []
+    monkeypatch.setattr(gpu_numbers, "_against_cpu", lambda *arguments: near)
+    check = Check("cuda:0", gpu, "torch", small=False)
+    assert [row.ok for row in gpu_numbers.rough(check)] == [False]
+    assert list(gpu_numbers.rough(Check("cpu", gpu, "torch", small=True))) == []

@@ -288,6 +288,7 @@ ALONE = {
     "products.py": "matrix products of float32 in NumPy, which has faster kernels than OneFlow",
     "sums.py": "sums in the forms that are fast on OneFlow's CPU",
     "gpu.py": "what the check of a GPU measures; it measures PyTorch alone",
+    "plain/device.py": "the plain loops of the check of a GPU, which measures PyTorch alone",
     "kernels.py": "operations that are faster than those that a framework would take",
     "link.py": "how processes wait for each other on Paddle, whose gloo gives up after 30 seconds",
     "runtime.py": "what has to happen before these frameworks are imported",

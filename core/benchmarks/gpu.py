@@ -11,17 +11,29 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from triptych.core import config, launch
-from triptych.core.benchmarks.gpu_parts import PARTS, Check, Row
+from triptych.core.benchmarks import gpu_numbers, gpu_speed
+from triptych.core.benchmarks.gpu_check import Check, Row
 from triptych.core.errors import UserError
 from triptych.core.files.writing import write_atomically
 
 BACKEND = "torch"
 """The framework that this check measures."""
+PARTS: dict[str, Callable[[Check], Iterable[Row]]] = {
+    part.__name__: part
+    for part in (
+        *(gpu_speed.machine, gpu_numbers.exact, gpu_numbers.curve, gpu_numbers.single),
+        *(gpu_numbers.rough, gpu_numbers.half, gpu_numbers.repeats, gpu_numbers.pixel),
+        *(gpu_speed.silent, gpu_speed.feeding, gpu_speed.loading, gpu_speed.nearest),
+        gpu_speed.speed,
+    )
+}
+"""In the order of their run: what time is left is that of the last."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

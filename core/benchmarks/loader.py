@@ -8,12 +8,12 @@ both. Only their ratio can be compared between machines.
 import argparse
 import importlib
 import json
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -98,19 +98,17 @@ def measure(
         UserError: a package of the peer is missing.
     """
     peer = PEERS[engine]
-    loaders = {"triptych": _ours, peer: _theirs(peer)}
-    _compile()
+    loaders = {"triptych": ours, peer: _theirs(peer)}
+    compile_loops()
     with tempfile.TemporaryDirectory(prefix="triptych-bench-") as folder:
-        size = _write_photographs(os.path.join(folder, "photographs"))
-        overrides = [f"data.root={folder}", f"data.workers={workers}", f"train.batch_size={batch}"]
-        overrides += ["data.name=image_folder", "data.eval_root=null", f"augment.engine={engine}"]
-        spec = config.load(recipe, overrides)
+        size = write_photographs(Path(folder, "photographs"))
+        spec = spec_of(recipe, folder, workers, batch, f"augment.engine={engine}")
         speeds: dict[str, list[float]] = {name: [] for name in loaders}
         with threadpool_limits(1):  # PyTorch gives its worker processes one thread as well
             for turn in range(rounds):
                 # The order is reversed in every second round.
                 for name in sorted(loaders, reverse=bool(turn % 2)):
-                    speeds[name].append(_speed(loaders[name], spec, -(-images // batch)))
+                    speeds[name].append(speed(loaders[name], spec, -(-images // batch)))
     busy = max(1, min(workers, cores()))
     pairs = zip(speeds["triptych"], speeds[peer], strict=True)
     ratios = [ours / theirs for ours, theirs in pairs]
@@ -129,12 +127,19 @@ def measure(
     }
 
 
-def _write_photographs(folder: str) -> int:
+def spec_of(recipe: str, folder: str, workers: int, batch: int, *overrides: str) -> RunSpec:
+    """A recipe that loads the images of the folders in ``folder``."""
+    own = [f"data.root={folder}", f"data.workers={workers}", f"train.batch_size={batch}"]
+    own += ["data.name=image_folder", "data.eval_root=null"]
+    return config.load(recipe, [*own, *overrides])
+
+
+def write_photographs(folder: Path) -> int:
     """Parts of scikit-learn's two photographs as JPEG files; returns their size in bytes."""
     from sklearn.datasets import load_sample_images
 
     photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
-    os.mkdir(folder)
+    folder.mkdir()
     size = 0
     for number in range(FILES):
         photograph, rng = photographs[number % 2], stream(0, "bench/loader", number)
@@ -144,13 +149,14 @@ def _write_photographs(folder: str) -> int:
         )
         left = int(rng.integers(photograph.width - width, endpoint=True))
         top = int(rng.integers(photograph.height - height, endpoint=True))
-        path = os.path.join(folder, f"{number:04}.jpg")
+        path = folder / f"{number:04}.jpg"
         photograph.crop((left, top, left + width, top + height)).save(path, quality=QUALITY)
-        size += os.path.getsize(path)
+        size += path.stat().st_size
     return size
 
 
-def _ours(spec: RunSpec, batches: int) -> Generator[Any, None, None]:
+def ours(spec: RunSpec, batches: int) -> Generator[Any, None, None]:
+    """So many batches of our pipeline."""
     with Pipeline(spec, open_train(spec)) as pipeline:
         yield from pipeline.batches(0, batches)
 
@@ -168,13 +174,13 @@ def _theirs(peer: str) -> Loader:
     return loader
 
 
-def _compile() -> None:
+def compile_loops() -> None:
     """Compiles the loops before the clock runs, as a long run does in its first minute."""
     if compiled.available():
         compiled.builder().wait()
 
 
-def _speed(loader: Loader, spec: RunSpec, batches: int) -> float:
+def speed(loader: Loader, spec: RunSpec, batches: int) -> float:
     """Images per second, after the batches that were loaded ahead during start-up."""
     ahead = spec.data.workers * spec.data.prefetch + 1
     # The further batches at the end keep the workers busy until the last timed batch.

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.rounds < 1:
         raise UserError(f"--rounds {arguments.rounds}: expected at least 1")
     spec = config.load(arguments.config, [*DEFAULTS, *arguments.overrides])
-    _plain_loop(spec)
+    plain_module(spec)
     if arguments.part:
         print(json.dumps(_measure(spec, arguments.backend, arguments.part, arguments.rounds)))
         return 0
@@ -97,8 +97,12 @@ BESIDE_MOCO_V3 = ("moca",)
 """Methods whose step is measured beside a step of MoCo v3 on the same encoder."""
 
 
-def _plain_loop(spec: RunSpec) -> str:
-    """Name of the module in ``backends.*.plain`` with the plain loop of the spec's method."""
+def plain_module(spec: RunSpec) -> str:
+    """Name of the module in ``backends.*.plain`` with the plain loop of the spec's method.
+
+    Raises:
+        UserError: there is no plain loop for the spec's encoder.
+    """
     model = spec.model
     module, builds = PLAIN[spec.method.name]
     if builds(model):
@@ -145,7 +149,7 @@ def _child(name: str, part: str, arguments: argparse.Namespace) -> dict[str, Any
 def _measure(spec: RunSpec, name: str, part: str, rounds: int) -> dict[str, Any]:
     batches = [synthetic_batch(spec, i) for i in range(2)]
     steps: dict[str, Callable[[int], None]] = {}
-    plain = f"triptych.backends.{name}.plain.{_plain_loop(spec)}"
+    plain = f"triptych.backends.{name}.plain.{plain_module(spec)}"
     if part != "plain":
         engine = _engine(spec, name)
         steps["engine"] = _engine_step(engine, batches)

@@ -13,27 +13,37 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from triptych.backends.torch.kernels import torch_defaults
+from triptych.backends.torch.plain.device import Device
 from triptych.core.config.spec import MocaSpec, RunSpec, VitSpec
 from triptych.core.contracts import Array, Batch, Hyper
 from triptych.core.methods import masking
 
 
 class PlainLoop:
-    """One run in float32 on the CPU, from the framework's own initial weights."""
+    """One run on ``spec.device``, from the framework's own initial weights."""
 
-    def __init__(self, spec: RunSpec) -> None:
-        model, self.method = spec.model, spec.method
+    def __init__(self, spec: RunSpec, mixed: torch.dtype | None = None) -> None:
+        """Builds the networks.
+
+        Args:
+            mixed: type of autocast; None: all is float32.
+        """
+        model, self.method, device = spec.model, spec.method, spec.device
+        self.device = Device(spec.device, mixed)
         rows, columns = model.grid
         self.rounds = self.method.rounds(rows * columns)
-        self.inner = torch.from_numpy(masking.interior(model.grid, self.method.border))
-        self.student, self.teacher = _encoder(model), _encoder(model)
+        self.inner = self.device.send(masking.interior(model.grid, self.method.border))
+        self.student, self.teacher = _encoder(model).to(device), _encoder(model).to(device)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
-        self.decoder = _Decoder(model, self.method)
-        self.image_weights = _Weights(model.width, model.width, self.method)
-        self.dense_weights = _Weights(model.width, self.method.decoder_width, self.method)
-        self.words = F.normalize(torch.randn(self.method.words, model.width).relu(), dim=1)
-        self.pointer, self.distance, self.distance_used = 0, torch.tensor(0.5), torch.tensor(0.5)
+        self.decoder = _Decoder(model, self.method).to(device)
+        self.image_weights = _Weights(model.width, model.width, self.method).to(device)
+        self.dense_weights = _Weights(model.width, self.method.decoder_width, self.method).to(
+            device
+        )
+        noise = torch.randn(self.method.words, model.width, device=device)
+        self.words, self.pointer = F.normalize(noise.relu(), dim=1), 0
+        self.distance = self.distance_used = torch.tensor(0.5, device=device)
         trunk = [*self.student.parameters(), *self.decoder.parameters()]
         generators = [*self.image_weights.parameters(), *self.dense_weights.parameters()]
         self.optimizer = _optimizer(trunk, generators, spec)
@@ -55,12 +65,13 @@ class PlainLoop:
         }
 
     @torch_defaults()
-    def step(self, batch: Batch, hyper: Hyper) -> float:
+    def step(self, batch: Batch, hyper: Hyper) -> Tensor:
         """One training step; returns the loss."""
         draws = self.draw()
-        images = torch.cat([torch.from_numpy(view) for view in batch.views])
-        codes, bags, words, difference = self._targets(images, hyper.ema, draws)
-        loss = self._loss(images, codes, bags, draws)
+        images = torch.cat([self.device.send(view) for view in batch.views])
+        with self.device.autocast():
+            codes, bags, words, difference = self._targets(images, hyper.ema, draws)
+            loss = self._loss(images, codes, bags, draws)
         decayed, plain = self.optimizer.param_groups[:2]
         decayed["lr"] = plain["lr"] = hyper.lr
         decayed["weight_decay"] = hyper.weight_decay
@@ -70,10 +81,11 @@ class PlainLoop:
             nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
         self.optimizer.step()
         self._learn(words, difference)
-        return loss.item()
+        return loss.detach()
 
     def wait(self) -> None:
-        """Does nothing: on the CPU a step is complete when it returns."""
+        """Waits until the steps so far are complete."""
+        self.device.wait()
 
     @torch.no_grad()
     def _targets(
@@ -97,8 +109,8 @@ class PlainLoop:
         codes = (cosine * (self.method.inverse_delta / self.distance_used)).softmax(-1)
         bags = codes[:, self.inner].mean(1)
         half = len(images) // 2
-        place = self.inner[torch.from_numpy(draws["codebook_token_pick"])]
-        image = torch.from_numpy(draws["codebook_image_perm"][: len(place)])
+        place = self.inner[self.device.send(draws["codebook_token_pick"])]
+        image = self.device.send(draws["codebook_image_perm"][: len(place)])
         image = image + half * int(draws["codebook_coin"] >= 0.5)
         words = F.normalize(tokens[image, place], dim=1, eps=1e-5)
         return codes, torch.cat([bags[half:], bags[:half]]), words, difference.view(2, half).mean(1)
@@ -112,7 +124,7 @@ class PlainLoop:
         )
         loss: Tensor | float = 0.0
         for name, size in zip(("mask_ids_round1", "mask_ids_round2"), self.rounds, strict=True):
-            order = torch.from_numpy(draws[name])
+            order = self.device.send(draws[name])
             early, last = self._encode(images, order[:, : size.visible])
             pooled = last[:, 1:].mean(1)
             ids = order[:, : size.decoded]
@@ -135,8 +147,8 @@ class PlainLoop:
         return (early if self.method.early_layer else final), final
 
     def _learn(self, words: Tensor, differences: Sequence[Tensor]) -> None:
-        rows = torch.arange(self.pointer, self.pointer + len(words)) % len(self.words)
-        self.words[rows] = words
+        rows = torch.arange(self.pointer, self.pointer + len(words), device=words.device)
+        self.words[rows % len(self.words)] = words.to(self.words.dtype)
         self.pointer = (self.pointer + len(words)) % len(self.words)
         for difference in differences:
             self.distance = 0.99 * self.distance + 0.01 * difference
