@@ -289,6 +289,7 @@ ALONE = {
     "sums.py": "sums in the forms that are fast on OneFlow's CPU",
     "gpu.py": "what the check of a GPU measures; it measures PyTorch alone",
     "kernels.py": "operations that are faster than those that a framework would take",
+    "mixed.py": "operations beside networks of 16 bits, which PyTorch alone has",
     "link.py": "how processes wait for each other on Paddle, whose gloo gives up after 30 seconds",
     "runtime.py": "what has to happen before these frameworks are imported",
     "export.py": "uses the exporter of PyTorch or Paddle; that of OneFlow fails",
