@@ -27,6 +27,13 @@ def test_a_dry_run_measures_every_part(tmp_path, capsys):
     assert "| exact | moco_v3/digits float64 against cpu" in out and "| silent | kernels" in out
 
 
+@pytest.mark.parametrize("recipe", [*gpu_parts.DIGITS, *gpu_parts.SPEED])
+def test_a_card_finds_every_recipe_valid(recipe):
+    """A dry run takes the first one alone."""
+    check = gpu_parts.Check("cpu", gpu_parts, "torch", small=False)
+    assert check.sized(recipe, 64).train.batch_size == 64
+
+
 @pytest.fixture
 def given(monkeypatch):
     """Replaces the measurements by rows, or by the error of a process."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from types import ModuleType
 
@@ -19,6 +20,7 @@ from triptych.core.evaluation.subject import on_host, product_of
 from triptych.core.methods import METHODS
 from triptych.core.parity.compare import compare, relative_error
 from triptych.core.parity.trace import trace
+from triptych.core.reference import ops as reference
 
 DIGITS = ("moco_v3/digits", "moco_v1/digits", "moca/digits")
 """Recipes small enough for float64: a ViT, a ResNet with virtual ranks, a codebook."""
@@ -70,7 +72,7 @@ class Check:
 
     def spec(self, recipe: str, precision: str, *overrides: str) -> RunSpec:
         """A recipe on the device."""
-        common = [f"device={self.device}", f"precision={precision}", "train.steps=100"]
+        common = [f"device={self.device}", f"precision={precision}", "train.steps=1000"]
         return config.load(recipe, [*common, "train.epochs=null", *overrides])
 
     def sized(self, recipe: str, count: int) -> RunSpec:
@@ -146,6 +148,25 @@ def half(check: Check) -> Iterator[Row]:
             yield Row(f"{recipe} {precision}, error of the gradient", off, most=most)
         if check.small:
             return
+
+
+def codes(check: Check) -> Iterator[Row]:
+    """MOCA's codes beside networks in bfloat16: they keep float32's digits."""
+    n, length, width, words = (2, 16, 48, 64) if check.small else (256, 196, 768, 4096)
+    rng = np.random.default_rng(0)
+    shared, sharpness = rng.standard_normal(width), np.full(1, 30.0, np.float32)
+    x = (rng.standard_normal((n, length, width)) + shared).astype(np.float32)
+    rows = (rng.standard_normal((words, width)) + shared).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    want, _ = reference.soft_assign(*(a.astype(np.float64) for a in (x[:2], rows, sharpness)))
+    seconds = []
+    for precision in ("bfloat16", "float32"):
+        engine = check.engine(check.spec(DIGITS[2], precision))
+        call = partial(engine.ops.soft_assign, *map(engine.tensor, (x, rows, sharpness)))
+        error = np.abs(engine.array(call()[0][:2]) - want).max()
+        yield Row(f"codes beside {precision}, error", float(error), most=1e-4)
+        seconds.append(check.native.seconds_of(check.device, call, 5))
+    yield Row("time of codes beside float32 over bfloat16", seconds[1] / seconds[0])
 
 
 def _differentiated(check: Check, recipe: str, precision: str) -> tuple[Mapping[str, Array], State]:
@@ -300,6 +321,7 @@ PARTS: dict[str, Callable[[Check], Iterable[Row]]] = {
     "single": single,
     "rough": rough,
     "half": half,
+    "codes": codes,
     "repeats": repeats,
     "pixel": pixel,
     "silent": silent,
