@@ -36,21 +36,27 @@ def forward(engine, spec):
 def types_on_cuda(package, monkeypatch, spec):
     """Operation -> types of its results in a forward pass with the rules of CUDA's autocast.
 
-    Two of them: of the networks and of what follows.
+    Three of them: of the networks, of what follows, and of the product of MOCA's cosines.
     """
+    from triptych.backends.torch import mixed
+
     engine, log = package.build(spec, lively_state(spec)), launches.Launches()
-    inside, outside, compute = defaultdict(set), log.types, engine.model.compute
+    inside, outside, cosines = defaultdict(set), log.types, defaultdict(set)
 
-    def watched(*arguments):
-        log.types = inside
-        result = compute(*arguments)
-        log.types = outside
-        return result
+    def watched(function, types):
+        def call(*arguments):
+            log.types = types
+            result = function(*arguments)
+            log.types = outside
+            return result
 
-    engine.model.compute = watched
+        return call
+
+    engine.model.compute = watched(engine.model.compute, inside)
+    monkeypatch.setattr(mixed, "_product", watched(mixed._product, cosines))
     with launches.on_cuda(engine, monkeypatch), log:
         forward(engine, spec)
-    return inside, outside
+    return inside, outside, cosines
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -58,7 +64,7 @@ def types_on_cuda(package, monkeypatch, spec):
 def test_only_the_networks_are_in_half_precision_on_a_gpu(package, monkeypatch, case, precision):
     import torch
 
-    inside, outside = types_on_cuda(package, monkeypatch, tiny_spec(precision, case))
+    inside, outside, cosines = types_on_cuda(package, monkeypatch, tiny_spec(precision, case))
     half, single = {getattr(torch, precision)}, {torch.float32}
     assert set.union(*outside.values()) - {torch.int64, torch.bool} == single
     assert outside["mm"] == outside["_log_softmax"] == outside["linalg_vector_norm"] == single
@@ -66,6 +72,8 @@ def test_only_the_networks_are_in_half_precision_on_a_gpu(package, monkeypatch, 
     assert all(inside[name] == half for name in ("convolution", "addmm", "gelu") if name in inside)
     assert inside.get("native_layer_norm", single) == single
     assert "convolution" in inside and "convolution" not in outside
+    able = "dtype" in torch.ops.aten.mm.overloads()
+    assert cosines.get("mm") == (single if able and case == "moca_vit" else None)
 
 
 def test_the_log_sees_a_loss_in_half_precision(package, monkeypatch):
@@ -74,7 +82,7 @@ def test_the_log_sees_a_loss_in_half_precision(package, monkeypatch):
     ops = package.ops
     narrow = lambda a, b, transpose_b=False: a.bfloat16() @ b.bfloat16().mT  # noqa: E731
     monkeypatch.setattr(ops, "matmul", narrow)
-    _, outside = types_on_cuda(package, monkeypatch, tiny_spec("bfloat16"))
+    _, outside, _ = types_on_cuda(package, monkeypatch, tiny_spec("bfloat16"))
     assert outside["mm"] == outside["_log_softmax"] == {torch.bfloat16}
 
 

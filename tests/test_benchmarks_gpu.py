@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import requested
 
-from triptych.core.benchmarks import gpu, gpu_numbers
+from triptych.core.benchmarks import gpu, gpu_check, gpu_numbers, gpu_speed
 from triptych.core.benchmarks.gpu import PARTS
 from triptych.core.benchmarks.gpu_check import Check, Row
 from triptych.core.cli import main
@@ -26,6 +26,13 @@ def test_a_dry_run_measures_every_part(tmp_path, capsys):
     assert out == (tmp_path / "gpu.md").read_text() + "\n"
     assert "on cpu: every part ran, which says nothing about a GPU" in out
     assert "| exact | moco_v3/digits float64 against cpu" in out and "| silent | kernels" in out
+
+
+@pytest.mark.parametrize("recipe", [*gpu_check.DIGITS, *gpu_speed.SPEED])
+def test_a_card_finds_every_recipe_valid(recipe):
+    """A dry run takes the first one alone."""
+    check = Check("cpu", gpu, "torch", small=False)
+    assert check.sized(recipe, 64).train.batch_size == 64
 
 
 @pytest.fixture

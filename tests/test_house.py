@@ -290,6 +290,7 @@ ALONE = {
     "gpu.py": "what the check of a GPU measures; it measures PyTorch alone",
     "plain/device.py": "the plain loops of the check of a GPU, which measures PyTorch alone",
     "kernels.py": "operations that are faster than those that a framework would take",
+    "mixed.py": "operations beside networks of 16 bits, which PyTorch alone has",
     "link.py": "how processes wait for each other on Paddle, whose gloo gives up after 30 seconds",
     "runtime.py": "what has to happen before these frameworks are imported",
     "export.py": "uses the exporter of PyTorch or Paddle; that of OneFlow fails",

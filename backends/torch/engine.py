@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
-from triptych.backends.torch import ops, parallel, pipeline, sharded
+from triptych.backends.torch import mixed, parallel, pipeline, sharded
 from triptych.backends.torch.courier import Courier
 from triptych.backends.torch.methods import METHODS, Pair
 from triptych.backends.torch.optim import OPTIMIZERS, Optimizer
@@ -38,7 +38,9 @@ class Engine(core.Engine):
     def __init__(
         self, spec: RunSpec, state: Mapping[str, Array], device: str, ranks: Ranks = ALONE
     ) -> None:
-        super().__init__(spec, ops, parallel.context(device, spec.precision, ranks), ranks)
+        operations = mixed.operations(mixed=spec.precision in MIXED)
+        context = parallel.context(device, spec.precision, ranks)
+        super().__init__(spec, operations, context, ranks)
         self.dtype = torch.float64 if spec.precision == "float64" else torch.float32
         self.layout = sharded.Layout(splits(spec), ranks, device)
         model = METHODS[spec.method.name](spec, ranks)

@@ -1,6 +1,6 @@
 """Implements ``core.contracts.Ops`` in PyTorch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -71,9 +71,20 @@ def gather_rows(x: Tensor, index: Index, /) -> Tensor:
 
 
 @torch.no_grad()
-def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor, Tensor]:
-    """See ``core.contracts.Ops``."""
-    cosine = l2_normalize(x, eps=1e-5) @ words.mT
+def soft_assign(
+    x: Tensor,
+    words: Tensor,
+    sharpness: Tensor,
+    /,
+    *,
+    product: Callable[[Tensor, Tensor], Tensor] = lambda a, b: a @ b.mT,
+) -> tuple[Tensor, Tensor]:
+    """See ``core.contracts.Ops``.
+
+    Args:
+        product: of rows and rows, (N, L, D), (K, D) -> (N, L, K).
+    """
+    cosine = product(l2_normalize(x, eps=1e-5), words)
     difference = (cosine.amax(-1) - cosine.mean(-1)).mean(1)
     return cosine.mul_(sharpness).softmax(-1), difference
 

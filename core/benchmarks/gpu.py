@@ -28,9 +28,9 @@ PARTS: dict[str, Callable[[Check], Iterable[Row]]] = {
     part.__name__: part
     for part in (
         *(gpu_speed.machine, gpu_numbers.exact, gpu_numbers.curve, gpu_numbers.single),
-        *(gpu_numbers.rough, gpu_numbers.half, gpu_numbers.repeats, gpu_numbers.pixel),
-        *(gpu_speed.silent, gpu_speed.feeding, gpu_speed.loading, gpu_speed.nearest),
-        gpu_speed.speed,
+        *(gpu_numbers.rough, gpu_numbers.half, gpu_numbers.codes, gpu_numbers.repeats),
+        *(gpu_numbers.pixel, gpu_speed.silent, gpu_speed.feeding, gpu_speed.loading),
+        *(gpu_speed.nearest, gpu_speed.speed),
     )
 }
 """In the order of their run: what time is left is that of the last."""

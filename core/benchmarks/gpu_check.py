@@ -62,7 +62,7 @@ class Check:
 
     def spec(self, recipe: str, precision: str, *overrides: str) -> RunSpec:
         """A recipe on the device."""
-        common = [f"device={self.device}", f"precision={precision}", "train.steps=100"]
+        common = [f"device={self.device}", f"precision={precision}", "train.steps=1000"]
         return config.load(recipe, [*common, "train.epochs=null", *overrides])
 
     def sized(self, recipe: str, count: int, *overrides: str) -> RunSpec:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from triptych.core.contracts import Array, State
 from triptych.core.data.pixels import normalize
 from triptych.core.parity.compare import compare, relative_error
 from triptych.core.parity.trace import trace
+from triptych.core.reference import ops as reference
 
 STEPS = 3
 CURVE = 100
@@ -104,6 +106,25 @@ def half(check: Check) -> Iterator[Row]:
             yield Row(f"{recipe} {precision}, error of the gradient", off, most=most)
         if check.small:
             return
+
+
+def codes(check: Check) -> Iterator[Row]:
+    """MOCA's codes beside networks in bfloat16: they keep float32's digits."""
+    n, length, width, words = (2, 16, 48, 64) if check.small else (256, 196, 768, 4096)
+    rng = np.random.default_rng(0)
+    shared, sharpness = rng.standard_normal(width), np.full(1, 30.0, np.float32)
+    x = (rng.standard_normal((n, length, width)) + shared).astype(np.float32)
+    rows = (rng.standard_normal((words, width)) + shared).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    want, _ = reference.soft_assign(*(a.astype(np.float64) for a in (x[:2], rows, sharpness)))
+    seconds = []
+    for precision in ("bfloat16", "float32"):
+        engine = check.engine(check.spec(DIGITS[2], precision))
+        call = partial(engine.ops.soft_assign, *map(engine.tensor, (x, rows, sharpness)))
+        error = np.abs(engine.array(call()[0][:2]) - want).max()
+        yield Row(f"codes beside {precision}, error", float(error), most=1e-4)
+        seconds.append(check.native.seconds_of(check.device, call, 5))
+    yield Row("time of codes beside float32 over bfloat16", seconds[1] / seconds[0])
 
 
 def _differentiated(check: Check, recipe: str, precision: str) -> tuple[Mapping[str, Array], State]:

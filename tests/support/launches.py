@@ -91,7 +91,7 @@ def fuse_attention(engine: Any) -> None:
 def on_cuda(engine: Any, monkeypatch: Any) -> Iterator[None]:
     """In the block the engine is on a GPU that is not there."""
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     with FakeTensorMode(allow_non_fake_inputs=True):
         fuse_attention(engine)
         _move(engine, "cuda:0")
