@@ -268,7 +268,7 @@ def test_entries_of_an_optimizer_that_fit_no_tensor_are_named(tmp_path: Path):
 
 
 def test_the_scale_of_a_loss_stays_in_our_own_formats(tmp_path: Path):
-    """A run in float16 that goes on from another system's file begins with a new scale."""
+    """And in those of MoCo v3 and MOCA. Without it, a run in float16 begins with a new scale."""
     converted(PLSC, tmp_path / "w.pth", "torch")
     tree = reading.read(tmp_path / "w.pth").tree
     scale = {name: Stored.of(np.array(n)) for n, name in enumerate(scaling.ENTRIES, 1)}

@@ -22,6 +22,7 @@ from triptych.core.files import reading, saving
 from triptych.core.files.tree import Stored
 from triptych.core.formats import FORMATS
 from triptych.core.formats.format import Output, facts_of
+from triptych.core.optim import scaling
 from triptych.core.parameters import initial_state
 from triptych.core.parity.trace import trace
 from triptych.core.training.resume import Start, find_start
@@ -288,3 +289,62 @@ def test_a_file_with_an_empty_optimizer_has_one_line(tmp_path):
     said.clear()
     formats.load_training_state(tmp_path / "w.pth", spec, said.append)
     assert len(said) == 2 and all(" more: starts anew at 0" in line for line in said)
+
+
+# ------------------------------------------------------------------------- the scale of a loss
+
+
+def with_scaler(folder, scaler):
+    """MoCo v3's file with another state of the loss scaler."""
+    path = folder / "scaled.pth"
+    saving.write(path, {**reading.read(FILES / V3).tree, "scaler": scaler}, "torch")
+    return path
+
+
+def scale_in(path, case, precision):
+    """What a run in this precision takes over of a file's loss scale."""
+    spec = formats.read_spec(path, [*CASES[case], f"precision={precision}"])
+    _, state = find_start(spec, path.parent / "run", str(path), {}, print)
+    assert spec.precision == precision and state["optimizer.step"] > 0
+    return [int(state[name]) for name in scaling.ENTRIES if name in state]
+
+
+@pytest.mark.parametrize("case", [V3, "moca_full_vit_torch2.pth"])
+def test_a_run_in_float16_takes_over_the_scale_of_the_loss(case):
+    assert scale_in(FILES / case, case, "float16") == [2**16, 2, 0]
+    assert scale_in(FILES / case, case, "bfloat16") == []
+
+
+@pytest.mark.parametrize(
+    ("scale", "good", "taken"),
+    [
+        (1024.0, 1999, [1024, 1999, 0]),
+        (2.0**32, 0, [2**32, 0, 0]),
+        *((scale, 7, [2**16, 0, 0]) for scale in (0.5, 1000.0, 2.0**33, float("nan"), "x", None)),
+        *((1024.0, good, [2**16, 0, 0]) for good in (2000, -1, "x", None)),
+    ],
+)
+def test_a_scale_that_no_run_has_begins_anew(scale, good, taken, tmp_path):
+    path = with_scaler(tmp_path, {"scale": scale, "growth_factor": 2.0, "_growth_tracker": good})
+    assert scale_in(path, V3, "float16") == taken
+
+
+def test_a_scaler_that_was_not_in_use_gives_no_scale(tmp_path):
+    assert scale_in(with_scaler(tmp_path, {}), V3, "float16") == [2**16, 0, 0]
+
+
+def test_a_scale_comes_back_from_a_checkpoint_and_pytorch_loads_it(tmp_path):
+    torch = pytest.importorskip("torch")
+    path, keys = with_scaler(tmp_path, {"scale": 512.0, "_growth_tracker": 30}), CASES[V3]
+    words = ["convert", str(path), str(tmp_path / "own"), "--to", "canonical"]
+    assert main([*words, "-o", *keys, "precision=float16"]) == 0
+    assert scale_in(tmp_path / "own", V3, "float16") == [512, 30, 0]
+    for source, name in ((tmp_path / "own", "again.pth"), (path, "same.pth")):
+        words = ["convert", str(source), str(tmp_path / name), "--to", "moco_v3"]
+        assert main([*words, *(["-o", *keys] if source == path else [])]) == 0
+        scaler = torch.amp.GradScaler("cpu")
+        scaler.load_state_dict(torch.load(tmp_path / name, weights_only=True)["scaler"])
+        assert scaler.get_scale() == 512.0 and scaler.state_dict()["_growth_tracker"] == 30
+    words[2:] = [str(tmp_path / "single"), "--to", "canonical", "-o", *keys]
+    assert main(words) == 0
+    assert scale_in(tmp_path / "single", V3, "float32") == []

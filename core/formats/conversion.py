@@ -307,6 +307,7 @@ def _optimizer(made: Plan, changed: Collection[str]) -> None:
         return
     if source.optimizer is not None and not own:
         state = training_state(source.optimizer, made.before, made.notes.append)
+        state = scaling.fitted(state, made.before.precision) if made.own else state
         own = {name: Stored.of(np.asarray(array)) for name, array in state.items()}
         made.notes.extend(source.format.remarks)
     if lost := [n for n in own if any(n.endswith(f".{name}") for name in changed)]:
@@ -314,7 +315,7 @@ def _optimizer(made: Plan, changed: Collection[str]) -> None:
             f"{lost[0]}: its tensor gets another shape; leave out the optimizer by --parts"
         )
     for name in () if made.own else scaling.ENTRIES:
-        if name in own:
+        if name in own and not (made.target.moments and made.target.moments.holds(name)):
             made.left[name] = f"files of {made.target.about} hold none; it begins anew"
             del own[name]
     made.optimizer.update(own)

@@ -1,18 +1,45 @@
 """The entries around a state dict in the checkpoints of PyTorch programs."""
 
-from triptych.core.files.tree import Node, Stored
+from triptych.core.files.tree import Content, Node, Stored
 from triptych.core.formats.format import WRAPPER, Output
 from triptych.core.formats.moments import Moments
 from triptych.core.formats.optimizers import optimizer_state
+from triptych.core.optim import scaling
 
-SCALER = {
+SCALER: dict[str, Node] = {
     "scale": 65536.0,
     "growth_factor": 2.0,
     "backoff_factor": 0.5,
     "growth_interval": 2000,
     "_growth_tracker": 0,
 }
-"""The state of PyTorch's loss scaler before its first step: a scale begins anew in these files."""
+"""The state of PyTorch's loss scaler before its first step."""
+SCALES = tuple(2**i for i in range(scaling.MOST.bit_length()))
+"""The scales that a run here may have."""
+
+
+def loss_scale(content: Content) -> dict[str, int]:
+    """The loss scale of a file, by canonical name; empty if it has none that a run here may have.
+
+    A scaler that was not in use has no state.
+    """
+    found = content.tree.get("scaler") if isinstance(content.tree, dict) else None
+    entries = found if isinstance(found, dict) else {}
+    scale, good = entries.get("scale"), entries.get("_growth_tracker")
+    if not isinstance(scale, int | float) or not isinstance(good, int):
+        return {}
+    possible = scale in SCALES and good in range(scaling.INTERVAL)
+    return {scaling.SCALE: int(scale), scaling.GOOD_STEPS: good} if possible else {}
+
+
+def scaler(output: Output) -> dict[str, Node]:
+    """The state of PyTorch's loss scaler: with the scale of the run, or before its first step."""
+    if scaling.SCALE not in output.optimizer:
+        return SCALER
+    scale, good = (
+        int(output.optimizer[name].array()) for name in (scaling.SCALE, scaling.GOOD_STEPS)
+    )
+    return {**SCALER, "scale": float(scale), "_growth_tracker": good}
 
 
 def checkpoint(output: Output, moments: Moments) -> dict[str, Node]:

@@ -21,6 +21,7 @@ from triptych.core.formats.continuing import Say, training_state
 from triptych.core.formats.detection import Source, recognise
 from triptych.core.formats.format import facts_of
 from triptych.core.formats.rules import fits
+from triptych.core.optim import scaling
 from triptych.core.parameters import Param, table
 
 OPTIONAL = "optimizer."
@@ -92,6 +93,7 @@ def read_training(path: Path, spec: RunSpec, say: Say) -> Training:
         raise UserError(f"{path}: {error}") from error
     if bad := [name for name, array in own.items() if not np.isfinite(array).all()]:
         raise UserError(f"{path}: {bad[0]}: not finite ({len(bad)} such entries)")
+    own = scaling.fitted(own, spec.precision)
     return Training({**state, **own}, source.format.about, epochs)
 
 

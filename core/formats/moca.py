@@ -11,7 +11,7 @@ from triptych.core.config.spec import AdamWSpec, RunSpec
 from triptych.core.files.tree import Content, Node, Record
 from triptych.core.formats.arithmetic import Vit
 from triptych.core.formats.changes import VECTOR, Facts, Reshaped
-from triptych.core.formats.envelopes import SCALER
+from triptych.core.formats.envelopes import loss_scale, scaler
 from triptych.core.formats.format import Format, Layout, Output, epochs
 from triptych.core.formats.moments import KINDS, Moments, Parameter, torch_options
 from triptych.core.formats.networks import vit
@@ -100,7 +100,7 @@ def options(spec: RunSpec, group: int) -> dict[str, Node]:
     return {"is_wgen": generator, "use_wd": decayed, **values}
 
 
-MOMENTS = Moments({"adamw": KINDS["adamw"]}, groups=groups, options=options)
+MOMENTS = Moments({"adamw": KINDS["adamw"]}, groups=groups, options=options, scale=loss_scale)
 
 ARGUMENTS = {
     "kappa": "method.kappa",
@@ -141,7 +141,7 @@ def output(output: Output) -> tuple[str, Node]:
     tree: dict[str, Node] = {"model": output.tensors, "epoch": last}
     if output.optimizer:
         tree["optimizer"] = optimizer_state(MOMENTS, output)
-        tree["scaler"] = SCALER
+        tree["scaler"] = scaler(output)
     return "torch", tree
 
 

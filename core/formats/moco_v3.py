@@ -11,7 +11,7 @@ from typing import Literal
 
 from triptych.core.files.tree import Node
 from triptych.core.formats.arithmetic import SINGLE, networks
-from triptych.core.formats.envelopes import SCALER, checkpoint
+from triptych.core.formats.envelopes import checkpoint, loss_scale, scaler
 from triptych.core.formats.format import Format, Layout, Output
 from triptych.core.formats.moments import KINDS, Moments
 from triptych.core.formats.networks import resnet, vit
@@ -35,12 +35,12 @@ def _layout(encoder: Literal["vit", "resnet"], head: str, rules: Sequence[Rule])
     )  # fmt: skip
 
 
-MOMENTS = Moments({"adamw": KINDS["adamw"], "lars": ("mu",)})
+MOMENTS = Moments({"adamw": KINDS["adamw"], "lars": ("mu",)}, scale=loss_scale)
 
 
 def output(output: Output) -> tuple[str, Node]:
     """A checkpoint as the program writes it."""
-    return "torch", {**checkpoint(output, MOMENTS), "scaler": SCALER}
+    return "torch", {**checkpoint(output, MOMENTS), "scaler": scaler(output)}
 
 
 FORMAT = Format(

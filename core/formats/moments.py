@@ -100,6 +100,7 @@ class Moments:
             integer of each parameter, or one integer for all, under "step".
         options: hyper-parameters of the group with this position, for a written file.
         form: of LARS in the files, as in ``LarsSpec.form``.
+        scale: finds the loss scale of a file, by canonical name; None: the files hold none.
         frozen: templates of parameters that may have no number. Of these, a file numbers none, or
             leaves out those of the first templates.
     """
@@ -111,7 +112,12 @@ class Moments:
     step: Literal["tensor", "integer", "shared"] = "tensor"
     options: Callable[[RunSpec, int], dict[str, Node]] = torch_options
     form: str = "moco_v3"
+    scale: Callable[[Content], Mapping[str, int]] | None = None
     frozen: tuple[str, ...] = ()
+
+    def holds(self, name: str) -> bool:
+        """Whether the files have a place for an entry of ``core.optim.scaling``."""
+        return self.scale is not None and name in (scaling.SCALE, scaling.GOOD_STEPS)
 
 
 class Options(NamedTuple):
@@ -233,6 +239,9 @@ def read(
         notes += [f"{theirs} of {lost}: it is no tensor here" for lost in canonical.unknown]
     if found.steps:
         state[STEP] = Stored.of(np.asarray(found.steps.pop(), np.int64))
+    if state and moments.scale:
+        scale = moments.scale(content)
+        state |= {n: Stored.of(np.asarray(value, np.int64)) for n, value in scale.items()}
     options = tuple(
         Options(group.options, tuple(linked[k].ours for k in group.keys if k in linked))
         for group in found.groups

@@ -15,7 +15,8 @@ FIRST, LEAST, MOST = 2**16, 1, 2**32
 """Scales. Powers of 2, so that neither the factor nor the division rounds."""
 GROWTH, INTERVAL = 2, 2000
 """By how much the scale grows after so many updates in a row, or falls after one left out."""
-ENTRIES = ("optimizer.scale", "optimizer.good_steps", "optimizer.skipped")
+SCALE, GOOD_STEPS = "optimizer.scale", "optimizer.good_steps"
+ENTRIES = (SCALE, GOOD_STEPS, "optimizer.skipped")
 """Canonical names of the attributes of ``LossScale``."""
 
 
