@@ -249,6 +249,35 @@ def _dots(x: Array, y: Array) -> Array:
     return rows.reshape(x.shape[:3]).sum(1, dtype=np.float64)
 
 
+def as_rows(x: Array) -> Array:
+    """(..., D) -> (N, D)."""
+    return x.reshape(-1, x.shape[-1])
+
+
+@quiet
+def mapped(x: Array, weight: Array, *terms: Array) -> Array:
+    """A linear map of rows, plus terms. (..., D), (O, D), each (O,) or (N, O) -> (..., O)."""
+    y = as_rows(x) @ weight.T
+    for term in terms:
+        y += term
+    return y.reshape(*x.shape[:-1], len(weight))
+
+
+@quiet
+def from_outputs(grad: Array, weight: Array, *factors: Array) -> Array:
+    """The gradient of the rows that were mapped, times factors. (N, O), (O, D) -> (N, D)."""
+    found: Array = grad @ weight
+    for factor in factors:
+        found *= factor
+    return found
+
+
+@quiet
+def of_weights(grad: Array, rows: Array) -> tuple[Array, Array]:
+    """The gradients of weight and bias. (N, O), (N, D) -> (O, D), (O,)."""
+    return grad.T @ rows, (np.ones((1, len(grad)), grad.dtype) @ grad)[0]
+
+
 @quiet
 def attend(qkv: Array, heads: int) -> tuple[Array, Array]:
     """Softmax attention of all tokens to all tokens.
@@ -317,9 +346,9 @@ def normalize_rows(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Ar
 
 @quiet
 def normalize_rows_backward(
-    normal: Array, inverse: Array, weight: Array, grad: Array
+    normal: Array, inverse: Array, weight: Array, grad: Array, *terms: Array
 ) -> tuple[Array, Array, Array]:
-    """The gradients of ``normalize_rows`` with respect to x, weight and bias."""
+    """The gradients of ``normalize_rows`` with respect to x, plus terms, and to weight and bias."""
     of_x, width = np.empty_like(normal), normal.shape[1]
     of_weight, of_bias = np.zeros((2, width), normal.dtype)
     for rows in _blocks(normal):
@@ -331,6 +360,8 @@ def normalize_rows_backward(
         out -= out.mean(1, keepdims=True)
         out -= own * along
         out *= inverse[rows]
+        for term in terms:
+            out += term[rows]
     return of_x, of_weight, of_bias
 
 
