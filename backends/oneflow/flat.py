@@ -92,4 +92,4 @@ def blocks(buffer: Tensor) -> list[Tensor]:
 
     The buffer may be a view itself, but not a detached one: ``detach`` loses the view's offset.
     """
-    return [buffer[start : start + BLOCK] for start in range(0, buffer.numel(), BLOCK)]
+    return [buffer[start : start + BLOCK] for start in range(0, len(buffer), BLOCK)]

@@ -16,7 +16,7 @@ from oneflow._oneflow_internal.autograd import AutogradFunctionBase
 from triptych.backends.oneflow import flat, kernels
 from triptych.core.contracts import Array
 
-Backward = Callable[[Array], Iterable[Array]]
+Backward = Callable[[Array], list[Array]]
 """Gradient of a result -> gradients of what it was computed from."""
 
 
@@ -28,16 +28,16 @@ class Layer(NamedTuple):
 
 
 class Layers(NamedTuple):
-    """The layers of a block in their order, and what else it knows."""
+    """What a block knows, and its layers in their order."""
 
+    heads: int
+    eps: float
     norm1: Layer
     qkv: Layer
     proj: Layer
     norm2: Layer
     fc1: Layer
     fc2: Layer
-    heads: int
-    eps: float
 
 
 def block(module: Any, x: Tensor, *, recompute: bool) -> Tensor:
@@ -48,7 +48,8 @@ def block(module: Any, x: Tensor, *, recompute: bool) -> Tensor:
     """
     attn, mlp = module.attn, module.mlp
     parts = [module.norm1, attn.qkv, attn.proj, module.norm2, mlp.fc1, mlp.fc2]
-    layers = Layers(*(Layer(**own) for own in flat.arrays(parts)), attn.heads, module.norm1.eps)
+    own: list[Any] = [Layer(**arrays) for arrays in flat.arrays(parts)]
+    layers = Layers(attn.heads, module.norm1.eps, *own)
     parameters = [tensor for part in parts for tensor in (part.weight, part.bias)]
     if not flow.is_grad_enabled() or not any(each.requires_grad for each in (x, *parameters)):
         return flow.from_numpy(_block(x.numpy(), layers))
@@ -99,33 +100,52 @@ def _block(x: Array, layers: Layers) -> Array:
 
 
 def _recorded_block(x: Array, layers: Layers) -> tuple[Array, Backward]:
-    rows = kernels.as_rows(x)
-    first, *normal1 = kernels.normalize_rows(rows, *layers.norm1, layers.eps)
-    qkv = kernels.mapped(first, *layers.qkv).reshape(*x.shape[:2], -1)
-    mixed, shares = kernels.attend(qkv, layers.heads)
-    middle = kernels.mapped(kernels.as_rows(mixed), *layers.proj, rows)
-    second, *normal2 = kernels.normalize_rows(middle, *layers.norm2, layers.eps)
-    hidden, slope = kernels.gelu(kernels.mapped(second, *layers.fc1), slope=True)
-    y = kernels.mapped(hidden, *layers.fc2, middle).reshape(x.shape)
+    middle, of_attention = _recorded_attention(x, layers)
+    y, of_mlp = _recorded_mlp(middle, layers)
+    kept = [of_attention, of_mlp]
 
-    def backward(grad: Array) -> Iterable[Array]:
+    def backward(grad: Array) -> list[Array]:
+        given, *later = kept.pop()(grad)  # this frees what it kept
+        return [*kept.pop()(given), *later]
+
+    return y, backward
+
+
+def _recorded_attention(x: Array, layers: Layers) -> tuple[Array, Backward]:
+    """The first norm and the attention, added to x."""
+    rows, shape = kernels.as_rows(x), x.shape  # x itself is not kept
+    normal, *kept = kernels.normalize_rows(rows, *layers.norm1, layers.eps)
+    qkv = kernels.mapped(normal, *layers.qkv).reshape(*shape[:2], -1)
+    mixed, shares = kernels.attend(qkv, layers.heads)
+    y = kernels.mapped(kernels.as_rows(mixed), *layers.proj, rows).reshape(shape)
+
+    def backward(grad: Array) -> list[Array]:
         given = kernels.as_rows(grad)
-        of_fc2 = kernels.of_weights(given, hidden)
-        inner = kernels.from_outputs(given, layers.fc2.weight, slope)
-        of_fc1 = kernels.of_weights(inner, second)
-        inner = kernels.from_outputs(inner, layers.fc1.weight)
-        given, *of_norm2 = kernels.normalize_rows_backward(
-            *normal2, layers.norm2.weight, inner, given
-        )
         of_proj = kernels.of_weights(given, kernels.as_rows(mixed))
         inner = kernels.from_outputs(given, layers.proj.weight).reshape(mixed.shape)
         inner = kernels.as_rows(kernels.attend_backward(qkv, shares, inner))
-        of_qkv = kernels.of_weights(inner, first)
+        of_qkv = kernels.of_weights(inner, normal)
         inner = kernels.from_outputs(inner, layers.qkv.weight)
-        given, *of_norm1 = kernels.normalize_rows_backward(
-            *normal1, layers.norm1.weight, inner, given
-        )
-        own = (of_norm1, of_qkv, of_proj, of_norm2, of_fc1, of_fc2)
-        return (given.reshape(x.shape), *(array for pair in own for array in pair))
+        of_x, *of_norm = kernels.normalize_rows_backward(*kept, layers.norm1.weight, inner, given)
+        return [of_x.reshape(shape), *of_norm, *of_qkv, *of_proj]
+
+    return y, backward
+
+
+def _recorded_mlp(x: Array, layers: Layers) -> tuple[Array, Backward]:
+    """The second norm and the MLP, added to x."""
+    rows, shape = kernels.as_rows(x), x.shape  # x itself is not kept
+    normal, *kept = kernels.normalize_rows(rows, *layers.norm2, layers.eps)
+    hidden, slope = kernels.gelu(kernels.mapped(normal, *layers.fc1), slope=True)
+    y = kernels.mapped(hidden, *layers.fc2, rows).reshape(shape)
+
+    def backward(grad: Array) -> list[Array]:
+        given = kernels.as_rows(grad)
+        of_fc2 = kernels.of_weights(given, hidden)
+        inner = kernels.from_outputs(given, layers.fc2.weight, slope)
+        of_fc1 = kernels.of_weights(inner, normal)
+        inner = kernels.from_outputs(inner, layers.fc1.weight)
+        of_x, *of_norm = kernels.normalize_rows_backward(*kept, layers.norm2.weight, inner, given)
+        return [of_x.reshape(shape), *of_norm, *of_fc1, *of_fc2]
 
     return y, backward

@@ -13,7 +13,7 @@ import oneflow as flow
 import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 
-from triptych.backends.oneflow import kernels
+from triptych.backends.oneflow import channels, kernels
 from triptych.backends.oneflow.products import in_float32, linear
 from triptych.backends.oneflow.sums import (
     centred_rows,
@@ -119,14 +119,14 @@ def _total(group: Group, count: float, *sums: Tensor) -> tuple[Tensor | float, .
     return number, *(x.reshape(*sums[0].shape) for x in totals)
 
 
-def _total_in_numpy(group: Group) -> kernels.Total:
-    """Likewise, for ``kernels``."""
+def _total_in_numpy(group: Group) -> channels.Total:
+    """Likewise, for the module ``channels``."""
 
     def total(sums: Array, count: float) -> tuple[Array, float]:
         joined = group.sum(flow.from_numpy(np.append(sums, count))).numpy()
         return joined[:-1].reshape(sums.shape), float(joined[-1])
 
-    return kernels.alone if group.count == 1 else total
+    return channels.alone if group.count == 1 else total
 
 
 @cache
@@ -159,7 +159,7 @@ def _normalize_channels(group: Group) -> type[flow.autograd.Function]:
 
 @cache
 def _normalize_in_numpy(group: Group) -> type[flow.autograd.Function]:
-    """Returns y, the result of ``kernels.normalize``, with the gradient of x. (R, N, C, P)."""
+    """Returns y, the result of ``channels.normalize``, with the gradient of x. (R, N, C, P)."""
 
     class NormalizeInNumpy(flow.autograd.Function):
         @staticmethod
@@ -179,7 +179,7 @@ def _normalize_in_numpy(group: Group) -> type[flow.autograd.Function]:
         def backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
             centred, factors = (tensor.numpy() for tensor in ctx.saved_tensors)
             total = _total_in_numpy(group)
-            gradients = kernels.normalize_backward(centred, factors, grad.numpy(), total)
+            gradients = channels.normalize_backward(centred, factors, grad.numpy(), total)
             return *(flow.from_numpy(array) for array in gradients), None, None, None
 
     return NormalizeInNumpy
@@ -229,8 +229,8 @@ class BatchNorm(nn.Module):
         if x.ndim > 2 and in_numpy(x):
             return self._normalize_in_numpy(parts).reshape(*x.shape)
         # The parts of the batch become further channels.
-        channels = parts.transpose(0, 1) if ranks > 1 else parts
-        y = self._normalize(channels.reshape(n // ranks, ranks * width, -1, 1))
+        each = parts.transpose(0, 1) if ranks > 1 else parts
+        y = self._normalize(each.reshape(n // ranks, ranks * width, -1, 1))
         if ranks > 1:
             y = y.reshape(n // ranks, ranks, width, -1).transpose(0, 1)
         return y.reshape(*x.shape)
@@ -255,7 +255,7 @@ class BatchNorm(nn.Module):
         with flow.no_grad():
             affine = flow.stack([weight, bias]).numpy()
         keep = flow.is_grad_enabled()
-        y, centred, inverse, statistics, count = kernels.normalize(
+        y, centred, inverse, statistics, count = channels.normalize(
             x.numpy(), affine, self.eps, keep=keep, total=_total_in_numpy(self.group)
         )
         self._track(*flow.from_numpy(statistics), count)
