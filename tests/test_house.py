@@ -286,6 +286,7 @@ ALONE = {
     "parallel.py": "how processes find each other and exchange tensors on each framework",
     "layers.py": "exact and fast forms of what is slow or wrong; PyTorch's own layers need none",
     "products.py": "matrix products of float32 in NumPy, which has faster kernels than OneFlow",
+    "norms.py": "the operations of norms that are slow or wrong in OneFlow",
     "fused.py": "a transformer block as one operation in NumPy, since OneFlow's waits take long",
     "channels.py": "batch norm in NumPy, which is faster than OneFlow's operations",
     "threads.py": "NumPy's loops on several cores, since OneFlow computes in one thread",

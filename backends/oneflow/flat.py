@@ -1,15 +1,17 @@
 """Packs tensors into one buffer, so that one operation updates all of them."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import oneflow as flow
 from oneflow import Tensor, nn
 
+from triptych.backends.oneflow import sums
 from triptych.core.contracts import Array
 
 BLOCK = 1 << 20
-"""Number of values per update. It bounds the temporary memory of the update."""
+"""Number of values per update on the CPU. It bounds the temporary memory of the update."""
 
 
 def pack(root: nn.Module, names: Iterable[str]) -> Tensor:
@@ -87,9 +89,14 @@ def split(buffer: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @flow.no_grad()
-def blocks(buffer: Tensor) -> list[Tensor]:
-    """Views of a packed buffer. Each has ``BLOCK`` values; the last one may have fewer.
+def blocks(buffer: Any) -> list[Any]:
+    """Views of a packed buffer, a tensor or an array.
+
+    On the CPU each has ``BLOCK`` values; the last one may have fewer. On a GPU there is one view,
+    since to start the kernels of a block takes longer than they do.
 
     The buffer may be a view itself, but not a detached one: ``detach`` loses the view's offset.
     """
-    return [buffer[start : start + BLOCK] for start in range(0, len(buffer), BLOCK)]
+    whole = not isinstance(buffer, np.ndarray) and sums.plain_forms_serve(buffer)
+    size = max(1, len(buffer)) if whole else BLOCK
+    return [buffer[start : start + size] for start in range(0, len(buffer), size)]
