@@ -25,12 +25,14 @@ class NormalizeRows(flow.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, centred: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor
     ) -> Tensor:
+        """(N, D), (N, D), (N, 1), (D,), (D,) -> (N, D)."""
         normal = centred * repeat(inverse, centred.shape[1])
         ctx.save_for_backward(normal, inverse, weight)
         return normal * weight + bias
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """(N, D) -> the gradients of the inputs. The second and the third have none."""
         normal, inverse, weight = ctx.saved_tensors
         width = normal.shape[1]
         inner = grad * normal
