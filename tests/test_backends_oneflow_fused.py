@@ -205,3 +205,35 @@ def test_a_thread_gives_no_warning(package, recwarn):
     x = np.full(4, 1e38, np.float32)
     package.threads.each(lambda part: x[part].__imul__(x[part]), 4, 1)
     assert np.isinf(x).all() and not recwarn.list
+
+
+@pytest.mark.parametrize("case", ["moco_v3_vit", "moca_vit"])
+def test_a_block_is_computed_again_in_the_backward_pass(package, monkeypatch, case):
+    """To the last bit. Nothing but its input is kept meanwhile."""
+    from triptych.backends.oneflow import fused
+
+    whole, results, calls = fused._recorded_block, [], []
+
+    def recorded(x, layers):
+        calls[-1] += 1
+        return whole(x, layers)
+
+    monkeypatch.setattr(fused, "_recorded_block", recorded)
+    for recompute in (False, True):
+        calls.append(0)
+        engine = build(package, case, parallel={"recompute": recompute})
+        results.append(steps(engine, 1))
+    student = engine.model.student
+    others = 2 * len(student.decoder.blocks) if case == "moca_vit" else 0  # of both views
+    assert calls[1] - calls[0] == calls[0] - others > 0
+    assert_same(*results)
+
+
+def test_an_update_of_a_part_of_the_buffer(package):
+    """As where several copies of the model share the optimizer's state."""
+    import oneflow as flow
+
+    buffer = flow.arange(20).to(flow.float32)
+    array = buffer[3:][2:9].numpy()
+    array *= 0.0
+    assert buffer.numpy().tolist() == [*range(5), *[0] * 7, *range(12, 20)]
