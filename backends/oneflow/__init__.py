@@ -8,7 +8,7 @@ runtime.load()  # before the imports below import oneflow
 
 import oneflow as flow  # noqa: E402
 
-from triptych.backends.oneflow import products  # noqa: E402
+from triptych.backends.oneflow import products, threads  # noqa: E402
 from triptych.backends.oneflow.engine import Engine  # noqa: E402
 from triptych.backends.oneflow.parallel import join as join  # noqa: E402 - for core.launch
 from triptych.core.config.spec import RunSpec  # noqa: E402
@@ -21,6 +21,7 @@ from triptych.core.machine.devices import (  # noqa: E402
     pick_device,
 )
 from triptych.core.machine.failures import device_failures  # noqa: E402
+from triptych.core.machine.resources import cpu_threads  # noqa: E402
 
 # OneFlow has no bfloat16 and no float16 arithmetic on the CPU.
 PRECISIONS = {"cpu": ("float32", "float64"), "cuda": ("float32", "float64", "tf32")}
@@ -78,8 +79,8 @@ def device_of(spec: RunSpec) -> str:
 def build(spec: RunSpec, state: Mapping[str, Array], ranks: Ranks = ALONE) -> Engine:
     """Builds an engine whose model holds a copy of ``state``. The optimizer is fresh.
 
-    ``spec.threads`` has no effect here. OneFlow computes in one thread of its own. The number of
-    NumPy's threads was set in its environment before NumPy was loaded.
+    OneFlow computes in one thread of its own. What NumPy computes takes ``spec.threads``; those of
+    its matrix products were set before (see ``core.launch``).
 
     Args:
         state: every tensor of ``core.parameters.table(spec)``.
@@ -89,5 +90,6 @@ def build(spec: RunSpec, state: Mapping[str, Array], ranks: Ranks = ALONE) -> En
         UserError: as in ``device_of``.
     """
     device = device_of(spec)
+    threads.set_count(cpu_threads(spec))
     with device_failures(Engine.failures, spec, device):
         return Engine(spec, state, device, ranks)

@@ -1,12 +1,17 @@
 """Packs tensors into one buffer, so that one operation updates all of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import oneflow as flow
 from oneflow import Tensor, nn
 
+from triptych.backends.oneflow import sums
+from triptych.core.contracts import Array
+
 BLOCK = 1 << 20
-"""Number of values per update. It bounds the temporary memory of the update."""
+"""Number of values per update on the CPU. It bounds the temporary memory of the update."""
 
 
 def pack(root: nn.Module, names: Iterable[str]) -> Tensor:
@@ -22,7 +27,7 @@ def pack(root: nn.Module, names: Iterable[str]) -> Tensor:
     Returns:
         The buffer, 1-d. An operation on it in place changes the parameters.
     """
-    named = dict(root.named_parameters())
+    named, modules = dict(root.named_parameters()), dict(root.named_modules())
     parameters = {name: named[name] for name in names}
     if not parameters:
         return next(iter(named.values())).new_zeros((1,))
@@ -33,8 +38,44 @@ def pack(root: nn.Module, names: Iterable[str]) -> Tensor:
         # slice or an expand of the parameter would read from the start of the buffer.
         view.__class__ = nn.Parameter
         path, _, attribute = name.rpartition(".")
-        setattr(dict(root.named_modules())[path], attribute, view)
+        setattr(modules[path], attribute, view)
+        if not buffer.is_cuda:
+            packed = _Packed(view, view.numpy(), buffer)
+            vars(modules[path]).setdefault(_PACKED, {})[attribute] = packed
     return buffer
+
+
+class _Packed(NamedTuple):
+    """A parameter on the CPU, its memory as an array, and the buffer that it is part of."""
+
+    parameter: nn.Parameter
+    array: Array
+    buffer: Tensor
+
+
+_PACKED = "_packed"
+"""The attribute in which a module keeps what of its parameters is packed, by name."""
+
+
+def arrays(modules: Iterable[nn.Module]) -> Iterator[dict[str, Array]]:
+    """The parameters that modules on the CPU have themselves, as arrays that share their memory.
+
+    The arrays hold what was written last. For that, this waits once for each buffer, and once for
+    each parameter that is in none.
+    """
+    waited: set[int] = set()
+    for module in modules:
+        found = {}
+        for name, parameter in module.named_parameters(recurse=False):
+            packed = vars(module).get(_PACKED, {}).get(name)
+            if packed is None or packed.parameter is not parameter:
+                found[name] = parameter.numpy()
+                continue
+            if id(packed.buffer) not in waited:
+                waited.add(id(packed.buffer))
+                packed.buffer.numpy()
+            found[name] = packed.array
+        yield found
 
 
 @flow.no_grad()
@@ -48,9 +89,14 @@ def split(buffer: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @flow.no_grad()
-def blocks(buffer: Tensor) -> list[Tensor]:
-    """Views of a packed buffer. Each has ``BLOCK`` values; the last one may have fewer.
+def blocks(buffer: Any) -> list[Any]:
+    """Views of a packed buffer, a tensor or an array.
+
+    On the CPU each has ``BLOCK`` values; the last one may have fewer. On a GPU there is one view,
+    since to start the kernels of a block takes longer than they do.
 
     The buffer may be a view itself, but not a detached one: ``detach`` loses the view's offset.
     """
-    return [buffer[start : start + BLOCK] for start in range(0, buffer.numel(), BLOCK)]
+    whole = not isinstance(buffer, np.ndarray) and sums.plain_forms_serve(buffer)
+    size = max(1, len(buffer)) if whole else BLOCK
+    return [buffer[start : start + size] for start in range(0, len(buffer), size)]

@@ -2,14 +2,16 @@
 
 No function changes its input. Non-finite values give no warning here; they show in the loss.
 
-Shape letters: R virtual ranks, N images, C and O channels, K side of a kernel, P positions.
+Shape letters: N images or rows, C and O channels, K side of a kernel, P positions, T tokens,
+D and O columns.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
+from triptych.backends.oneflow import threads
 from triptych.core.contracts import Array
 
 # Coefficients of atanh(erf(x / sqrt 2)) / x as a polynomial in x^2. The normal distribution made
@@ -43,19 +45,21 @@ def gelu(x: Array, *, slope: bool) -> tuple[Array, Array | None]:
     """
     flat = x.reshape(-1)
     y, dy = np.empty_like(flat), np.empty_like(flat) if slope else None
-    scratch = np.empty((3, min(BLOCK, flat.size)), np.float32)
-    for start in range(0, flat.size, BLOCK):
-        block = flat[start : start + BLOCK]
-        square, phi, cdf = scratch[:, : block.size]
+
+    def compute(part: slice) -> None:
+        block = flat[part]
+        square, phi, cdf = np.empty((3, block.size), np.float32)
         np.multiply(block, block, out=square)
         _normal_cdf(block, square, out=cdf)
-        np.multiply(block, cdf, out=y[start : start + BLOCK])
+        np.multiply(block, cdf, out=y[part])
         if dy is not None:
             np.multiply(square, np.float32(-0.5), out=phi)
             np.exp(phi, out=phi)
             phi *= np.float32(1.0 / np.sqrt(2.0 * np.pi))
             phi *= block
-            np.add(cdf, phi, out=dy[start : start + BLOCK])
+            np.add(cdf, phi, out=dy[part])
+
+    threads.each(compute, flat.size, BLOCK)
     return y.reshape(x.shape), None if dy is None else dy.reshape(x.shape)
 
 
@@ -167,86 +171,33 @@ def _taps(
         yield (i, j), padded[:, :, rows, columns]
 
 
-Total = Callable[[Array, float], tuple[Array, float]]
-"""Adds up sums of channels and their number of values over the processes that share them."""
-
-
-def alone(sums: Array, count: float) -> tuple[Array, float]:
-    """The sums of a process that shares them with no other."""
-    return sums, count
+def as_rows(x: Array) -> Array:
+    """(..., D) -> (N, D)."""
+    return x.reshape(-1, x.shape[-1])
 
 
 @quiet
-def normalize(
-    x: Array, affine: Array, eps: float, *, keep: bool, total: Total = alone
-) -> tuple[Array, Array, Array, Array, float]:
-    """Batch norm of each virtual rank separately.
-
-    Args:
-        x: (R, N, C, P).
-        affine: (2, C), gain and shift.
-        keep: whether to keep the second result. Otherwise the first result overwrites it.
-        total: what other processes add to the statistics.
-
-    Returns:
-        (R, N, C, P), the result.
-        (R, N, C, P), x minus the means of its channels.
-        (R, C), 1 / standard deviation.
-        (2, C), mean and unbiased variance of the first rank.
-        Number of values of a channel.
-    """
-    sums, count = total(_sums(x), x.shape[1] * x.shape[3])
-    mean = sums / count
-    centred = x - _per_channel(mean, x)
-    square, count = total(_dots(centred, centred), x.shape[1] * x.shape[3])
-    inverse = 1.0 / np.sqrt(square / count + eps)
-    factor = _per_channel(affine[0] * inverse, x)
-    y = np.multiply(centred, factor, out=None if keep else centred)
-    y += affine[1].reshape(-1, 1)
-    statistics = np.stack([mean[0], square[0] / (count - 1)])
-    return y, centred, inverse.astype(x.dtype), statistics.astype(x.dtype), count
+def mapped(x: Array, weight: Array, *terms: Array) -> Array:
+    """A linear map of rows, plus terms. (..., D), (O, D), each (O,) or (N, O) -> (..., O)."""
+    y = as_rows(x) @ weight.T
+    for term in terms:
+        y += term
+    return y.reshape(*x.shape[:-1], len(weight))
 
 
 @quiet
-def normalize_backward(
-    centred: Array, factors: Array, grad: Array, total: Total = alone
-) -> tuple[Array, Array, Array]:
-    """The gradients of batch norm with respect to x, gain and shift.
-
-    Those of gain and shift are the part of this process.
-
-    Args:
-        centred: (R, N, C, P), second result of ``normalize``.
-        factors: (1 + R, C), the gain, then the rows of 1 / standard deviation.
-        grad: (R, N, C, P).
-        total: as in ``normalize``.
-    """
-    gain, inverse = factors[0], factors[1:]
-    own = np.stack([_sums(grad), _dots(grad, centred) * inverse])
-    (whole, along), count = total(own, grad.shape[1] * grad.shape[3])
-    grad_x = centred * _per_channel(along * inverse / -count, grad)
-    grad_x += grad
-    grad_x -= _per_channel(whole / count, grad)
-    grad_x *= _per_channel(gain * inverse, grad)
-    of_shift, of_gain = own.sum(1).astype(grad.dtype)
-    return grad_x, of_gain, of_shift
+def from_outputs(grad: Array, weight: Array, factor: Array | None = None) -> Array:
+    """The gradient of the rows that were mapped, times a factor. (N, O), (O, D) -> (N, D)."""
+    found: Array = grad @ weight
+    if factor is not None:
+        found *= factor
+    return found
 
 
-def _per_channel(values: Array, like: Array) -> Array:
-    return values.astype(like.dtype)[:, None, :, None]
-
-
-def _sums(x: Array) -> Array:
-    """Sums over images and positions. (R, N, C, P) -> (R, C), float64."""
-    ones = np.ones(x.shape[3], x.dtype)
-    rows: Array = x.reshape(-1, x.shape[3]) @ ones
-    return rows.reshape(x.shape[:3]).sum(1, dtype=np.float64)
-
-
-def _dots(x: Array, y: Array) -> Array:
-    """Inner products over images and positions. Two (R, N, C, P) -> (R, C), float64."""
-    rows = np.einsum("ij,ij->i", x.reshape(-1, x.shape[3]), y.reshape(-1, x.shape[3]))
-    return rows.reshape(x.shape[:3]).sum(1, dtype=np.float64)
+@quiet
+def of_weights(grad: Array, rows: Array) -> tuple[Array, Array]:
+    """The gradients of weight and bias. (N, O), (N, D) -> (O, D), (O,)."""
+    return grad.T @ rows, (np.ones((1, len(grad)), grad.dtype) @ grad)[0]
 
 
 @quiet
@@ -262,11 +213,15 @@ def attend(qkv: Array, heads: int) -> tuple[Array, Array]:
     query, key, value = _by_head(qkv, heads)
     weights = np.matmul(query, key.swapaxes(-1, -2))
     scale = weights.dtype.type(query.shape[-1] ** -0.5)
-    for block in weights:
+
+    def softmax(part: slice) -> None:
+        block = weights[part]
         block *= scale
         block -= block.max(-1, keepdims=True)
         np.exp(block, out=block)
         block /= block.sum(-1, keepdims=True)
+
+    threads.each(softmax, len(weights), 1)
     mixed = np.empty((*qkv.shape[:2], qkv.shape[2] // 3), qkv.dtype)
     np.matmul(weights, value, out=_by_head(mixed, heads, 1)[0])
     return mixed, weights
@@ -283,10 +238,14 @@ def attend_backward(qkv: Array, weights: Array, grad: Array) -> Array:
     np.matmul(weights.swapaxes(-1, -2), given, out=of_value)
     scores = np.matmul(given, value.swapaxes(-1, -2))
     scale = weights.dtype.type(query.shape[-1] ** -0.5)
-    for block, share in zip(scores, weights, strict=True):
-        block -= np.einsum("hst,hst->hs", block, share)[..., None]
+
+    def differentiate(part: slice) -> None:
+        block, share = scores[part], weights[part]
+        block -= np.einsum("nhst,nhst->nhs", block, share)[..., None]
         block *= share
         block *= scale
+
+    threads.each(differentiate, len(weights), 1)
     np.matmul(scores, key, out=of_query)
     np.matmul(scores.swapaxes(-1, -2), query, out=of_key)
     return of_qkv
@@ -304,7 +263,8 @@ def normalize_rows(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Ar
     """Layer norm: y, the normalised rows, and what they were multiplied by. (N, D)."""
     y, normal = np.empty_like(x), np.empty_like(x)
     inverse = np.empty((len(x), 1), x.dtype)
-    for rows in _blocks(x):
+
+    def compute(rows: slice) -> None:
         centred, factor = normal[rows], inverse[rows]
         np.subtract(x[rows], x[rows].mean(1, keepdims=True), out=centred)
         variance = np.einsum("nd,nd->n", centred, centred)[:, None] / x.shape[1]
@@ -312,29 +272,80 @@ def normalize_rows(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Ar
         centred *= factor
         np.multiply(centred, weight, out=y[rows])
         y[rows] += bias
+
+    threads.each(compute, len(x), _rows_of_block(x))
     return y, normal, inverse
 
 
 @quiet
 def normalize_rows_backward(
-    normal: Array, inverse: Array, weight: Array, grad: Array
+    normal: Array, inverse: Array, weight: Array, grad: Array, *terms: Array
 ) -> tuple[Array, Array, Array]:
-    """The gradients of ``normalize_rows`` with respect to x, weight and bias."""
+    """The gradients of ``normalize_rows`` with respect to x, plus terms, and to weight and bias."""
     of_x, width = np.empty_like(normal), normal.shape[1]
-    of_weight, of_bias = np.zeros((2, width), normal.dtype)
-    for rows in _blocks(normal):
+    step = _rows_of_block(normal)
+    sums = np.empty((-(-len(normal) // step), 2, width), normal.dtype)
+
+    def compute(rows: slice) -> None:
         given, own, out = grad[rows], normal[rows], of_x[rows]
-        of_weight += np.einsum("nd,nd->d", given, own)
-        of_bias += given.sum(0)
+        of_weight, of_bias = sums[rows.start // step]
+        np.einsum("nd,nd->d", given, own, out=of_weight)
+        given.sum(0, out=of_bias)
         np.multiply(given, weight, out=out)
         along = np.einsum("nd,nd->n", out, own)[:, None] / width
         out -= out.mean(1, keepdims=True)
         out -= own * along
         out *= inverse[rows]
+        for term in terms:
+            out += term[rows]
+
+    threads.each(compute, len(normal), step)
+    of_weight, of_bias = np.zeros((2, width), normal.dtype)
+    for one in sums:
+        of_weight += one[0]
+        of_bias += one[1]
     return of_x, of_weight, of_bias
 
 
-def _blocks(x: Array) -> Iterator[slice]:
-    """Slices of the rows, of which one stays in the cache."""
-    step = max(1, BLOCK // x.shape[1])
-    return (slice(start, start + step) for start in range(0, len(x), step))
+def _rows_of_block(x: Array) -> int:
+    """Number of rows that stay in the cache."""
+    return max(1, BLOCK // x.shape[1])
+
+
+@quiet
+def adamw(
+    value: Array,
+    gradient: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    *,
+    keep: float,
+    betas: tuple[float, float],
+    rate: float,
+    correction: float,
+    eps: float,
+) -> None:
+    """AdamW, in place: the value, which is multiplied by ``keep`` before, and the moments.
+
+    Args:
+        rate: learning rate, with the correction of the first moment.
+        correction: that of the root of the second moment.
+    """
+
+    def update(part: slice) -> None:
+        x, g, mean, square = (a[part] for a in (value, gradient, exp_avg, exp_avg_sq))
+        step, scale = np.empty((2, len(x)), x.dtype)
+        x *= kind(keep)
+        mean *= kind(betas[0])
+        mean += np.multiply(g, kind(1.0 - betas[0]), out=step)
+        square *= kind(betas[1])
+        np.multiply(g, g, out=step)
+        step *= kind(1.0 - betas[1])
+        square += step
+        np.sqrt(square, out=scale)
+        scale /= kind(correction)
+        scale += kind(eps)
+        x -= np.divide(np.multiply(mean, kind(rate), out=step), scale, out=step)
+
+    kind = value.dtype.type
+    threads.each(update, len(value), BLOCK)

@@ -7,7 +7,7 @@ import oneflow as flow
 import oneflow.nn.functional as F
 from oneflow import Tensor
 
-from triptych.backends.oneflow import products
+from triptych.backends.oneflow import products, sums
 from triptych.backends.oneflow.sums import repeat, row_mean, row_sum, unit_rows
 from triptych.core.contracts import Index, Kind
 
@@ -100,6 +100,8 @@ def soft_assign(x: Tensor, words: Tensor, sharpness: Tensor, /) -> tuple[Tensor,
 def mean_tokens(x: Tensor, index: Index, /) -> Tensor:
     """See ``core.contracts.Ops``."""
     there = _index(index, x.shape[1], x, "token")
+    if sums.plain_forms_serve(x):
+        return x.index_select(1, there).mean(1)
     weights = flow.zeros((x.shape[1],), dtype=x.dtype, device=x.device)
     weights[there] = 1.0 / len(index)
     product = flow.matmul(weights.reshape(1, 1, -1).expand(len(x), 1, -1), x)

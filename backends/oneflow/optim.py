@@ -3,11 +3,12 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import oneflow as flow
 from oneflow import Tensor, nn
 
-from triptych.backends.oneflow import flat
+from triptych.backends.oneflow import flat, kernels
 from triptych.backends.oneflow.owned import Owned, Piece
 from triptych.backends.oneflow.sharded import WHOLE_NORMS, Norms
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
@@ -34,6 +35,8 @@ class Optimizer(ABC):
     """The section ``optim``; a subclass names that of its rule."""
     kinds: tuple[str, ...]
     """The kinds of moments, e.g. "exp_avg"."""
+    numpy_serves = False
+    """Whether ``_update`` gets arrays instead of tensors on the CPU in float32."""
 
     def __init__(
         self,
@@ -52,10 +55,14 @@ class Optimizer(ABC):
         part = slice(0, values.numel()) if owned is None else owned.part
         own = values[part], self._gradients[part]
         self._moments = [flow.zeros_like(own[0]) for _ in self.kinds]
+        operands = [*own, *self._moments]
+        self._waits = self.numpy_serves and values.dtype == flow.float32 and not values.is_cuda
+        if self._waits:
+            operands = [x.numpy() for x in operands]
         self._blocks = [
             (group, block)
             for group, run in _runs(self.named, members, part)
-            for block in zip(*(flat.blocks(x[run]) for x in (*own, *self._moments)), strict=True)
+            for block in zip(*(flat.blocks(x[run]) for x in operands), strict=True)
         ]
         self.gradients = flat.split(self._gradients, self.named)
         for name, view in self.gradients.items():
@@ -70,6 +77,9 @@ class Optimizer(ABC):
             self._gradients.mul_(factor)
         self.count += 1
         self._prepare(hyper)
+        if self._waits:
+            # OneFlow must not read values late, which NumPy changes at once.
+            flow._oneflow_internal.eager.Sync()
         for group, block in self._blocks:
             self._update(*groups.rates(group, self.spec, hyper), *block)
         if self.owned:
@@ -150,12 +160,23 @@ class AdamW(Optimizer):
     """AdamW (see ``core.reference.optim.adamw``)."""
 
     kinds = ("exp_avg", "exp_avg_sq")
+    numpy_serves = True
     spec: AdamWSpec
 
-    def _update(
-        self, lr: float, decay: float, value: Tensor, gradient: Tensor, *moments: Tensor
-    ) -> None:
+    def _update(self, lr: float, decay: float, value: Any, gradient: Any, *moments: Any) -> None:
         (beta1, beta2), (exp_avg, exp_avg_sq) = self.spec.betas, moments
+        if self._waits:
+            kernels.adamw(
+                value,
+                gradient,
+                *moments,
+                keep=1.0 - lr * decay,
+                betas=self.spec.betas,
+                rate=lr / (1.0 - beta1**self.count),
+                correction=math.sqrt(1.0 - beta2**self.count),
+                eps=self.spec.eps,
+            )
+            return
         value.mul_(1.0 - lr * decay)
         exp_avg.mul_(beta1).add_(gradient, alpha=1.0 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)

@@ -5,7 +5,6 @@ OneFlow's OpenBLAS has no kernels for AVX-512. That of NumPy has (see ``core.mac
 Shape letters: N rows, D and O columns.
 """
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -15,6 +14,7 @@ import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 from threadpoolctl import threadpool_info
 
+from triptych.backends.oneflow import kernels
 from triptych.backends.oneflow.kernels import quiet
 from triptych.core.contracts import Array
 
@@ -53,7 +53,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     given = [] if bias is None else [bias]
     if _recorded(x, weight, *given):
         return _linear(x.requires_grad, weight.requires_grad).apply(x, weight, *given)
-    return flow.from_numpy(_mapped(x.numpy(), weight.numpy(), [each.numpy() for each in given]))
+    return flow.from_numpy(kernels.mapped(*(each.numpy() for each in (x, weight, *given))))
 
 
 class Linear(nn.Linear):
@@ -95,32 +95,6 @@ def _product(transpose_b: bool) -> type[flow.autograd.Function]:
     return Product
 
 
-def _rows(x: Array) -> Array:
-    """(..., D) -> (N, D)."""
-    return x.reshape(-1, x.shape[-1])
-
-
-@quiet
-def _mapped(x: Array, weight: Array, bias: Sequence[Array]) -> Array:
-    y = _rows(x) @ weight.T
-    for each in bias:
-        y += each
-    return y.reshape(*x.shape[:-1], len(weight))
-
-
-@quiet
-def _from_outputs(grad: Array, weight: Array) -> Array:
-    """The gradient of the rows that were mapped. (N, O), (O, D) -> (N, D)."""
-    found: Array = grad @ weight
-    return found
-
-
-@quiet
-def _of_weights(grad: Array, rows: Array) -> tuple[Array, Array]:
-    """The gradients of weight and bias. (N, O), (N, D) -> (O, D), (O,)."""
-    return grad.T @ rows, (np.ones((1, len(grad)), grad.dtype) @ grad)[0]
-
-
 @cache
 def _linear(of_x: bool, of_weight: bool) -> type[flow.autograd.Function]:
     """A linear map. The flags say whether x, and weight with bias, get gradients."""
@@ -129,15 +103,15 @@ def _linear(of_x: bool, of_weight: bool) -> type[flow.autograd.Function]:
         @staticmethod
         def forward(ctx: Any, x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
             ctx.save_for_backward(x, weight, *bias)
-            return flow.from_numpy(_mapped(x.numpy(), weight.numpy(), [b.numpy() for b in bias]))
+            return flow.from_numpy(kernels.mapped(*(each.numpy() for each in (x, weight, *bias))))
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             x, weight, *bias = (saved.numpy() for saved in ctx.saved_tensors)
-            given = _rows(grad.numpy())
-            of_input = _from_outputs(given, weight).reshape(x.shape) if of_x else None
-            of_others = _of_weights(given, _rows(x))[: 1 + len(bias)] if of_weight else ()
-            found = [of_input, *of_others, *[None] * (1 + len(bias) - len(of_others))]
+            given = kernels.as_rows(grad.numpy())
+            of_input = kernels.from_outputs(given, weight).reshape(x.shape) if of_x else None
+            of_others = kernels.of_weights(given, kernels.as_rows(x)) if of_weight else (None, None)
+            found = [of_input, *of_others[: 1 + len(bias)]]
             return tuple(None if array is None else flow.from_numpy(array) for array in found)
 
     return LinearMap

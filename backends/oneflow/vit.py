@@ -12,7 +12,7 @@ import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 from oneflow.utils.checkpoint import checkpoint
 
-from triptych.backends.oneflow import kernels
+from triptych.backends.oneflow import fused, kernels
 from triptych.backends.oneflow.layers import (
     BatchNorm,
     Conv2d,
@@ -75,8 +75,17 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(spec.width, spec.layer_norm_eps)
         self.mlp = Mlp(spec.width, spec.mlp_width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Adds the attention to its input, then the MLP to its input."""
+    def forward(self, x: Tensor, *, recompute: bool = False) -> Tensor:
+        """Adds the attention to its input, then the MLP to its input.
+
+        Args:
+            recompute: whether the backward pass computes the activations again.
+        """
+        if in_float32(x) and self.attn.group.count == 1:
+            return fused.block(self, x, recompute=recompute)
+        return checkpoint(self._added, x) if recompute else self._added(x)
+
+    def _added(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -139,7 +148,11 @@ class VisionTransformer(Transformer, nn.Module):
         """See ``core.methods.transformer.Transformer``."""
         if not (self.recompute and flow.is_grad_enabled()):
             return layer
-        return partial(checkpoint, layer)
+        return (
+            partial(layer, recompute=True)
+            if isinstance(layer, Block)
+            else partial(checkpoint, layer)
+        )
 
 
 def conv_stem(spec: VitSpec) -> nn.Sequential:
