@@ -51,6 +51,7 @@ class Engine(core.Engine):
         if self.stage:
             self.model.follow()
         self.model.train()
+        self.model.mixed = "bfloat16" if spec.precision == "bfloat16" else None
         self.courier = None if device == "cpu" else Courier(device, self.dtype)
         self.load_model(state)
         self.optimizer = self._optimizer()

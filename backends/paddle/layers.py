@@ -300,8 +300,9 @@ class PatchEmbed(nn.Layer):
 
 
 def unit_rows(x: Tensor, eps: float) -> Tensor:
-    """x / max(|x|, eps). (N, D)."""
+    """x / max(|x|, eps). It is float32 for half precision, too. (N, D)."""
     # F.normalize gives the same numbers and takes ten times as long.
+    x = x if x.dtype == statistics_dtype(x) else x.astype(statistics_dtype(x))
     return x * paddle.rsqrt(paddle.clip((x * x).sum(-1, keepdim=True), min=eps * eps))
 
 
