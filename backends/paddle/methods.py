@@ -7,9 +7,10 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from triptych.backends.paddle import layers
+from triptych.backends.paddle import flat, layers
 from triptych.backends.paddle.encoders import encoder
 from triptych.backends.paddle.heads import head
+from triptych.backends.paddle.layers import plain_forms_serve
 from triptych.backends.paddle.memory import Codebook, Queue
 from triptych.backends.paddle.moca import Decoder, Generator
 from triptych.core.contracts import Index
@@ -56,6 +57,16 @@ class Pair(networks.Branches, nn.Layer):
         sources = dict(self.student.named_parameters())
         targets = {} if self.teacher is None else dict(self.teacher.named_parameters())
         self._pairs = [(target, sources[name]) for name, target in targets.items()]
+        self._packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Packs the teacher's parameters on a GPU (see ``flat.pack``).
+
+        Call this when the networks are complete, and after ``follow``.
+        """
+        targets = [target for target, _ in self._pairs]
+        if targets and plain_forms_serve(targets[0]):
+            self._packed = flat.pack(targets)
 
     def compute(self, part: Callable[..., Any], *arguments: Any) -> Any:
         """See ``core.methods.networks.Branches``."""
@@ -71,9 +82,13 @@ class Pair(networks.Branches, nn.Layer):
     @paddle.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """See ``core.contracts.Model``."""
-        for target, source in self._pairs:
-            # The difference keeps values that are equal in both exactly equal.
-            target.add_((source - target).scale_(1.0 - momentum))
+        # The difference keeps values that are equal in both exactly equal.
+        if self._packed is not None:
+            difference = flat.join([source for _, source in self._pairs]).subtract_(self._packed)
+            self._packed.add_(difference.scale_(1.0 - momentum))
+        else:
+            for target, source in self._pairs:
+                target.add_((source - target).scale_(1.0 - momentum))
         if self.statistics != "own":
             self._update_statistics(momentum)
 
