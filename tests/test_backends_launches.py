@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import under_test
 from support.ferry import Ferry
-from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
+from support.native import TINY, draws, hyper, lively_state, pairs, random_batch, tiny_spec
 
 from triptych import backends
 from triptych.core import config, parameters
@@ -227,17 +227,6 @@ BARS = {
 """Largest relative errors, in the Euclidean norm, of the whole gradient and of any tensor's."""
 NOISE = 1e-4
 """A tensor with a smaller share of the gradient has none but for rounding."""
-
-
-def pairs(spec):
-    """Images that differ much, each in two similar views, as training has them."""
-    rng = np.random.default_rng(5)
-    shape = (spec.train.batch_size, spec.model.channels, *spec.model.size)
-    coarse = 2 * rng.standard_normal((*shape[:2], 3, 3))
-    rows, columns = (np.arange(size) * 3 // size for size in spec.model.size)
-    images = coarse[:, :, rows][:, :, :, columns] + 0.1 * rng.standard_normal(shape)
-    views = (images, images + 0.1 * rng.standard_normal(shape))
-    return replace(random_batch(spec), views=tuple(view.astype(np.float32) for view in views))
 
 
 def errors(got, exact):

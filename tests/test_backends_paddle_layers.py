@@ -38,6 +38,48 @@ def test_layer_norm_takes_epsilon_to_the_last_bit(layers, epsilon):
     assert_close(value, normalized(x, -1, epsilon), 1e-13)
 
 
+@pytest.mark.parametrize("name", ["layer_norm", "gelu"])
+def test_forms_of_float32_are_those_of_float64(paddle, name):
+    """In float64 these are Paddle's own function, and layer norm in the form of batch norm."""
+    from triptych.backends.paddle import layers
+
+    x, probe = RNG.standard_normal((2, 3, 5, 16)) * 3 + 1
+    weights = RNG.standard_normal((2, 16)) + 1
+    found = []
+    for precision in ("float32", "float64"):
+        paddle.set_default_dtype(precision)
+        layer = layers.LayerNorm(16) if name == "layer_norm" else layers.Gelu()
+        paddle.set_default_dtype("float32")
+        for parameter, values in zip(layer.parameters(), weights, strict=False):
+            parameter.set_value(values.astype(precision))
+        value, (grad,) = differentiate(
+            "paddle", layer, x.astype(precision), probe=probe.astype(precision)
+        )
+        assert {str(a.dtype) for a in (value, grad)} == {precision}
+        found.append([value, grad, *(p.grad.numpy() for p in layer.parameters())])
+    assert len(found[0]) == (4 if name == "layer_norm" else 2)
+    for got, want in zip(*found, strict=True):
+        assert not np.array_equal(got, want)
+        assert_close(got, want, 1e-6)
+
+
+def test_forms_of_float32_are_used_where_they_are_faster(paddle, monkeypatch):
+    """Each has a gradient of its own: a teacher's GELU needs none."""
+    from triptych.backends.paddle import layers
+
+    calls = []
+    for name in ("gelu", "layer_norm"):
+        kernel = getattr(layers, name)
+        monkeypatch.setattr(layers, name, lambda *x, n=name, k=kernel: calls.append(n) or k(*x))
+    spec = tiny_spec("float32")
+    for precision, want in (("float64", set()), ("float32", {"gelu", "layer_norm"})):
+        engine = build(precision)
+        engine.loss_and_grads(random_batch(spec), draws(spec), hyper())
+        assert set(calls) == want
+    assert calls.count("gelu") == 2 * spec.model.depth
+    assert calls.count("layer_norm") == 4 * (2 * spec.model.depth + 1)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_norm_takes_epsilon_to_the_last_bit(layers, paddle, training):
     x = RNG.standard_normal((8, 6)) * 1e-4

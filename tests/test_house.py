@@ -298,7 +298,7 @@ ALONE = {
     "link.py": "how processes wait for each other on Paddle, whose gloo gives up after 30 seconds",
     "runtime.py": "what has to happen before these frameworks are imported",
     "export.py": "uses the exporter of PyTorch or Paddle; that of OneFlow fails",
-    "flat.py": "packs tensors into one buffer, since OneFlow's calls cost more than the arithmetic",
+    "flat.py": "packs tensors into one buffer; PyTorch's operations on lists of tensors need none",
 }
 """Files that a backend may have for itself, and why."""
 FROM_TIMM = ["Attention", "Mlp", "Block"]

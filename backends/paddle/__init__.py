@@ -13,6 +13,8 @@ from triptych.backends.paddle.engine import Engine  # noqa: E402
 from triptych.backends.paddle.parallel import join as join  # noqa: E402 - for core.launch
 from triptych.core.config.spec import RunSpec  # noqa: E402
 from triptych.core.contracts import ALONE, Array, Ranks  # noqa: E402
+from triptych.core.errors import UserError  # noqa: E402
+from triptych.core.machine import cuda  # noqa: E402
 from triptych.core.machine.devices import (  # noqa: E402
     check_precision,
     compiles,
@@ -23,7 +25,9 @@ from triptych.core.machine.failures import device_failures  # noqa: E402
 from triptych.core.machine.resources import cpu_threads  # noqa: E402
 
 # On the CPU, autocast to bfloat16 silently computes in float32, and float16 sums overflow.
-PRECISIONS = {"cpu": ("float32", "float64"), "cuda": ("float32", "float64", "tf32")}
+PRECISIONS = {"cpu": ("float32", "float64"), "cuda": ("float32", "float64", "tf32", "bfloat16")}
+BFLOAT16_CAPABILITY = (8, 0)
+"""Of a card that computes in bfloat16. On others, autocast silently computes in float32."""
 CUDA_11_CODE = (60, 61, 70, 75, 80, 86)
 """Architectures of paddlepaddle-gpu 2.6.2, the newest on PyPI. It lacks code for newer cards."""
 
@@ -67,8 +71,16 @@ def device_of(spec: RunSpec) -> str:
     """
     device = pick_device(spec, "paddle", cuda_devices(), cuda_code())
     check_precision(spec, "paddle", device, PRECISIONS)
+    if spec.precision == "bfloat16":
+        _check_bfloat16(device)
     compiles(spec, "paddle", device, able=False)
     return device
+
+
+def _check_bfloat16(device: str) -> None:
+    card = cuda.cards()[int(device.partition(":")[2])]
+    if card.capability < BFLOAT16_CAPABILITY:
+        raise UserError(f"precision: paddle has no bfloat16 on {card}; use float32")
 
 
 def _choose_kernels(spec: RunSpec, device: str) -> None:

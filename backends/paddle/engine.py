@@ -51,8 +51,10 @@ class Engine(core.Engine):
         if self.stage:
             self.model.follow()
         self.model.train()
+        self.model.mixed = "bfloat16" if spec.precision == "bfloat16" else None
         self.courier = None if device == "cpu" else Courier(device, self.dtype)
         self.load_model(state)
+        self.model.pack()
         self.optimizer = self._optimizer()
 
     def _optimizer(self) -> Optimizer:

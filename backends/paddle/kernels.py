@@ -116,6 +116,16 @@ class _SharedNorm(PyLayer):
         return (of_x, of_weight, of_bias) if ctx.affine else (of_x, None, None)
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """Normalises over the last axis, then scales and shifts. (..., D), (D,), (D,) -> (..., D)."""
+    return _LayerNorm.apply(x, weight, bias, epsilon)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x Phi(x), with the exact normal distribution Phi. Any shape."""
+    return _Gelu.apply(x)
+
+
 def rectified_(x: Tensor) -> Tensor:
     """max(x, 0) in place. nan stays nan. Any shape."""
     return _Relu.apply(x)
@@ -129,6 +139,59 @@ def scale_shift(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def biased_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x @ weight + bias. (..., in), (in, out), (out,) -> (..., out)."""
     return _BiasedProduct.apply(x, weight, bias)
+
+
+class _LayerNorm(PyLayer):
+    """Paddle's layer norm with a gradient in the form of batch norm, where each row is a channel.
+
+    The backward pass of Paddle's layer norm takes 15 times as long as its forward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: PyLayerContext, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+    ) -> Tensor:
+        # The other functions hide the statistics that the kernel returns.
+        options = ("epsilon", epsilon, "begin_norm_axis", x.ndim - 1)
+        y, mean, variance = paddle._legacy_C_ops.layer_norm(x, weight, bias, *options)
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.epsilon = epsilon
+        return y
+
+    @staticmethod
+    def backward(ctx: PyLayerContext, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight, mean, variance = ctx.saved_tensor()
+        rows, grad = (tensor.reshape([-1, tensor.shape[-1]]) for tensor in (x, grad))
+        mean, inverse = mean.flatten(), paddle.rsqrt(variance.flatten() + ctx.epsilon)
+        scaled = paddle.expand(weight, grad.shape).multiply_(grad)
+        statistics = (None, None, None, None, mean, inverse, None)
+        options = (0.0, ctx.epsilon, "NCHW", False, False, False)
+        of_x, _, _ = paddle._C_ops.batch_norm_grad(
+            rows.unsqueeze(0), *statistics, scaled.unsqueeze(0), *options
+        )
+        along = (rows - paddle.expand(mean.unsqueeze(1), rows.shape)).multiply_(grad)
+        of_weight = paddle.matmul(inverse.unsqueeze(0), along)[0]
+        return of_x.reshape(x.shape), of_weight, sum_rows(grad)
+
+
+class _Gelu(PyLayer):
+    """``gelu`` with its gradient.
+
+    It computes the slope in the forward pass, where Phi(x) is known, and saves it instead of x.
+    """
+
+    @staticmethod
+    def forward(ctx: PyLayerContext, x: Tensor) -> Tensor:
+        phi = paddle.erf(x * math.sqrt(0.5)).scale_(0.5, 0.5)
+        # Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi)
+        slope = paddle.square(x).scale_(-0.5, -0.5 * math.log(2.0 * math.pi)).exp_()
+        ctx.save_for_backward(slope.multiply_(x).add_(phi))
+        return phi.multiply_(x)
+
+    @staticmethod
+    def backward(ctx: PyLayerContext, grad: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensor()
+        return slope * grad
 
 
 class _Relu(PyLayer):

@@ -1,12 +1,16 @@
 """The networks of each method: student, teacher, and the update of the teacher."""
 
+from collections.abc import Callable
+from typing import Any, Literal
+
 import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from triptych.backends.paddle import layers
+from triptych.backends.paddle import flat, layers
 from triptych.backends.paddle.encoders import encoder
 from triptych.backends.paddle.heads import head
+from triptych.backends.paddle.layers import plain_forms_serve
 from triptych.backends.paddle.memory import Codebook, Queue
 from triptych.backends.paddle.moca import Decoder, Generator
 from triptych.core.contracts import Index
@@ -31,10 +35,17 @@ KIT = networks.Kit(
 )
 
 
+FLOAT32 = {"layer_norm", "softmax", "mean", "sum", "square", "rsqrt"}
+"""Operations that mixed precision leaves in float32, whatever the lists of Paddle's version say."""
+
+
 class Pair(networks.Branches, nn.Layer):
     """A student and a teacher (see ``core.methods.networks.Branches``)."""
 
     kit = KIT
+
+    mixed: Literal["bfloat16"] | None = None
+    """The type in which the networks compute where Paddle's autocast considers that safe."""
 
     def __init__(self, student: nn.Layer, teacher: nn.Layer | None = None) -> None:
         super().__init__(student, teacher)
@@ -46,13 +57,38 @@ class Pair(networks.Branches, nn.Layer):
         sources = dict(self.student.named_parameters())
         targets = {} if self.teacher is None else dict(self.teacher.named_parameters())
         self._pairs = [(target, sources[name]) for name, target in targets.items()]
+        self._packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Packs the teacher's parameters on a GPU (see ``flat.pack``).
+
+        Call this when the networks are complete, and after ``follow``.
+        """
+        targets = [target for target, _ in self._pairs]
+        if targets and plain_forms_serve(targets[0]):
+            self._packed = flat.pack(targets)
+
+    def compute(self, part: Callable[..., Any], *arguments: Any) -> Any:
+        """See ``core.methods.networks.Branches``."""
+        if self.mixed is None:
+            return part(*arguments)
+        # Autocast ends before the loss and the backward pass. The casts are part of the graph: the
+        # backward pass repeats the types of the forward pass by itself. Level O2 would make the
+        # parameters 16 bits wide, too.
+        with paddle.amp.auto_cast(level="O1", dtype=self.mixed, custom_black_list=FLOAT32):
+            output = part(*arguments)
+        return _as_float32(output)
 
     @paddle.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """See ``core.contracts.Model``."""
-        for target, source in self._pairs:
-            # The difference keeps values that are equal in both exactly equal.
-            target.add_((source - target).scale_(1.0 - momentum))
+        # The difference keeps values that are equal in both exactly equal.
+        if self._packed is not None:
+            difference = flat.join([source for _, source in self._pairs]).subtract_(self._packed)
+            self._packed.add_(difference.scale_(1.0 - momentum))
+        else:
+            for target, source in self._pairs:
+                target.add_((source - target).scale_(1.0 - momentum))
         if self.statistics != "own":
             self._update_statistics(momentum)
 
@@ -83,6 +119,15 @@ class Pair(networks.Branches, nn.Layer):
     def concat(parts: list[Tensor]) -> Tensor:
         """See ``core.methods.networks.Branches``."""
         return paddle.concat(parts, axis=1)
+
+
+def _as_float32(output: Any) -> Any:
+    """A tensor, or the tensors of a tuple or a dict, as float32."""
+    if isinstance(output, dict):
+        return {name: _as_float32(tensor) for name, tensor in output.items()}
+    if isinstance(output, tuple):
+        return tuple(map(_as_float32, output))
+    return output.astype(paddle.float32)
 
 
 METHODS = models.complete(Pair)

@@ -7,11 +7,13 @@ of the model unchanged.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import paddle
 from paddle import Tensor
 
+from triptych.backends.paddle import flat
 from triptych.backends.paddle.layers import plain_forms_serve
 from triptych.backends.paddle.sharded import WHOLE, Norms, Owners
 from triptych.core.config.spec import AdamWSpec, LarsSpec, OptimSpec, SgdSpec
@@ -26,8 +28,25 @@ Paddle 2.6 rounds the number to float32, and a power of two stays exact.
 """
 
 
+class _Pack(NamedTuple):
+    """Parameters of a group that are views of one buffer (see ``flat.pack``), and their moments.
+
+    Attributes:
+        names: canonical names of the parameters, in the order of the buffers.
+        values: the buffer of the parameters.
+        moments: the buffers of their moments.
+    """
+
+    group: groups.Group
+    names: list[str]
+    values: Tensor
+    moments: list[Tensor]
+
+
 class Optimizer(ABC):
     """Implements ``core.contracts.Optimizer``. Subclasses are the rules.
+
+    On a GPU the parameters of a group are packed.
 
     Args:
         named: canonical name -> trainable parameter.
@@ -38,6 +57,8 @@ class Optimizer(ABC):
 
     count: int
     """Number of updates done. During an update it counts that one, too."""
+    kinds: tuple[str, ...]
+    """The kinds of moments, e.g. "exp_avg"."""
 
     def __init__(
         self,
@@ -52,6 +73,8 @@ class Optimizer(ABC):
         self.owners = Owners(named, copies)
         self.members = dict(members)
         self.count = 0
+        self._moments = [self._zeros() for _ in self.kinds]
+        self._packs = self._packed()
 
     @paddle.no_grad()
     def step(self, hyper: Hyper) -> None:
@@ -70,13 +93,43 @@ class Optimizer(ABC):
         """The global L2 norm of the current gradients."""
         return self.norms.total({name: _squares(gradient) for name, _, gradient in self._trained()})
 
-    @abstractmethod
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """Kind -> name of a parameter -> moment, for the parameters that this copy updates."""
+        return dict(zip(self.kinds, self._moments, strict=True))
 
-    @abstractmethod
     def _update(self, hyper: Hyper) -> None:
         """Does one update with the rates of this step."""
+        done: set[str] = set()
+        for group, names, values, moments in self._packs:
+            if all(self.named[name].grad is not None for name in names):
+                lr, decay = groups.rates(group, self.spec, hyper)
+                gradients = [self._gradient(name, decay) for name in names]
+                self._change(lr, decay, values, flat.join(gradients), *moments)
+                done.update(names)
+        for name, parameter, _ in self._updated():
+            if name not in done:
+                lr, decay = self._rates(name, hyper)
+                moments = [own[name] for own in self._moments]
+                self._change(lr, decay, parameter, self._gradient(name, decay), *moments)
+
+    def _gradient(self, name: str, decay: float) -> Tensor:
+        """The gradient by which ``_change`` updates a parameter.
+
+        Args:
+            decay: the weight decay of the parameter.
+        """
+        return self.named[name].grad
+
+    @abstractmethod
+    def _change(
+        self, lr: float, decay: float, parameter: Tensor, gradient: Tensor, *moments: Tensor
+    ) -> None:
+        """Updates a parameter, or packed ones, and its moments in place.
+
+        Args:
+            lr: the learning rate of the group.
+            decay: the weight decay of the group.
+        """
 
     def _rates(self, name: str, hyper: Hyper) -> tuple[float, float]:
         """The (learning rate, weight decay) of a parameter at this step."""
@@ -85,6 +138,18 @@ class Optimizer(ABC):
     def _zeros(self) -> dict[str, Tensor]:
         owned = filter(self.owners.own, self.named)
         return {name: paddle.zeros_like(self.named[name]) for name in owned}
+
+    def _packed(self) -> list[_Pack]:
+        """The parameters that this copy updates, packed by group; none on the CPU."""
+        members: dict[groups.Group, dict[str, Tensor]] = {}
+        for name, parameter in self.named.items():
+            if self.owners.own(name) and plain_forms_serve(parameter):
+                members.setdefault(self.members[name], {})[name] = parameter
+        packs = []
+        for group, own in members.items():
+            moments = [flat.pack([kind[name] for name in own]) for kind in self._moments]
+            packs.append(_Pack(group, [*own], flat.pack([*own.values()]), moments))
+        return packs
 
     def _trained(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Name, parameter and gradient of each parameter that has a gradient."""
@@ -108,96 +173,64 @@ class Optimizer(ABC):
 class AdamW(Optimizer):
     """AdamW (see ``core.reference.optim.adamw``)."""
 
-    def __init__(
-        self,
-        named: Mapping[str, Tensor],
-        spec: AdamWSpec,
-        members: Mapping[str, groups.Group],
-        norms: Norms = WHOLE,
-        copies: Group = ALONE.replicas,
+    spec: AdamWSpec
+    kinds = ("exp_avg", "exp_avg_sq")
+
+    def _change(
+        self, lr: float, decay: float, parameter: Tensor, gradient: Tensor, *moments: Tensor
     ) -> None:
-        super().__init__(named, spec, members, norms, copies)
-        self.betas, self.eps = spec.betas, spec.eps
-        self._exp_avg, self._exp_avg_sq = self._zeros(), self._zeros()
-
-    def moments(self) -> dict[str, dict[str, Tensor]]:
-        """See ``Optimizer``."""
-        return {"exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq}
-
-    def _update(self, hyper: Hyper) -> None:
-        beta1, beta2 = self.betas
+        (beta1, beta2), (mean, square) = self.spec.betas, moments
         # m / (sqrt(v) / c + eps), where numerator and denominator are multiplied by EPSILON / eps.
-        factor = EPSILON / self.eps
+        factor = EPSILON / self.spec.eps
         correction = factor / math.sqrt(1.0 - beta2**self.count)
-        for name, parameter, gradient in self._updated():
-            mean, square = self._exp_avg[name], self._exp_avg_sq[name]
-            mean.scale_(beta1).add_(gradient * (1.0 - beta1))
-            square.scale_(beta2).add_(paddle.square(gradient).scale_(1.0 - beta2))
-            size = paddle.sqrt(square).scale_(correction, EPSILON)
-            lr, decay = self._rates(name, hyper)
-            rate = factor * lr / (1.0 - beta1**self.count)
-            parameter.scale_(1.0 - lr * decay).subtract_(mean * rate / size)
+        mean.scale_(beta1).add_(gradient * (1.0 - beta1))
+        square.scale_(beta2).add_(paddle.square(gradient).scale_(1.0 - beta2))
+        size = paddle.sqrt(square).scale_(correction, EPSILON)
+        rate = factor * lr / (1.0 - beta1**self.count)
+        parameter.scale_(1.0 - lr * decay).subtract_((mean * rate).divide_(size))
 
 
 class Sgd(Optimizer):
     """SGD with momentum. Weight decay is added to the gradient of every tensor."""
 
-    def __init__(
-        self,
-        named: Mapping[str, Tensor],
-        spec: SgdSpec,
-        members: Mapping[str, groups.Group],
-        norms: Norms = WHOLE,
-        copies: Group = ALONE.replicas,
+    spec: SgdSpec
+    kinds = ("momentum_buffer",)
+
+    def _change(
+        self, lr: float, decay: float, parameter: Tensor, gradient: Tensor, *moments: Tensor
     ) -> None:
-        super().__init__(named, spec, members, norms, copies)
-        self._momentum, self._buffers = spec.momentum, self._zeros()
-
-    def moments(self) -> dict[str, dict[str, Tensor]]:
-        """See ``Optimizer``."""
-        return {"momentum_buffer": self._buffers}
-
-    def _update(self, hyper: Hyper) -> None:
-        for name, parameter, gradient in self._updated():
-            lr, decay = self._rates(name, hyper)
-            decayed = (parameter * decay).add_(gradient)
-            buffer = self._buffers[name].scale_(self._momentum).add_(decayed)
-            parameter.subtract_(buffer * lr)
+        decayed = (parameter * decay).add_(gradient)
+        buffer = moments[0].scale_(self.spec.momentum).add_(decayed)
+        parameter.subtract_(buffer * lr)
 
 
 class Lars(Optimizer):
     """LARS (see ``core.reference.optim``). Paddle has neither form."""
 
     spec: LarsSpec
-
-    def __init__(
-        self,
-        named: Mapping[str, Tensor],
-        spec: LarsSpec,
-        members: Mapping[str, groups.Group],
-        norms: Norms = WHOLE,
-        copies: Group = ALONE.replicas,
-    ) -> None:
-        super().__init__(named, spec, members, norms, copies)
-        self._buffers = self._zeros()
-
-    def moments(self) -> dict[str, dict[str, Tensor]]:
-        """See ``Optimizer``."""
-        return {"momentum_buffer": self._buffers}
+    kinds = ("momentum_buffer",)
 
     def _update(self, hyper: Hyper) -> None:
-        divided = self._divided_norms(hyper)
-        for name, parameter, gradient in self._updated():
-            lr, decay = self._rates(name, hyper)
-            if parameter.ndim > 1:
-                decayed = (parameter * decay).add_(gradient)
-                sizes = divided.get(name) or map(_norm, self._sized(parameter, gradient, decayed))
-                _multiply_(decayed, self._ratio(*map(_exact, sizes), decay))
-                gradient = decayed
-            entering, leaving = buffer_rates(self.spec, lr)
-            buffer = self._buffers[name].scale_(self.spec.momentum)
-            buffer.add_(gradient if entering == 1.0 else gradient * entering)
-            parameter.subtract_(buffer if leaving == 1.0 else buffer * leaving)
+        self._divided = self._divided_norms(hyper)
+        super()._update(hyper)
+
+    def _gradient(self, name: str, decay: float) -> Tensor:
+        """Decayed and scaled, if the parameter has more than one dimension."""
+        parameter, gradient = self.named[name], super()._gradient(name, decay)
+        if parameter.ndim == 1:
+            return gradient
+        decayed = (parameter * decay).add_(gradient)
+        sizes = self._divided.get(name) or map(_norm, self._sized(parameter, gradient, decayed))
+        _multiply_(decayed, self._ratio(*map(_exact, sizes), decay))
+        return decayed
+
+    def _change(
+        self, lr: float, decay: float, parameter: Tensor, gradient: Tensor, *moments: Tensor
+    ) -> None:
+        entering, leaving = buffer_rates(self.spec, lr)
+        buffer = moments[0].scale_(self.spec.momentum)
+        buffer.add_(gradient if entering == 1.0 else gradient * entering)
+        parameter.subtract_(buffer if leaving == 1.0 else buffer * leaving)
 
     def _sized(self, parameter: Tensor, gradient: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
         """The two tensors whose norms give the trust ratio.
@@ -264,4 +297,4 @@ def _squares(x: Tensor) -> Tensor:
     return paddle.square(x).sum()
 
 
-OPTIMIZERS = {"adamw": AdamW, "sgd": Sgd, "lars": Lars}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "sgd": Sgd, "lars": Lars}

@@ -15,7 +15,7 @@ from paddle.autograd import PyLayer
 
 from triptych.backends.paddle import parallel, state
 from triptych.backends.paddle.kernels import sum_rows
-from triptych.backends.paddle.layers import linear_weights
+from triptych.backends.paddle.layers import linear_weights, plain_forms_serve
 from triptych.backends.paddle.vit import Block, VisionTransformer
 from triptych.core.contracts import ALONE, Array, Group, Ranks, Slot
 from triptych.core.parallel.owners import owners
@@ -120,7 +120,10 @@ class _RowLinear(nn.Linear):
             parts = paddle.chunk(_Copy.apply(x, self.group), self.group.count, axis=-1)
             x = parts[self.group.rank]
         y = _Reduce.apply(paddle.matmul(x, self.weight), self.group)
-        return y if self.bias is None else _AddBias.apply(y, self.bias)
+        if self.bias is None:
+            return y
+        # In mixed precision the sum needs casts of its operands, which a PyLayer would not undo.
+        return y + self.bias if plain_forms_serve(y) else _AddBias.apply(y, self.bias)
 
 
 class _AddBias(PyLayer):

@@ -217,8 +217,8 @@ class RunSpec(Section):
     precision: Literal["float32", "float64", "tf32", "bfloat16", "float16"] = "float32"
     """Precision of the computation. State and checkpoints are float64 for float64, else float32.
     tf32: float32 with ten bits of fraction in matrix products and convolutions, on a GPU only. No
-    other setting uses tf32. bfloat16, float16: PyTorch computes the networks in 16 bits, in float16
-    with a scaled loss."""
+    other setting uses tf32. bfloat16, float16: PyTorch, and in bfloat16 on a GPU Paddle, compute
+    the networks in 16 bits, in float16 with a scaled loss."""
     deterministic: Bool = True
     """Whether to use only kernels on a GPU that give the same bits each time. This covers PyTorch,
     and Paddle where it has such kernels. Attention and convolutions may be slower. The CPU is

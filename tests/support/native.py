@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -134,6 +135,17 @@ def random_batch(spec: RunSpec, step: int = 0) -> Batch:
     if isinstance(method, SupervisedSpec):
         labels = rng.integers(0, method.classes, spec.train.batch_size)
     return Batch(views, np.arange(spec.train.batch_size, dtype=np.int64), labels)
+
+
+def pairs(spec: RunSpec) -> Batch:
+    """Images that differ much, each in two similar views, as training has them."""
+    rng = np.random.default_rng(5)
+    shape = (spec.train.batch_size, spec.model.channels, *spec.model.size)
+    coarse = 2 * rng.standard_normal((*shape[:2], 3, 3))
+    rows, columns = (np.arange(size) * 3 // size for size in spec.model.size)
+    images = coarse[:, :, rows][:, :, :, columns] + 0.1 * rng.standard_normal(shape)
+    views = (images, images + 0.1 * rng.standard_normal(shape))
+    return replace(random_batch(spec), views=tuple(view.astype(np.float32) for view in views))
 
 
 def draws(spec: RunSpec, step: int = 0) -> dict[str, Array]:

@@ -1,0 +1,49 @@
+"""Packs tensors into one buffer, so that one operation updates all of them.
+
+On a GPU each operation is a launch, which takes longer than the arithmetic of a small tensor. On
+the CPU nothing is gained, and the temporary tensors of an update would be as large as the model.
+"""
+
+from collections.abc import Sequence
+
+import paddle
+from paddle import Tensor
+
+ALIGNMENT = 64
+"""Each tensor starts at a multiple of so many values: kernels read several numbers at once."""
+
+
+@paddle.no_grad()
+def pack(tensors: Sequence[Tensor]) -> Tensor:
+    """Moves tensors into one new buffer. They stay the same objects and become views of it.
+
+    Call this on the final device and in the final precision.
+
+    Args:
+        tensors: at least one, of one type.
+
+    Returns:
+        The buffer, 1-d, with zeros between the tensors. An operation on it in place changes them.
+    """
+    buffer = join(tensors)
+    start = 0
+    for tensor in tensors:
+        # The slice shares the memory of the buffer. So does the tensor, which keeps its shape.
+        buffer._slice(start, start + tensor.size)._share_buffer_to(tensor)
+        start += tensor.size + _gap(tensor)
+    return buffer
+
+
+@paddle.no_grad()
+def join(tensors: Sequence[Tensor]) -> Tensor:
+    """A copy of tensors in the layout of ``pack``, by one operation."""
+    parts = []
+    for tensor in tensors:
+        parts.append(tensor.detach().flatten())
+        if gap := _gap(tensor):
+            parts.append(paddle.zeros([gap], tensor.dtype))
+    return paddle.concat(parts)
+
+
+def _gap(tensor: Tensor) -> int:
+    return int(-tensor.size % ALIGNMENT)
