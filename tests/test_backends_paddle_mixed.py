@@ -92,6 +92,39 @@ def test_norms_of_rows_and_means_of_tokens_are_in_float32(monkeypatch, paddle):
     np.testing.assert_allclose(mean(tokens).numpy(), rows[1:].mean(0, keepdim=True).numpy(), 1e-6)
 
 
+def test_attention_is_paddles_in_16_bits_alone(monkeypatch, paddle):
+    """A linear layer on a GPU gives 16 bits; in a graph, whose types are tested, it does not."""
+    from triptych.backends.paddle import vit
+
+    calls = []
+    monkeypatch.setattr(
+        vit.F, "scaled_dot_product_attention", lambda *parts: calls.append(parts) or parts[0]
+    )
+    x = paddle.ones([2, 3, 7, 8])
+    vit._attend(x, x, x)
+    assert not calls
+    half = x.astype(paddle.bfloat16)
+    assert vit._attend(half, half, half).shape == x.shape
+    assert [part.shape for part in calls[0]] == [[2, 7, 3, 8]] * 3
+
+
+@pytest.mark.parametrize("queries", [1, 7])
+def test_paddles_attention_is_ours(monkeypatch, paddle, queries):
+    from triptych.backends.paddle import vit
+
+    shapes = [(2, 3, queries, 8), (2, 3, 7, 8), (2, 3, 7, 8)]
+    arrays = [np.random.default_rng(i).standard_normal(shape) for i, shape in enumerate(shapes)]
+    found = []
+    for fused in (False, True):
+        monkeypatch.setattr(vit, "_fused_attention_serves", lambda x, fused=fused: fused)
+        parts = [paddle.to_tensor(array, stop_gradient=False) for array in arrays]
+        mixed = vit._attend(*parts)
+        (mixed * mixed).sum().backward()
+        found.append([mixed.numpy(), *(x.grad.numpy() for x in parts)])
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-12, atol=1e-13)
+
+
 # ----------------------------------------------------------------- numbers, by products of bfloat16
 
 
