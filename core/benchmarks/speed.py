@@ -34,7 +34,7 @@ class Measurement:
         title: what is measured.
         words: of the command, after ``bench``.
         ratios: of the command's JSON.
-        threads: of each process that computes; a step's default is all cores.
+        threads: of each process that computes.
     """
 
     title: str
@@ -81,20 +81,22 @@ def _of_files(result: Mapping[str, Any]) -> Ratios:
 
 PACKAGES = (*FRAMEWORKS, "torchvision", "pillow", "numba", "numpy", "scikit-learn")
 STEP_RECIPES = ("moco_v3/vit_small", "moco_v2/resnet50")
-LARGE = ("moca/v1_0_vit_base", "--rounds", "3", "-o", "log.every=5")
-"""A recipe of which a step takes half a minute, with options. It is measured last."""
+STEP = ("--rounds", "3", "-o", "threads=1", "log.every=2")
+"""Options of a step. The page leaves out the training loop, so its interval may be short."""
+LARGE = "moca/v1_0_vit_base"
+"""A recipe of which a step takes half a minute. It is measured last, and in PyTorch alone."""
 PARALLEL_RECIPES = (
     ("moco_v3/vit_small",),
     ("moco_v2/resnet50", "model.name=resnet18", "batch_norm.virtual_ranks=2"),
 )
 SMALL = ("model.image_size=96", "train.batch_size=128")
-TURNS = ("--rounds", "2", "--repeats", "3")
+TURNS = ("--backend", "torch", "--layouts", "data=2", "--rounds", "2", "--repeats", "3")
 MEASUREMENTS = (
-    *(Measurement(f"A step of {c}", ("step", "-c", c), _of_steps, cores()) for c in STEP_RECIPES),
+    *(Measurement(f"A step of {c}", ("step", "-c", c, *STEP), _of_steps) for c in STEP_RECIPES),
     *(
         Measurement(
             f"A step of {', '.join((recipe, *SMALL, *changes))}",
-            ("parallel", "-c", recipe, "--layouts", "data=2", *TURNS, "-o", *SMALL, *changes),
+            ("parallel", "-c", recipe, *TURNS, "-o", *SMALL, *changes),
             _of_layouts,
         )
         for recipe, *changes in PARALLEL_RECIPES
@@ -104,7 +106,9 @@ MEASUREMENTS = (
     Measurement("Features", ("eval", "features"), _of_evaluations),
     Measurement("A step of a linear probe's 45 rates", ("eval", "heads"), _of_evaluations),
     Measurement("Files of a training state", ("convert", "--depth", "6"), _of_files),
-    Measurement(f"A step of {LARGE[0]}", ("step", "-c", *LARGE), _of_steps, cores()),
+    Measurement(
+        f"A step of {LARGE}", ("step", "-c", LARGE, "--backend", "torch", *STEP), _of_steps
+    ),
 )
 
 
