@@ -24,7 +24,6 @@ from triptych.core.contracts import Array, State
 from triptych.core.data.pixels import normalize
 from triptych.core.parity.compare import compare, relative_error
 from triptych.core.parity.trace import trace
-from triptych.core.reference import ops as reference
 
 STEPS = 3
 CURVE = 100
@@ -110,6 +109,8 @@ def half(check: Check) -> Iterator[Row]:
 
 def codes(check: Check) -> Iterator[Row]:
     """MOCA's codes beside networks in bfloat16: they keep float32's digits."""
+    from triptych.core.reference import ops as reference
+
     n, length, width, words = (2, 16, 48, 64) if check.small else (256, 196, 768, 4096)
     rng = np.random.default_rng(0)
     shared, sharpness = rng.standard_normal(width), np.full(1, 30.0, np.float32)
