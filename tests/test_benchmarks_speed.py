@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from triptych.core import cli, config
-from triptych.core.benchmarks import speed
+from triptych.core.benchmarks import speed, step
 from triptych.core.cli import main
 
 ANSWERS = {
@@ -42,7 +42,8 @@ def test_every_command_can_be_parsed_and_its_recipe_is_there(measurement):
     words = list(measurement.words)
     arguments = cli._parser(["bench", *words]).parse_args(["bench", *words])
     if recipe := getattr(arguments, "config", None):
-        config.load(recipe, getattr(arguments, "overrides", ()))
+        own = step.DEFAULTS if arguments.benchmark == "step" else ()
+        config.load(recipe, [*own, *getattr(arguments, "overrides", ())])
 
 
 def test_what_is_missing_is_measured_and_the_page_says_all_ratios(commands, tmp_path, capsys):
