@@ -78,6 +78,16 @@ def test_a_part_that_is_not_reached_fails_the_check(given, capsys):
     assert "| speed | no time was left | FAILED |" in capsys.readouterr().out
 
 
+def test_a_place_for_the_report_is_made_before_the_measurement(given, tmp_path, capsys):
+    given(Row("x", 1.0))
+    (tmp_path / "file").write_text("")
+    assert main(["bench", "gpu", "--out", str(tmp_path / "file")]) == 2
+    printed = capsys.readouterr()
+    assert "name another folder" in printed.err and not printed.out
+    assert main(["bench", "gpu", "--minutes", "-1"]) == 2
+    assert main(["bench", "gpu", "--minutes", "nan"]) == 2
+
+
 def test_without_a_card_there_is_one_line(monkeypatch, capsys):
     text = "error: device: 'cuda:0', but torch sees 0 CUDA devices here; use auto or cpu"
     monkeypatch.setattr(gpu, "_child", lambda arguments, part, left: {"error": text})

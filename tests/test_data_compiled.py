@@ -178,6 +178,21 @@ def test_a_view_for_evaluation_is_made_by_loops(kernels, monkeypatch):
     assert np.array_equal(pillow, ours)
 
 
+@pytest.mark.parametrize(("mode", "planes"), [("L", 3), ("L", 4), ("LA", 4)])
+def test_grey_that_fills_further_planes_is_left_to_pillow(kernels, mode, planes):
+    """The loops write the planes of an image's own bands, and would read beyond its bytes."""
+    change = partial(pixels.resize, size=(9, 11), interpolation="bilinear")
+    source = image(stream(0, "test"), mode, 20, 30)
+    assert np.array_equal(*both(kernels, source, [change], (planes, 9, 11)))
+
+
+def test_planes_that_no_image_fills_are_refused(kernels):
+    change = partial(pixels.resize, size=(9, 11), interpolation="bilinear")
+    out = np.zeros((1, 9, 11), np.uint8)
+    with pytest.raises(ValueError, match="broadcast"):
+        views.write_compiled(kernels, image(stream(0, "test"), "RGB", 20, 30), [change], out)
+
+
 def test_normalised_pixels_are_the_same(kernels, monkeypatch):
     planes = stream(0, "test").integers(0, 256, (5, 3, 9, 7), dtype=np.uint8)
     results = []

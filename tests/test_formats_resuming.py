@@ -4,6 +4,7 @@ The limits are those of tests/golden/formats/README.md; moments that are forgott
 neighbour, or counted anew move the loss of the second step by 1e-4 or more.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from support import foreign
 from support.marks import marked
 from support.resuming import BINARY, LIMITS, Resumed, worst, written
 
-from triptych.core import formats, methods
+from triptych.core import checkpoint, config, formats, methods
 from triptych.core.cli import main
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Batch, Hyper, State
@@ -136,7 +137,7 @@ def test_a_run_goes_on_from_a_file(tmp_path):
     said: list[str] = []
     spec = formats.read_spec(FILES / V3, CASES[V3])
     begin, state = find_start(spec, tmp_path / "run", str(FILES / V3), {}, said.append, 10)
-    assert begin == Start(step=2, whole=True)
+    assert begin == Start(step=2, whole=True, elsewhere=2)
     assert state["optimizer.exp_avg.student.encoder.cls_token"].any()
     assert said == [f"going on from {FILES / V3} (MoCo v3 (facebookresearch/moco-v3)), step 2; "
                     "the order of the images is that of this run"]  # fmt: skip
@@ -152,10 +153,31 @@ def test_a_run_goes_on_from_a_converted_checkpoint(tmp_path):
     assert main(["convert", str(FILES / V3), str(tmp_path / "w"), "--to", "canonical", *keys]) == 0
     spec = formats.read_spec(FILES / V3, [*CASES[V3], "optim.lr=1", "train.batch_size=4"])
     begin, state = find_start(spec, tmp_path / "run", str(tmp_path / "w"), {}, print)
-    assert begin == Start(step=2, whole=True)
+    assert begin == Start(step=2, whole=True, elsewhere=2)
     again = formats.load_training_state(FILES / V3, spec, print)
     assert state.keys() == again.keys()
     assert all(np.array_equal(state[name], again[name]) for name in again)
+
+
+def test_a_run_counts_its_own_steps_and_has_some_to_do(tmp_path, capsys):
+    """The rate of a run is not that of the updates that the file brings, here of an epoch."""
+    pytest.importorskip("torch")
+    spec = formats.read_spec(FILES / V3, [*CASES[V3], "data={name: digits}", "evaluate.every=0"])
+    (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    words = ["train", "-c", str(tmp_path / "spec.json"), "--backend", "torch"]
+    words += ["--output", str(tmp_path / "run"), "-o", "train.batch_size=4", "train.epochs=null"]
+    assert main([*words, "train.steps=2", "--resume", str(FILES / V3)]) == 2
+    error = capsys.readouterr().err
+    assert "holds 2 updates, and the run ends after 2; raise train.steps" in error
+    assert not (tmp_path / "run").exists()
+    assert main([*words, "train.steps=4", "--resume", str(FILES / V3)]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    rate = 2 * 4 / result["seconds"]
+    assert result["steps"] == 4 and result["images_per_second"] == pytest.approx(rate)
+    own = config.load(tmp_path / "run" / "spec.yaml")
+    stamp = checkpoint.read(checkpoint.folder_of(tmp_path / "run", 4))[0].extra
+    begin, _ = find_start(own, tmp_path / "run", "auto", stamp, print)
+    assert (begin.step, begin.elsewhere) == (4, 2)
 
 
 # ------------------------------------------------------------------------------ the other way
@@ -301,10 +323,10 @@ def with_scaler(folder, scaler):
     return path
 
 
-def scale_in(path, case, precision):
+def scale_in(path, case, precision, say=print):
     """What a run in this precision takes over of a file's loss scale."""
     spec = formats.read_spec(path, [*CASES[case], f"precision={precision}"])
-    _, state = find_start(spec, path.parent / "run", str(path), {}, print)
+    _, state = find_start(spec, path.parent / "run", str(path), {}, say)
     assert spec.precision == precision and state["optimizer.step"] > 0
     return [int(state[name]) for name in scaling.ENTRIES if name in state]
 
@@ -320,17 +342,25 @@ def test_a_run_in_float16_takes_over_the_scale_of_the_loss(case):
     [
         (1024.0, 1999, [1024, 1999, 0]),
         (2.0**32, 0, [2**32, 0, 0]),
-        *((scale, 7, [2**16, 0, 0]) for scale in (0.5, 1000.0, 2.0**33, float("nan"), "x", None)),
+        *(
+            (scale, 7, [2**16, 0, 0])
+            for scale in (0.5, 1e3, 2.0**33, float("nan"), "x", None, True)
+        ),
         *((1024.0, good, [2**16, 0, 0]) for good in (2000, -1, "x", None)),
     ],
 )
 def test_a_scale_that_no_run_has_begins_anew(scale, good, taken, tmp_path):
     path = with_scaler(tmp_path, {"scale": scale, "growth_factor": 2.0, "_growth_tracker": good})
-    assert scale_in(path, V3, "float16") == taken
+    said = []
+    assert scale_in(path, V3, "float16", said.append) == taken
+    told = any("a run in float16 begins its scale anew" in line for line in said)
+    assert told == (taken == [2**16, 0, 0])
 
 
 def test_a_scaler_that_was_not_in_use_gives_no_scale(tmp_path):
-    assert scale_in(with_scaler(tmp_path, {}), V3, "float16") == [2**16, 0, 0]
+    said = []
+    assert scale_in(with_scaler(tmp_path, {}), V3, "float16", said.append) == [2**16, 0, 0]
+    assert not any("begins its scale anew" in line for line in said)
 
 
 def test_a_scale_comes_back_from_a_checkpoint_and_pytorch_loads_it(tmp_path):

@@ -54,6 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.part:
         print(json.dumps([asdict(row) for row in rows(arguments, arguments.part)]))
         return 0
+    if not arguments.minutes >= 0:
+        raise UserError(f"--minutes {arguments.minutes}: expected 0 or more")
+    if arguments.out:  # now, and not when all is measured
+        _make(arguments.out)
     end, found = time.monotonic() + 60 * arguments.minutes, []
     for part in PARTS:
         left = end - time.monotonic()
@@ -65,10 +69,16 @@ def run(arguments: argparse.Namespace) -> int:
     text = table(report)
     print(text)
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         write_atomically(arguments.out / "gpu.json", json.dumps(report, indent=2))
         write_atomically(arguments.out / "gpu.md", text)
     return 0 if report["ok"] else 1
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: {error.strerror}; name another folder") from error
 
 
 def rows(arguments: argparse.Namespace, part: str) -> list[Row]:

@@ -19,6 +19,7 @@ from triptych.core.config.fields import (
     PositiveInt,
     PositiveInterval,
     Probability,
+    Ratio,
     Section,
     Str,
 )
@@ -184,7 +185,7 @@ class AugmentSpec(Section):
     """Number of copies of each image, with draws of their own, that follow each other in an epoch
     (repeated augmentation, arXiv 1901.09335). The epoch keeps its length, so it has that many times
     fewer images. DeiT: 3."""
-    eval_resize: PositiveFloat | None = 256 / 224
+    eval_resize: Ratio | None = 256 / 224
     """For evaluation, the shorter side is resized to this multiple of the image size. Then the
     centre is cropped. null: the centre is cropped without a resize, and a smaller image gets a
     black border."""

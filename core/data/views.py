@@ -72,7 +72,9 @@ def write_compiled(
 ) -> None:
     """``write`` with compiled loops, up to the first change that has none; the rest with Pillow."""
     first, *further = changes
-    part = _part(first, image, (out.shape[1], out.shape[2]))
+    # The loops trust the number of planes. Pillow fills further planes with grey, or refuses.
+    fits = len(image.getbands()) == len(out)
+    part = _part(first, image, (out.shape[1], out.shape[2])) if fits else None
     served = list(takewhile(is_compiled, further))
     # A mirror commutes with the operations of a view, and a resize makes it for nothing.
     mirrored = served.count(pixels.horizontal_flip) % 2 == 1

@@ -18,18 +18,23 @@ SCALES = tuple(2**i for i in range(scaling.MOST.bit_length()))
 """The scales that a run here may have."""
 
 
-def loss_scale(content: Content) -> dict[str, int]:
-    """The loss scale of a file, by canonical name; empty if it has none that a run here may have.
+def loss_scale(content: Content) -> tuple[dict[str, int], list[str]]:
+    """The loss scale of a file, by canonical name, and a note if a run here may not have it.
 
-    A scaler that was not in use has no state.
+    A scaler that was not in use has no state: there is neither.
     """
     found = content.tree.get("scaler") if isinstance(content.tree, dict) else None
+    if not found:
+        return {}, []
     entries = found if isinstance(found, dict) else {}
     scale, good = entries.get("scale"), entries.get("_growth_tracker")
-    if not isinstance(scale, int | float) or not isinstance(good, int):
-        return {}
-    possible = scale in SCALES and good in range(scaling.INTERVAL)
-    return {scaling.SCALE: int(scale), scaling.GOOD_STEPS: good} if possible else {}
+    if isinstance(scale, int | float) and isinstance(good, int) and scale is not True:
+        if scale in SCALES and good in range(scaling.INTERVAL):
+            return {scaling.SCALE: int(scale), scaling.GOOD_STEPS: good}, []
+    return {}, [
+        f"scaler: expected a power of 2 up to {scaling.MOST} as scale and less than "
+        f"{scaling.INTERVAL} good steps; a run in float16 begins its scale anew"
+    ]
 
 
 def scaler(output: Output) -> dict[str, Node]:

@@ -100,7 +100,8 @@ class Moments:
             integer of each parameter, or one integer for all, under "step".
         options: hyper-parameters of the group with this position, for a written file.
         form: of LARS in the files, as in ``LarsSpec.form``.
-        scale: finds the loss scale of a file, by canonical name; None: the files hold none.
+        scale: finds the loss scale of a file, by canonical name, and notes about it; None: the
+            files hold none.
         frozen: templates of parameters that may have no number. Of these, a file numbers none, or
             leaves out those of the first templates.
     """
@@ -112,7 +113,7 @@ class Moments:
     step: Literal["tensor", "integer", "shared"] = "tensor"
     options: Callable[[RunSpec, int], dict[str, Node]] = torch_options
     form: str = "moco_v3"
-    scale: Callable[[Content], Mapping[str, int]] | None = None
+    scale: Callable[[Content], tuple[Mapping[str, int], Sequence[str]]] | None = None
     frozen: tuple[str, ...] = ()
 
     def holds(self, name: str) -> bool:
@@ -240,8 +241,9 @@ def read(
     if found.steps:
         state[STEP] = Stored.of(np.asarray(found.steps.pop(), np.int64))
     if state and moments.scale:
-        scale = moments.scale(content)
+        scale, remarks = moments.scale(content)
         state |= {n: Stored.of(np.asarray(value, np.int64)) for n, value in scale.items()}
+        notes += remarks
     options = tuple(
         Options(group.options, tuple(linked[k].ours for k in group.keys if k in linked))
         for group in found.groups

@@ -87,6 +87,11 @@ def train(
             plan = Plan(spec, pipeline.steps_per_epoch)
             split = _open_split(spec, splits)
             begin, state = find_start(spec, run_dir, resume, stamp, say, plan.steps_per_epoch)
+            if begin.elsewhere and begin.step >= plan.last_step:
+                raise UserError(
+                    f"--resume {resume}: holds {begin.step} updates, and the run ends after "
+                    f"{plan.last_step}; raise train.steps or train.epochs"
+                )
             origin = str(begin.path or resume)
             engine = open_engine(
                 spec, backend, state, whole=begin.whole, origin=origin, ranks=ranks
@@ -105,7 +110,7 @@ def train(
         evaluate = partial(_evaluate, engine, split, terminal)
         trainer = Trainer(
             *(spec, engine, feed, plan, run_dir, logs, terminal, evaluate, stamp),
-            *(begin.step, begin.path, begin.seconds, begin.evaluating, ranks),
+            *(begin.step, begin.path, begin.seconds, begin.evaluating, begin.elsewhere, ranks),
         )
         with frozen.unchanged(engine) as encoder_digest:
             signal = trainer.fit()
@@ -264,6 +269,7 @@ def _write_result(run_dir: Path, trainer: Trainer, frozen_encoder: str | None) -
     rows = read_rows(run_dir / "metrics.jsonl")
     steps = [row for row in rows if "eval" not in row]
     spec, seconds = trainer.spec, trainer.meter.seconds
+    images = (trainer.step - trainer.elsewhere) * spec.train.batch_size
     result = {
         **trainer.stamp,
         "device": trainer.engine.context.device,
@@ -279,7 +285,7 @@ def _write_result(run_dir: Path, trainer: Trainer, frozen_encoder: str | None) -
         "seconds": seconds,
         "evaluate_seconds": trainer.meter.evaluating,
         "evaluate_share": trainer.meter.whole_evaluation_share(),
-        "images_per_second": trainer.step * spec.train.batch_size / seconds,
+        "images_per_second": images / seconds,
     }
     if frozen_encoder:
         result["frozen_encoder"] = frozen_encoder
