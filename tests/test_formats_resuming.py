@@ -15,7 +15,7 @@ from support import foreign
 from support.marks import marked
 from support.resuming import BINARY, LIMITS, Resumed, worst, written
 
-from triptych.core import checkpoint, config, formats, methods
+from triptych.core import config, formats, methods
 from triptych.core.cli import main
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Batch, Hyper, State
@@ -168,15 +168,14 @@ def test_a_run_counts_its_own_steps_and_has_some_to_do(tmp_path, capsys):
     words += ["--output", str(tmp_path / "run"), "-o", "train.batch_size=4", "train.epochs=null"]
     assert main([*words, "train.steps=2", "--resume", str(FILES / V3)]) == 2
     error = capsys.readouterr().err
-    assert "holds 2 updates, and the run ends after 2; raise train.steps" in error
+    assert "the file holds 2 updates, and the run ends after 2; raise train.steps" in error
     assert not (tmp_path / "run").exists()
     assert main([*words, "train.steps=4", "--resume", str(FILES / V3)]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     rate = 2 * 4 / result["seconds"]
     assert result["steps"] == 4 and result["images_per_second"] == pytest.approx(rate)
     own = config.load(tmp_path / "run" / "spec.yaml")
-    stamp = checkpoint.read(checkpoint.folder_of(tmp_path / "run", 4))[0].extra
-    begin, _ = find_start(own, tmp_path / "run", "auto", stamp, print)
+    begin, _ = find_start(own, tmp_path / "run", "auto", result, print)
     assert (begin.step, begin.elsewhere) == (4, 2)
 
 

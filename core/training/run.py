@@ -87,18 +87,13 @@ def train(
             plan = Plan(spec, pipeline.steps_per_epoch)
             split = _open_split(spec, splits)
             begin, state = find_start(spec, run_dir, resume, stamp, say, plan.steps_per_epoch)
-            if begin.elsewhere and begin.step >= plan.last_step:
-                raise UserError(
-                    f"--resume {resume}: holds {begin.step} updates, and the run ends after "
-                    f"{plan.last_step}; raise train.steps or train.epochs"
-                )
             origin = str(begin.path or resume)
             engine = open_engine(
                 spec, backend, state, whole=begin.whole, origin=origin, ranks=ranks
             )
             stack.enter_context(closing(engine))
             pipeline.as_bytes = engine.courier is not None
-        _check_start(begin, state, ranks)
+        _check_start(begin, state, plan, ranks)
         del state  # the engine has a copy
         with together(ranks):
             logs = NoLogs() if not ranks.is_main else _enter(stack, engine, run_dir, begin, say)
@@ -173,8 +168,15 @@ def _common(spec: RunSpec, stamp: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _check_start(begin: Start, state: State, ranks: Ranks) -> None:
-    """Raises UserError if the ranks do not all begin at the same step and with the same state."""
+def _check_start(begin: Start, state: State, plan: Plan, ranks: Ranks) -> None:
+    """Raises UserError if there is no step to do, or the ranks do not begin alike."""
+    with together(ranks):
+        # A run of ours that is complete is left as it is. This one would save nothing.
+        if begin.elsewhere and begin.step >= plan.last_step:
+            raise UserError(
+                f"--resume: the file holds {begin.step} updates, and the run ends after "
+                f"{plan.last_step}; raise train.steps or train.epochs"
+            )
     if ranks.world == 1:
         return
     newest = ranks.largest(begin.step)
