@@ -137,7 +137,7 @@ def test_a_run_goes_on_from_a_file(tmp_path):
     said: list[str] = []
     spec = formats.read_spec(FILES / V3, CASES[V3])
     begin, state = find_start(spec, tmp_path / "run", str(FILES / V3), {}, said.append, 10)
-    assert begin == Start(step=2, whole=True, elsewhere=2)
+    assert begin == Start(step=2, whole=True, foreign=2)
     assert state["optimizer.exp_avg.student.encoder.cls_token"].any()
     assert said == [f"going on from {FILES / V3} (MoCo v3 (facebookresearch/moco-v3)), step 2; "
                     "the order of the images is that of this run"]  # fmt: skip
@@ -153,7 +153,7 @@ def test_a_run_goes_on_from_a_converted_checkpoint(tmp_path):
     assert main(["convert", str(FILES / V3), str(tmp_path / "w"), "--to", "canonical", *keys]) == 0
     spec = formats.read_spec(FILES / V3, [*CASES[V3], "optim.lr=1", "train.batch_size=4"])
     begin, state = find_start(spec, tmp_path / "run", str(tmp_path / "w"), {}, print)
-    assert begin == Start(step=2, whole=True, elsewhere=2)
+    assert begin == Start(step=2, whole=True, foreign=2)
     again = formats.load_training_state(FILES / V3, spec, print)
     assert state.keys() == again.keys()
     assert all(np.array_equal(state[name], again[name]) for name in again)
@@ -176,7 +176,7 @@ def test_a_run_counts_its_own_steps_and_has_some_to_do(tmp_path, capsys):
     assert result["steps"] == 4 and result["images_per_second"] == pytest.approx(rate)
     own = config.load(tmp_path / "run" / "spec.yaml")
     begin, _ = find_start(own, tmp_path / "run", "auto", result, print)
-    assert (begin.step, begin.elsewhere) == (4, 2)
+    assert (begin.step, begin.foreign) == (4, 2)
 
 
 # ------------------------------------------------------------------------------ the other way

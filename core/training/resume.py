@@ -31,7 +31,7 @@ class Start:
         seconds: training time so far.
         evaluating: time of the evaluations so far, seconds.
         whole: whether the state has the entries of the optimizer.
-        elsewhere: number of these updates that another system did, in no time of this run.
+        foreign: number of these updates that another system did, in no time of this run.
     """
 
     step: int = 0
@@ -40,7 +40,7 @@ class Start:
     seconds: float = 0.0
     evaluating: float = 0.0
     whole: bool = False
-    elsewhere: int = 0
+    foreign: int = 0
 
 
 def find_start(
@@ -98,7 +98,7 @@ def find_start(
     seconds, evaluating = (
         float(manifest.extra.get(name, 0.0)) for name in ("seconds", "evaluate_seconds")
     )
-    run, foreign = before if elsewhere else None, int(manifest.extra.get("elsewhere", 0))
+    run, foreign = before if elsewhere else None, int(manifest.extra.get("foreign", 0))
     return Start(manifest.step, path, run, seconds, evaluating, True, foreign), state
 
 
@@ -130,7 +130,7 @@ def _from_elsewhere(
     say(f"going on from {path} ({about}), {known}; the order of the images is that of this run")
     if not whole:
         say(f"warning: {path}: holds no state of an optimizer; it begins anew")
-    return Start(step, whole=whole, elsewhere=step), state
+    return Start(step, whole=whole, foreign=step), state
 
 
 def _differences(manifest: Manifest, stamp: Mapping[str, Any]) -> list[str]:

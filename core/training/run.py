@@ -105,7 +105,7 @@ def train(
         evaluate = partial(_evaluate, engine, split, terminal)
         trainer = Trainer(
             *(spec, engine, feed, plan, run_dir, logs, terminal, evaluate, stamp),
-            *(begin.step, begin.path, begin.seconds, begin.evaluating, begin.elsewhere, ranks),
+            *(begin.step, begin.path, begin.seconds, begin.evaluating, begin.foreign, ranks),
         )
         with frozen.unchanged(engine) as encoder_digest:
             signal = trainer.fit()
@@ -172,7 +172,7 @@ def _check_start(begin: Start, state: State, plan: Plan, ranks: Ranks) -> None:
     """Raises UserError if there is no step to do, or the ranks do not begin alike."""
     with together(ranks):
         # A run of ours that is complete is left as it is. This one would save nothing.
-        if begin.elsewhere and begin.step >= plan.last_step:
+        if begin.foreign and begin.step >= plan.last_step:
             raise UserError(
                 f"--resume: the file holds {begin.step} updates, and the run ends after "
                 f"{plan.last_step}; raise train.steps or train.epochs"
@@ -271,7 +271,7 @@ def _write_result(run_dir: Path, trainer: Trainer, frozen_encoder: str | None) -
     rows = read_rows(run_dir / "metrics.jsonl")
     steps = [row for row in rows if "eval" not in row]
     spec, seconds = trainer.spec, trainer.meter.seconds
-    images = (trainer.step - trainer.elsewhere) * spec.train.batch_size
+    images = (trainer.step - trainer.foreign) * spec.train.batch_size
     result = {
         **trainer.stamp,
         "device": trainer.engine.context.device,

@@ -70,7 +70,7 @@ class Trainer:
         saved: the newest checkpoint of the state, or None.
         seconds: training time before ``step``.
         evaluating: time of the evaluations before ``step``.
-        elsewhere: number of updates that another system did before.
+        foreign: number of updates that another system did before.
     """
 
     spec: RunSpec
@@ -86,7 +86,7 @@ class Trainer:
     saved: Path | None = None
     seconds: float = 0.0
     evaluating: float = 0.0
-    elsewhere: int = 0
+    foreign: int = 0
     ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
@@ -364,7 +364,7 @@ class Trainer:
                 **self.stamp,
                 "seconds": self.meter.seconds,
                 "evaluate_seconds": self.meter.evaluating,
-                "elsewhere": self.elsewhere,
+                "foreign": self.foreign,
                 "broken_off": broken_off,
             }
             path, keep = checkpoint.folder_of(self.run_dir, self.step), self.spec.checkpoint.keep
