@@ -77,7 +77,7 @@ class Pair(networks.Branches, nn.Layer):
         # parameters 16 bits wide, too.
         with paddle.amp.auto_cast(level="O1", dtype=self.mixed, custom_black_list=FLOAT32):
             output = part(*arguments)
-        return _as_float32(output)
+        return networks.each_tensor(lambda x: x.astype(paddle.float32), output)
 
     @paddle.no_grad()
     def update_teacher(self, momentum: float) -> None:
@@ -119,15 +119,6 @@ class Pair(networks.Branches, nn.Layer):
     def concat(parts: list[Tensor]) -> Tensor:
         """See ``core.methods.networks.Branches``."""
         return paddle.concat(parts, axis=1)
-
-
-def _as_float32(output: Any) -> Any:
-    """A tensor, or the tensors of a tuple or a dict, as float32."""
-    if isinstance(output, dict):
-        return {name: _as_float32(tensor) for name, tensor in output.items()}
-    if isinstance(output, tuple):
-        return tuple(map(_as_float32, output))
-    return output.astype(paddle.float32)
 
 
 METHODS = models.complete(Pair)

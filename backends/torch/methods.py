@@ -70,7 +70,7 @@ class Pair(networks.Branches, nn.Module):
         # of the forward pass by itself; inside, it would round gradients of float32 tensors, too.
         with torch.autocast(arguments[0].device.type, self.mixed):
             output = part(*arguments)
-        return _as_float32(output)
+        return networks.each_tensor(Tensor.float, output)
 
     def update_teacher(self, momentum: float) -> None:
         """See ``core.contracts.Model``."""
@@ -119,15 +119,6 @@ def _compiled(part: Callable[..., Any], compiler: str | Callable[..., Any]) -> C
     if any(isinstance(each, BatchNorm) and each.group.count > 1 for each in module.modules()):
         return part
     return torch.compile(part, backend=compiler, dynamic=False, fullgraph=True)
-
-
-def _as_float32(output: Any) -> Any:
-    """A tensor, or the tensors of a tuple or a dict, as float32."""
-    if isinstance(output, dict):
-        return {name: tensor.float() for name, tensor in output.items()}
-    if isinstance(output, tuple):
-        return tuple(tensor.float() for tensor in output)
-    return output.float()
 
 
 METHODS = models.complete(Pair)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from types import ModuleType
 
 import numpy as np
@@ -98,11 +99,10 @@ def numbers(spec: RunSpec, seed: int) -> Batch:
 
 def stepping(engine: Engine) -> Callable[[], dict[str, object]]:
     """A function that queues one step after the other, from two batches in turn."""
-    batches, done = [pixels(engine.spec, seed) for seed in range(2)], [0]
+    batches, done = [pixels(engine.spec, seed) for seed in range(2)], count()
 
     def step() -> dict[str, object]:
-        number = done[0]
-        done[0] += 1
+        number = next(done)
         drawn = draws(engine.spec, number)
         return dict(engine.train_step(batches[number % 2], drawn, hyper(number)))
 

@@ -34,13 +34,11 @@ class Measurement:
         title: what is measured.
         words: of the command, after ``bench``.
         ratios: of the command's JSON.
-        threads: of each process that computes.
     """
 
     title: str
     words: tuple[str, ...]
     ratios: Callable[[Any], Ratios]
-    threads: int = 1
 
     def file(self, folder: Path) -> Path:
         """The file with the answer of this command."""
@@ -81,7 +79,9 @@ def _of_files(result: Mapping[str, Any]) -> Ratios:
 
 PACKAGES = (*FRAMEWORKS, "torchvision", "pillow", "numba", "numpy", "scikit-learn")
 STEP_RECIPES = ("moco_v3/vit_small", "moco_v2/resnet50")
-STEP = ("--rounds", "3", "-o", "threads=1", "log.every=2")
+THREADS = 1
+"""Of each process that computes, in all measurements."""
+STEP = ("--rounds", "3", "-o", f"threads={THREADS}", "log.every=2")
 """Options of a step. The page leaves out the training loop, so its interval may be short."""
 WORDS = ("method.new_words=8", "method.word_ranks=1")
 LARGE = ("moca/v1_0_vit_base", "--backend", "torch", *STEP, *WORDS)
@@ -171,7 +171,7 @@ def _page(folder: Path) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for measurement in MEASUREMENTS:
         for beside, ratio in _ratios(measurement, folder):
-            cells = (measurement.title, beside, ratio, str(measurement.threads))
+            cells = (measurement.title, beside, ratio, str(THREADS))
             yield f"| {' | '.join(cells)} | `{_shell(measurement)}` |"
 
 

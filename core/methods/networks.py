@@ -78,6 +78,15 @@ def walk(
     return [partial(scaled_block, *pair) for pair in zip(blocks, scales, strict=True)]
 
 
+def each_tensor(change: Callable[[Tensor], Tensor], output: Any) -> Any:
+    """A tensor, or the tensors of a tuple or a dict of them, after the same change."""
+    if isinstance(output, dict):
+        return {name: each_tensor(change, tensor) for name, tensor in output.items()}
+    if isinstance(output, tuple):
+        return tuple(each_tensor(change, tensor) for tensor in output)
+    return change(output)
+
+
 class Branch:
     """A student or a teacher: a module that holds its parts under their canonical names."""
 
