@@ -289,6 +289,7 @@ ALONE = {
     "norms.py": "the operations of norms that are slow or wrong in OneFlow",
     "fused.py": "a transformer block as one operation in NumPy, since OneFlow's waits take long",
     "channels.py": "batch norm in NumPy, which is faster than OneFlow's operations",
+    "maps.py": "layers for maps with channels last, the order that is fast on PyTorch's CPU",
     "threads.py": "NumPy's loops on several cores, since OneFlow computes in one thread",
     "sums.py": "sums in the forms that are fast on OneFlow's CPU",
     "gpu.py": "what the check of a GPU measures; it measures PyTorch alone",

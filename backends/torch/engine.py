@@ -62,7 +62,7 @@ class Engine(core.Engine):
             if isinstance(module, VisionTransformer):
                 module.recompute = spec.parallel.recompute
             if isinstance(module, ResNet) and self.dtype != torch.float64:
-                module.hasten(mixed=self.model.mixed is not None)
+                module.hasten(last=device == "cpu" or self.model.mixed is not None)
             if isinstance(module, Block) and self.model.mixed and device == "cpu":
                 # In 16 bits, the fused kernel's backward pass takes longer than that of its parts.
                 cast(Any, module.attn).fused_attn = False

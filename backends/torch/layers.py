@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from triptych.backends.torch import maps
 from triptych.core.config.spec import BatchNormSpec
 from triptych.core.contracts import Group
 
@@ -40,6 +41,8 @@ class BatchNorm(_BatchNorm):
             return super().forward(x)
         if self.group.count > 1:
             return self._synchronised(x)
+        if maps.serve(x):
+            return self._last(x)
         if self.alternating and not len(x) % self.virtual_ranks:
             return self._alternating(x)
         track = self._track_biased if self.biased else super().forward
@@ -53,6 +56,16 @@ class BatchNorm(_BatchNorm):
     def _normalise(self, x: Tensor) -> Tensor:
         """Normalises without running statistics."""
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+    def _last(self, x: Tensor) -> Tensor:
+        """Normalises parts of maps with channels last. (N, C, H, W)."""
+        parts = x.chunk(self.virtual_ranks)
+        moments = [maps.statistics(part.detach()) for part in parts]
+        if self.tracking:
+            (mean, variance), count = moments[0], parts[0].numel() // x.shape[1]
+            self._track(mean, variance if self.biased else variance * (count / (count - 1)))
+        y: Tensor = maps.BatchNorm.apply(x, self.weight, self.bias, moments, self.eps)
+        return y
 
     def _alternating(self, x: Tensor) -> Tensor:
         """Normalises the channels of each part as channels of their own."""
@@ -131,7 +144,7 @@ def joint_statistics(x: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
         count: (), number of values of a channel.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    local = torch.batch_norm_update_stats(wide, None, None, 0.0)
+    local = maps.statistics(wide)
     size = wide.new_full((1,), x.numel() // x.shape[1])
     means, variances, sizes = group.gather(torch.cat([*local, size])[None]).split(
         [x.shape[1], x.shape[1], 1], dim=1
@@ -171,9 +184,7 @@ class SyncBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of this process's images and of its share of the parameters'."""
         x, weight, mean, variance, count = ctx.saved_tensors
-        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradients[0], x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
-        )
+        of_weight, of_bias = maps.sums(x, gradients[0], weight, mean, variance, ctx.eps)
         of_weights, of_biases = ctx.group.sum(torch.stack([of_weight, of_bias])) / count
         scale = weight * (variance + ctx.eps).rsqrt()
         # The gradient through the statistics is linear in the normalised images of a channel. The
