@@ -48,6 +48,14 @@ def test_the_reference_replays_too(case, steps):
     assert disagreements(replay("numpy", case, steps=steps), case) == []
 
 
+UNDECIDED = {"moco_v1_resnet18": 2}
+"""Case -> number of steps after which an activation before a ReLU can have either sign in float32.
+
+It is -3e-7, and the errors of its map are up to 5e-6. With the other sign one row of weights has
+another gradient, and the next loss differs by 4e-4.
+"""
+
+
 @pytest.mark.one_backend
 @pytest.mark.parametrize("case", SIZES)
 def test_replay_in_float32(backend, backend_name, case):
@@ -55,7 +63,9 @@ def test_replay_in_float32(backend, backend_name, case):
     assert got["loss"].dtype == np.float32
     with np.load(GOLDEN / f"{case}.npz") as golden:
         assert_close(got["loss"][:1], golden["loss"][:1], 1e-5)
-        assert_close(got["loss"], golden["loss"][: CASES[case]], 1e-4)
+        whole = UNDECIDED.get(case, CASES[case])
+        assert_close(got["loss"][:whole], golden["loss"][:whole], 1e-4)
+        assert_close(got["loss"], golden["loss"][: CASES[case]], 1e-3)
 
 
 def transposed(state):
