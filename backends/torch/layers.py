@@ -62,8 +62,7 @@ class BatchNorm(_BatchNorm):
         parts = x.chunk(self.virtual_ranks)
         moments = [maps.statistics(part.detach()) for part in parts]
         if self.tracking:
-            (mean, variance), count = moments[0], parts[0].numel() // x.shape[1]
-            self._track(mean, variance if self.biased else variance * (count / (count - 1)))
+            self._track_moments(*moments[0], parts[0].numel() // x.shape[1])
         y: Tensor = maps.BatchNorm.apply(x, self.weight, self.bias, moments, self.eps)
         return y
 
@@ -103,13 +102,17 @@ class BatchNorm(_BatchNorm):
         """Normalises by the statistics of all processes in the group."""
         mean, variance, count = joint_statistics(x.detach(), self.group)
         if self.tracking:
-            self._track(mean, variance if self.biased else variance * (count / (count - 1)))
+            self._track_moments(mean, variance, count)
         weight = torch.ones_like(mean) if self.weight is None else self.weight
         bias = torch.zeros_like(mean) if self.bias is None else self.bias
         y: Tensor = SyncBatchNorm.apply(
             x, weight, bias, mean, variance, count, self.eps, self.group
         )
         return y
+
+    def _track_moments(self, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
+        """Moves the running statistics by a biased variance of so many values."""
+        self._track(mean, variance if self.biased else variance * (count / (count - 1)))
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         """Moves the running statistics towards those of a batch."""

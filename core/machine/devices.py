@@ -147,8 +147,9 @@ def check_precision(
     """
     kind = device.partition(":")[0]
     if spec.precision not in supported[kind]:
+        elsewhere = any(spec.precision in precisions for precisions in supported.values())
         raise UserError(
-            f"precision: {backend} has no {spec.precision} on {kind}; "
+            f"precision: {backend} has no {spec.precision}{f' on {kind}' if elsewhere else ''}; "
             f"use {' or '.join(supported[kind])}"
         )
     wanted = "1" if spec.precision == "tf32" else "0"
