@@ -82,25 +82,26 @@ class Pair(networks.Branches, nn.Layer):
     @paddle.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """See ``core.contracts.Model``."""
-        # The difference keeps values that are equal in both exactly equal.
+        pairs, statistics = self._pairs, self._running_statistics()
         if self._packed is not None:
-            difference = flat.join([source for _, source in self._pairs]).subtract_(self._packed)
-            self._packed.add_(difference.scale_(1.0 - momentum))
-        else:
-            for target, source in self._pairs:
-                target.add_((source - target).scale_(1.0 - momentum))
-        if self.statistics != "own":
-            self._update_statistics(momentum)
+            pairs = [(self._packed, flat.join([source for _, source in pairs]))]
+        if self.statistics == "averaged":
+            pairs = [*pairs, *(pair for pair in statistics if pair[0].is_floating_point())]
+        if self.statistics == "copied":
+            for target, source in statistics:
+                paddle.assign(source, target)
+        if pairs:
+            # A tensor: Paddle 2.6 would copy a number to the device for each of the pairs.
+            weight = paddle.full([], 1.0 - momentum, pairs[0][0].dtype)
+            for target, source in pairs:
+                # target + weight * (source - target), where equal values stay exactly equal.
+                target.lerp_(source, weight)
 
-    def _update_statistics(self, momentum: float) -> None:
-        """Averages or copies the running statistics of the teacher's batch norms."""
-        followed = () if self.teacher is None else self.teacher.named_buffers()
+    def _running_statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """The buffers of the teacher's batch norms, and those of the student."""
         sources = dict(self.student.named_buffers())
-        for name, target in followed:
-            if self.statistics == "copied":
-                paddle.assign(sources[name], target)
-            elif target.is_floating_point():
-                target.add_((sources[name] - target).scale_(1.0 - momentum))
+        targets = {} if self.teacher is None else dict(self.teacher.named_buffers())
+        return [(target, sources[name]) for name, target in targets.items()]
 
     @staticmethod
     def freeze(module: nn.Layer) -> None:

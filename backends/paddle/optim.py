@@ -110,7 +110,9 @@ class Optimizer(ABC):
             if name not in done:
                 lr, decay = self._rates(name, hyper)
                 moments = [own[name] for own in self._moments]
-                self._change(lr, decay, parameter, self._gradient(name, decay), *moments)
+                gradient = self._gradient(name, decay).contiguous()
+                for part in flat.parts(parameter, gradient, *moments):
+                    self._change(lr, decay, *part)
 
     def _gradient(self, name: str, decay: float) -> Tensor:
         """The gradient by which ``_change`` updates a parameter.
@@ -124,7 +126,7 @@ class Optimizer(ABC):
     def _change(
         self, lr: float, decay: float, parameter: Tensor, gradient: Tensor, *moments: Tensor
     ) -> None:
-        """Updates a parameter, or packed ones, and its moments in place.
+        """Updates a parameter, a part of it, or packed ones, and their moments in place.
 
         Args:
             lr: the learning rate of the group.
