@@ -64,7 +64,7 @@ def test_forms_of_float32_are_those_of_float64(paddle, name):
 
 
 def test_forms_of_float32_are_used_where_they_are_faster(paddle, monkeypatch):
-    """Each has a gradient of its own: a teacher's GELU needs none."""
+    """A teacher's, too."""
     from triptych.backends.paddle import layers
 
     calls = []
@@ -76,8 +76,26 @@ def test_forms_of_float32_are_used_where_they_are_faster(paddle, monkeypatch):
         engine = build(precision)
         engine.loss_and_grads(random_batch(spec), draws(spec), hyper())
         assert set(calls) == want
-    assert calls.count("gelu") == 2 * spec.model.depth
+    assert calls.count("gelu") == 4 * spec.model.depth
     assert calls.count("layer_norm") == 4 * (2 * spec.model.depth + 1)
+
+
+def test_gelu_of_values_in_any_order_of_memory(paddle):
+    """What oneDNN has marked would crash the process in the next operation."""
+    from triptych.backends.paddle.kernels import gelu
+
+    values = paddle.to_tensor(RNG.standard_normal((4, 3, 6)).astype(np.float32))
+    for view in (values.transpose([2, 0, 1]), values[:, 1:], values[1:, :, ::2], values[0, 0]):
+        found = []
+        for function in (gelu, paddle.nn.functional.gelu):
+            x = view.detach()
+            x.stop_gradient = False
+            y = function(x)
+            rows = y.reshape([-1, x.shape[-1]])
+            product = paddle.matmul(rows, rows, transpose_y=True)
+            found += [product, *paddle.grad([product.sum()], [x])]
+        assert_close(found[0].numpy(), found[2].numpy(), 1e-6)
+        assert_close(found[1].numpy(), found[3].numpy(), 1e-6)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -271,6 +289,42 @@ def test_splitting_heads_and_merging_them(paddle):
     value, (grad,) = differentiate("paddle", vit._MergeHeads.apply, a[0], probe=x[:, :, :8])
     assert np.array_equal(value, a[0].transpose(0, 2, 1, 3).reshape(2, 5, 8))
     assert np.array_equal(grad, x[:, :, :8].reshape(2, 5, 4, 2).transpose(0, 2, 1, 3))
+
+
+@pytest.mark.parametrize("queries", [1, 7])
+@pytest.mark.parametrize(("shift", "softmax"), [(0.0, False), (4.0, True), (-4.0, True)])
+def test_attention_of_float32_is_that_of_float64(paddle, monkeypatch, queries, shift, softmax):
+    """Large scores overflow without softmax, and with small ones nothing is left to divide by."""
+    from triptych.backends.paddle import vit
+
+    shapes = [(2, 3, queries, 64), (2, 3, 7, 64), (2, 3, 7, 64)]
+    query, key, value = (RNG.standard_normal(shape) for shape in shapes)
+    query, key = query + abs(shift), key + shift  # scores are about 8 * 16 or -8 * 16
+    probe = RNG.standard_normal((2, queries, 3 * 64))
+    calls, kernel = [], vit.F.softmax
+    monkeypatch.setattr(vit.F, "softmax", lambda x: calls.append(x.dtype) or kernel(x))
+    found = []
+    for precision in ("float64", "float32"):
+        parts = (x.astype(precision) for x in (query, key, value))
+        mixed, grads = differentiate(
+            "paddle", vit._attend_merged, *parts, probe=probe.astype(precision)
+        )
+        found.append([mixed, *grads])
+        assert {str(x.dtype) for x in found[-1]} == {precision}
+    assert calls == [paddle.float64, paddle.float32][: 1 + softmax]
+    for want, got in zip(*found, strict=True):
+        assert_close(got, want, 1e-4 if softmax else 2e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_attention_passes_nan_on(paddle, bad):
+    from triptych.backends.paddle import vit
+
+    x = paddle.ones([1, 2, 5, 8])
+    x[0, 1, 2, 3] = bad
+    mixed = vit._attend_merged(x, x, x)
+    assert not np.isfinite(mixed.numpy()[0, :, 8:]).any()
+    assert np.isfinite(mixed.numpy()[0, :, :8]).all()
 
 
 @pytest.mark.parametrize(

@@ -123,12 +123,17 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
 
 def gelu(x: Tensor) -> Tensor:
     """x Phi(x), with the exact normal distribution Phi. Any shape."""
-    return _Gelu.apply(x)
+    return _Plain.apply(_onednn("gelu", _Plain.apply(x), "approximate", False))
 
 
 def rectified_(x: Tensor) -> Tensor:
     """max(x, 0) in place. nan stays nan. Any shape."""
     return _Relu.apply(x)
+
+
+def exp(x: Tensor) -> Tensor:
+    """exp(x) by oneDNN, without a gradient. Any shape, contiguous."""
+    return _plain(_onednn("exp", x))
 
 
 def scale_shift(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -139,6 +144,26 @@ def scale_shift(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def biased_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x @ weight + bias. (..., in), (in, out), (out,) -> (..., out)."""
     return _BiasedProduct.apply(x, weight, bias)
+
+
+def _onednn(name: str, x: Tensor, *attributes: object) -> Tensor:
+    """An operation by the kernel of oneDNN, twice as fast as Paddle's own on the CPU.
+
+    Paddle's functions do not ask for it. It marks its result, and its gradient, with which other
+    operations than ``_plain`` fail.
+
+    Args:
+        x: contiguous.
+        attributes: names and values.
+    """
+    return getattr(paddle._legacy_C_ops, name)(x, *attributes, "use_mkldnn", True)
+
+
+def _plain(x: Tensor) -> Tensor:
+    """The same numbers, contiguous and without oneDNN's mark."""
+    found = paddle.empty(x.shape, x.dtype)
+    x.contiguous()._share_buffer_to(found)
+    return found
 
 
 class _LayerNorm(PyLayer):
@@ -174,24 +199,16 @@ class _LayerNorm(PyLayer):
         return of_x.reshape(x.shape), of_weight, sum_rows(grad)
 
 
-class _Gelu(PyLayer):
-    """``gelu`` with its gradient.
-
-    It computes the slope in the forward pass, where Phi(x) is known, and saves it instead of x.
-    """
+class _Plain(PyLayer):
+    """``_plain`` of a tensor, and of its gradient."""
 
     @staticmethod
     def forward(ctx: PyLayerContext, x: Tensor) -> Tensor:
-        phi = paddle.erf(x * math.sqrt(0.5)).scale_(0.5, 0.5)
-        # Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi)
-        slope = paddle.square(x).scale_(-0.5, -0.5 * math.log(2.0 * math.pi)).exp_()
-        ctx.save_for_backward(slope.multiply_(x).add_(phi))
-        return phi.multiply_(x)
+        return _plain(x)
 
     @staticmethod
     def backward(ctx: PyLayerContext, grad: Tensor) -> Tensor:
-        (slope,) = ctx.saved_tensor()
-        return slope * grad
+        return _plain(grad)
 
 
 class _Relu(PyLayer):

@@ -187,8 +187,8 @@ class Gelu(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        # float64 keeps its bits. Without a gradient, Paddle's own function is as fast.
-        if x.dtype != paddle.float32 or x.stop_gradient or plain_forms_serve(x):
+        # float64 keeps its bits.
+        if x.dtype != paddle.float32 or plain_forms_serve(x):
             return F.gelu(x)
         return gelu(x)
 

@@ -15,6 +15,7 @@ from paddle.autograd import PyLayer, PyLayerContext
 from paddle.distributed.fleet.utils import recompute
 from paddle.nn.initializer import Constant
 
+from triptych.backends.paddle.kernels import exp
 from triptych.backends.paddle.layers import (
     BatchNorm,
     Conv2D,
@@ -33,6 +34,9 @@ from triptych.core import parameters
 from triptych.core.config.spec import VitSpec
 from triptych.core.methods.transformer import Scales, Transformer
 
+SAFE_SUM = 1e12
+"""Up to this sum of exp(scores), and down to its inverse, the scores are used as they are."""
+
 
 class Attention(nn.Layer):
     """Self-attention. (N, T, D) -> (N, T, D)."""
@@ -46,7 +50,7 @@ class Attention(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Each token attends to all tokens."""
         query, key, value = _split_heads(self.qkv(x), 3, self.heads)
-        return self.proj(_merge_heads(_attend(query, key, value)))
+        return self.proj(_attend_merged(query, key, value))
 
 
 class Mlp(nn.Layer):
@@ -180,7 +184,7 @@ def class_token(block: Block, x: Tensor) -> Tensor:
     biases = paddle.split(attention.qkv.bias, [third, 2 * third])
     query = linear(normal[:, 0], weights[0], biases[0]).reshape([-1, heads, 1, third // heads])
     key, value = _split_heads(linear(normal, weights[1], biases[1]), 2, heads)
-    x = x[:, 0] + attention.proj(_attend(query, key, value).reshape([-1, third]))
+    x = x[:, 0] + attention.proj(_attend_merged(query, key, value)[:, 0])
     return x + block.mlp(block.norm2(x))
 
 
@@ -207,6 +211,14 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(*parts).transpose([0, 2, 1, 3])
     scores = paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True)
     return paddle.matmul(F.softmax(scores), value)
+
+
+def _attend_merged(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """``_attend`` of arguments like these, with merged heads. (N, S, D)."""
+    # float64 keeps its bits.
+    if query.dtype == paddle.float32 and not plain_forms_serve(query):
+        return _Attention.apply(query, key, value)
+    return _merge_heads(_attend(query, key, value))
 
 
 def _fused_attention_serves(x: Tensor) -> bool:
@@ -266,6 +278,56 @@ class _MergeHeads(PyLayer):
     def backward(ctx: PyLayerContext, grad: Tensor) -> Tensor:
         rows = grad.reshape([-1, ctx.shape[-1]])
         return paddle.gather(rows, ctx.rows[0][0]).reshape(ctx.shape)
+
+
+class _Attention(PyLayer):
+    """``_attend_merged`` in fewer operations on all pairs of tokens.
+
+    exp(scores) are the weights up to one factor for each query. It multiplies the result, and in
+    the backward pass its gradient, which have fewer numbers than the weights.
+    """
+
+    @staticmethod
+    def forward(ctx: PyLayerContext, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        n, heads, t, width = query.shape
+        query = query * width**-0.5
+        weights = exp(paddle.matmul(query, key, transpose_y=True))
+        factors = 1.0 / _row_sums(weights)
+        # Large scores overflow, small ones underflow. Nan and infinity are no less than the bound.
+        if not float((factors + 1.0 / factors).sum()) < SAFE_SUM:
+            weights = F.softmax(paddle.matmul(query, key, transpose_y=True))
+            factors = paddle.ones_like(factors)
+        mixed = paddle.matmul(weights, value)
+        rows = mixed.multiply_(paddle.expand(factors, mixed.shape)).reshape([-1, width])
+        ctx.rows = _head_rows(n, t, 1, heads, query.place)
+        merged = paddle.gather(rows, ctx.rows[1]).reshape([n, t, heads * width])
+        ctx.save_for_backward(query, key, value, weights, factors, merged)
+        return merged
+
+    @staticmethod
+    def backward(ctx: PyLayerContext, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, weights, factors, merged = ctx.saved_tensor()
+        width = query.shape[-1]
+        rows = grad.reshape([-1, width])
+        there = ctx.rows[0][0]
+        grad = paddle.gather(rows, there).reshape(query.shape)
+        grad.multiply_(paddle.expand(factors, grad.shape))
+        # The gradient of a query's scores is its weights times (gradient of the weight - mean),
+        # where the mean is the product of the result and its gradient.
+        means = _row_sums(rows * merged.reshape(rows.shape))
+        means = paddle.gather(means, there).reshape(factors.shape).multiply_(factors)
+        left = paddle.concat([grad, -means], -1)
+        right = paddle.concat([value, paddle.ones([*value.shape[:-1], 1], value.dtype)], -1)
+        of_scores = paddle.matmul(left, right, transpose_y=True).multiply_(weights)
+        of_query = paddle.matmul(of_scores, key).scale_(width**-0.5)
+        of_key = paddle.matmul(of_scores, query, transpose_x=True)
+        return of_query, of_key, paddle.matmul(weights, grad, transpose_x=True)
+
+
+def _row_sums(x: Tensor) -> Tensor:
+    """The sums over the last axis, which stays with length 1."""
+    ones = paddle.ones([x.shape[-1], 1], x.dtype)
+    return paddle.matmul(x.reshape([-1, x.shape[-1]]), ones).reshape([*x.shape[:-1], 1])
 
 
 @lru_cache(maxsize=16)
