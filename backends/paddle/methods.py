@@ -94,8 +94,12 @@ class Pair(networks.Branches, nn.Layer):
             # A tensor: Paddle 2.6 would copy a number to the device for each of the pairs.
             weight = paddle.full([], 1.0 - momentum, pairs[0][0].dtype)
             for target, source in pairs:
-                # target + weight * (source - target), where equal values stay exactly equal.
-                target.lerp_(source, weight)
+                # Both forms have the same bits, and leave equal values exactly equal. lerp_ takes a
+                # third less time, but for convolutions three times as long.
+                if target.ndim > 2:
+                    target.add_((source - target).scale_(1.0 - momentum))
+                else:
+                    target.lerp_(source, weight)
 
     def _running_statistics(self) -> list[tuple[Tensor, Tensor]]:
         """The buffers of the teacher's batch norms, and those of the student."""
