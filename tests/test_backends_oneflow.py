@@ -179,9 +179,7 @@ def test_engines_of_both_precisions_live_side_by_side():
 
 
 def test_bfloat16_is_refused():
-    with pytest.raises(
-        UserError, match="precision: oneflow has no bfloat16; use float32 or"
-    ):
+    with pytest.raises(UserError, match="precision: oneflow has no bfloat16; use float32 or"):
         build("bfloat16")
 
 

@@ -208,6 +208,8 @@ def launches(paddle, function):
 )
 def test_launches_of_an_update(paddle, monkeypatch, case, rule, count):
     """The operations of a rule for each group instead of each tensor; and one join for each."""
+    if paddle.__version__.startswith("2.6"):
+        pytest.skip("the profiler of Paddle 2.6 does not count launches")
     counts = []
     for pack in (False, True):
         with monkeypatch.context() as patch:

@@ -64,20 +64,28 @@ def test_forms_of_float32_are_those_of_float64(paddle, name):
 
 
 def test_forms_of_float32_are_used_where_they_are_faster(paddle, monkeypatch):
-    """A teacher's, too."""
+    """A teacher's, too. Paddle 2.6 lacks the gradient that layer norm needs for it."""
     from triptych.backends.paddle import layers
 
+    faster = {"gelu", "layer_norm"} if layers.GRADIENT_KERNELS else {"gelu"}
     calls = []
     for name in ("gelu", "layer_norm"):
         kernel = getattr(layers, name)
         monkeypatch.setattr(layers, name, lambda *x, n=name, k=kernel: calls.append(n) or k(*x))
     spec = tiny_spec("float32")
-    for precision, want in (("float64", set()), ("float32", {"gelu", "layer_norm"})):
+    for precision, want in (("float64", set()), ("float32", faster)):
         engine = build(precision)
         engine.loss_and_grads(random_batch(spec), draws(spec), hyper())
         assert set(calls) == want
     assert calls.count("gelu") == 4 * spec.model.depth
-    assert calls.count("layer_norm") == 4 * (2 * spec.model.depth + 1)
+    norms = 4 * (2 * spec.model.depth + 1)
+    assert calls.count("layer_norm") == (norms if layers.GRADIENT_KERNELS else 0)
+
+
+def test_which_forms_a_version_of_paddle_has(paddle):
+    from triptych.backends.paddle import kernels
+
+    assert kernels.GRADIENT_KERNELS == (not paddle.__version__.startswith("2."))
 
 
 def test_gelu_of_values_in_any_order_of_memory(paddle):
@@ -333,6 +341,8 @@ def test_attention_passes_nan_on(paddle, bad):
 )
 def test_the_plain_forms_compute_the_same(paddle, case):
     """Those of a GPU and of an exported graph, where the fast forms of the CPU are not used."""
+    if case == "moco_v3_vit_conv" and paddle.__version__.startswith("2."):
+        pytest.skip("Paddle 2.6 cannot convert our batch norm in training; exports have none")
     engine = build("float32", case=case)
     encoder = engine.model.student.encoder
     images = paddle.to_tensor(random_batch(engine.spec).views[0])

@@ -15,6 +15,9 @@ from paddle.autograd import PyLayer, PyLayerContext
 
 from triptych.core.contracts import Group
 
+GRADIENT_KERNELS = hasattr(paddle._C_ops, "batch_norm_grad")
+"""Whether Paddle lets Python call the kernels of gradients. Version 2.6 does not."""
+
 
 def statistics_dtype(x: Tensor) -> paddle.dtype:
     """The type of the statistics of ``x`` in the kernels. It is float32 for half precision, too."""
@@ -104,16 +107,36 @@ class _SharedNorm(PyLayer):
     def backward(ctx: PyLayerContext, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         x, weight, bias = ctx.saved_tensor()
         mean, variance, epsilon = ctx.statistics
-        # In test mode. The statistics that a training step saves are not used.
-        options = (None, grad, 0.0, epsilon, "NCHW", True, True, False)
-        of_x, of_weight, of_bias = paddle._C_ops.batch_norm_grad(
-            x, weight, bias, mean, variance, mean, variance, *options
+        of_x, of_weight, of_bias = _given_norm_backward(
+            grad, x, weight, bias, mean, variance, epsilon=epsilon
         )
         sums = ctx.group.sum(paddle.stack([of_weight, of_bias]))
         factor = weight * paddle.rsqrt(variance + epsilon) * (-1.0 / ctx.count)
         weights = factor * sums[0], factor * sums[1]
         of_x.add_(F.batch_norm(x, mean, variance, *weights, epsilon=epsilon))
         return (of_x, of_weight, of_bias) if ctx.affine else (of_x, None, None)
+
+
+def _given_norm_backward(
+    grad: Tensor, *arguments: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias of a batch norm with given statistics.
+
+    Args:
+        arguments: x, weight, bias, mean and variance.
+    """
+    if GRADIENT_KERNELS:
+        # In test mode. The statistics that a training step saves are not used.
+        statistics = arguments[3:]
+        options = (None, grad, 0.0, epsilon, "NCHW", True, True, False)
+        return paddle._C_ops.batch_norm_grad(*arguments, *statistics, *options)
+    with paddle.enable_grad():
+        leaves = [argument.detach() for argument in arguments[:3]]
+        for leaf in leaves:
+            leaf.stop_gradient = False
+        x, weight, bias = leaves
+        y = F.batch_norm(x, *arguments[3:], weight, bias, epsilon=epsilon)
+        return paddle.grad([y], leaves, [grad])
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
@@ -254,15 +277,17 @@ class _BiasedProduct(PyLayer):
     def forward(ctx: PyLayerContext, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         rows = x.reshape([-1, x.shape[-1]])
         ctx.save_for_backward(rows, weight)
-        ctx.of_x = not x.stop_gradient
+        ctx.wanted = [not tensor.stop_gradient for tensor in (x, weight, bias)]
         return paddle.addmm(bias, rows, weight).reshape([*x.shape[:-1], weight.shape[1]])
 
     @staticmethod
-    def backward(ctx: PyLayerContext, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx: PyLayerContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensor()
         shape = [*grad.shape[:-1], weight.shape[0]]
         grad = grad.reshape([-1, grad.shape[-1]])
-        grad_x = None
-        if ctx.of_x:  # the codebook's words have no gradient
-            grad_x = paddle.matmul(grad, weight, transpose_y=True).reshape(shape)
-        return grad_x, paddle.matmul(x, grad, transpose_x=True), sum_rows(grad)
+        of_x, of_weight, of_bias = ctx.wanted  # the codebook's words have no gradient
+        return (
+            paddle.matmul(grad, weight, transpose_y=True).reshape(shape) if of_x else None,
+            paddle.matmul(x, grad, transpose_x=True) if of_weight else None,
+            sum_rows(grad) if of_bias else None,
+        )

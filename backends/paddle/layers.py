@@ -14,6 +14,7 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant
 
 from triptych.backends.paddle.kernels import (
+    GRADIENT_KERNELS,
     batch_norm,
     biased_product,
     gelu,
@@ -61,7 +62,7 @@ class LayerNorm(nn.Layer):
         x = x if factor == 1.0 else x * factor
         if plain_forms_serve(x):
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, epsilon)
-        if x.dtype == paddle.float32:
+        if x.dtype == paddle.float32 and GRADIENT_KERNELS:
             return layer_norm(x, self.weight, self.bias, epsilon)
         # Batch norm with each row as a channel computes the same numbers and has a faster backward
         # pass. In float64 this form stays, since another one would change the bits of all runs.

@@ -35,7 +35,9 @@ def divide(model: nn.Layer, table: Table, group: Group) -> None:
     for name, tensor in model.state_dict().items():
         split = split_of(name, table)
         if split.axis is not None:
+            frozen = tensor.stop_gradient
             tensor.data = _part(tensor, split, 1 - split.axis if name in transposed else 0, group)
+            tensor.stop_gradient = frozen  # Paddle 2.6 takes that of the part, too
     for name, layer in [*model.named_sublayers()]:
         if isinstance(layer, Block):
             _divide_block(layer, group)
@@ -131,11 +133,13 @@ class _AddBias(PyLayer):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        ctx.of_x = not x.stop_gradient
         return x + paddle.expand(bias, x.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, sum_rows(grad.reshape([-1, grad.shape[-1]]))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, Tensor]:
+        # Paddle 2.6 refuses a gradient that nobody wants.
+        return grad if ctx.of_x else None, sum_rows(grad.reshape([-1, grad.shape[-1]]))
 
 
 def whole_slot(tensor: Tensor, transposed: bool, split: Split, group: Group) -> Slot:
