@@ -53,15 +53,15 @@ def block(module: Any, x: Tensor, *, recompute: bool) -> Tensor:
     parameters = [tensor for part in parts for tensor in (part.weight, part.bias)]
     if not flow.is_grad_enabled() or not any(each.requires_grad for each in (x, *parameters)):
         return flow.from_numpy(_block(x.numpy(), layers))
-    return _recorded(lambda x: _recorded_block(x, layers), x, parameters, recompute=recompute)
+    return recorded(lambda x: _recorded_block(x, layers), x, parameters, recompute=recompute)
 
 
-def _recorded(
+def recorded(
     function: Callable[[Array], tuple[Array, Backward]],
     x: Tensor,
     others: Iterable[Tensor],
     *,
-    recompute: bool,
+    recompute: bool = False,
 ) -> Tensor:
     """The result of a function, as one operation with gradients of x and of other tensors.
 

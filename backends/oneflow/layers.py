@@ -97,8 +97,7 @@ class BatchNorm(nn.Module):
             return self._evaluate(x)
         n, width = x.shape[:2]
         ranks = self.virtual_ranks
-        if x.numel() == width * ranks and self.group.count == 1:
-            raise ValueError("batch norm: expected at least 2 values per channel, got 1")
+        self.check(x.numel() // width)
         parts = x.reshape(ranks, n // ranks, width, -1)
         if x.ndim > 2 and in_numpy(x):
             return self._normalize_in_numpy(parts).reshape(*x.shape)
@@ -109,6 +108,23 @@ class BatchNorm(nn.Module):
             y = y.reshape(n // ranks, ranks, width, -1).transpose(0, 1)
         return y.reshape(*x.shape)
 
+    def check(self, count: int) -> None:
+        """Raises ValueError if ``count`` values of a channel are one for each virtual rank."""
+        if count == self.virtual_ranks and self.group.count == 1:
+            raise ValueError("batch norm: expected at least 2 values per channel, got 1")
+
+    @flow.no_grad()
+    def track(self, mean: Tensor, variance: Tensor, count: Tensor | float) -> None:
+        """Takes in the mean and the unbiased variance of ``count`` values of each channel."""
+        if not self.tracking:
+            return
+        width, keep = len(self.running_mean), 1.0 - self.momentum
+        if self.biased:
+            variance = variance * ((count - 1) / count)
+        self.running_mean.mul_(keep).add_(mean[:width], alpha=self.momentum)
+        self.running_var.mul_(keep).add_(variance[:width], alpha=self.momentum)
+        self.num_batches_tracked.add_(1)
+
     def _normalize(self, x: Tensor) -> Tensor:
         """Normalises over images and positions. (N, C, P, 1) -> (N, C, P, 1)."""
         number = x.numel() // x.shape[1]
@@ -117,7 +133,7 @@ class BatchNorm(nn.Module):
             mean = whole / count
             centred = x - mean
             _, square = norms.total(self.group, number, channel_sum(centred * centred))
-            self._track(mean.reshape(-1), (square / (count - 1)).reshape(-1), count)
+            self.track(mean.reshape(-1), (square / (count - 1)).reshape(-1), count)
             inverse = (square / count + self.eps).rsqrt()
         weight, bias = (flow.cat([tensor] * self.virtual_ranks) for tensor in self._affine())
         return norms.normalize_channels(self.group).apply(x, centred, inverse, weight, bias)
@@ -132,7 +148,7 @@ class BatchNorm(nn.Module):
         y, centred, inverse, statistics, count = channels.normalize(
             x.numpy(), affine, self.eps, keep=keep, total=norms.total_in_numpy(self.group)
         )
-        self._track(*flow.from_numpy(statistics), count)
+        self.track(*flow.from_numpy(statistics), count)
         if not keep:
             return flow.from_numpy(y)
         y, centred, factors = map(flow.from_numpy, (y, centred, np.vstack([affine[:1], inverse])))
@@ -153,18 +169,6 @@ class BatchNorm(nn.Module):
             constant(1, len(like), value, like.dtype, like.device).reshape(-1)
             for value in (1.0, 0.0)
         )
-
-    @flow.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, count: Tensor | float) -> None:
-        """Takes in the mean and the unbiased variance of ``count`` values of each channel."""
-        if not self.tracking:
-            return
-        width, keep = len(self.running_mean), 1.0 - self.momentum
-        if self.biased:
-            variance = variance * ((count - 1) / count)
-        self.running_mean.mul_(keep).add_(mean[:width], alpha=self.momentum)
-        self.running_var.mul_(keep).add_(variance[:width], alpha=self.momentum)
-        self.num_batches_tracked.add_(1)
 
 
 def set_batch_norm(model: nn.Module, spec: BatchNormSpec, group: Group) -> None:

@@ -7,6 +7,7 @@ import oneflow as flow
 import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 
+from triptych.backends.oneflow import stages
 from triptych.backends.oneflow.layers import BatchNorm, Conv2d
 from triptych.backends.oneflow.sums import row_mean
 from triptych.core import parameters
@@ -32,10 +33,24 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Applies ReLU between the layers, and after the sum."""
         y = x
-        for i in range(1, self.depth + 1):
-            conv, norm = getattr(self, f"conv{i}"), getattr(self, f"bn{i}")
-            y = norm(conv(F.relu(y) if i > 1 else y))
+        for i, (conv, norm) in enumerate(self.pairs()[: self.depth]):
+            y = norm(conv(F.relu(y) if i > 0 else y))
         return F.relu(y + (self.downsample(x) if self.downsample else x))
+
+    def pairs(self) -> list[tuple[Conv2d, BatchNorm]]:
+        """The convolutions, each with its norm. The last one is the shortcut's, if it has one."""
+        numbers = range(1, self.depth + 1)
+        inner = [(getattr(self, f"conv{i}"), getattr(self, f"bn{i}")) for i in numbers]
+        return [*inner, tuple(self.downsample)] if self.downsample else inner
+
+
+class _Stage(nn.Sequential):
+    """Blocks, one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, D, h, w)."""
+        blocks = list(self)
+        return stages.stage(blocks, x) if stages.serve(x, blocks) else super().forward(x)
 
 
 class ResNet(Residual, nn.Module):
@@ -49,7 +64,7 @@ class ResNet(Residual, nn.Module):
         blocks = list(parameters.blocks(spec))
         for stage in range(len(spec.depths)):
             inside = [Block(block) for block in blocks if block.stage == stage]
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*inside))
+            self.add_module(f"layer{stage + 1}", _Stage(*inside))
 
     def stem(self, images: Tensor) -> Tensor:
         """See ``core.methods.residual.Residual``."""

@@ -1,0 +1,283 @@
+"""Convolutions and batch norm of maps with channels last, in NumPy.
+
+In this order of memory, a convolution with a kernel of 1 is a product of rows, without a copy, and
+what a larger kernel reads is in runs of all channels of neighbouring positions.
+
+Non-finite values give no warning here; they show in the loss.
+
+Shape letters: N images, H and W sides of a map, h and w sides of a convolution's result, C and O
+channels, K side of a kernel, R virtual ranks, M rows of a rank: its images times positions.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from triptych.backends.oneflow import threads
+from triptych.backends.oneflow.channels import Total, alone
+from triptych.backends.oneflow.kernels import BLOCK, as_rows, quiet
+from triptych.core.contracts import Array
+
+Place = tuple[int, slice]
+"""A virtual rank, and some of its rows."""
+ROWS = 512  # least number of rows in a matrix product; greatest number in a sum of float32
+
+
+def channels_last(x: Array) -> Array:
+    """(N, C, H, W) -> (N, H, W, C), a new array."""
+    return x.transpose(0, 2, 3, 1).copy()
+
+
+def channels_first(x: Array) -> Array:
+    """(N, H, W, C) -> (N, C, H, W), a new array."""
+    return x.transpose(0, 3, 1, 2).copy()
+
+
+@quiet
+def convolve(x: Array, weight: Array, stride: int, padding: int) -> Array:
+    """A convolution, computed as matrix products of a few rows of a map each.
+
+    Args:
+        x: (N, H, W, C).
+        weight: (O, C, K, K).
+
+    Returns:
+        (N, h, w, O).
+    """
+    fan_out, _, kernel, _ = weight.shape
+    windows = _windows(_padded(x, padding), kernel, stride)
+    y = np.empty((*windows.shape[:3], fan_out), x.dtype)
+    matrix = _matrix(weight).T
+    for part in _parts(y):
+        np.matmul(_columns(windows[part]), matrix, out=as_rows(y[part]))
+    return y
+
+
+@quiet
+def convolve_backward(
+    x: Array, weight: Array, grad: Array, stride: int, padding: int
+) -> tuple[Array, Array]:
+    """The gradients of ``convolve`` with respect to x and to weight. grad: (N, h, w, O)."""
+    return (
+        _of_input(x, weight, grad, stride, padding),
+        weight_gradient(x, weight, grad, stride, padding),
+    )
+
+
+@quiet
+def weight_gradient(x: Array, weight: Array, grad: Array, stride: int, padding: int) -> Array:
+    """The gradient of ``convolve`` with respect to weight alone."""
+    fan_out, fan_in, kernel, _ = weight.shape
+    windows = _windows(_padded(x, padding), kernel, stride)
+    found = np.zeros((kernel * kernel * fan_in, fan_out), x.dtype)
+    for part in _parts(grad):
+        found += _columns(windows[part]).T @ as_rows(grad[part])
+    return found.reshape(kernel, kernel, fan_in, fan_out).transpose(3, 2, 0, 1).copy()
+
+
+def _of_input(x: Array, weight: Array, grad: Array, stride: int, padding: int) -> Array:
+    kernel = weight.shape[2]
+    if stride == 1:
+        turned = weight[:, :, ::-1, ::-1].swapaxes(0, 1)
+        return convolve(grad, turned, 1, kernel - 1 - padding)
+    padded = np.zeros_like(_padded(x, padding))
+    matrix, (height, width) = _matrix(weight), grad.shape[1:3]
+    columns = (as_rows(grad) @ matrix).reshape(*grad.shape[:3], kernel, kernel, -1)
+    for i, j in itertools.product(range(kernel), repeat=2):
+        rows, places = slice(i, i + stride * height, stride), slice(j, j + stride * width, stride)
+        padded[:, rows, places] += columns[:, :, :, i, j]
+    return padded[:, padding : padding + x.shape[1], padding : padding + x.shape[2]]
+
+
+def _matrix(weight: Array) -> Array:
+    """(O, C, K, K) -> (O, K * K * C)."""
+    return weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
+
+
+def _padded(x: Array, padding: int) -> Array:
+    if padding == 0:
+        return np.ascontiguousarray(x)
+    n, height, width, channels = x.shape
+    padded = np.zeros((n, height + 2 * padding, width + 2 * padding, channels), x.dtype)
+    padded[:, padding : padding + height, padding : padding + width] = x
+    return padded
+
+
+def _windows(padded: Array, kernel: int, stride: int) -> Array:
+    """A view of what each position of the result reads. (N, H, W, C) -> (N, h, w, K, K * C)."""
+    n, *sides, channels = padded.shape
+    size = ((side - kernel) // stride + 1 for side in sides)
+    image, row, place, value = padded.strides
+    steps = image, stride * row, stride * place, row, value
+    shape = n, *size, kernel, kernel * channels
+    return np.lib.stride_tricks.as_strided(padded, shape, steps, writeable=False)
+
+
+def _columns(windows: Array) -> Array:
+    """(N, h, w, K, K * C) -> (N * h * w, K * K * C), a copy unless the kernel is 1."""
+    return windows.reshape(-1, windows.shape[3] * windows.shape[4])
+
+
+def _parts(maps: Array) -> Iterator[tuple[slice, slice]]:
+    """Parts of maps with about ``ROWS`` rows or more: rows of one map, or several whole maps."""
+    n, height, width, _ = maps.shape
+    if height * width < ROWS:
+        step = -(-ROWS // (height * width))
+        yield from ((slice(start, start + step), slice(None)) for start in range(0, n, step))
+        return
+    step = -(-ROWS // width)
+    for image, top in itertools.product(range(n), range(0, height, step)):
+        yield slice(image, image + 1), slice(top, top + step)
+
+
+class Normal(NamedTuple):
+    """What ``normalize`` found.
+
+    Attributes:
+        y: (R, M, C), the result.
+        inverse: (R, C), 1 / standard deviation.
+        statistics: (2, C), mean and unbiased variance of the first rank.
+        count: number of values of a channel.
+    """
+
+    y: Array
+    inverse: Array
+    statistics: Array
+    count: float
+
+
+@quiet
+def normalize(
+    x: Array,
+    affine: tuple[Array, Array],
+    eps: float,
+    *,
+    keep: bool,
+    relu: bool,
+    other: Array | None = None,
+    total: Total = alone,
+) -> Normal:
+    """Batch norm of each virtual rank separately, plus another map, and ReLU.
+
+    Args:
+        x: (R, M, C). If ``keep`` is set, x becomes x minus the means, else the result.
+        affine: (C,) and (C,), gain and shift.
+        other: (R, M, C), added to the normalised map before ReLU.
+        total: what other processes add to the statistics.
+    """
+    rows = x.shape[1]
+    ones = np.ones((1, ROWS), x.dtype)
+    (sums,), count = total(_summed(x, 1, lambda at, own: _add_up(ones, x[at], own[:1])), rows)
+    mean = sums / count
+    offset = mean.astype(x.dtype)
+
+    def centre(at: Place, own: Array) -> None:
+        block = x[at]
+        block -= offset[at[0]]
+        np.einsum("mc,mc->c", block, block, out=own[0])
+
+    (square,), count = total(_summed(x, 1, centre), rows)
+    inverse = 1.0 / np.sqrt(square / count + eps)
+    factor = (affine[0] * inverse).astype(x.dtype)
+    y = np.empty_like(x) if keep else x
+
+    def scale(at: Place) -> None:
+        block = y[at]
+        np.multiply(x[at], factor[at[0]], out=block)
+        block += affine[1]
+        if other is not None:
+            block += other[at]
+        if relu:
+            np.maximum(block, 0, out=block)
+
+    _each_block(x, scale)
+    statistics = np.stack([mean[0], square[0] / (count - 1)])
+    return Normal(y, inverse.astype(x.dtype), statistics.astype(x.dtype), count)
+
+
+@quiet
+def normalize_backward(
+    centred: Array,
+    y: Array | None,
+    gain: Array,
+    inverse: Array,
+    grad: Array,
+    total: Total = alone,
+) -> tuple[Array, Array]:
+    """Turns ``centred`` into the gradient of ``normalize`` with respect to x.
+
+    Args:
+        centred: (R, M, C), what x had become.
+        y: (R, M, C), the result if it went through ReLU.
+        gain: (C,).
+        inverse: (R, C).
+        grad: (R, M, C). It becomes the gradient before ReLU, which is also that of the other map.
+        total: as in ``normalize``.
+
+    Returns:
+        The part of this process in the gradients of gain and shift, (C,) and (C,).
+    """
+    ones = np.ones((1, ROWS), grad.dtype)
+
+    def add_up(at: Place, own: Array) -> None:
+        block = grad[at]
+        if y is not None:
+            block *= y[at] > 0
+        _add_up(ones, block, own[:1])
+        np.einsum("mc,mc->c", block, centred[at], out=own[1])
+
+    own = _summed(grad, 2, add_up)
+    own[1] *= inverse
+    (whole, along), count = total(own, grad.shape[1])
+    terms = along * inverse / -count, whole / count, gain * inverse
+    slope, offset, factor = (term.astype(grad.dtype) for term in terms)
+
+    def differentiate(at: Place) -> None:
+        rank, block = at[0], centred[at]
+        block *= slope[rank]
+        block += grad[at]
+        block -= offset[rank]
+        block *= factor[rank]
+
+    _each_block(grad, differentiate)
+    of_shift, of_gain = own.sum(1).astype(grad.dtype)
+    return of_gain, of_shift
+
+
+def _add_up(ones: Array, block: Array, out: Array) -> None:
+    """Sums of columns. (1, ROWS), (M, C) -> (1, C)."""
+    np.matmul(ones[:, : len(block)], block, out=out)
+
+
+def _each_block(x: Array, compute: Callable[[Place], None]) -> None:
+    """Calls a function with the place of each block of (R, M, C)."""
+    places = _places(x)
+    threads.each(lambda part: compute(places[part.start]), len(places), 1)
+
+
+def _summed(x: Array, number: int, compute: Callable[[Place, Array], None]) -> Array:
+    """Sums over the rows of each rank in float64, of sums over blocks in the type of x.
+
+    Args:
+        x: (R, M, C).
+        number: of sums.
+        compute: gets the place of a block, and (number, C), where it writes the sums of the block.
+
+    Returns:
+        (number, R, C).
+    """
+    places = _places(x)
+    sums = np.empty((len(places), number, x.shape[2]), x.dtype)
+    threads.each(lambda part: compute(places[part.start], sums[part.start]), len(places), 1)
+    of_ranks = sums.reshape(len(x), -1, *sums.shape[1:]).sum(1, dtype=np.float64)
+    return of_ranks.swapaxes(0, 1)
+
+
+def _places(x: Array) -> list[Place]:
+    """Blocks of (R, M, C) that stay in the cache."""
+    ranks, rows, channels = x.shape
+    step = min(ROWS, max(1, BLOCK // channels))
+    starts = range(0, rows, step)
+    return [(rank, slice(start, start + step)) for rank in range(ranks) for start in starts]
