@@ -16,8 +16,8 @@ from oneflow._oneflow_internal.autograd import AutogradFunctionBase
 from triptych.backends.oneflow import flat, kernels
 from triptych.core.contracts import Array
 
-Backward = Callable[[Array], list[Array]]
-"""Gradient of a result -> gradients of what it was computed from."""
+Backward = Callable[[Array], list[Any]]
+"""Gradient of a result -> gradients of what it was computed from, None for one not wanted."""
 
 
 class Layer(NamedTuple):
@@ -77,11 +77,12 @@ def recorded(
         kept.append(x if recompute else backward)
         return flow.from_numpy(y)
 
-    def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # What is kept is freed after this call. OneFlow keeps this function as long as the loss.
         one = kept.pop()
         backward = function(one.numpy())[1] if recompute else one
-        return tuple(map(flow.from_numpy, backward(grad.numpy())))
+        gradients = backward(grad.numpy())
+        return tuple(None if each is None else flow.from_numpy(each) for each in gradients)
 
     # The context would keep tensors only, each with a wait of its own. A subclass of Function for
     # each call would refer to itself: only the garbage collector would free what it keeps.

@@ -57,18 +57,18 @@ def convolve(x: Array, weight: Array, stride: int, padding: int) -> Array:
 
 @quiet
 def convolve_backward(
-    x: Array, weight: Array, grad: Array, stride: int, padding: int
-) -> tuple[Array, Array]:
-    """The gradients of ``convolve`` with respect to x and to weight. grad: (N, h, w, O)."""
-    return (
-        _of_input(x, weight, grad, stride, padding),
-        weight_gradient(x, weight, grad, stride, padding),
-    )
+    x: Array, weight: Array, grad: Array, stride: int, padding: int, *, of_x: bool
+) -> tuple[Array | None, Array]:
+    """The gradients of ``convolve`` with respect to x, if ``of_x`` is set, and to weight.
+
+    Args:
+        grad: (N, h, w, O).
+    """
+    of_weight = _of_weight(x, weight, grad, stride, padding)
+    return _of_input(x, weight, grad, stride, padding) if of_x else None, of_weight
 
 
-@quiet
-def weight_gradient(x: Array, weight: Array, grad: Array, stride: int, padding: int) -> Array:
-    """The gradient of ``convolve`` with respect to weight alone."""
+def _of_weight(x: Array, weight: Array, grad: Array, stride: int, padding: int) -> Array:
     fan_out, fan_in, kernel, _ = weight.shape
     windows = _windows(_padded(x, padding), kernel, stride)
     found = np.zeros((kernel * kernel * fan_in, fan_out), x.dtype)
@@ -82,18 +82,53 @@ def _of_input(x: Array, weight: Array, grad: Array, stride: int, padding: int) -
     if stride == 1:
         turned = weight[:, :, ::-1, ::-1].swapaxes(0, 1)
         return convolve(grad, turned, 1, kernel - 1 - padding)
-    padded = np.zeros_like(_padded(x, padding))
-    matrix, (height, width) = _matrix(weight), grad.shape[1:3]
-    columns = (as_rows(grad) @ matrix).reshape(*grad.shape[:3], kernel, kernel, -1)
-    for i, j in itertools.product(range(kernel), repeat=2):
-        rows, places = slice(i, i + stride * height, stride), slice(j, j + stride * width, stride)
-        padded[:, rows, places] += columns[:, :, :, i, j]
-    return padded[:, padding : padding + x.shape[1], padding : padding + x.shape[2]]
+    padded = _padded(np.zeros_like(x), padding)
+    columns = (as_rows(grad) @ _matrix(weight)).reshape(*grad.shape[:3], kernel * kernel, -1)
+    for tap, inputs in enumerate(_taps(padded, kernel, stride, grad)):
+        inputs += columns[:, :, :, tap]
+    return _inside(padded, padding)
+
+
+POOL = 3, 2, 1
+"""Kernel, stride and padding of ``max_pool``."""
+
+
+@quiet
+def max_pool(x: Array) -> Array:
+    """The maximum of each window of a map without negative values. (N, H, W, C) -> (N, h, w, C)."""
+    kernel, stride, padding = POOL
+    n, *sides, channels = x.shape
+    size = ((side + 2 * padding - kernel) // stride + 1 for side in sides)
+    y = np.zeros((n, *size, channels), x.dtype)
+    for inputs in _taps(_padded(x, padding), kernel, stride, y):
+        np.maximum(y, inputs, out=y)
+    return y
+
+
+@quiet
+def max_pool_backward(x: Array, y: Array, grad: Array) -> Array:
+    """The gradient of ``max_pool``, all of it for the first one of equal values. grad: as y."""
+    kernel, stride, padding = POOL
+    padded, given = (_padded(each, padding) for each in (x, np.zeros_like(x)))
+    rest = grad.copy()
+    taps = (_taps(each, kernel, stride, y) for each in (padded, given))
+    for inputs, gradients in zip(*taps, strict=True):
+        share = rest * (inputs == y)
+        gradients += share
+        rest -= share
+    return _inside(given, padding)
 
 
 def _matrix(weight: Array) -> Array:
     """(O, C, K, K) -> (O, K * K * C)."""
     return weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
+
+
+def _taps(padded: Array, kernel: int, stride: int, result: Array) -> Iterator[Array]:
+    """For each position in a kernel, a view of what a result reads there. (N, h, w, C)."""
+    _, height, width, _ = result.shape
+    for i, j in itertools.product(range(kernel), repeat=2):
+        yield padded[:, i : i + stride * height : stride, j : j + stride * width : stride]
 
 
 def _padded(x: Array, padding: int) -> Array:
@@ -103,6 +138,12 @@ def _padded(x: Array, padding: int) -> Array:
     padded = np.zeros((n, height + 2 * padding, width + 2 * padding, channels), x.dtype)
     padded[:, padding : padding + height, padding : padding + width] = x
     return padded
+
+
+def _inside(padded: Array, padding: int) -> Array:
+    """The reverse of ``_padded``, without a copy."""
+    _, height, width, _ = padded.shape
+    return padded[:, padding : height - padding, padding : width - padding]
 
 
 def _windows(padded: Array, kernel: int, stride: int) -> Array:

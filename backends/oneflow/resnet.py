@@ -50,7 +50,8 @@ class _Stage(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D, h, w)."""
         blocks = list(self)
-        return stages.stage(blocks, x) if stages.serve(x, blocks) else super().forward(x)
+        modules = (norm for block in blocks for _, norm in block.pairs())
+        return stages.stage(blocks, x) if stages.serve(x, modules) else super().forward(x)
 
 
 class ResNet(Residual, nn.Module):
@@ -68,6 +69,9 @@ class ResNet(Residual, nn.Module):
 
     def stem(self, images: Tensor) -> Tensor:
         """See ``core.methods.residual.Residual``."""
+        if stages.serve(images, [self.bn1]):
+            pool = isinstance(self.maxpool, nn.MaxPool2d)
+            return stages.stem((self.conv1, self.bn1), images, pool=pool)
         return self.maxpool(F.relu(self.bn1(self.conv1(images))))
 
     def mean(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import oneflow as flow
-from oneflow import Tensor
+from oneflow import Tensor, nn
 
 from triptych.backends.oneflow import flat, fused, layers, maps, norms
 from triptych.backends.oneflow.fused import Backward
@@ -37,10 +37,19 @@ class Block(NamedTuple):
     shortcut: Layer | None
 
 
-def serve(x: Tensor, modules: Iterable[Any]) -> bool:
-    """Whether ``stage`` computes what the modules would. Its batch norms are those of training."""
-    in_float32 = x.dtype == flow.float32 and layers.in_numpy(x)
-    return in_float32 and all(norm.training for each in modules for _, norm in each.pairs())
+def serve(x: Tensor, modules: Iterable[nn.Module]) -> bool:
+    """Whether to compute with the functions here what modules would. They are for training."""
+    return x.dtype == flow.float32 and layers.in_numpy(x) and all(m.training for m in modules)
+
+
+def stem(pair: Pair, x: Tensor, *, pool: bool) -> Tensor:
+    """A convolution with its norm, ReLU, and max-pooling if ``pool`` is set. As ``stage``."""
+    (layer,) = _layers([pair])
+    parameters = _parameters([pair])
+    if not _is_recorded(x, *parameters):
+        return flow.from_numpy(_stem(x.numpy(), layer, pool=pool))
+    of_x = x.requires_grad
+    return fused.recorded(lambda x: _recorded_stem(x, layer, pool, of_x), x, parameters)
 
 
 def stage(modules: Sequence[Any], x: Tensor) -> Tensor:
@@ -50,13 +59,13 @@ def stage(modules: Sequence[Any], x: Tensor) -> Tensor:
         modules: each a ``resnet.Block``.
     """
     pairs = [pair for module in modules for pair in module.pairs()]
-    parameters = [tensor for conv, norm in pairs for tensor in (conv.weight, *norm.parameters())]
+    parameters = _parameters(pairs)
     own = iter(_layers(pairs))
     blocks = []
     for module in modules:
         inner = [next(own) for _ in range(module.depth)]
         blocks.append(Block(inner, next(own) if module.downsample else None))
-    if not flow.is_grad_enabled() or not any(each.requires_grad for each in (x, *parameters)):
+    if not _is_recorded(x, *parameters):
         return flow.from_numpy(_stage(x.numpy(), blocks))
     return fused.recorded(lambda x: _recorded_stage(x, blocks), x, parameters)
 
@@ -68,6 +77,33 @@ def _layers(pairs: Sequence[Pair]) -> list[Layer]:
         (weight,), (gain, shift) = next(arrays).values(), next(arrays).values()
         found.append(Layer(weight, (gain, shift), conv.stride[0], conv.padding[0], norm))
     return found
+
+
+def _parameters(pairs: Sequence[Pair]) -> list[Tensor]:
+    return [tensor for conv, norm in pairs for tensor in (conv.weight, norm.weight, norm.bias)]
+
+
+def _is_recorded(*tensors: Tensor) -> bool:
+    return flow.is_grad_enabled() and any(each.requires_grad for each in tensors)
+
+
+def _stem(x: Array, layer: Layer, *, pool: bool) -> Array:
+    y = _apply(maps.channels_last(x), layer)
+    return maps.channels_first(maps.max_pool(y) if pool else y)
+
+
+def _recorded_stem(x: Array, layer: Layer, pool: bool, of_x: bool) -> tuple[Array, Backward]:
+    y, of_layer = _recorded_layer(maps.channels_last(x), layer, of_x=of_x)
+    pooled = maps.max_pool(y) if pool else y
+    kept = [of_layer]
+
+    def backward(grad: Array) -> list[Array | None]:
+        given = maps.channels_last(grad)
+        of_y = maps.max_pool_backward(y, pooled, given) if pool else given
+        given, *found = kept.pop()(of_y)
+        return [None if given is None else maps.channels_first(given), *found]
+
+    return maps.channels_first(pooled), backward
 
 
 def _stage(x: Array, blocks: Sequence[Block]) -> Array:
@@ -127,7 +163,7 @@ def _apply(x: Array, layer: Layer, other: Array | None = None, *, relu: bool = T
 
 
 def _recorded_layer(
-    x: Array, layer: Layer, other: Array | None = None, *, relu: bool = True
+    x: Array, layer: Layer, other: Array | None = None, *, relu: bool = True, of_x: bool = True
 ) -> tuple[Array, Backward]:
     """The backward function overwrites its input with the gradient before ReLU."""
     weight, affine, stride, padding, norm = layer
@@ -139,8 +175,8 @@ def _recorded_layer(
         rows = _by_rank(centred, norm), after, affine[0], inverse, _by_rank(grad, norm)
         of_affine = maps.normalize_backward(*rows, norms.total_in_numpy(norm.group))
         # What was centred is now the gradient of the convolution's result.
-        of_x, of_weight = maps.convolve_backward(x, weight, centred, stride, padding)
-        return [of_x, of_weight, *of_affine]
+        of_conv = maps.convolve_backward(x, weight, centred, stride, padding, of_x=of_x)
+        return [*of_conv, *of_affine]
 
     return y.reshape(centred.shape), backward
 
