@@ -7,6 +7,7 @@ Shape letters: R virtual ranks, N rows or images, D columns, C channels, P posit
 """
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import oneflow as flow
@@ -234,6 +235,12 @@ def _convolution(stride: int, padding: int, of_x: bool) -> type[flow.autograd.Fu
 
 class Conv2d(nn.Conv2d):
     """OneFlow's square convolution, computed in faster ways on the CPU."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # OneFlow would keep the memory of this weight, which ``flat.pack`` replaces, between that
+        # of the norms: in pieces too small for what comes later. NumPy's memory serves again.
+        self.weight = nn.Parameter(flow.from_numpy(self.weight.numpy().copy()))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, O, height, width)."""

@@ -141,9 +141,9 @@ def _padded(x: Array, padding: int) -> Array:
 
 
 def _inside(padded: Array, padding: int) -> Array:
-    """The reverse of ``_padded``, without a copy."""
+    """The reverse of ``_padded``."""
     _, height, width, _ = padded.shape
-    return padded[:, padding : height - padding, padding : width - padding]
+    return np.ascontiguousarray(padded[:, padding : height - padding, padding : width - padding])
 
 
 def _windows(padded: Array, kernel: int, stride: int) -> Array:
@@ -173,123 +173,160 @@ def _parts(maps: Array) -> Iterator[tuple[slice, slice]]:
         yield slice(image, image + 1), slice(top, top + step)
 
 
-class Normal(NamedTuple):
-    """What ``normalize`` found.
+class Statistics(NamedTuple):
+    """What ``centre`` finds.
 
     Attributes:
-        y: (R, M, C), the result.
         inverse: (R, C), 1 / standard deviation.
         statistics: (2, C), mean and unbiased variance of the first rank.
         count: number of values of a channel.
     """
 
-    y: Array
     inverse: Array
     statistics: Array
     count: float
 
 
 @quiet
-def normalize(
-    x: Array,
-    affine: tuple[Array, Array],
-    eps: float,
-    *,
-    keep: bool,
-    relu: bool,
-    other: Array | None = None,
-    total: Total = alone,
-) -> Normal:
-    """Batch norm of each virtual rank separately, plus another map, and ReLU.
+def centre(x: Array, ranks: int, eps: float, total: Total = alone) -> Statistics:
+    """Subtracts the means of each virtual rank, in place.
 
     Args:
-        x: (R, M, C). If ``keep`` is set, x becomes x minus the means, else the result.
-        affine: (C,) and (C,), gain and shift.
-        other: (R, M, C), added to the normalised map before ReLU.
+        x: (N, H, W, C).
+        ranks: number of virtual ranks.
         total: what other processes add to the statistics.
     """
-    rows = x.shape[1]
+    rows = _by_rank(x, ranks)
     ones = np.ones((1, ROWS), x.dtype)
-    (sums,), count = total(_summed(x, 1, lambda at, own: _add_up(ones, x[at], own[:1])), rows)
+    (sums,), count = total(
+        _summed(rows, 1, lambda at, own: np.matmul(ones[:, : len(rows[at])], rows[at], out=own)),
+        rows.shape[1],
+    )
     mean = sums / count
     offset = mean.astype(x.dtype)
 
-    def centre(at: Place, own: Array) -> None:
-        block = x[at]
+    def subtract(at: Place, own: Array) -> None:
+        block = rows[at]
         block -= offset[at[0]]
         np.einsum("mc,mc->c", block, block, out=own[0])
 
-    (square,), count = total(_summed(x, 1, centre), rows)
+    (square,), count = total(_summed(rows, 1, subtract), rows.shape[1])
     inverse = 1.0 / np.sqrt(square / count + eps)
-    factor = (affine[0] * inverse).astype(x.dtype)
-    y = np.empty_like(x) if keep else x
+    statistics = np.stack([mean[0], square[0] / (count - 1)])
+    return Statistics(inverse.astype(x.dtype), statistics.astype(x.dtype), count)
 
-    def scale(at: Place) -> None:
-        block = y[at]
-        np.multiply(x[at], factor[at[0]], out=block)
-        block += affine[1]
-        if other is not None:
-            block += other[at]
+
+@quiet
+def scale(
+    centred: Array,
+    inverse: Array,
+    affine: tuple[Array, Array],
+    *,
+    other: Array | None = None,
+    relu: bool = True,
+    out: Array | None = None,
+) -> Array:
+    """The rest of a batch norm, plus another map, and ReLU.
+
+    Args:
+        centred: (N, H, W, C), as ``centre`` leaves it.
+        inverse: (R, C).
+        affine: (C,) and (C,), gain and shift.
+        other: as ``centred``.
+        out: where to write the result, e.g. ``centred`` itself.
+    """
+    y = np.empty_like(centred) if out is None else out
+    gain, shift = affine
+    factor = gain * inverse
+    given, found = (_by_rank(each, len(inverse)) for each in (centred, y))
+    added = None if other is None else _by_rank(other, len(inverse))
+
+    def compute(at: Place) -> None:
+        block = found[at]
+        np.multiply(given[at], factor[at[0]], out=block)
+        block += shift
+        if added is not None:
+            block += added[at]
         if relu:
             np.maximum(block, 0, out=block)
 
-    _each_block(x, scale)
-    statistics = np.stack([mean[0], square[0] / (count - 1)])
-    return Normal(y, inverse.astype(x.dtype), statistics.astype(x.dtype), count)
+    _each_block(found, compute)
+    return y
 
 
 @quiet
 def normalize_backward(
     centred: Array,
-    y: Array | None,
-    gain: Array,
     inverse: Array,
+    gain: Array,
+    y: Array | None,
     grad: Array,
     total: Total = alone,
 ) -> tuple[Array, Array]:
-    """Turns ``centred`` into the gradient of ``normalize`` with respect to x.
+    """Turns ``centred`` into the gradient of the map that ``centre`` has changed.
 
     Args:
-        centred: (R, M, C), what x had become.
-        y: (R, M, C), the result if it went through ReLU.
-        gain: (C,).
+        centred: (N, H, W, C), as ``centre`` left it.
         inverse: (R, C).
-        grad: (R, M, C). It becomes the gradient before ReLU, which is also that of the other map.
-        total: as in ``normalize``.
+        gain: (C,).
+        y: as ``centred``, the result of ``scale`` if it went through ReLU.
+        grad: of the result. It becomes the gradient before ReLU, which is also that of ``other``.
+        total: as in ``centre``.
 
     Returns:
         The part of this process in the gradients of gain and shift, (C,) and (C,).
     """
+    own, given = (_by_rank(each, len(inverse)) for each in (centred, grad))
+    after = None if y is None else _by_rank(y, len(inverse))
     ones = np.ones((1, ROWS), grad.dtype)
 
-    def add_up(at: Place, own: Array) -> None:
-        block = grad[at]
-        if y is not None:
-            block *= y[at] > 0
-        _add_up(ones, block, own[:1])
-        np.einsum("mc,mc->c", block, centred[at], out=own[1])
+    def add_up(at: Place, sums: Array) -> None:
+        block = given[at]
+        if after is not None:
+            block *= after[at] > 0
+        np.matmul(ones[:, : len(block)], block, out=sums[:1])
+        np.einsum("mc,mc->c", block, own[at], out=sums[1])
 
-    own = _summed(grad, 2, add_up)
-    own[1] *= inverse
-    (whole, along), count = total(own, grad.shape[1])
+    sums = _summed(given, 2, add_up)
+    sums[1] *= inverse
+    (whole, along), count = total(sums, given.shape[1])
     terms = along * inverse / -count, whole / count, gain * inverse
     slope, offset, factor = (term.astype(grad.dtype) for term in terms)
 
     def differentiate(at: Place) -> None:
-        rank, block = at[0], centred[at]
+        rank, block = at[0], own[at]
         block *= slope[rank]
-        block += grad[at]
+        block += given[at]
         block -= offset[rank]
         block *= factor[rank]
 
-    _each_block(grad, differentiate)
-    of_shift, of_gain = own.sum(1).astype(grad.dtype)
+    _each_block(own, differentiate)
+    of_shift, of_gain = sums.sum(1).astype(grad.dtype)
     return of_gain, of_shift
 
 
-def _add_up(ones: Array, block: Array, out: Array) -> None:
-    """Sums of columns. (1, ROWS), (M, C) -> (1, C)."""
-    np.matmul(ones[:, : len(block)], block, out=out)
+@quiet
+def mean(x: Array) -> Array:
+    """The mean over positions. (N, H, W, C) -> (N, C)."""
+    n, height, width, channels = x.shape
+    share = np.full((1, height * width), 1.0 / (height * width), x.dtype)
+    return np.matmul(share, x.reshape(n, -1, channels))[:, 0]
+
+
+@quiet
+def mean_backward(grad: Array, shape: tuple[int, ...]) -> Array:
+    """The gradient of ``mean`` with respect to a map of a shape. grad: (N, C)."""
+    _, height, width, _ = shape
+    share = grad * grad.dtype.type(1.0 / (height * width))
+    return np.broadcast_to(share[:, None, None], shape).copy()
+
+
+def _by_rank(x: Array, ranks: int) -> Array:
+    """(N, H, W, C) -> (R, M, C), without a copy: NumPy refuses the shape if that takes one."""
+    n, height, width, channels = x.shape
+    rows = x.view()
+    rows.shape = ranks, n // ranks * height * width, channels
+    return rows
 
 
 def _each_block(x: Array, compute: Callable[[Place], None]) -> None:

@@ -7,7 +7,7 @@ import oneflow as flow
 import oneflow.nn.functional as F
 from oneflow import Tensor, nn
 
-from triptych.backends.oneflow import stages
+from triptych.backends.oneflow import residual
 from triptych.backends.oneflow.layers import BatchNorm, Conv2d
 from triptych.backends.oneflow.sums import row_mean
 from triptych.core import parameters
@@ -44,16 +44,6 @@ class Block(nn.Module):
         return [*inner, tuple(self.downsample)] if self.downsample else inner
 
 
-class _Stage(nn.Sequential):
-    """Blocks, one after the other."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, D, h, w)."""
-        blocks = list(self)
-        modules = (norm for block in blocks for _, norm in block.pairs())
-        return stages.stage(blocks, x) if stages.serve(x, modules) else super().forward(x)
-
-
 class ResNet(Residual, nn.Module):
     """torchvision's network without its classifier. Parameters have torchvision's names."""
 
@@ -65,13 +55,24 @@ class ResNet(Residual, nn.Module):
         blocks = list(parameters.blocks(spec))
         for stage in range(len(spec.depths)):
             inside = [Block(block) for block in blocks if block.stage == stage]
-            self.add_module(f"layer{stage + 1}", _Stage(*inside))
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*inside))
+
+    def blocks(self) -> list[Block]:
+        """The blocks of all stages."""
+        return [
+            block
+            for stage in (self.layer1, self.layer2, self.layer3, self.layer4)
+            for block in stage
+        ]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, D)."""
+        if residual.serve(self, images):
+            return residual.pooled(self, images)
+        return super().forward(images)
 
     def stem(self, images: Tensor) -> Tensor:
         """See ``core.methods.residual.Residual``."""
-        if stages.serve(images, [self.bn1]):
-            pool = isinstance(self.maxpool, nn.MaxPool2d)
-            return stages.stem((self.conv1, self.bn1), images, pool=pool)
         return self.maxpool(F.relu(self.bn1(self.conv1(images))))
 
     def mean(self, x: Tensor) -> Tensor:
