@@ -288,6 +288,8 @@ ALONE = {
     "products.py": "matrix products of float32 in NumPy, which has faster kernels than OneFlow",
     "norms.py": "the operations of norms that are slow or wrong in OneFlow",
     "fused.py": "a transformer block as one operation in NumPy, since OneFlow's waits take long",
+    "residual.py": "a residual network as one operation in NumPy, likewise",
+    "maps.py": "convolutions and batch norm in NumPy, of maps with channels last",
     "channels.py": "batch norm in NumPy, which is faster than OneFlow's operations",
     "maps.py": "layers for maps with channels last, the order that is fast on PyTorch's CPU",
     "threads.py": "NumPy's loops on several cores, since OneFlow computes in one thread",

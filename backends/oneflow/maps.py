@@ -22,7 +22,7 @@ from triptych.core.contracts import Array
 
 Place = tuple[int, slice]
 """A virtual rank, and some of its rows."""
-ROWS = 512  # least number of rows in a matrix product; greatest number in a sum of float32
+ROWS = 512  # least number of rows in a matrix product, and greatest number in a sum of float32
 
 
 def channels_last(x: Array) -> Array:
@@ -71,10 +71,12 @@ def convolve_backward(
 def _of_weight(x: Array, weight: Array, grad: Array, stride: int, padding: int) -> Array:
     fan_out, fan_in, kernel, _ = weight.shape
     windows = _windows(_padded(x, padding), kernel, stride)
-    found = np.zeros((kernel * kernel * fan_in, fan_out), x.dtype)
-    for part in _parts(grad):
-        found += _columns(windows[part]).T @ as_rows(grad[part])
-    return found.reshape(kernel, kernel, fan_in, fan_out).transpose(3, 2, 0, 1).copy()
+    products = (as_rows(grad[part]).T @ _columns(windows[part]) for part in _parts(grad))
+    found = next(products)
+    for product in products:
+        found += product
+    by_position = found.reshape(fan_out, kernel, kernel, fan_in)
+    return np.ascontiguousarray(by_position.transpose(0, 3, 1, 2))
 
 
 def _of_input(x: Array, weight: Array, grad: Array, stride: int, padding: int) -> Array:
@@ -147,7 +149,7 @@ def _inside(padded: Array, padding: int) -> Array:
 
 
 def _windows(padded: Array, kernel: int, stride: int) -> Array:
-    """A view of what each position of the result reads. (N, H, W, C) -> (N, h, w, K, K * C)."""
+    """What each position of a result reads, without a copy. (N, H, W, C) -> (N, h, w, K, K * C)."""
     n, *sides, channels = padded.shape
     size = ((side - kernel) // stride + 1 for side in sides)
     image, row, place, value = padded.strides
@@ -178,13 +180,13 @@ class Statistics(NamedTuple):
 
     Attributes:
         inverse: (R, C), 1 / standard deviation.
-        statistics: (2, C), mean and unbiased variance of the first rank.
-        count: number of values of a channel.
+        moments: (2, C), mean and unbiased variance of the first rank.
+        number: of the values of a channel.
     """
 
     inverse: Array
-    statistics: Array
-    count: float
+    moments: Array
+    number: float
 
 
 @quiet
@@ -197,23 +199,20 @@ def centre(x: Array, ranks: int, eps: float, total: Total = alone) -> Statistics
         total: what other processes add to the statistics.
     """
     rows = _by_rank(x, ranks)
-    ones = np.ones((1, ROWS), x.dtype)
-    (sums,), count = total(
-        _summed(rows, 1, lambda at, own: np.matmul(ones[:, : len(rows[at])], rows[at], out=own)),
-        rows.shape[1],
-    )
-    mean = sums / count
+    own = _summed(rows, 1, lambda at, sums: _add_up(rows[at], out=sums))
+    (whole,), count = total(own, rows.shape[1])
+    mean = whole / count
     offset = mean.astype(x.dtype)
 
-    def subtract(at: Place, own: Array) -> None:
+    def subtract(at: Place, sums: Array) -> None:
         block = rows[at]
         block -= offset[at[0]]
-        np.einsum("mc,mc->c", block, block, out=own[0])
+        np.einsum("mc,mc->c", block, block, out=sums[0])
 
     (square,), count = total(_summed(rows, 1, subtract), rows.shape[1])
     inverse = 1.0 / np.sqrt(square / count + eps)
-    statistics = np.stack([mean[0], square[0] / (count - 1)])
-    return Statistics(inverse.astype(x.dtype), statistics.astype(x.dtype), count)
+    moments = np.stack([mean[0], square[0] / (count - 1)])
+    return Statistics(inverse.astype(x.dtype), moments.astype(x.dtype), count)
 
 
 @quiet
@@ -278,13 +277,12 @@ def normalize_backward(
     """
     own, given = (_by_rank(each, len(inverse)) for each in (centred, grad))
     after = None if y is None else _by_rank(y, len(inverse))
-    ones = np.ones((1, ROWS), grad.dtype)
 
     def add_up(at: Place, sums: Array) -> None:
         block = given[at]
         if after is not None:
             block *= after[at] > 0
-        np.matmul(ones[:, : len(block)], block, out=sums[:1])
+        _add_up(block, out=sums[:1])
         np.einsum("mc,mc->c", block, own[at], out=sums[1])
 
     sums = _summed(given, 2, add_up)
@@ -327,6 +325,11 @@ def _by_rank(x: Array, ranks: int) -> Array:
     rows = x.view()
     rows.shape = ranks, n // ranks * height * width, channels
     return rows
+
+
+def _add_up(block: Array, *, out: Array) -> None:
+    """Sums of columns. (M, C) -> (1, C)."""
+    np.matmul(np.ones((1, len(block)), block.dtype), block, out=out)
 
 
 def _each_block(x: Array, compute: Callable[[Place], None]) -> None:

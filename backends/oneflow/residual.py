@@ -2,10 +2,11 @@
 
 Inside it, maps have their channels last. ``fused`` says what the waits would take.
 
-Shape letters: N images, C and D channels, H and W sides of a map, h and w those of the result, R
-virtual ranks, M rows of a rank.
+Shape letters: N images, C and D channels, H and W sides of a map, h and w those of a convolution's
+result, R virtual ranks.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -28,9 +29,9 @@ class Layer(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The layers of a residual block, and that of its shortcut, which may have none."""
+    """The layers of a residual block, and that of its shortcut, if it has one."""
 
-    inner: Sequence[Layer]
+    layers: Sequence[Layer]
     shortcut: Layer | None
 
 
@@ -43,7 +44,12 @@ class Network(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a layer keeps for the backward pass: results of ``maps.centre``."""
+    """What a layer keeps for the backward pass.
+
+    Attributes:
+        centred: (N, h, w, D), the result of the convolution, as ``maps.centre`` leaves it.
+        inverse: (R, D), 1 / standard deviation.
+    """
 
     centred: Array
     inverse: Array
@@ -97,9 +103,9 @@ def _pooled(images: Array, network: Network) -> Array:
     y = maps.max_pool(y) if network.pool else y
     for block in network.blocks:
         shortcut = _applied(y, block.shortcut, relu=False) if block.shortcut else y
-        for layer in block.inner[:-1]:
+        for layer in block.layers[:-1]:
             y = _applied(y, layer)
-        y = _applied(y, block.inner[-1], shortcut)
+        y = _applied(y, block.layers[-1], shortcut)
     return maps.mean(y)
 
 
@@ -113,25 +119,9 @@ def _centred(x: Array, layer: Layer) -> Kept:
     y, norm = maps.convolve(x, layer.weight, layer.stride, layer.padding), layer.norm
     norm.check(y.size // y.shape[3])
     found = maps.centre(y, norm.virtual_ranks, norm.eps, norms.total_in_numpy(norm.group))
-    norm.track(*flow.from_numpy(found.statistics), found.count)
+    mean, variance = flow.from_numpy(found.moments)
+    norm.track(mean, variance, found.number)
     return Kept(y, found.inverse)
-
-
-def _differentiated(
-    x: Array, layer: Layer, kept: Kept, y: Array | None, grad: Array, *, of_x: bool = True
-) -> list[Array | None]:
-    """The gradients of a layer with respect to x, weight, gain and shift.
-
-    Args:
-        kept: its centred map is overwritten.
-        y: the result, if it went through ReLU.
-        grad: of y; overwritten with the gradient before ReLU.
-    """
-    total = norms.total_in_numpy(layer.norm.group)
-    of_affine = maps.normalize_backward(*kept, layer.affine[0], y, grad, total)
-    shape = layer.stride, layer.padding
-    of_conv = maps.convolve_backward(x, layer.weight, kept.centred, *shape, of_x=of_x)
-    return [*of_conv, *of_affine]
 
 
 def _recorded(images: Array, network: Network, *, of_x: bool) -> tuple[Array, Backward]:
@@ -142,8 +132,8 @@ def _recorded(images: Array, network: Network, *, of_x: bool) -> tuple[Array, Ba
         kept.append(of_block)
     shape = y.shape
 
-    def backward(grad: Array) -> list[Array | None]:
-        given, found = maps.mean_backward(grad, shape), []
+    def backward(grad: Array) -> list[Any]:
+        given, found = maps.mean_backward(grad, shape), list[Any]()
         while kept:
             given, *own = kept.pop()(given)  # this frees what it kept
             found[:0] = own
@@ -155,43 +145,63 @@ def _recorded(images: Array, network: Network, *, of_x: bool) -> tuple[Array, Ba
 def _recorded_stem(images: Array, network: Network, *, of_x: bool) -> tuple[Array, Backward]:
     x, layer = maps.channels_last(images), network.stem
     kept = _centred(x, layer)
-    y = maps.scale(*kept, layer.affine)
-    pooled = maps.max_pool(y) if network.pool else y
+    before = maps.scale(*kept, layer.affine)
+    y = maps.max_pool(before) if network.pool else before
 
-    def backward(grad: Array) -> list[Array | None]:
-        y = maps.scale(*kept, layer.affine)  # computed again, which saves its memory
-        given = maps.max_pool_backward(y, pooled, grad) if network.pool else grad
-        given, *found = _differentiated(x, layer, kept, y, given, of_x=of_x)
-        return [None if given is None else maps.channels_first(given), *found]
+    def backward(grad: Array) -> list[Any]:
+        before = maps.scale(*kept, layer.affine)  # computed again, which saves its memory
+        given = maps.max_pool_backward(before, y, grad) if network.pool else grad
+        of_images, *found = _differentiated(x, layer, kept, before, given, of_x=of_x)
+        return [maps.channels_first(of_images) if of_x else None, *found]
 
-    return pooled, backward
+    return y, backward
 
 
 def _recorded_block(x: Array, block: Block) -> tuple[Array, Backward]:
     """The backward function overwrites its input."""
-    inner, shortcut = block
-    of_shortcut = _centred(x, shortcut) if shortcut else None
-    other = maps.scale(*of_shortcut, shortcut.affine, relu=False) if shortcut else x
-    kept, y = [], x
-    for layer in inner[:-1]:
-        kept.append(_centred(y, layer))
-        y = maps.scale(*kept[-1], layer.affine)
-    kept.append(_centred(y, inner[-1]))
-    y = maps.scale(*kept[-1], inner[-1].affine, other=other)
+    parts, (other, of_other) = block.layers, _recorded_shortcut(x, block.shortcut)
+    kept = [_centred(x, parts[0])]
+    for layer, following in itertools.pairwise(parts):
+        kept.append(_centred(maps.scale(*kept[-1], layer.affine), following))
+    y = maps.scale(*kept[-1], parts[-1].affine, other=other)
 
-    def backward(grad: Array) -> list[Array | None]:
-        given, after, found = grad, y, []
-        for i in reversed(range(len(inner))):
+    def backward(grad: Array) -> list[Any]:
+        given, result, found = grad, y, list[Any]()
+        for i in reversed(range(len(parts))):
             own = kept.pop()
-            # The inputs of the inner layers are computed again, which saves their memory.
-            before = maps.scale(*kept[-1], inner[i - 1].affine) if i > 0 else x
-            given, *gradients = _differentiated(before, inner[i], own, after, given)
-            found[:0], after = gradients, before
-        # The last layer has made grad the gradient before ReLU, which is that of the shortcut.
-        others = [grad]
-        if shortcut:
-            others = _differentiated(x, shortcut, of_shortcut, None, grad)
-        given += others[0]
-        return [given, *found, *others[1:]]
+            # What a layer got from another is computed again, which saves its memory.
+            before = maps.scale(*kept[-1], parts[i - 1].affine) if kept else x
+            given, *gradients = _differentiated(before, parts[i], own, result, given)
+            found[:0], result = gradients, before
+        # The last layer has made grad the gradient before ReLU, which is also that of the shortcut.
+        of_x, *others = of_other(grad)
+        given += of_x
+        return [given, *found, *others]
 
     return y, backward
+
+
+def _recorded_shortcut(x: Array, layer: Layer | None) -> tuple[Array, Backward]:
+    if layer is None:
+        return x, lambda grad: [grad]
+    kept = _centred(x, layer)
+    y = maps.scale(*kept, layer.affine, relu=False)
+    return y, lambda grad: _differentiated(x, layer, kept, None, grad)
+
+
+def _differentiated(
+    x: Array, layer: Layer, kept: Kept, y: Array | None, grad: Array, *, of_x: bool = True
+) -> list[Any]:
+    """The gradients of a layer with respect to x, or None, and to weight, gain and shift.
+
+    Args:
+        kept: its centred map is overwritten.
+        y: the result, if it went through ReLU.
+        grad: of the result; overwritten with the gradient before ReLU.
+        of_x: whether x gets a gradient.
+    """
+    total = norms.total_in_numpy(layer.norm.group)
+    of_affine = maps.normalize_backward(*kept, layer.affine[0], y, grad, total)
+    shape = layer.stride, layer.padding
+    of_conv = maps.convolve_backward(x, layer.weight, kept.centred, *shape, of_x=of_x)
+    return [*of_conv, *of_affine]
