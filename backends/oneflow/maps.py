@@ -22,7 +22,8 @@ from triptych.core.contracts import Array
 
 Place = tuple[int, slice]
 """A virtual rank, and some of its rows."""
-ROWS = 512  # least number of rows in a matrix product, and greatest number in a sum of float32
+ROWS = 512  # least number of rows in a matrix product
+TERMS = 128  # greatest number of terms in a sum of float32, which keeps its digits
 
 
 def channels_last(x: Array) -> Array:
@@ -359,6 +360,6 @@ def _summed(x: Array, number: int, compute: Callable[[Place, Array], None]) -> A
 def _places(x: Array) -> list[Place]:
     """Blocks of (R, M, C) that stay in the cache."""
     ranks, rows, channels = x.shape
-    step = min(ROWS, max(1, BLOCK // channels))
+    step = min(TERMS, max(1, BLOCK // channels))
     starts = range(0, rows, step)
     return [(rank, slice(start, start + step)) for rank in range(ranks) for start in starts]
