@@ -5,7 +5,6 @@ from collections import defaultdict
 import numpy as np
 import pytest
 from conftest import relative_error, under_test
-from support import launches
 from support.native import TINY, draws, hyper, lively_state, random_batch, tiny_spec
 
 from triptych import backends
@@ -15,6 +14,9 @@ from triptych.core.methods.losses import info_nce
 from triptych.core.reference import ops
 from triptych.core.runs.log import read_rows
 from triptych.core.training import run
+
+torch = pytest.importorskip("torch")
+from support import launches  # noqa: E402 - needs PyTorch
 
 
 @pytest.fixture(scope="module")

@@ -263,7 +263,8 @@ class Lars(Optimizer):
         trusted = _number(self.spec.trust_coefficient) * norm
         if self.spec.form == "mmpretrain":
             return trusted / (size + _number(decay) * norm + _number(TRUST_EPSILON))
-        usable = paddle.logical_and(norm != 0.0, size != 0.0)
+        # Paddle 2.6 takes 1e-8 for equal to 0, and not for less.
+        usable = paddle.logical_and(norm > 0.0, size > 0.0)
         return paddle.where(usable, trusted / size, _number(1.0))
 
 
