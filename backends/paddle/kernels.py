@@ -108,7 +108,7 @@ class _SharedNorm(PyLayer):
         x, weight, bias = ctx.saved_tensor()
         mean, variance, epsilon = ctx.statistics
         of_x, of_weight, of_bias = _given_norm_backward(
-            grad, x, weight, bias, mean, variance, epsilon=epsilon
+            grad, x, weight, bias, (mean, variance), epsilon
         )
         sums = ctx.group.sum(paddle.stack([of_weight, of_bias]))
         factor = weight * paddle.rsqrt(variance + epsilon) * (-1.0 / ctx.count)
@@ -118,24 +118,23 @@ class _SharedNorm(PyLayer):
 
 
 def _given_norm_backward(
-    grad: Tensor, *arguments: Tensor, epsilon: float
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    statistics: tuple[Tensor, Tensor],
+    epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias of a batch norm with given statistics.
-
-    Args:
-        arguments: x, weight, bias, mean and variance.
-    """
+    """The gradients of x, weight and bias of a batch norm with given mean and variance."""
     if GRADIENT_KERNELS:
         # In test mode. The statistics that a training step saves are not used.
-        statistics = arguments[3:]
         options = (None, grad, 0.0, epsilon, "NCHW", True, True, False)
-        return paddle._C_ops.batch_norm_grad(*arguments, *statistics, *options)
+        return paddle._C_ops.batch_norm_grad(x, weight, bias, *statistics, *statistics, *options)
     with paddle.enable_grad():
-        leaves = [argument.detach() for argument in arguments[:3]]
+        leaves = [tensor.detach() for tensor in (x, weight, bias)]
         for leaf in leaves:
             leaf.stop_gradient = False
-        x, weight, bias = leaves
-        y = F.batch_norm(x, *arguments[3:], weight, bias, epsilon=epsilon)
+        y = F.batch_norm(leaves[0], *statistics, *leaves[1:], epsilon=epsilon)
         return paddle.grad([y], leaves, [grad])
 
 

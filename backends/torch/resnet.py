@@ -88,7 +88,8 @@ def _block(spec: ResidualBlock) -> nn.Module:
         downsample = nn.Sequential(_conv(spec.shortcut), BatchNorm(spec.shortcut.fan_out))
     block = kind(spec.layers[0].fan_in, inner, stride, downsample, norm_layer=BatchNorm)
     for i, layer in enumerate(spec.layers, 1):
-        setattr(block, f"conv{i}", _conv(layer))
+        if layer.kernel == 1:
+            setattr(block, f"conv{i}", _conv(layer))
     return block
 
 
