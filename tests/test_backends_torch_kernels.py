@@ -60,6 +60,42 @@ def test_a_layer_and_its_gradients_are_three_products(kernels, monkeypatch):
         assert (single - exact).abs().max() < 1e-5 * exact.abs().max()
 
 
+ORDERS = {
+    "rows": lambda x: x.contiguous(),
+    "columns": lambda x: x.t().contiguous().t(),
+    "every other row and column": lambda x: x.repeat_interleave(2, 0).repeat_interleave(2, 1)[
+        ::2, ::2
+    ],
+}
+
+
+@pytest.mark.parametrize("of_a", ORDERS)
+@pytest.mark.parametrize("of_b", ORDERS)
+@pytest.mark.parametrize("shape", [(130, 90, 50), (50, 90, 130)], ids=["high", "wide"])
+def test_products_in_any_order_of_memory(kernels, monkeypatch, of_a, of_b, shape):
+    """The smaller matrix is the one that is copied; wide ones in rows are taken in parts."""
+    import torch
+
+    monkeypatch.setattr(kernels, "SMALLEST", 1)
+    monkeypatch.setattr(kernels, "LONG", 100)
+    monkeypatch.setattr(kernels, "LARGE", 90 * 130)
+    monkeypatch.setattr(kernels, "COLUMNS", 48)
+    shapes = counted(kernels, monkeypatch)
+    kernels.choose(onednn=True)
+    height, depth, width = shape
+    generator = torch.Generator().manual_seed(1)
+    a = ORDERS[of_a](torch.randn(height, depth, generator=generator))
+    b = ORDERS[of_b](torch.randn(depth, width, generator=generator))
+    found, exact = torch.mm(a, b), a.double() @ b.double()
+    assert found.is_contiguous()
+    assert (found - exact).abs().max() < 1e-6 * exact.abs().max()
+    high = height > width
+    turned = high and of_a != "rows"
+    parts = of_a == "columns" if turned else not high and of_b == "rows"
+    assert len(shapes) == (3 if parts else 1)
+    assert shapes[0][0] == ((width, depth) if turned else (height, depth))
+
+
 def test_other_products_keep_pytorchs_kernels(kernels, monkeypatch):
     import torch
 

@@ -15,6 +15,12 @@ from triptych.core.machine.resources import processor
 
 SMALLEST = 1 << 22
 """Multiplications from which a product is worth a call from Python, which takes some 40 us."""
+LONG, LARGE = 1024, 1 << 21
+"""A row of more than ``LONG`` numbers takes more than a page of memory, and a matrix of ``LARGE``
+numbers more than a core's cache."""
+COLUMNS = 384
+"""Columns that oneDNN takes at once of a large matrix with long rows. It walks down the columns,
+through as many pages as there are rows, and would take up to three times as long."""
 
 _kernels: list[torch.library.Library] = []
 """The registration of the kernels. It lasts as long as the process."""
@@ -55,7 +61,7 @@ def _available() -> bool:
 def _mm(a: Tensor, b: Tensor) -> Tensor:
     """(M, K), (K, N) -> (M, N)."""
     if _served(a, b):
-        return _linear(a, b, None)
+        return _product(a, b)
     # The variants with a result to fill keep PyTorch's kernels.
     return torch.mm(a, b, out=a.new_empty(a.shape[0], b.shape[1]))
 
@@ -71,6 +77,20 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float 
 def _served(a: Tensor, b: Tensor) -> bool:
     size = a.shape[0] * a.shape[1] * b.shape[1]
     return _active and a.dtype == b.dtype == torch.float32 and size >= SMALLEST
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """(M, K), (K, N) -> (M, N)."""
+    if a.shape[0] > b.shape[1] and not a.is_contiguous():
+        # oneDNN copies a first operand whose rows are not contiguous: let it be the smaller one.
+        return _product(b.t(), a.t()).t().contiguous()
+    if not b.is_contiguous() or b.shape[1] <= LONG or b.numel() < LARGE:
+        return _linear(a, b, None)
+    a = a.contiguous()
+    out = a.new_empty(a.shape[0], b.shape[1])
+    for to, columns in zip(out.split(COLUMNS, 1), b.split(COLUMNS, 1), strict=True):
+        to.copy_(_linear(a, columns.contiguous(), None))
+    return out
 
 
 def _linear(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
