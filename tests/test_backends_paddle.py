@@ -160,15 +160,28 @@ def test_bfloat16_is_refused(paddle):
         build("bfloat16")
 
 
-@pytest.mark.parametrize("vendor", ["AuthenticAMD", "GenuineIntel"])
-def test_the_old_mkl_is_told_what_an_amd_processor_can_do(monkeypatch, vendor):
+SKYLAKE = "avx2 avx512f avx512cd avx512bw avx512dq avx512vl"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "kernels"),
+    [
+        ("AuthenticAMD", SKYLAKE, "7"),
+        ("AuthenticAMD", "avx2 avx512f", "5"),
+        ("AuthenticAMD", "avx2", "5"),
+        ("GenuineIntel", SKYLAKE, None),
+    ],
+)
+def test_the_old_mkl_is_told_what_an_amd_processor_can_do(monkeypatch, vendor, flags, kernels):
     from triptych.backends.paddle import runtime
 
-    monkeypatch.delenv("MKL_DEBUG_CPU_TYPE", raising=False)
-    monkeypatch.setattr(Path, "read_text", lambda path: f"vendor_id\t: {vendor}\n")
+    monkeypatch.setenv("MKL_DEBUG_CPU_TYPE", "")  # so that it is as before after the test
+    monkeypatch.delenv("MKL_DEBUG_CPU_TYPE")
+    text = f"vendor_id\t: {vendor}\nflags\t: {flags}\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: text)
     runtime.use_fast_kernels()
     found = os.environ.get("MKL_DEBUG_CPU_TYPE")
-    assert found == ("5" if vendor == "AuthenticAMD" else None)
+    assert found == kernels
     assert backends.load("paddle").versions()["MKL_DEBUG_CPU_TYPE"] == (found or "unset")
     monkeypatch.setenv("MKL_DEBUG_CPU_TYPE", "4")
     runtime.use_fast_kernels()

@@ -6,7 +6,11 @@ import signal
 import threading
 import warnings
 
+from triptych.core.machine.blas import AVX512
 from triptych.core.machine.resources import keep_memory, processor
+
+AVX2_KERNELS, AVX512_KERNELS = "5", "7"
+"""Names that MKL has for the kernels of Intel's Haswell and Skylake-X (``MKL_DEBUG_CPU_TYPE``)."""
 
 
 def load() -> None:
@@ -33,9 +37,11 @@ def load() -> None:
 
 
 def use_fast_kernels() -> None:
-    """Makes Paddle's MKL, which is old, use AVX2 on AMD's processors too: 2 to 4 times faster.
+    """Makes Paddle's MKL, which is old, use the vector units of AMD's processors, too.
 
-    Call this before the first matrix product. It changes the last bits of a run's numbers.
+    With AVX2 its products are 2 to 4 times as fast, with AVX-512 up to twice as fast again. Call
+    this before the first matrix product. It changes the last bits of a run's numbers.
     """
     if "AuthenticAMD" in processor():
-        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+        kernels = AVX512_KERNELS if processor() >= AVX512 else AVX2_KERNELS
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", kernels)
