@@ -63,7 +63,8 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
     if _served(a, b):
         return _product(a, b)
     # The variants with a result to fill keep PyTorch's kernels.
-    return torch.mm(a, b, out=a.new_empty(a.shape[0], b.shape[1]))
+    out: Tensor = torch.ops.aten.mm.out(a, b, out=a.new_empty(a.shape[0], b.shape[1]))
+    return out
 
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
@@ -71,7 +72,8 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float 
     if _served(a, b) and beta == alpha == 1 and bias.shape == b.shape[1:]:
         return _linear(a, b, bias)
     out = a.new_empty(a.shape[0], b.shape[1])
-    return torch.addmm(bias, a, b, beta=beta, alpha=alpha, out=out)
+    product: Tensor = torch.ops.aten.addmm.out(bias, a, b, beta=beta, alpha=alpha, out=out)
+    return product
 
 
 def _served(a: Tensor, b: Tensor) -> bool:
