@@ -30,6 +30,10 @@ COMPILER = "no compiler for cuda:0 works here; use train.compile=false"
         ),
         ("InvalidCxxCompiler: No working C++ compiler found in torch._inductor.con", COMPILER),
         ("RuntimeError: Failed to find C compiler. Please specify via CC", COMPILER),
+        (
+            "CppCompileError: C++ compile error\n\nCommand:\ng++ x.main.cpp\n\nOutput:\n",
+            "the compiler failed or was ended; use train.compile=false or try again",
+        ),
     ],
 )
 def test_a_failure_of_the_device_is_one_line_with_a_remedy(text, line):

@@ -13,6 +13,7 @@ OUT_OF_MEMORY = re.compile(
 NO_CODE = re.compile("no kernel image|PTX was compiled with an unsupported toolchain", re.I)
 NOT_REPEATABLE = re.compile("does not have a deterministic implementation", re.I)
 NO_COMPILER = re.compile("working triton installation|No working C\\+\\+|find C compiler", re.I)
+COMPILER_ENDED = re.compile("CppCompileError", re.I)
 """Words of PyTorch, Triton, OneFlow, Paddle, cuBLAS and cuDNN in messages of their exceptions."""
 
 
@@ -53,4 +54,9 @@ def _reason(text: str, spec: RunSpec, device: str) -> str | None:
         return f"deterministic: {first} has no such kernel on {device}; use deterministic=false"
     if NO_COMPILER.search(text):
         return f"train.compile: no compiler for {device} works here; use train.compile=false"
+    if COMPILER_ENDED.search(text):
+        # A signal to all processes of the run ends the compiler, too.
+        return (
+            "train.compile: the compiler failed or was ended; use train.compile=false or try again"
+        )
     return None
