@@ -155,6 +155,8 @@ def say(text: str, *, errors: bool = False) -> None:
 
 def path(text: str) -> Path:
     """The type of arguments that are paths; expands ``~`` to the home folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
         user = expanded.partition("/")[0]

@@ -38,3 +38,8 @@ def test_a_small_disk_is_refused(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**30, 2**30, 2**20))
     assert main(["bench", "convert", "--folder", str(tmp_path)]) == 2
     assert "1 MiB are free, 10" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["bench", "convert", "--folder", str(tmp_path / "none")]) == 2
+    assert f"--folder {tmp_path / 'none'}: no such folder" in capsys.readouterr().err

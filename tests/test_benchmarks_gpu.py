@@ -1,6 +1,7 @@
 """The check of a GPU: a dry run on the CPU, and what makes it fail."""
 
 import json
+import subprocess
 
 import pytest
 from conftest import requested
@@ -78,14 +79,28 @@ def test_a_part_that_is_not_reached_fails_the_check(given, capsys):
     assert "| speed | no time was left | FAILED |" in capsys.readouterr().out
 
 
+def test_a_first_part_that_is_not_done_in_time_is_no_missing_device(monkeypatch, capsys):
+    def late(command, timeout, **options):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", late)
+    assert main(["bench", "gpu", "--minutes", "0.5"]) == 1
+    assert (
+        "| machine | it was not done when the time was over | FAILED |" in capsys.readouterr().out
+    )
+
+
 def test_a_place_for_the_report_is_made_before_the_measurement(given, tmp_path, capsys):
     given(Row("x", 1.0))
     (tmp_path / "file").write_text("")
     assert main(["bench", "gpu", "--out", str(tmp_path / "file")]) == 2
     printed = capsys.readouterr()
     assert "name another folder" in printed.err and not printed.out
-    assert main(["bench", "gpu", "--minutes", "-1"]) == 2
-    assert main(["bench", "gpu", "--minutes", "nan"]) == 2
+    assert main(["bench", "gpu", "--out", ""]) == 2
+    capsys.readouterr()
+    for minutes in ("-1", "nan", "inf"):
+        assert main(["bench", "gpu", "--minutes", minutes]) == 2
+        assert "expected a number of 0 or more" in capsys.readouterr().err
 
 
 def test_without_a_card_there_is_one_line(monkeypatch, capsys):

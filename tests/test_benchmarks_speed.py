@@ -1,6 +1,7 @@
 """The page of ratios: which commands give it, what it says, and how it goes on."""
 
 import json
+import os
 import subprocess
 from types import SimpleNamespace
 
@@ -70,10 +71,58 @@ def test_what_is_missing_is_measured_and_the_page_says_all_ratios(commands, tmp_
         assert row in told
 
 
-def test_a_damaged_answer_is_named(commands, tmp_path, capsys):
-    (measurement, *_) = speed.MEASUREMENTS
-    measurement.file(tmp_path).write_text("{")
-    page = str(tmp_path / "page.md")
-    command = ["bench", "speed", "--answers", str(tmp_path), "--page", page, "--write-only"]
+STEP, KNN = speed.MEASUREMENTS[0], next(m for m in speed.MEASUREMENTS if m.words[-1] == "knn")
+DAMAGED = [
+    *((STEP, text) for text in ("{", "{}", "[]", '[{"backend": "torch"}]')),
+    *((STEP, f'[{{"backend": "torch", "speed_over_plain": {x}}}]') for x in ('"x"', "null", "NaN")),
+    (STEP, '[{"backend": "torch", "time_over_torch": 0}]'),
+    (KNN, '{"knn": {"seconds": {}, "speed_over": {}}}'),
+]
+
+
+@pytest.mark.parametrize(("measurement", "text"), DAMAGED)
+def test_a_damaged_answer_is_named_before_any_is_measured(
+    commands, tmp_path, capsys, measurement, text
+):
+    measurement.file(tmp_path).write_text(text)
+    command = ["bench", "speed", "--answers", str(tmp_path), "--page", str(tmp_path / "page.md")]
+    for options in ([], ["--write-only"]):
+        assert main([*command, *options]) == 2
+        said = capsys.readouterr().err
+        assert "damaged; remove it, and it is measured again" in said
+        assert str(measurement.file(tmp_path)) in said and not commands
+
+
+def test_a_page_that_cannot_be_written_is_named_before_anything_is_measured(
+    commands, tmp_path, capsys
+):
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")  # for a device, which a file must not replace either
+    for name, reason in (("pipe", "not a file"), ("file/x/page.md", "Not a directory")):
+        page = str(tmp_path / name)
+        assert main(["bench", "speed", "--answers", str(tmp_path), "--page", page]) == 2
+        said = capsys.readouterr().err
+        assert page in said and reason in said and not commands
+    assert (tmp_path / "pipe").is_fifo()
+    assert main(["bench", "speed", "--page", ""]) == 2
+    assert "--page: expected a path" in capsys.readouterr().err
+
+
+def test_answers_of_another_machine_stay_by_themselves(commands, tmp_path, capsys, monkeypatch):
+    """The page says on which machine and with which versions its ratios were measured."""
+    page = tmp_path / "page.md"
+    command = ["bench", "speed", "--answers", str(tmp_path / "own"), "--page", str(page)]
+    monkeypatch.setattr(speed, "processor_name", lambda: "processor A")
+    assert main(command) == 2 and main(command) == 0
+    count = len(commands)
+    monkeypatch.setattr(speed, "processor_name", lambda: "processor B")
+    assert main([*command, "--write-only"]) == 0
+    assert "- Machine: processor A, " in page.read_text()
+    capsys.readouterr()
     assert main(command) == 2
-    assert "damaged; remove it, and it is measured again" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "processor A" in said and "here: processor B" in said and "--answers" in said
+    (tmp_path / "own" / "conditions.json").write_text("[]")
+    assert main(command) == 2
+    assert "conditions.json: damaged" in capsys.readouterr().err
+    assert len(commands) == count

@@ -1,6 +1,7 @@
 """The step benchmark: it runs on every backend, and its plain loop does what the engine does."""
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -39,6 +40,16 @@ def test_a_queue_step_is_measured(backend, backend_name, processes, monkeypatch,
     (row,) = json.loads(out[out.rindex("[\n  {") :])
     assert row["backend"] == backend_name
     assert all(row[name] > 0 for name in (*RATIOS, "engine_seconds", "plain_seconds"))
+
+
+@pytest.mark.parametrize(
+    ("stderr", "said"), [("warning\nerror: threads: 0\n", "threads: 0"), ("", "status 7")]
+)
+def test_the_error_of_a_measurement_is_one_line(monkeypatch, capsys, stderr, said):
+    failed = subprocess.CompletedProcess([], 7, "", stderr)
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: failed)
+    assert main(["bench", "step", "--backend", "torch"]) == 2
+    assert capsys.readouterr().err == f"error: torch: the benchmark failed: {said}\n"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from triptych import backends
-from triptych.core import config, parameters
+from triptych.core import cli, config, parameters
 from triptych.core.config import yaml12
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array
@@ -68,7 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--to", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="NAME",
                         help=f"what to write: {', '.join(TARGETS)}; default: all")  # fmt: skip
-    parser.add_argument("--folder", help="where the files are made; default: that of the system")
+    parser.add_argument(
+        "--folder", type=cli.path, help="where the files are made; default: that of the system"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
 
@@ -81,6 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.rounds < 1:
         raise UserError(f"--rounds {arguments.rounds}: expected at least 1")
+    if arguments.folder and not arguments.folder.is_dir():
+        raise UserError(f"--folder {arguments.folder}: no such folder")
     with tempfile.TemporaryDirectory(prefix="triptych-bench-", dir=arguments.folder) as folder:
         result = measure(Path(folder), arguments)
     print(json.dumps(result, indent=2) if arguments.json else _table(result))

@@ -7,6 +7,7 @@ that fails ends no other one. A dry run does small parts on the CPU, in one proc
 import argparse
 import importlib
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from triptych.core import config, launch
+from triptych.core import cli, config, launch
 from triptych.core.benchmarks import gpu_numbers, gpu_speed
 from triptych.core.benchmarks.gpu_check import Check, Row
 from triptych.core.errors import UserError
@@ -34,13 +35,16 @@ PARTS: dict[str, Callable[[Check], Iterable[Row]]] = {
     )
 }
 """In the order of their run: what time is left is that of the last."""
+LATE = "it was not done when the time was over"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``bench gpu``."""
     parser.add_argument("--device", default="cuda:0", help="of the check (default cuda:0)")
     parser.add_argument("--minutes", type=float, default=8.0, metavar="N", help="after that, stop")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write gpu.json and gpu.md there")
+    parser.add_argument(
+        "--out", type=cli.path, metavar="DIR", help="write gpu.json and gpu.md there"
+    )
     parser.add_argument("--dry-run", action="store_true", help="small parts on the CPU")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
 
@@ -54,15 +58,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.part:
         print(json.dumps([asdict(row) for row in rows(arguments, arguments.part)]))
         return 0
-    if not arguments.minutes >= 0:
-        raise UserError(f"--minutes {arguments.minutes}: expected 0 or more")
+    if not 0 <= arguments.minutes < math.inf:
+        raise UserError(f"--minutes {arguments.minutes}: expected a number of 0 or more")
     if arguments.out:  # now, and not when all is measured
         _make(arguments.out)
     end, found = time.monotonic() + 60 * arguments.minutes, []
     for part in PARTS:
         left = end - time.monotonic()
         result = _result(arguments, part, left) if left > 0 else {"error": "no time was left"}
-        if part == "machine" and left > 0 and "error" in result:
+        if part == "machine" and left > 0 and result.get("error", LATE) != LATE:
             raise UserError(f"bench gpu: {result['error'].removeprefix('error: ')}")
         found.append({"part": part, **result})
     report = {**_machine(arguments), "parts": found, "ok": all(_ok(part) for part in found)}
@@ -107,7 +111,7 @@ def _child(arguments: argparse.Namespace, part: str, left: float) -> dict[str, A
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=left)
     except subprocess.TimeoutExpired:
-        return {"error": "it was not done when the time was over"}
+        return {"error": LATE}
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
     return {"rows": json.loads(done.stdout.splitlines()[-1])}

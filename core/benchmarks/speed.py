@@ -5,6 +5,7 @@ Each command's answer is kept in a folder, so the measurement may be ended and s
 
 import argparse
 import json
+import math
 import platform
 import shlex
 import subprocess
@@ -77,6 +78,8 @@ def _of_files(result: Mapping[str, Any]) -> Ratios:
         yield f"{name} beside torch.load(mmap=True)", ratio
 
 
+CONDITIONS = "conditions.json"
+"""The file with machine and versions, beside the answers."""
 PACKAGES = (*FRAMEWORKS, "torchvision", "pillow", "numba", "numpy", "scikit-learn")
 STEP_RECIPES = ("moco_v3/vit_small", "moco_v2/resnet50")
 THREADS = 1
@@ -123,14 +126,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Measures what is missing, and writes the page after each command.
 
     Raises:
-        UserError: a command fails, its answer is damaged, or a file cannot be written.
+        UserError: a command fails, an answer is damaged or of other conditions, or a file cannot be
+            written.
     """
+    if not arguments.write_only:
+        _keep_conditions(arguments.answers)
+    _write(arguments)  # before hours of measuring: the page can be written, the answers be read
     for measurement in () if arguments.write_only else MEASUREMENTS:
         if not measurement.file(arguments.answers).exists():
             cli.say(_shell(measurement))
             _measure(measurement, arguments.answers)
             _write(arguments)
-    _write(arguments)
     cli.say(f"wrote {arguments.page}")
     return 0
 
@@ -145,12 +151,48 @@ def _measure(measurement: Measurement, folder: Path) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise UserError(f"status {done.returncode} of: {_shell(measurement)}")
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(measurement.file(folder), done.stdout)
 
 
+def _conditions() -> dict[str, str]:
+    """Machine and versions, as the page says them."""
+    machine = f"{processor_name()}, {cores()} cores, {platform.system()}, CPU only"
+    return {"Machine": machine, "Versions": listed(versions(PACKAGES))}
+
+
+def _keep_conditions(folder: Path) -> None:
+    """Writes down machine and versions of the answers, which must be the same for all of them."""
+    file, own = folder / CONDITIONS, _conditions()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--answers {folder}: {error.strerror}; name another folder") from error
+    if not file.exists():
+        write_atomically(file, json.dumps(own, indent=2))
+    for name, here in own.items():
+        if (there := _kept_conditions(folder).get(name)) != here:
+            raise UserError(
+                f"{file}: {name} of these answers: {there}; here: {here}; "
+                "set --answers to another folder"
+            )
+
+
+def _kept_conditions(folder: Path) -> dict[str, str]:
+    file = folder / CONDITIONS
+    if not file.exists():
+        return _conditions()
+    try:
+        kept = json.loads(file.read_text())
+        return {name: str(kept[name]) for name in _conditions()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: damaged; set --answers to another folder") from error
+
+
 def _write(arguments: argparse.Namespace) -> None:
-    arguments.page.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        arguments.page.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--page {arguments.page}: {error.strerror}; name another one") from error
     write_atomically(arguments.page, "\n".join(_page(arguments.answers)) + "\n")
 
 
@@ -161,8 +203,8 @@ def _page(folder: Path) -> Iterator[str]:
     yield "turns in one run; above 1 the first one is faster. Seconds say little about another"
     yield "machine, so there are none."
     yield ""
-    yield f"- Machine: {processor_name()}, {cores()} cores, {platform.system()}, CPU only."
-    yield f"- Versions: {listed(versions(PACKAGES))}."
+    for name, found in _kept_conditions(folder).items():
+        yield f"- {name}: {found}."
     days = sorted(_day(file) for m in MEASUREMENTS if (file := m.file(folder)).exists())
     if days:
         yield f"- Measured: {' to '.join(dict.fromkeys((days[0], days[-1])))}."
@@ -186,7 +228,10 @@ def _ratios(measurement: Measurement, folder: Path) -> Iterator[tuple[str, str]]
         yield "", "not run yet"
         return
     try:
-        found = list(measurement.ratios(json.loads(file.read_text())))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: damaged; remove it, and it is measured again") from error
-    yield from ((beside, f"{ratio:.2f}") for beside, ratio in found)
+        found = dict(measurement.ratios(json.loads(file.read_text())))
+        if not (found and all(0 < ratio < math.inf for ratio in found.values())):
+            raise ValueError(f"ratios {found}")
+    # An empty table ends a generator early, which is a RuntimeError.
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as e:
+        raise UserError(f"{file}: damaged; remove it, and it is measured again") from e
+    yield from ((beside, f"{ratio:.2f}") for beside, ratio in found.items())

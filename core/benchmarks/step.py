@@ -141,7 +141,8 @@ def _child(name: str, part: str, arguments: argparse.Namespace) -> dict[str, Any
     command += ["-o", *arguments.overrides] if arguments.overrides else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"{name}: the benchmark failed: {done.stderr.strip().splitlines()[-1:]}")
+        (*_, last) = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise UserError(f"{name}: the benchmark failed: {last.removeprefix('error: ')}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
