@@ -169,15 +169,16 @@ def _keep_conditions(folder: Path) -> None:
         raise UserError(f"--answers {folder}: {error.strerror}; name another folder") from error
     if not file.exists():
         write_atomically(file, json.dumps(own, indent=2))
-    for name, here in own.items():
-        if (there := _kept_conditions(folder).get(name)) != here:
+    for name, there in _kept_conditions(folder).items():
+        if there != own[name]:
             raise UserError(
-                f"{file}: {name} of these answers: {there}; here: {here}; "
+                f"{file}: {name} of these answers: {there}; here: {own[name]}; "
                 "set --answers to another folder"
             )
 
 
 def _kept_conditions(folder: Path) -> dict[str, str]:
+    """Machine and versions of the answers. Without answers, those of this process."""
     file = folder / CONDITIONS
     if not file.exists():
         return _conditions()

@@ -48,11 +48,11 @@ def write_atomically(path: Path, text: str) -> None:
         UserError: the disk is full, the folder cannot be written, or ``path`` is a device; an
             earlier file stays.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        # The new file would take the place of the device.
-        raise UserError(f"{path}: cannot write: not a file; name another one")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            # The new file would take the place of the device.
+            raise UserError(f"{path}: cannot write: not a file; name another one")
         aside.write_text(text, encoding="utf-8")
         sync(aside)
         os.replace(aside, path)
