@@ -14,7 +14,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ import numpy as np
 
 from triptych import backends
 from triptych.core import cli, config, parameters
+from triptych.core.benchmarks import child
 from triptych.core.config import yaml12
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array
@@ -224,12 +224,7 @@ TASKS: dict[str, Callable[[Path], dict[str, float]]] = {
 
 def _child(name: str, source: Path) -> dict[str, float]:
     """Runs a task in a process of its own."""
-    command = [sys.executable, "-m", "triptych.core.cli", "bench", "convert"]
-    command += ["--only", name, os.fspath(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{name}: the benchmark failed: {done.stderr.strip().splitlines()[-1:]}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, float] = child.answer(name, ["convert", "--only", name, os.fspath(source)])
     return result
 
 

@@ -10,8 +10,6 @@ import argparse
 import importlib
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from triptych import backends
 from triptych.core import cli, config, launch, parameters
-from triptych.core.benchmarks import conditions, loop
+from triptych.core.benchmarks import child, conditions, loop
 from triptych.core.benchmarks.step import DEFAULTS
 from triptych.core.config.spec import RunSpec
 from triptych.core.contracts import Array, Batch, Hyper
@@ -114,15 +112,12 @@ def _measure(stage: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _child(stage: str, task: str, arguments: argparse.Namespace) -> float:
     """Peak memory (MiB) of a process that runs one task once."""
-    command = [sys.executable, "-m", "triptych.core.cli", "bench", "eval", stage, "--only", task]
+    words = ["eval", stage, "--only", task]
     for name in ("config", "bank", "queries", "width", "k", "images", "threads"):
-        command += [f"--{name}", str(getattr(arguments, name))]
-    command += ["--backend", arguments.backend] if arguments.backend else []
-    command += ["-o", *arguments.overrides] if arguments.overrides else []
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{task}: the benchmark failed: {done.stderr.strip().splitlines()[-1:]}")
-    return float(json.loads(done.stdout.splitlines()[-1]))
+        words += [f"--{name}", str(getattr(arguments, name))]
+    words += ["--backend", arguments.backend] if arguments.backend else []
+    words += ["-o", *arguments.overrides] if arguments.overrides else []
+    return float(child.answer(task, words))
 
 
 def _peak(arguments: argparse.Namespace) -> float:

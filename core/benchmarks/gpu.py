@@ -14,14 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from triptych.core import cli, config, launch
 from triptych.core.benchmarks import gpu_numbers, gpu_speed
 from triptych.core.benchmarks.gpu_check import Check, Row
 from triptych.core.errors import UserError
-from triptych.core.files.writing import write_atomically
+from triptych.core.files.writing import make_folder, write_atomically
 
 BACKEND = "torch"
 """The framework that this check measures."""
@@ -61,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.minutes < math.inf:
         raise UserError(f"--minutes {arguments.minutes}: expected a number of 0 or more")
     if arguments.out:  # now, and not when all is measured
-        _make(arguments.out)
+        make_folder(arguments.out, f"--out {arguments.out}")
     end, found = time.monotonic() + 60 * arguments.minutes, []
     for part in PARTS:
         left = end - time.monotonic()
@@ -76,13 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
         write_atomically(arguments.out / "gpu.json", json.dumps(report, indent=2))
         write_atomically(arguments.out / "gpu.md", text)
     return 0 if report["ok"] else 1
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: {error.strerror}; name another folder") from error
 
 
 def rows(arguments: argparse.Namespace, part: str) -> list[Row]:

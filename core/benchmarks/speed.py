@@ -19,7 +19,7 @@ from typing import Any
 from triptych.core import cli
 from triptych.core.benchmarks.conditions import FRAMEWORKS, listed, versions
 from triptych.core.errors import UserError
-from triptych.core.files.writing import write_atomically
+from triptych.core.files.writing import make_folder, write_atomically
 from triptych.core.machine.environment import cores
 from triptych.core.machine.resources import processor_name
 
@@ -163,10 +163,7 @@ def _conditions() -> dict[str, str]:
 def _keep_conditions(folder: Path) -> None:
     """Writes down machine and versions of the answers, which must be the same for all of them."""
     file, own = folder / CONDITIONS, _conditions()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--answers {folder}: {error.strerror}; name another folder") from error
+    make_folder(folder, f"--answers {folder}")
     if not file.exists():
         write_atomically(file, json.dumps(own, indent=2))
     for name, there in _kept_conditions(folder).items():
@@ -190,10 +187,7 @@ def _kept_conditions(folder: Path) -> dict[str, str]:
 
 
 def _write(arguments: argparse.Namespace) -> None:
-    try:
-        arguments.page.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--page {arguments.page}: {error.strerror}; name another one") from error
+    make_folder(arguments.page.parent, f"--page {arguments.page}")
     write_atomically(arguments.page, "\n".join(_page(arguments.answers)) + "\n")
 
 

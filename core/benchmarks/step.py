@@ -11,8 +11,6 @@ import importlib
 import importlib.util
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +19,7 @@ import numpy as np
 
 from triptych import backends
 from triptych.core import cli, config, launch, parameters
-from triptych.core.benchmarks import loop
+from triptych.core.benchmarks import child, loop
 from triptych.core.benchmarks.cost import COUNTED, step_flops
 from triptych.core.config.spec import RESNET_PRESETS, EncoderSpec, ResnetSpec, RunSpec, VitSpec
 from triptych.core.contracts import Batch, Hyper
@@ -136,14 +134,10 @@ def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _child(name: str, part: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures one part in a separate process, so that the peak memory is that part's alone."""
-    command = [sys.executable, "-m", "triptych.core.cli", "bench", "step", "-c", arguments.config]
-    command += ["--backend", name, "--part", part, "--rounds", str(arguments.rounds)]
-    command += ["-o", *arguments.overrides] if arguments.overrides else []
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        (*_, last) = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise UserError(f"{name}: the benchmark failed: {last.removeprefix('error: ')}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    words = ["step", "-c", arguments.config]
+    words += ["--backend", name, "--part", part, "--rounds", str(arguments.rounds)]
+    words += ["-o", *arguments.overrides] if arguments.overrides else []
+    result: dict[str, Any] = child.answer(name, words)
     return result
 
 

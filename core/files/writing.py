@@ -41,6 +41,21 @@ def opened(path: Path) -> io.BufferedWriter:
     return io.BufferedWriter(_Pieces(path, "w"))
 
 
+def make_folder(folder: Path, told: str) -> None:
+    """Makes a folder, and those above it, where they are missing.
+
+    Args:
+        told: the option and its value, for an error.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{told}: {error.strerror}; name another folder") from error
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Writes a temporary file beside ``path``, syncs it, and renames it to ``path``.
 

@@ -4,7 +4,7 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-from triptych.core.files.writing import write_atomically
+from triptych.core.files.writing import make_folder, write_atomically
 from triptych.core.machine.environment import cores
 from triptych.core.results.answers import Record, shell
 from triptych.core.results.table import COLUMNS, INITIAL, TRAINED, Cell, Job, Line, Table, jobs
@@ -20,7 +20,7 @@ def write(tables: list[Table], record: Record, page: Path) -> None:
     Raises:
         UserError: the page cannot be written.
     """
-    page.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(page.parent, f"--page {page}")
     write_atomically(page, "\n".join(_page(tables, record)) + "\n")
 
 
